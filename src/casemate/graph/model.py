@@ -1,0 +1,101 @@
+"""The graph: a frozen value, and its one packed form with the initial weights.
+
+A graph is a list of nodes in execution order over functional ATen operations, with norms,
+attention, convolution, pooling and RNNs kept whole. The only symbol is the batch ``B``; every size
+is affine in it. Its outputs are the per-record losses, shape (B,), float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from casemate.spec.codec import value
+
+# A size is an int, or "a*B+c" as Size(a, c); kept apart from ints so that B=1 proves nothing.
+
+
+@value("size/v1")
+class Size:
+    """The size a*B + c."""
+
+    a: int
+    c: int = 0
+
+
+@value("ref/v1")
+class Ref:
+    """The value called ``name``: an input, or a node's output; ``name.i`` for one of several."""
+
+    name: str
+
+
+@value("dtype/v1")
+class DtypeArg:
+    """A dtype given as an argument: bool u8 i32 i64 f32."""
+
+    dtype: str
+
+
+@value("list/v1")
+class ListArg:
+    """A list argument."""
+
+    items: tuple[Ref | Size | DtypeArg | bool | int | float | str | None, ...]
+
+
+Arg: TypeAlias = "Ref | Size | DtypeArg | ListArg | bool | int | float | str | None"
+
+
+@value("input-spec/v1")
+class InputSpec:
+    """An input of the graph.
+
+    kind: ``param`` (trained), ``frozen`` (a parameter or buffer that never changes), ``data`` (has
+    the batch as axis 0). ``tensor`` names the weight file's tensor for param and frozen; two inputs
+    may name the same tensor only through one InputSpec (tied weights are one input).
+    """
+
+    name: str
+    kind: Literal["param", "frozen", "data"]
+    dtype: str
+    shape: tuple[int | Size, ...]
+    tensor: str = ""
+
+
+@value("node/v1")
+class Node:
+    """One operation. ``op`` is the ATen overload, such as ``aten.linear.default``.
+
+    ``source`` is where the model's author finds it (module path), for error messages only.
+    """
+
+    name: str
+    op: str
+    args: tuple[Ref | Size | DtypeArg | ListArg | bool | int | float | str | None, ...]
+    kwargs: dict[str, Ref | Size | DtypeArg | ListArg | bool | int | float | str | None]
+    source: str = ""
+
+
+@value("graph/v1")
+class Graph:
+    """Inputs, nodes in order, and ``loss``, the name of the (B,) float32 losses."""
+
+    inputs: tuple[InputSpec, ...]
+    nodes: tuple[Node, ...]
+    loss: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A packed model as bytes: graph JSON, then weights; see :mod:`casemate.graph.pack`."""
+
+    data: bytes
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + hashlib.sha256(self.data).hexdigest()
+
+
+MAX_NODES: Final = 100_000

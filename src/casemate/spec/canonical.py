@@ -1,0 +1,125 @@
+"""Canonical JSON: one value, one sequence of bytes.
+
+UTF-8, keys sorted by code point, no white space, no duplicate keys, integers within ±(2^53 - 1),
+finite floats in Python's shortest round-trip form (always with a ``.`` or an exponent, so that
+``1`` and ``1.0`` differ). Decoding is strict: bytes that would not be written again exactly so
+are refused. It differs from RFC 8785 only in the form of floats and in keeping int and float apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Final, NoReturn, TypeAlias
+
+from casemate.spec.errors import FormatError
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+MAX_BYTES: Final = 64 << 20
+MAX_DEPTH: Final = 64
+MAX_INT: Final = 2**53 - 1
+
+
+def _refuse(reason: str, message: str) -> NoReturn:
+    raise FormatError(
+        f"format.{reason}", message, mend="Write it with casemate, in canonical JSON."
+    )
+
+
+def _check(value: object, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        if abs(value) > MAX_INT:
+            _refuse("number", f"The integer {str(value)[:40]} is outside ±(2^53 - 1).")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            _refuse("number", "JSON holds a number that is not finite.")
+    elif isinstance(value, str):
+        if not value.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+            _refuse("unicode", "A string holds a lone surrogate.")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item, depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                _refuse("key", f"A key is {type(key).__name__}, not a string.")
+            _check(key)
+            _check(item, depth + 1)
+    else:
+        _refuse("type", f"A value of type {type(value).__name__} has no JSON form.")
+
+
+def encode(value: object) -> bytes:
+    """``value`` (None, bool, int, float, str, list or tuple, dict) as canonical bytes."""
+    _check(value)
+    text = json.dumps(
+        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    )
+    return text.encode("utf-8")
+
+
+def _depth(data: bytes) -> int:
+    """The deepest nesting, found without recursion, strings skipped."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        _refuse("duplicate-key", "A JSON object has the same key twice.")
+    return out
+
+
+def _constant(name: str) -> NoReturn:
+    _refuse("number", f"JSON holds {name}.")
+
+
+def decode(data: bytes, *, limit: int = MAX_BYTES) -> Json:
+    """The value of canonical bytes; anything else raises ``FormatError``.
+
+    ``limit`` is the largest size in bytes.
+    """
+    if len(data) > limit:
+        _refuse("too-large", f"{len(data)} bytes of JSON where {limit} are allowed.")
+    # Only bytes with enough brackets to be too deep pay for the slow scan.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+        _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
+    try:
+        text = data.decode("utf-8")
+        value: Json = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
+        again = encode(value)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as e:
+        if isinstance(e, FormatError):
+            raise
+        _refuse("json", f"The bytes are no JSON: {str(e)[:120]}.")
+    if again != data:
+        _refuse("not-canonical", "The JSON is not in canonical form.")
+    return value
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical bytes, as ``sha256:<hex>``."""
+    return "sha256:" + hashlib.sha256(encode(value)).hexdigest()

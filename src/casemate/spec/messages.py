@@ -1,0 +1,127 @@
+"""The closed list of messages between the server and a worker.
+
+A frame on the socket pair is 4 bytes of length (big endian) and a value's canonical bytes; file
+descriptors travel beside it (SCM_RIGHTS) in the order that the message's docstring gives.
+The parent treats the worker as hostile: a frame over MAX_FRAME, of another type or out of order
+ends the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from casemate.spec.codec import value
+from casemate.spec.data import DatasetSchema
+from casemate.spec.job import Execution, InputBinding, Plan, TrainSpec
+
+MAX_FRAME: Final = 1 << 20
+
+
+# From the server to the worker.
+
+
+@value("w-check/v1")
+class CheckDataset:
+    """Check a pushed dataset. Descriptors: the sealed stream."""
+
+    dataset: str
+    schema: DatasetSchema
+    key: bytes
+    salt: bytes
+
+
+@value("w-prepare/v1")
+class Prepare:
+    """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model."""
+
+    key: bytes
+    model_digest: str
+    schemas: tuple[DatasetSchema, ...]
+    inputs: tuple[InputBinding, ...]
+    train: TrainSpec
+    memory_bytes: int
+    threads: int
+
+
+@value("w-dataset/v1")
+class RunDataset:
+    """A dataset of a run: its name, schema and key."""
+
+    dataset: str
+    schema: DatasetSchema
+    key: bytes
+    salt: bytes
+
+
+@value("w-run/v1")
+class Run:
+    """Train. Descriptors: the sealed streams in the order of ``datasets``, then an empty memfd for
+    the result. Sent only after ``Prepared`` and ``Locked``, to the worker that prepared."""
+
+    plan: Plan
+    execution: Execution
+    datasets: tuple[RunDataset, ...]
+
+
+# From the worker to the server.
+
+
+@value("w-ready/v1")
+class Ready:
+    """Imports are done; one job may come."""
+
+    pid: int
+
+
+@value("w-checked/v1")
+class Checked:
+    """The dataset is as its schema says."""
+
+    dataset: str
+
+
+@value("w-prepared/v1")
+class Prepared:
+    """What the plan needs to know of a model on this machine.
+
+    certified_eta: the relative slack of the clip (P3); rounding: certified absolute error of one
+    step's sum in gradient units before the grid's own rounding.
+    dimension: number of trained scalars.
+    """
+
+    model_digest: str
+    parameters: int
+    dimension: int
+    microbatch: int
+    seconds_per_microbatch: float
+    seconds_per_step: float
+    seconds_fixed: float
+    bytes: int
+    certified_eta: float
+    rounding: float
+    path: tuple[str, ...]
+
+
+@value("w-locked/v1")
+class Locked:
+    """The worker has shut itself in; the layers that hold."""
+
+    layers: tuple[str, ...]
+
+
+@value("w-done/v1")
+class Done:
+    """The result memfd holds the weights as safetensors, this long."""
+
+    bytes: int
+
+
+@value("w-failed/v1")
+class Failed:
+    """A refusal. In phase ``run`` the parent drops everything but ``phase`` (P6)."""
+
+    phase: Literal["check", "prepare", "lock", "run"]
+    code: str
+    message: str
+    mend: str
+    where: str
