@@ -31,6 +31,9 @@ class File(Protocol):
     def close(self) -> None:
         """Let the file go; nothing is made durable by it."""
 
+    def descriptor(self) -> int:
+        """A new read-only, close-on-exec descriptor of the content, to hand to another process."""
+
 
 class Disk(Protocol):
     def open(self, path: str, *, create: bool = False, exclusive: bool = False) -> File:
@@ -83,6 +86,9 @@ class _OsFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def descriptor(self) -> int:
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 class OsDisk:
