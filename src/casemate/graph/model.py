@@ -1,8 +1,11 @@
-"""The graph: a frozen value, and its one packed form with the initial weights.
+"""The graph: a frozen value.
 
 A graph is a list of nodes in execution order over functional ATen operations, with norms,
 attention, convolution, pooling and RNNs kept whole. The only symbol is the batch ``B``; every size
-is affine in it. Its outputs are the per-record losses, shape (B,), float32.
+is affine in it. Its outputs are the per-record losses, shape (B,), float32. Arguments follow the
+op's ATen schema without device, layout, memory format and generator; trailing defaults may be left
+out. Where the schema has a number, the strings ``inf`` and ``-inf`` are the infinities (JSON has
+none; no op's string argument takes these words).
 """
 
 from __future__ import annotations
