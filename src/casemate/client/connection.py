@@ -1,0 +1,391 @@
+"""One attested connection: evidence and requests travel over the very same TLS 1.3 stream.
+
+:class:`Connection` opens a TCP connection, asks for evidence over it with a fresh nonce, checks the
+evidence, compares the key in it with the key of the live TLS session, and only then lets a request
+pass. When the stream ends, the next request opens another one and the same checks run again:
+:class:`_OneStream` holds one open stream and has no way to open a second. No proxies, no
+redirects, no cookies, no certificate authorities: trust comes from the evidence alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import httpcore
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from casemate.attest.verify import verify_attestation
+from casemate.seal import requests
+from casemate.seams import OsRng, Rng
+from casemate.spec import canonical, codec
+from casemate.spec.errors import (
+    AuthError,
+    CasemateError,
+    EvidenceError,
+    FormatError,
+    LimitError,
+    NetError,
+    UsageError,
+)
+from casemate.spec.evidence import NONCE_BYTES, Attestation
+
+if TYPE_CHECKING:
+    from casemate.attest.trust import Trust
+    from casemate.attest.verify import Verdict
+    from casemate.seal.identity import Identity
+
+T = TypeVar("T")
+
+CONNECT_SECONDS: Final = 10.0
+READ_SECONDS: Final = 120.0
+ATTEMPTS: Final = 4
+MAX_ATTESTATION: Final = 1 << 20
+MAX_BODY: Final = canonical.MAX_BYTES
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+_LOST: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer: its status, headers (lower case) and body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> canonical.Json:
+        return canonical.decode(self.body)
+
+    def value(self, kind: type[T]) -> T:
+        return codec.decode(kind, self.body)
+
+
+class _OneStream(httpx.BaseTransport):
+    """Sends on one open stream; there is no code here that opens another."""
+
+    def __init__(self, origin: httpcore.Origin, stream: httpcore.NetworkStream) -> None:
+        self._http = httpcore.HTTP11Connection(origin, stream)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        answer = self._http.handle_request(
+            httpcore.Request(
+                method=request.method,
+                url=httpcore.URL(
+                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+                ),
+                headers=request.headers.raw,
+                content=request.stream,
+                extensions=request.extensions,
+            )
+        )
+        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
+
+    @property
+    def usable(self) -> bool:
+        return self._http.is_available() and not self._http.has_expired()
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._answer.iter_stream()
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A live stream whose far end has been attested."""
+
+    http: httpx.Client
+    stream: _OneStream
+    attestation: Attestation
+    verdict: Verdict
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The key is compared with the one in the evidence; names and authorities prove nothing here.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _spki_digest(stream: httpcore.NetworkStream) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo that the peer proved to hold in this TLS session."""
+    session = stream.get_extra_info("ssl_object")
+    der = session.getpeercert(True) if session is not None else None
+    if not der:
+        raise NetError(
+            "net.tls", "The server showed no TLS certificate.", mend="Check the server's address."
+        )
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except ValueError as e:
+        raise NetError(
+            "net.tls",
+            f"The server's TLS certificate cannot be read: {str(e)[:80]}.",
+            mend="Check that the address is a casemate server.",
+        ) from None
+    return hashlib.sha256(spki).digest()
+
+
+def _read(response: httpx.Response, limit: int) -> bytes:
+    parts: list[bytes] = []
+    total = 0
+    for part in response.iter_raw():
+        total += len(part)
+        if total > limit:
+            raise LimitError(
+                "limit.answer",
+                f"The server's answer is longer than {limit} bytes.",
+                mend="Check that the address is a casemate server.",
+            )
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _raise_for(status: int, body: bytes) -> None:
+    if status < 400:
+        if status >= 300:
+            raise NetError(
+                "net.redirect",
+                f"The server answered with a redirect ({status}), which is never followed.",
+                mend="Give the server's own address.",
+            )
+        return
+    try:
+        shape = canonical.decode(body)
+    except FormatError:
+        shape = None
+    raise CasemateError.from_wire(shape, status)
+
+
+def _unreachable(url: str, cause: Exception) -> NetError:
+    return NetError(
+        "net.unreachable",
+        f"{url} cannot be reached: {str(cause)[:160] or type(cause).__name__}.",
+        mend="Check the address, that `casemate serve` runs there, and the network.",
+    )
+
+
+class Connection:
+    """A server at ``url`` under ``trust``; ``identity`` signs the requests.
+
+    Thread-safe; one request at a time. Raises ``EvidenceError`` when the server's evidence is
+    refused, ``NetError`` when it cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        trust: Trust,
+        identity: Identity | None = None,
+        rng: Rng | None = None,
+        now: Callable[[], float] = time.time,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        parsed = httpx.URL(url)
+        if parsed.scheme != "https" or not parsed.host:
+            raise UsageError(
+                "usage.url",
+                f"{url[:200]!r} is no https address.",
+                mend="Give an address such as https://host:8443.",
+            )
+        self.url = f"https://{parsed.netloc.decode('ascii')}"
+        self._host, self._port = parsed.host, parsed.port or 443
+        self._trust = trust
+        self.identity = identity
+        self._rng = rng or OsRng()
+        self._now, self._pause = now, pause
+        self._lock = threading.RLock()
+        self._line: Line | None = None
+
+    # Opening.
+
+    def _open(self) -> Line:
+        backend = httpcore.SyncBackend()
+        try:
+            stream = backend.connect_tcp(self._host, self._port, timeout=CONNECT_SECONDS)
+            stream = stream.start_tls(_tls(), server_hostname=self._host, timeout=CONNECT_SECONDS)
+        except (*_LOST, OSError) as e:
+            raise _unreachable(self.url, e) from None
+        origin = httpcore.Origin(b"https", self._host.encode("ascii"), self._port)
+        carrier = _OneStream(origin, stream)
+        http = httpx.Client(
+            transport=carrier,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        )
+        try:
+            return self._attest(http, carrier, stream)
+        except _LOST as e:
+            http.close()
+            raise _unreachable(self.url, e) from None
+        except BaseException:
+            http.close()
+            raise
+
+    def _attest(
+        self, http: httpx.Client, carrier: _OneStream, stream: httpcore.NetworkStream
+    ) -> Line:
+        nonce = self._rng.bytes(NONCE_BYTES)
+        with http.stream("GET", f"{self.url}/v1/attestation?nonce={nonce.hex()}") as response:
+            body = _read(response, MAX_ATTESTATION)
+            _raise_for(response.status_code, body)
+        attestation = codec.decode(Attestation, body)
+        verdict = verify_attestation(attestation, nonce, self._trust, now=self._now())
+        if attestation.binding.tls_spki != _spki_digest(stream):
+            raise EvidenceError(
+                "evidence.tls-key",
+                "The evidence binds another TLS key than this connection's.",
+                mend="Someone may stand between: do not use this path, reach the enclave directly.",
+                where="tls_spki",
+            )
+        return Line(http, carrier, attestation, verdict)
+
+    def line(self) -> Line:
+        """The live attested stream; a fresh one, freshly attested, when there is none."""
+        with self._lock:
+            if self._line is not None and not self._line.stream.usable:
+                self.close()
+            if self._line is None:
+                self._line = self._open()
+            return self._line
+
+    def close(self) -> None:
+        with self._lock:
+            if self._line is not None:
+                self._line.http.close()
+                self._line = None
+
+    # Sending.
+
+    @contextmanager
+    def _send(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> Iterator[httpx.Response]:
+        line = self.line()
+        url = self.url + path
+        if self.identity is None:
+            raise AuthError(
+                "auth.no-identity",
+                "This connection has no identity to sign with.",
+                mend="Give one: cm.connect(url, trust=…, identity=cm.Identity.load(path)).",
+            )
+        signed = requests.sign(
+            self.identity,
+            method,
+            url,
+            dict(headers),
+            body,
+            boot=line.attestation.binding.boot,
+            nonce=self._rng.bytes(requests.NONCE_BYTES),
+        )
+        try:
+            with line.http.stream(method, url, content=body, headers=signed) as response:
+                yield response
+        except BaseException:
+            # A half-read stream cannot carry another request.
+            self.close()
+            raise
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        retry: bool | None = None,
+        limit: int = MAX_BODY,
+    ) -> Answer:
+        """Send one signed request and read its answer.
+
+        ``body``: bytes as they are, or a value or JSON sent in canonical form. Idempotent methods
+        (``retry`` overrides) are sent again after a lost connection, each time with new evidence,
+        nonce and signature. Raises the ``CasemateError`` that the server names, or ``NetError``.
+        """
+        head = dict(headers or {})
+        if body is None or isinstance(body, bytes):
+            data = body or b""
+        else:
+            data = codec.encode(body)
+            head.setdefault("content-type", "application/json")
+        again = method in IDEMPOTENT if retry is None else retry
+        with self._lock:
+            return self._try(
+                lambda: self._once(method, path, data, head, limit), ATTEMPTS if again else 1
+            )
+
+    def _once(
+        self, method: str, path: str, data: bytes, headers: Mapping[str, str], limit: int
+    ) -> Answer:
+        with self._send(method, path, data, headers) as response:
+            body = _read(response, limit)
+        _raise_for(response.status_code, body)
+        return Answer(response.status_code, dict(response.headers), body)
+
+    def _try(self, act: Callable[[], T], attempts: int) -> T:
+        for attempt in range(1, attempts + 1):
+            try:
+                return act()
+            except _LOST as e:
+                lost = e
+            except NetError as e:
+                # A server that restarts refuses connections for a moment.
+                if e.code != "net.unreachable" or attempt == attempts:
+                    raise
+                lost = None
+            if attempt < attempts:
+                self._pause(0.2 * 2**attempt)
+        raise NetError(
+            "net.lost",
+            f"The connection to {self.url} was lost: {str(lost)[:120] or type(lost).__name__}.",
+            mend="Run the command again; what the server accepted is kept.",
+        )
+
+    def download(self, path: str, sink: Callable[[bytes], object], *, limit: int) -> int:
+        """Stream an octet answer into ``sink``; the number of bytes. Not retried."""
+        total = 0
+        with self._lock:
+            try:
+                with self._send("GET", path, b"", {}) as response:
+                    if response.status_code >= 300:
+                        _raise_for(response.status_code, _read(response, MAX_ATTESTATION))
+                    for part in response.iter_raw():
+                        total += len(part)
+                        if total > limit:
+                            raise LimitError(
+                                "limit.answer",
+                                f"The result is longer than the {limit} bytes expected.",
+                                mend="Ask for the receipt and compare.",
+                            )
+                        sink(part)
+            except _LOST as e:
+                raise NetError(
+                    "net.lost",
+                    f"The connection to {self.url} was lost: {str(e)[:120] or type(e).__name__}.",
+                    mend="Ask for the result again; it is kept.",
+                ) from None
+        return total

@@ -1,0 +1,213 @@
+"""``cm.connect``: an attested enclave and what one can ask of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from casemate.client import models
+from casemate.client.connection import Connection
+from casemate.client.datasets import Datasets, DatasetView
+from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
+from casemate.client.uploads import new_key, sealed_file, upload
+from casemate.seal import hpke
+from casemate.seal.identity import Identity
+from casemate.seams import OsRng
+from casemate.spec import codec
+from casemate.spec.data import DatasetInfo
+from casemate.spec.errors import NetError, PolicyError, UsageError
+from casemate.spec.job import (
+    DatasetUse,
+    Dp,
+    JobRequest,
+    NonPrivate,
+    Quote,
+    Schedule,
+    Submission,
+    TrainSpec,
+)
+
+if TYPE_CHECKING:
+    from casemate.attest.trust import Trust
+    from casemate.attest.verify import Verdict
+    from casemate.spec.evidence import Attestation
+
+
+def connect(url: str, *, trust: Trust, identity: Identity, enrol: bool = True) -> Enclave:
+    """Attest the enclave at ``url`` under ``trust``; with ``enrol``, make one's public identity
+    known to it.
+
+    Raises ``EvidenceError`` when the evidence is refused (a simulated TEE is, unless ``trust`` asks
+    for simulation by name), ``NetError`` when the server cannot be reached.
+    """
+    connection = Connection(url, trust=trust, identity=identity)
+    connection.line()
+    if enrol:
+        connection.request("PUT", f"/v1/identities/{identity.id}", identity.public)
+    return Enclave(connection, trust, identity)
+
+
+class Enclave:
+    """An attested enclave: ``datasets`` for owners, ``quote`` and ``train`` for scientists,
+    ``jobs`` for both."""
+
+    def __init__(self, connection: Connection, trust: Trust, identity: Identity) -> None:
+        self._connection = connection
+        self._trust = trust
+        self.identity = identity
+        self.datasets = Datasets(connection)
+        self.jobs = Jobs(connection)
+
+    @property
+    def url(self) -> str:
+        return self._connection.url
+
+    @property
+    def attestation(self) -> Attestation:
+        """The evidence of the live connection."""
+        return self._connection.line().attestation
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the check of that evidence found."""
+        return self._connection.line().verdict
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Enclave:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Enclave {self.url} as {self.identity.name} ({self.identity.id[:11]}…)>"
+
+    def quote(
+        self,
+        model: Any,
+        datasets: Sequence[str | DatasetInfo | DatasetView],
+        *,
+        dp: Dp | NonPrivate,
+        batch_size: int,
+        epochs: float | None = None,
+        steps: int | None = None,
+        optimizer: Any = "adam",
+        lr: float | None = None,
+        loss: Any = None,
+        schedule: Schedule | None = None,
+        inputs: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> QuoteView:
+        """What training ``model`` over ``datasets`` would cost; no data is touched.
+
+        ``model``: a ``torch.nn.Module`` with its ``loss`` (a name such as ``"cross_entropy"``, or a
+        module or function of (output, label)), or a packed model (``.cmm`` path, ``Packed``).
+        ``optimizer``: ``"sgd"``, ``"adam"`` or ``"adamw"`` with ``lr``, a ``torch.optim`` object,
+        or ``cm.SGD(...)`` and the like. ``batch_size`` is the expected number of units in a step;
+        give ``epochs`` (over all units of all datasets) or ``steps``. ``inputs`` names the columns
+        of each model input where that is not plain from their names.
+        Raises ``ModelError``, ``PlanError`` or ``PolicyError`` before anything is spent.
+        """
+        infos = [self._info(d) for d in datasets]
+        if not infos:
+            raise UsageError(
+                "usage.datasets", "No dataset was named.", mend="Give one or several dataset ids."
+            )
+        exported = models.export(model, [i.schema for i in infos], loss=loss, inputs=inputs)
+        train = TrainSpec(
+            batch_size=batch_size,
+            steps=_steps(epochs, steps, batch_size, sum(i.schema.units for i in infos)),
+            privacy=dp,
+            optimizer=models.optimizer(optimizer, lr),
+            schedule=schedule or Schedule(),
+        )
+        request = JobRequest(
+            job="job_" + OsRng().bytes(16).hex(),
+            scientist=self.identity.id,
+            datasets=tuple(
+                DatasetUse(dataset=i.dataset, policy_digest=i.policy_digest, epoch=i.epoch)
+                for i in infos
+            ),
+            model_digest=exported.packed.digest,
+            inputs=exported.inputs,
+            train=train,
+        )
+        return self._quote(request, exported.packed.data)
+
+    def _quote(self, request: JobRequest, packed: bytes) -> QuoteView:
+        key = new_key()
+        with sealed_file(key, [packed]) as (file, size):
+            place = upload(self._connection, file, size)
+        info = Submission.info(codec.digest(request))
+        sealed = hpke.seal(self.attestation.binding.hpke_key, key, info=info)
+        submission = Submission(request=request, upload=place, sealed_key=sealed)
+        quote = self._connection.request("POST", "/v1/quotes", submission).value(Quote)
+        if quote.request != request or quote.plan.request_digest != codec.digest(request):
+            raise NetError(
+                "net.protocol",
+                "The quote is for another job than the one asked for.",
+                mend="Check that client and server have matching versions.",
+            )
+        return QuoteView(quote)
+
+    def _info(self, dataset: str | DatasetInfo | DatasetView) -> DatasetInfo:
+        if isinstance(dataset, DatasetView):
+            return dataset.info
+        return dataset if isinstance(dataset, DatasetInfo) else self.datasets.show(dataset).info
+
+    def submit(self, quote: QuoteView) -> Run:
+        """Start a quoted job. Raises the refusal of a dataset, or ``PolicyError``
+        (``policy.approval-needed``) while an owner's approval is missing."""
+        return self.jobs.submit(quote, trust=self._trust)
+
+    def job(self, job: str) -> Run:
+        """A run by its id, for example after a restart of the notebook."""
+        return self.jobs.get(job, trust=self._trust)
+
+    def train(
+        self,
+        model: Any,
+        datasets: Sequence[str | DatasetInfo | DatasetView],
+        *,
+        max_epsilon: float | None = None,
+        **job: Any,
+    ) -> Run:
+        """Quote, then submit; arguments as :meth:`quote`.
+
+        ``max_epsilon``: refuse (``budget.cap``) when the quote would charge any dataset more.
+        Raises the first dataset's refusal, or ``policy.approval-needed`` naming the quote's digest.
+        """
+        quote = self.quote(model, datasets, **job)
+        quote.raise_if_refused()
+        refuse_above(quote, max_epsilon)
+        if quote.approval_needed:
+            raise PolicyError(
+                "policy.approval-needed",
+                f"Quote {quote.digest} needs the approval of {', '.join(quote.approval_needed)}.",
+                mend="Send them the digest; when all have approved, enclave.submit(quote).",
+                where=quote.digest,
+            )
+        return self.submit(quote)
+
+
+def _steps(epochs: float | None, steps: int | None, batch_size: int, units: int) -> int:
+    if (epochs is None) == (steps is None):
+        raise UsageError(
+            "usage.steps", "Neither or both of epochs and steps are given.", mend="Give one."
+        )
+    if steps is not None:
+        return steps
+    assert epochs is not None
+    if not (epochs > 0 and batch_size >= 1):
+        raise UsageError(
+            "usage.steps", f"{epochs} epochs cannot be trained.", mend="Give epochs above 0."
+        )
+    return max(1, math.ceil(epochs * units / batch_size))

@@ -1,0 +1,307 @@
+"""Offline verification of a receipt: from the bundle alone, with no word of the server believed.
+
+In this order, each step a check with a name and what it found: the attestation under the trust
+policy; the DSSE signature by the receipt key that the evidence binds; the in-toto statement;
+what the receipt says twice; the weights' digest; epsilon and each dataset's charge, recomputed from
+the plan's events. The first that fails raises ``ReceiptError`` (or
+``EvidenceError``); nothing returns False.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from casemate.accounting import filters
+from casemate.attest.verify import verify_attestation
+from casemate.client import views
+from casemate.seal import dsse
+from casemate.spec import canonical, codec
+from casemate.spec.data import Budget
+from casemate.spec.errors import CasemateError, FormatError, ReceiptError, UsageError
+from casemate.spec.receipt import (
+    PAYLOAD_TYPE,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    Receipt,
+    ReceiptBundle,
+)
+
+if TYPE_CHECKING:
+    from casemate.attest.trust import Trust
+
+MAX_BUNDLE: Final = 8 << 20
+# Two accountants differ in the last digits; a claim may not be below what the events give.
+RELATIVE_SLACK: Final = 1e-6
+NO_PRIVACY: Final = "no privacy guarantee"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step: its name, what it found, and whether it was done at all."""
+
+    name: str
+    found: str
+    state: Literal["ok", "unchecked", "simulated"] = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedReceipt:
+    """A receipt that holds, with what was checked."""
+
+    receipt: Receipt
+    checks: tuple[Check, ...]
+
+    @property
+    def simulated(self) -> tuple[str, ...]:
+        """What was simulated; evidence of these is worth nothing to a third party."""
+        return self.receipt.simulated
+
+    def _shown(self) -> tuple[str, tuple[str, str, str], list[tuple[str, str, str]]]:
+        title = f"Receipt of {self.receipt.job}"
+        if self.simulated:
+            title = f"SIMULATED ({', '.join(self.simulated)}): {title}"
+        return title, ("check", "state", "found"), [(c.name, c.state, c.found) for c in self.checks]
+
+    def __str__(self) -> str:
+        return views.as_text(*self._shown())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return views.as_html(*self._shown())
+
+
+def load_bundle(path: str | Path) -> ReceiptBundle:
+    """The bundle in a file. Raises ``UsageError`` when unreadable, ``FormatError`` otherwise."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BUNDLE + 1)
+    except OSError as e:
+        raise UsageError(
+            "usage.file",
+            f"{path} cannot be read: {e.strerror}.",
+            mend="Name the receipt's file.",
+            where=str(path),
+        ) from None
+    return codec.decode(ReceiptBundle, data.removesuffix(b"\n"), limit=MAX_BUNDLE)
+
+
+def _refuse(reason: str, message: str, where: str = "") -> ReceiptError:
+    return ReceiptError(
+        f"receipt.{reason}",
+        message,
+        mend="Do not rely on this receipt; ask the enclave for it again.",
+        where=where,
+    )
+
+
+def read_statement(payload: bytes) -> Receipt:
+    """The predicate of an in-toto Statement v1 with exactly one subject, the weights."""
+    try:
+        statement = canonical.decode(payload)
+    except FormatError as e:
+        raise _refuse("statement", f"The statement is no canonical JSON: {e.message}") from None
+    fields = {"_type", "subject", "predicateType", "predicate"}
+    if not isinstance(statement, dict) or set(statement) != fields:
+        raise _refuse("statement", "The statement has other fields than in-toto v1.")
+    if statement["_type"] != STATEMENT_TYPE or statement["predicateType"] != PREDICATE_TYPE:
+        raise _refuse("statement", "The statement is not a casemate receipt of this version.")
+    try:
+        receipt = codec.from_json(Receipt, statement["predicate"], where="predicate")
+    except FormatError as e:
+        raise _refuse("predicate", f"The predicate is refused: {e.message}", e.where) from None
+    match statement["subject"]:
+        case [{"name": str(), "digest": {"sha256": str(sha256), **rest}, **more}] if not (
+            rest or more
+        ):
+            subject = f"sha256:{sha256}"
+        case _:
+            raise _refuse("subject", "The statement's subject is not one file with its SHA-256.")
+    if subject != receipt.result_digest:
+        raise _refuse("subject", "The statement's subject is not the receipt's result.")
+    return receipt
+
+
+def verify_receipt(
+    bundle: ReceiptBundle,
+    *,
+    trust: Trust,
+    weights: str | Path | bytes | None = None,
+    now: float | None = None,
+) -> VerifiedReceipt:
+    """Check ``bundle`` under ``trust``; with ``weights`` (a file, or its bytes) also the result.
+
+    A simulated TEE passes only a trust that names simulation. Raises ``EvidenceError`` or
+    ``ReceiptError`` naming the failed check.
+    """
+    return VerifiedReceipt(*_run(bundle, trust, weights, time.time() if now is None else now))
+
+
+def _run(
+    bundle: ReceiptBundle, trust: Trust, weights: str | Path | bytes | None, now: float
+) -> tuple[Receipt, tuple[Check, ...]]:
+    binding = bundle.attestation.binding
+    nonce = hashlib.sha256(binding.boot).digest()
+    verify_attestation(bundle.attestation, nonce, trust, now=now)
+    checks = [
+        Check(
+            "evidence",
+            f"{bundle.attestation.evidence.tee} binds this boot's keys",
+            "simulated" if bundle.attestation.evidence.simulated else "ok",
+        )
+    ]
+    keyid = binding.receipt_key.hex()
+    kind, payload = dsse.verify(bundle.envelope, {keyid: binding.receipt_key})
+    if kind != PAYLOAD_TYPE:
+        raise _refuse(
+            "payload-type", f"The envelope holds {kind[:60]!r}, not an in-toto statement."
+        )
+    checks.append(Check("signature", f"DSSE, Ed25519 key {keyid[:16]}…, bound by the evidence"))
+    receipt = read_statement(payload)
+    checks.append(Check("statement", f"in-toto v1, subject {receipt.result_digest[:23]}…"))
+    _agree(receipt, bundle)
+    checks.append(Check("consistency", f"{len(receipt.datasets)} dataset(s), one plan, one boot"))
+    checks.append(_weights(receipt, weights))
+    checks.extend(_privacy(receipt))
+    return receipt, tuple(checks)
+
+
+def _agree(receipt: Receipt, bundle: ReceiptBundle) -> None:
+    """The places where the receipt says one thing twice."""
+    plan, evidence = receipt.plan, bundle.attestation.evidence
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("boot", receipt.boot, bundle.attestation.binding.boot),
+        ("plan.model_digest", plan.model_digest, receipt.model_digest),
+        ("plan.request_digest", plan.request_digest, receipt.request_digest),
+        ("guarantee.private", receipt.guarantee.private, plan.private),
+        ("plan.units", plan.units, sum(d.units for d in receipt.datasets)),
+        ("simulated", "tee" in receipt.simulated, evidence.simulated),
+        ("datasets", len({d.dataset for d in receipt.datasets}), len(receipt.datasets)),
+    )
+    for name, one, other in pairs:
+        if one != other:
+            raise _refuse("contradiction", f"The receipt contradicts itself in {name}.", name)
+    if not plan.private and receipt.guarantee.statement != NO_PRIVACY:
+        raise _refuse(
+            "guarantee", f"A run without privacy must say {NO_PRIVACY!r}.", "guarantee.statement"
+        )
+
+
+def _weights(receipt: Receipt, weights: str | Path | bytes | None) -> Check:
+    if weights is None:
+        return Check("weights", "not given: the result's digest was not compared", "unchecked")
+    if isinstance(weights, bytes):
+        found = hashlib.sha256(weights).hexdigest()
+    else:
+        try:
+            with Path(weights).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as e:
+            raise UsageError(
+                "usage.file",
+                f"{weights} cannot be read: {e.strerror}.",
+                mend="Name the weights' file.",
+                where=str(weights),
+            ) from None
+    if f"sha256:{found}" != receipt.result_digest:
+        raise _refuse("weights", "These weights are not the ones that the receipt is about.")
+    return Check("weights", f"sha256:{found[:16]}… is the receipt's result")
+
+
+def _privacy(receipt: Receipt) -> Iterator[Check]:
+    plan, guarantee = receipt.plan, receipt.guarantee
+    if not plan.private:
+        if plan.events or plan.noise_multiplier or guarantee.epsilon:
+            raise _refuse("guarantee", "A run without privacy claims noise or an epsilon.")
+        yield Check("privacy", NO_PRIVACY)
+        return
+    if not plan.events or plan.steps != sum(e.steps for e in plan.events):
+        raise _refuse("events", "The plan's events are not its steps.", "plan.events")
+    for event in plan.events:
+        if event.rate != plan.rate or event.noise_multiplier != plan.noise_multiplier:
+            raise _refuse("events", "An event has another rate or noise than the plan.")
+    if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1 - RELATIVE_SLACK):
+        raise _refuse("sigma", "The noise is below its multiplier times the sensitivity.")
+    extra = plan.delta_truncation + plan.delta_sampler
+    # A filter's charge does not depend on the budget; any budget makes the same numbers.
+    accountant = filters.RdpFilter(Budget(epsilon=1000.0, delta=0.01))
+    charge = accountant.charge(plan.events, extra, delta_shown=guarantee.delta)
+    for part in receipt.datasets:
+        enough = all(
+            taken >= due for taken, due in zip(part.charge.rdp_nano, charge.rdp_nano, strict=False)
+        )
+        if (
+            len(part.charge.rdp_nano) != len(charge.rdp_nano)
+            or not enough
+            or part.charge.delta_femto < charge.delta_femto
+        ):
+            raise _refuse(
+                "charge",
+                f"Dataset {part.dataset} was charged less than the events of the plan cost.",
+                part.dataset,
+            )
+    yield Check(
+        "charge (RDP)",
+        f"recomputed: epsilon {charge.epsilon:.4f} at delta {guarantee.delta:g}, "
+        f"taken from {len(receipt.datasets)} dataset(s)",
+    )
+    yield _tight(receipt, extra)
+
+
+def _tight(receipt: Receipt, extra: float) -> Check:
+    from casemate.accounting import pld
+
+    plan, guarantee = receipt.plan, receipt.guarantee
+    try:
+        epsilon = pld.epsilon(plan.events, guarantee.delta - extra)
+    except UsageError as e:
+        if not e.code.startswith("usage.extra"):
+            raise
+        return Check("epsilon (PLD)", f"not recomputed: {e.mend}", "unchecked")
+    if guarantee.epsilon < epsilon * (1 - RELATIVE_SLACK):
+        raise _refuse(
+            "epsilon",
+            f"The receipt claims epsilon {guarantee.epsilon:.6g}, its events cost {epsilon:.6g}.",
+            "guarantee.epsilon",
+        )
+    return Check(
+        "epsilon (PLD)",
+        f"recomputed {epsilon:.4f}, claimed {guarantee.epsilon:.4f} at delta {guarantee.delta:g}",
+    )
+
+
+def as_json(verified: VerifiedReceipt) -> dict[str, object]:
+    """A stable shape for ``--format json``."""
+    return {
+        "receipt": codec.to_json(verified.receipt),
+        "simulated": list(verified.simulated),
+        "checks": [{"name": c.name, "state": c.state, "found": c.found} for c in verified.checks],
+    }
+
+
+def statement_json(bundle: ReceiptBundle) -> object:
+    """The statement inside, unverified, for reading. Raises ``ReceiptError`` for another form."""
+    import base64
+
+    try:
+        return json.loads(base64.b64decode(json.loads(bundle.envelope)["payload"]))
+    except (ValueError, KeyError, TypeError) as e:
+        raise _refuse("envelope", f"The envelope holds no statement: {str(e)[:80]}.") from None
+
+
+__all__ = [
+    "CasemateError",
+    "Check",
+    "VerifiedReceipt",
+    "as_json",
+    "load_bundle",
+    "read_statement",
+    "statement_json",
+    "verify_receipt",
+]

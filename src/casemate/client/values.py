@@ -1,0 +1,138 @@
+"""What people write: short constructors of the shared values, with plain positional arguments.
+
+Each returns a value of :mod:`casemate.spec`; a bad argument raises ``UsageError``
+(``usage.value``) with the sentence of the value's own check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+from casemate.spec import data, job
+from casemate.spec.errors import UsageError
+
+T = TypeVar("T")
+
+
+def _make(made: type[T], /, **fields: Any) -> T:
+    try:
+        return made(**fields)
+    except (ValueError, TypeError) as e:
+        name = made.__name__
+        raise UsageError(
+            "usage.value", f"{name}: {e}.", mend=f"See the documentation of {name}.", where=name
+        ) from None
+
+
+def Budget(epsilon: float, delta: float) -> data.Budget:  # noqa: N802
+    """A dataset's total budget for the life of its ledger: epsilon in (0, 1000], delta ≤ 0.01."""
+    return _make(data.Budget, epsilon=float(epsilon), delta=float(delta))
+
+
+def Policy(  # noqa: N802
+    scientists: Iterable[str] | str,
+    *,
+    approval: bool | Literal["none", "each-quote"] = "none",
+    max_epsilon: float | None = None,
+    nonprivate: str | None = None,
+    last_epoch: int | None = None,
+    evaluation: bool = False,
+) -> data.Policy:
+    """Who may train: identity ids, or ``"*"`` for any enrolled identity.
+
+    ``approval=True`` asks for the owner's approval of each quote; ``max_epsilon`` caps one job;
+    ``nonprivate`` permits training without privacy, in the owner's own words; ``last_epoch`` ends
+    the service when the dataset's signed epoch passes it; ``evaluation`` forbids training.
+    """
+    names = (scientists,) if isinstance(scientists, str) else tuple(scientists)
+    kind = ("each-quote" if approval else "none") if isinstance(approval, bool) else approval
+    if kind not in ("none", "each-quote"):
+        raise UsageError(
+            "usage.value",
+            f"Policy: approval is {approval!r}.",
+            mend="Give True, False, 'none' or 'each-quote'.",
+            where="Policy",
+        )
+    return _make(
+        data.Policy,
+        scientists=names,
+        approval=kind,
+        max_epsilon=None if max_epsilon is None else float(max_epsilon),
+        nonprivate=nonprivate,
+        last_epoch=last_epoch,
+        evaluation=evaluation,
+    )
+
+
+def DP(epsilon: float, delta: float, clip: float = 1.0) -> job.Dp:  # noqa: N802
+    """The privacy of one job: no dataset's filter is charged more than epsilon at delta.
+
+    ``clip`` is C, the bound on the L2 norm of one privacy unit's gradient.
+    """
+    return _make(job.Dp, epsilon=float(epsilon), delta=float(delta), clip=float(clip))
+
+
+def NonPrivate(words: str) -> job.NonPrivate:  # noqa: N802
+    """No privacy at all, where every owner's policy permits it: ``words`` repeats the policy's."""
+    return _make(job.NonPrivate, words=words)
+
+
+def SGD(  # noqa: N802
+    lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+) -> job.Sgd:
+    """SGD as ``torch.optim.SGD`` defines it (dampening 0)."""
+    return _make(
+        job.Sgd,
+        lr=float(lr),
+        momentum=float(momentum),
+        nesterov=nesterov,
+        weight_decay=float(weight_decay),
+    )
+
+
+def Adam(  # noqa: N802
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> job.Adam:
+    """Adam as ``torch.optim.Adam`` defines it."""
+    return _adam(lr, betas, eps, weight_decay, decoupled=False)
+
+
+def AdamW(  # noqa: N802
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> job.Adam:
+    """AdamW as ``torch.optim.AdamW`` defines it."""
+    return _adam(lr, betas, eps, weight_decay, decoupled=True)
+
+
+def _adam(
+    lr: float, betas: tuple[float, float], eps: float, decay: float, *, decoupled: bool
+) -> job.Adam:
+    return _make(
+        job.Adam,
+        lr=float(lr),
+        beta1=float(betas[0]),
+        beta2=float(betas[1]),
+        eps=float(eps),
+        weight_decay=float(decay),
+        decoupled=decoupled,
+    )
+
+
+def Schedule(  # noqa: N802
+    kind: Literal["constant", "linear", "cosine", "step"] = "constant",
+    warmup: int = 0,
+    final: float = 0.0,
+    gamma: float = 1.0,
+    every: int = 1,
+) -> job.Schedule:
+    """Factor on the learning rate; see :class:`casemate.spec.job.Schedule`."""
+    return _make(
+        job.Schedule, kind=kind, warmup=warmup, final=float(final), gamma=float(gamma), every=every
+    )

@@ -1,0 +1,123 @@
+"""What a terminal and a notebook show of a value: a title and rows of plain text.
+
+Names come from other parties, so every cell is escaped; control characters never reach a terminal.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from casemate.spec.data import ANYONE, DatasetInfo
+
+T = TypeVar("T")
+Rows = Sequence[Sequence[object]]
+
+
+def plain(cell: object) -> str:
+    """A cell as one printable line."""
+    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def as_text(title: str, head: Sequence[str], rows: Rows) -> str:
+    """Aligned columns."""
+    cells = [[*head], *[[plain(c) for c in row] for row in rows]]
+    cells = [row for row in cells if row]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(([title] if title else []) + [line.rstrip() for line in lines])
+
+
+def as_html(title: str, head: Sequence[str], rows: Rows) -> str:
+    """A table for a notebook."""
+
+    def line(tag: str, row: Sequence[object]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(plain(c))}</{tag}>" for c in row) + "</tr>"
+
+    top = f"<thead>{line('th', head)}</thead>" if head else ""
+    body = "".join(line("td", row) for row in rows)
+    caption = f"<strong>{html.escape(plain(title))}</strong>" if title else ""
+    return f"{caption}<table>{top}<tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Sequence[T], Generic[T]):
+    """A tuple of values with a table to show; index, iterate and compare it as a sequence."""
+
+    items: tuple[T, ...]
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __str__(self) -> str:
+        return as_text(self.title, self.head, self.rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return as_html(self.title, self.head, self.rows)
+
+
+DATASET_HEAD = ("dataset", "name", "units", "columns", "state", "epsilon left", "approval", "owner")
+
+
+def dataset_row(info: DatasetInfo) -> tuple[object, ...]:
+    budget = info.budget
+    return (
+        info.dataset,
+        info.schema.name,
+        info.schema.units,
+        len(info.schema.columns),
+        info.state if info.error is None else f"{info.state}: {info.error}",
+        "-" if budget is None else f"{budget.left_epsilon:.3f} of {budget.budget.epsilon:g}",
+        info.policy.approval,
+        info.owner,
+    )
+
+
+def datasets(infos: Sequence[DatasetInfo]) -> Listing[DatasetInfo]:
+    rows = tuple(dataset_row(i) for i in infos)
+    return Listing(tuple(infos), f"{len(infos)} dataset(s)", DATASET_HEAD, rows)
+
+
+def dataset(info: DatasetInfo) -> tuple[str, Rows]:
+    """Title and rows that show one dataset whole."""
+    policy, budget = info.policy, info.budget
+    who = "any enrolled identity" if ANYONE in policy.scientists else ", ".join(policy.scientists)
+    rows: list[tuple[str, object]] = [
+        ("dataset", info.dataset),
+        ("owner", info.owner),
+        ("state", info.state if info.error is None else f"{info.state}: {info.error}"),
+        ("rows, units", f"{info.schema.rows}, {info.schema.units}"),
+        ("epoch", info.epoch),
+        ("scientists", who),
+        ("approval", policy.approval),
+        ("most epsilon of a job", "-" if policy.max_epsilon is None else policy.max_epsilon),
+        ("without privacy", policy.nonprivate or "never"),
+        ("last epoch", "-" if policy.last_epoch is None else policy.last_epoch),
+        ("policy digest", info.policy_digest),
+    ]
+    if budget is not None:
+        rows += [
+            ("budget", f"epsilon {budget.budget.epsilon:g} at delta {budget.budget.delta:g}"),
+            ("spent", f"{budget.spent_epsilon:.4f} in {budget.jobs} job(s)"),
+            ("left", f"{budget.left_epsilon:.4f}"),
+        ]
+    for column in info.schema.columns:
+        shape = "x".join(map(str, column.shape)) or "scalar"
+        bounds = "" if column.low is None else f" in [{column.low}, {column.high}]"
+        scale = "" if column.scale == "none" else f", scaled {column.scale}"
+        rows.append((f"{column.role} {column.name}", f"{column.dtype} {shape}{bounds}{scale}"))
+    return info.schema.name, rows
