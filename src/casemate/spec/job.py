@@ -181,10 +181,10 @@ class Plan:
 
 @value("execution/v1")
 class Execution:
-    """Parts of a run that cannot affect privacy."""
+    """Parts of a run that cannot affect privacy. ``path``: how gradients are had (engine PATHS)."""
 
     threads: int = 1
-    path: str = "vmap"
+    path: str = "record"
 
 
 @value("charge/v1")
