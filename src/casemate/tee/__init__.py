@@ -1,0 +1,12 @@
+"""Making evidence: one attester for each kind of TEE, behind one protocol.
+
+``open("simulated", disk=..., rng=..., clock=...)`` or ``open("auto", ...)``, which takes the
+machine's own TEE where it has one.
+"""
+
+from __future__ import annotations
+
+from casemate.tee.choose import KINDS, detect, open
+from casemate.tee.protocol import Tee
+
+__all__ = ["KINDS", "Tee", "detect", "open"]

@@ -1,0 +1,315 @@
+"""Trust policies: what evidence must show before data is handed over.
+
+A policy has no "unset means unchecked": every field is given, or is ``Unchecked("reason")``, and
+the verdict repeats the reason. In TOML (``Trust.load``) a field is its value or
+``{ unchecked = "reason" }``::
+
+    simulated = false
+
+    [sev-snp]
+    products = ["Genoa", "Turin"]
+    signing_keys = ["VCEK"]
+    measurements = ["<96 hex digits>"]
+    host_data = { unchecked = "no container policy is used" }
+    id_keys = { unchecked = "no id block is used" }
+    chip_ids = { unchecked = "any genuine chip" }
+    vmpl = [0]
+    report_versions = [3, 5]
+    guest_svn = { unchecked = "no versions are assigned" }
+    firmware = "1.55.21"
+    guest_policy = { debug = false, migrate_ma = false }
+
+    [sev-snp.reported_tcb.Genoa]
+    bootloader = 10
+    snp = 25
+    ...
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from casemate.attest import x509
+from casemate.attest.roots import AMD
+from casemate.attest.verdict import Unchecked
+from casemate.spec.errors import UsageError
+
+__all__ = ["SnpPolicy", "Trust", "Unchecked"]
+
+TCB_COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
+GUEST_POLICY_BITS: Final = (
+    "smt", "migrate_ma", "debug", "single_socket", "cxl_allow", "mem_aes_256_xts", "rapl_dis",
+    "ciphertext_hiding_dram", "page_swap_disable",
+)  # fmt: skip
+_SIMULATION: Final = "simulation was asked for by name"
+
+# Product line to component to its least security version.
+TcbFloor = Mapping[str, Mapping[str, int]]
+
+
+def _bad(message: str, where: str = "") -> UsageError:
+    return UsageError(
+        "usage.trust",
+        message,
+        mend="Write the trust policy as docs/evidence.md shows; a field that is not to be checked"
+        ' is { unchecked = "reason" }.',
+        where=where,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnpPolicy:
+    """What a SEV-SNP report must show. Digests and ids are lower-case hex.
+
+    roots: product line to the admitted SHA-256 of its root key's SubjectPublicKeyInfo; a line that
+    is not named is refused. signing_keys: VCEK, VLEK. measurements: admitted MEASUREMENTs.
+    host_data, id_keys, chip_ids: admitted HOST_DATA, ID_KEY_DIGESTs, CHIP_IDs. vmpl: admitted
+    privilege levels. report_versions: admitted versions of the report. guest_svn: the least
+    GUEST_SVN. firmware: the least committed firmware (major, minor, build). reported_tcb,
+    committed_tcb, launch_tcb: the least version of each component, for each product line.
+    guest_policy: bits of the guest policy and the value that each must have.
+    """
+
+    roots: Mapping[str, tuple[str, ...]] | Unchecked
+    signing_keys: tuple[str, ...]
+    measurements: tuple[str, ...] | Unchecked
+    host_data: tuple[str, ...] | Unchecked
+    id_keys: tuple[str, ...] | Unchecked
+    chip_ids: tuple[str, ...] | Unchecked
+    vmpl: tuple[int, ...] | Unchecked
+    report_versions: tuple[int, ...] | Unchecked
+    guest_svn: int | Unchecked
+    firmware: tuple[int, int, int] | Unchecked
+    reported_tcb: TcbFloor | Unchecked
+    committed_tcb: TcbFloor | Unchecked
+    launch_tcb: TcbFloor | Unchecked
+    guest_policy: Mapping[str, bool] | Unchecked
+
+    def __post_init__(self) -> None:
+        _digests(self.measurements, 96, "measurements")
+        _digests(self.host_data, 64, "host_data")
+        _digests(self.id_keys, 96, "id_keys")
+        _digests(self.chip_ids, 128, "chip_ids")
+        if not isinstance(self.roots, Unchecked):
+            if not self.roots:
+                raise _bad("The policy admits no root.", "roots")
+            for pins in self.roots.values():
+                _digests(pins, 64, "roots")
+        if not self.signing_keys or not set(self.signing_keys) <= {"VCEK", "VLEK"}:
+            raise _bad("signing_keys must be of VCEK and VLEK.", "signing_keys")
+        _integers(self.vmpl, range(4), "vmpl")
+        _integers(self.report_versions, range(2, 1 << 32), "report_versions")
+        if not isinstance(self.guest_svn, Unchecked):
+            _integers((self.guest_svn,), range(1 << 32), "guest_svn")
+        if not isinstance(self.firmware, Unchecked):
+            if len(self.firmware) != 3:
+                raise _bad("firmware must be major, minor and build.", "firmware")
+            _integers(self.firmware, range(256), "firmware")
+        for name in ("reported_tcb", "committed_tcb", "launch_tcb"):
+            _floor(getattr(self, name), name)
+        if not isinstance(self.guest_policy, Unchecked) and not (
+            set(self.guest_policy) <= set(GUEST_POLICY_BITS)
+            and all(type(v) is bool for v in self.guest_policy.values())
+        ):
+            raise _bad("guest_policy names an unknown bit or a value but true and false.",
+                       "guest_policy")  # fmt: skip
+
+
+def _digests(found: object, digits: int, where: str) -> None:
+    if isinstance(found, Unchecked):
+        return
+    if (
+        not isinstance(found, tuple)
+        or not found
+        or not all(isinstance(x, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", x) for x in found)
+    ):
+        raise _bad(f"{where} must be a list of strings of {digits} hex digits.", where)
+
+
+def _integers(found: object, admitted: range, where: str) -> None:
+    if isinstance(found, Unchecked):
+        return
+    if (
+        not isinstance(found, tuple)
+        or not found
+        or not all(type(x) is int and x in admitted for x in found)
+    ):
+        raise _bad(f"{where} must be numbers from {admitted[0]} to {admitted[-1]}.", where)
+
+
+def _floor(found: object, where: str) -> None:
+    if isinstance(found, Unchecked):
+        return
+    if not isinstance(found, Mapping) or not found:
+        raise _bad(f"{where} must name product lines.", where)
+    for line, floor in found.items():
+        if line not in AMD:
+            raise _bad(f"{where} names the unknown product line {str(line)[:40]!r}.", where)
+        if not isinstance(floor, Mapping) or not set(floor) <= set(TCB_COMPONENTS) or not floor:
+            raise _bad(f"{where} of {line} must name components of the TCB.", where)
+        _integers(tuple(floor.values()), range(256), where)
+
+
+def _fingerprint(root: str | bytes | Path) -> str:
+    """The pin that names a root: 64 hex digits, or the certificate (PEM or DER) or its path."""
+    if isinstance(root, str):
+        if re.fullmatch(r"(sha256:)?[0-9a-f]{64}", root):
+            return root.removeprefix("sha256:")
+        root = root.encode() if root.startswith("-----BEGIN") else Path(root)
+    if isinstance(root, Path):
+        root = _read(root)
+    return x509.parse(root, "the root").fingerprint
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise _bad(f"{str(path)[:200]} cannot be read: {e.strerror}.", str(path)[:200]) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """A trust policy: for each kind of evidence (``Evidence.tee``) what it must show; a kind that
+    is not named is refused. With ``simulation`` only simulated evidence is accepted, and without
+    it only hardware's: a policy for one says nothing about the other."""
+
+    simulation: bool
+    policies: Mapping[str, SnpPolicy]
+
+    def __post_init__(self) -> None:
+        for policy in self.policies.values():
+            if not self.simulation and isinstance(policy.roots, Unchecked):
+                raise _bad("Only simulation can leave the root unchecked.", "roots")
+
+    @classmethod
+    def simulated(cls, root: str | bytes | Path | None = None) -> Trust:
+        """Accept a simulated TEE, which protects nothing from its operator.
+
+        ``root``: the simulated root key's fingerprint (64 hex digits), or its certificate (PEM,
+        DER or path); None takes whatever root comes with the evidence, and the verdict says so.
+        """
+        roots: Mapping[str, tuple[str, ...]] | Unchecked
+        if root is None:
+            roots = Unchecked(f"{_SIMULATION}: the root that came with the evidence is taken")
+        else:
+            roots = dict.fromkeys(AMD, (_fingerprint(root),))
+        policy = _snp(Unchecked(f"{_SIMULATION}: any software may run"), roots=roots)
+        return cls(simulation=True, policies={"sev-snp": policy})
+
+    @classmethod
+    def sev_snp(
+        cls,
+        *,
+        measurements: tuple[str, ...] | Unchecked,
+        products: tuple[str, ...] = tuple(AMD),
+        **other: Any,
+    ) -> Trust:
+        """Accept AMD SEV-SNP hardware of these product lines under AMD's own roots.
+
+        ``other`` are fields of :class:`SnpPolicy` in place of :data:`SNP_DEFAULTS`.
+        """
+        roots = {line: AMD[line] for line in _known(products)}
+        return cls(simulation=False, policies={"sev-snp": _snp(measurements, roots=roots, **other)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trust:
+        """The policy in a TOML file. UsageError when a field is missing, unknown or malformed."""
+        try:
+            table = tomllib.loads(_read(Path(path)).decode("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise _bad(f"{path} is no TOML: {e}.", str(path)) from None
+        simulation = table.pop("simulated", None)
+        if type(simulation) is not bool:
+            raise _bad("simulated must be true or false.", "simulated")
+        for tee in table:
+            if tee not in _LOADERS:
+                raise _bad(f"{tee[:40]!r} is no known kind of evidence.", tee[:40])
+        if not table:
+            raise _bad("The policy names no kind of evidence.")
+        return cls(
+            simulation=simulation,
+            policies={tee: _LOADERS[tee](section, simulation) for tee, section in table.items()},
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Trust:
+        """For the command line: ``simulated``, ``simulated:FINGERPRINT``, or a TOML file's path."""
+        name, _, root = text.partition(":")
+        if name == "simulated":
+            if text != name and not root:
+                raise _bad("simulated: is followed by no fingerprint.")
+            return cls.simulated(root or None)
+        return cls.load(text)
+
+
+SNP_DEFAULTS: Final[dict[str, Any]] = {
+    "signing_keys": ("VCEK", "VLEK"),
+    "host_data": Unchecked("no container policy is expected in HOST_DATA"),
+    "id_keys": Unchecked("no id block is expected"),
+    "chip_ids": Unchecked("any genuine chip of the product lines is accepted"),
+    "vmpl": (0,),
+    "report_versions": (2, 3, 5),
+    "guest_svn": Unchecked("no guest versions are assigned"),
+    "firmware": Unchecked("the TCB floors stand for it"),
+    "reported_tcb": Unchecked("no floor was given"),
+    "committed_tcb": Unchecked("no floor was given"),
+    "launch_tcb": Unchecked("no floor was given"),
+    "guest_policy": {"debug": False, "migrate_ma": False},
+}
+
+
+def _snp(measurements: tuple[str, ...] | Unchecked, **other: Any) -> SnpPolicy:
+    unknown = set(other) - set(SNP_DEFAULTS) - {"roots"}
+    if unknown:
+        raise _bad(f"{sorted(unknown)[0]} is no field of a SEV-SNP policy.", sorted(unknown)[0])
+    return SnpPolicy(measurements=measurements, **(SNP_DEFAULTS | other))
+
+
+def _known(products: object) -> tuple[str, ...]:
+    if not isinstance(products, tuple) or not products or not set(products) <= set(AMD):
+        raise _bad(f"products must be of {', '.join(AMD)}.", "products")
+    return products
+
+
+def _toml(data: Any) -> Any:
+    """TOML's value as a field's: lists as tuples, ``{ unchecked = "..." }`` as Unchecked."""
+    if isinstance(data, list):
+        return tuple(map(_toml, data))
+    if isinstance(data, dict) and set(data) == {"unchecked"}:
+        if not isinstance(data["unchecked"], str) or not data["unchecked"].strip():
+            raise _bad("unchecked needs a reason.")
+        return Unchecked(data["unchecked"])
+    return data
+
+
+def _load_snp(section: Any, simulation: bool) -> SnpPolicy:
+    if not isinstance(section, dict):
+        raise _bad("sev-snp must be a table.", "sev-snp")
+    found = {name: _toml(data) for name, data in section.items()}
+    names = {f.name for f in fields(SnpPolicy)} - {"roots"} | {
+        "roots" if simulation else "products"
+    }
+    for name in sorted(names ^ set(found)):
+        problem = "is missing from" if name in names else "is no field of"
+        raise _bad(f"{name[:40]} {problem} sev-snp.", name[:40])
+    if not simulation:
+        found["roots"] = {line: AMD[line] for line in _known(found.pop("products"))}
+    elif not isinstance(found["roots"], Unchecked):
+        found["roots"] = dict.fromkeys(AMD, found["roots"])
+    if isinstance(found["firmware"], str):
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}\.\d{1,3}", found["firmware"]):
+            raise _bad("firmware must be MAJOR.MINOR.BUILD.", "firmware")
+        found["firmware"] = tuple(map(int, found["firmware"].split(".")))
+    try:
+        return SnpPolicy(**found)
+    except (TypeError, AttributeError):
+        raise _bad("A field of sev-snp has the wrong type.", "sev-snp") from None
+
+
+_LOADERS: Final[dict[str, Callable[[Any, bool], SnpPolicy]]] = {"sev-snp": _load_snp}

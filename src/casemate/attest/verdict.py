@@ -1,0 +1,126 @@
+"""What verification says: every check by name, with its outcome.
+
+A verifier records each check as it goes. The first one that fails a step ends it with a
+:class:`Refused`, which names the check and carries all that was recorded until then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from casemate.spec.canonical import Json
+from casemate.spec.errors import EvidenceError
+from casemate.spec.evidence import Binding
+
+Outcome = Literal["passed", "failed", "unchecked"]
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """Stands where a policy's value could stand, and says why there is none."""
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise ValueError("Unchecked needs a reason")
+
+
+@dataclass(frozen=True)
+class Check:
+    """``detail``: what was found; for an unchecked one the reason."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+    code: str = ""
+
+
+class Refused(EvidenceError):
+    """Evidence that is refused; ``checks`` ends with those that failed."""
+
+    checks: tuple[Check, ...] = ()
+
+
+def refusal(code: str, message: str, where: str, mend: str = "") -> Refused:
+    """A refusal with code ``evidence.<code>``; ``where`` is the file or field concerned."""
+    return Refused(
+        f"evidence.{code}",
+        message,
+        mend=mend or "Ask the server's operator for the vendor's own, unaltered evidence.",
+        where=where,
+    )
+
+
+@dataclass
+class Checks:
+    """The record of one verification."""
+
+    done: list[Check] = field(default_factory=list)
+    _failed: list[Refused] = field(default_factory=list)
+
+    def passed(self, name: str, detail: str) -> None:
+        self.done.append(Check(name, "passed", detail))
+
+    def unchecked(self, name: str, reason: str) -> None:
+        self.done.append(Check(name, "unchecked", reason))
+
+    def failed(self, name: str, error: Refused) -> None:
+        """Record a failure; :meth:`settle` raises it, so that a step can show all of its own."""
+        self.done.append(Check(name, "failed", error.message, error.code))
+        self._failed.append(error)
+
+    def stop(self, name: str, error: Refused) -> Refused:
+        """Record a failure that ends verification at once: ``raise checks.stop(...)``."""
+        self.failed(name, error)
+        first = self._failed[0]
+        first.checks = tuple(self.done)
+        return first
+
+    def settle(self) -> None:
+        """Raise the first recorded failure, if there is one."""
+        if self._failed:
+            self._failed[0].checks = tuple(self.done)
+            raise self._failed[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Evidence that was accepted, under a policy, at one time.
+
+    ``measurement``, ``chip_id``: hex; ``chip_id`` is empty where the TEE hides it. ``root``: SHA-256
+    of the root key's SubjectPublicKeyInfo in hex. ``tcb``: component to security version, as
+    reported. ``binding`` is what the evidence binds: use no other keys with this server.
+    """
+
+    tee: str
+    simulated: bool
+    product: str
+    root: str
+    measurement: str
+    chip_id: str
+    tcb: dict[str, int]
+    binding: Binding
+    checks: tuple[Check, ...]
+
+    @property
+    def unchecked(self) -> tuple[Check, ...]:
+        """What the policy left open."""
+        return tuple(c for c in self.checks if c.outcome == "unchecked")
+
+    def to_json(self) -> dict[str, Json]:
+        """For ``--format json``; the binding is left out."""
+        return {
+            "tee": self.tee,
+            "simulated": self.simulated,
+            "product": self.product,
+            "root": self.root,
+            "measurement": self.measurement,
+            "chip_id": self.chip_id,
+            "tcb": dict(self.tcb),
+            "checks": [
+                {"name": c.name, "outcome": c.outcome, "detail": c.detail, "code": c.code}
+                for c in self.checks
+            ],
+        }

@@ -1,0 +1,245 @@
+"""X.509 certificates (RFC 5280), read strictly and only as far as evidence needs.
+
+Why not ``cryptography.x509``: AMD's VCEK certificates carry serial number 0, which RFC 5280 forbids
+and which that parser announces to stop reading. Here the serial is a number and nothing more.
+Signatures are checked with ``cryptography``'s keys over the exact bytes that were signed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+from casemate.attest import der
+from casemate.attest.verdict import refusal
+
+MAX_BYTES: Final = 16 << 10
+
+COMMON_NAME: Final = "2.5.4.3"
+ORGANISATION: Final = "2.5.4.10"
+KEY_USAGE: Final = "2.5.29.15"
+BASIC_CONSTRAINTS: Final = "2.5.29.19"
+_KEY_CERT_SIGN: Final = 0x04
+
+# RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt (RFC 4055 section 3.1).
+_RSASSA_PSS: Final = "1.2.840.113549.1.1.10"
+_MGF1: Final = "1.2.840.113549.1.1.8"
+_SHA384: Final = "2.16.840.1.101.3.4.2.2"
+PSS_SHA384: Final = "rsassa-pss-sha384"
+
+
+@dataclass(frozen=True)
+class Extension:
+    critical: bool
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """``issuer``, ``subject`` and ``spki`` are DER; times are Unix seconds."""
+
+    raw: bytes
+    tbs: bytes
+    serial: int
+    signature_algorithm: str
+    issuer: bytes
+    subject: bytes
+    not_before: float
+    not_after: float
+    spki: bytes
+    extensions: dict[str, Extension]
+    signature: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the SubjectPublicKeyInfo in hex: it names the key, not this certificate."""
+        return hashlib.sha256(self.spki).hexdigest()
+
+    def name(self, attribute: str = COMMON_NAME) -> str:
+        """The subject's only attribute of that kind, or ""."""
+        found = names(self.subject).get(attribute, [])
+        return found[0] if len(found) == 1 else ""
+
+
+def names(name: bytes) -> dict[str, list[str]]:
+    """Attributes of a DER name by OID. DerError for anything else."""
+    out: dict[str, list[str]] = {}
+    sets = der.Reader(der.only(name, der.SEQUENCE))
+    while sets:
+        pair = sets.enter(der.SET).enter()  # sets of one, as all vendors write them
+        kind = der.oid(pair.read(der.OID))
+        tag, content, _ = pair.element()
+        pair.end()
+        out.setdefault(kind, []).append(der.text(tag, content))
+    return out
+
+
+def _hash(reader: der.Reader) -> str:
+    kind = der.oid(reader.read(der.OID))
+    if reader and reader.read(der.NULL) != b"":
+        raise der.DerError("hash parameters that are not NULL")
+    reader.end()
+    return kind
+
+
+def _algorithm(raw: bytes) -> str:
+    """A known signature algorithm's name, else its OID."""
+    reader = der.Reader(der.only(raw, der.SEQUENCE))
+    kind = der.oid(reader.read(der.OID))
+    if kind != _RSASSA_PSS:
+        return kind
+    params = reader.enter()
+    reader.end()
+    digest = _hash(params.enter(der.context(0)).enter())
+    mask = params.enter(der.context(1)).enter()
+    function = der.oid(mask.read(der.OID))
+    mask_digest = _hash(mask.enter())
+    mask.end()
+    salt = der.integer(params.enter(der.context(2)).read(der.INTEGER))
+    trailer = 1
+    if params:  # AMD's ARK and ASK spell out the default
+        trailer = der.integer(params.enter(der.context(3)).read(der.INTEGER))
+    params.end()
+    if (digest, function, mask_digest, salt, trailer) == (_SHA384, _MGF1, _SHA384, 48, 1):
+        return PSS_SHA384
+    return f"{kind} with other parameters"
+
+
+def _extensions(reader: der.Reader) -> dict[str, Extension]:
+    out: dict[str, Extension] = {}
+    while reader:
+        entry = reader.enter()
+        kind = der.oid(entry.read(der.OID))
+        critical = False
+        if entry.peek() == der.BOOLEAN:
+            critical = der.boolean(entry.read(der.BOOLEAN))
+        if kind in out:
+            raise der.DerError(f"extension {kind} stands twice")
+        out[kind] = Extension(critical, entry.read(der.OCTET_STRING))
+        entry.end()
+    return out
+
+
+def _parse(data: bytes) -> Certificate:
+    whole = der.Reader(der.only(data, der.SEQUENCE))
+    tbs = whole.raw(der.SEQUENCE)
+    outer = whole.raw(der.SEQUENCE)
+    signature = der.bits(whole.read(der.BIT_STRING))
+    whole.end()
+    reader = der.Reader(der.only(tbs, der.SEQUENCE))
+    version = reader.enter(der.context(0))
+    if der.integer(version.read(der.INTEGER)) != 2:
+        raise der.DerError("a certificate of another version than 3")
+    version.end()
+    serial = der.integer(reader.read(der.INTEGER))
+    if reader.raw(der.SEQUENCE) != outer:
+        raise der.DerError("two different signature algorithms")
+    issuer = reader.raw(der.SEQUENCE)
+    validity = reader.enter()
+    before = der.time(*validity.element()[:2])
+    after = der.time(*validity.element()[:2])
+    validity.end()
+    subject = reader.raw(der.SEQUENCE)
+    spki = reader.raw(der.SEQUENCE)
+    wrapped = reader.enter(der.context(3))
+    extensions = _extensions(wrapped.enter())
+    wrapped.end()
+    reader.end()
+    names(subject)
+    return Certificate(
+        data, tbs, serial, _algorithm(outer), issuer, subject, before, after, spki,
+        extensions, signature,
+    )  # fmt: skip
+
+
+def parse(data: bytes, where: str) -> Certificate:
+    """A certificate in DER, or in PEM with nothing around it. ``where`` names it in errors."""
+    if len(data) > MAX_BYTES:
+        raise refusal("parse-certificate", f"{where} has {len(data)} bytes.", where)
+    try:
+        if data.startswith(b"-----BEGIN"):
+            data = from_pem(data)
+        return _parse(data)
+    except der.DerError as e:
+        raise refusal("parse-certificate", f"{where} is no certificate: {e}.", where) from None
+
+
+def from_pem(data: bytes) -> bytes:
+    """The DER of exactly one certificate in PEM (RFC 7468). DerError for anything else."""
+    found = re.fullmatch(
+        rb"-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----[\r\n]*",
+        data,
+    )
+    if not found:
+        raise der.DerError("PEM of other things than one certificate")
+    text = re.sub(rb"[\r\n]", b"", found[1])
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise der.DerError("PEM that is not base64") from None
+    if base64.b64encode(raw) != text:
+        raise der.DerError("PEM that is not canonical base64")
+    return raw
+
+
+def public_key(certificate: Certificate, where: str) -> PublicKeyTypes:
+    """The certificate's key; EvidenceError when it is of no known kind."""
+    try:
+        return serialization.load_der_public_key(certificate.spki)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise refusal("parse-key", f"The public key in {where} cannot be read.", where) from None
+
+
+def rsa4096(certificate: Certificate, where: str) -> rsa.RSAPublicKey:
+    key = public_key(certificate, where)
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
+        raise refusal("chain-key", f"The key in {where} is not RSA of 4096 bits.", where)
+    return key
+
+
+def p384(certificate: Certificate, where: str) -> ec.EllipticCurvePublicKey:
+    key = public_key(certificate, where)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise refusal("chain-key", f"The key in {where} is not on the curve P-384.", where)
+    return key
+
+
+def check_pss_sha384(certificate: Certificate, issuer: Certificate, where: str) -> None:
+    """EvidenceError unless ``issuer``'s RSA-4096 key signed ``certificate`` as AMD's chains are."""
+    if certificate.signature_algorithm != PSS_SHA384:
+        raise refusal(
+            "chain-algorithm",
+            f"{where} is signed with {certificate.signature_algorithm}, not RSASSA-PSS of SHA-384.",
+            where,
+        )
+    scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+    key = rsa4096(issuer, f"the issuer of {where}")
+    try:
+        key.verify(certificate.signature, certificate.tbs, scheme, hashes.SHA384())
+    except InvalidSignature:
+        raise refusal(
+            "chain-signature", f"The signature on {where} is not its issuer's.", where
+        ) from None
+
+
+def check_authority(certificate: Certificate, where: str) -> None:
+    """EvidenceError unless the certificate may sign others (RFC 5280 sections 4.2.1.3, 4.2.1.9)."""
+    try:
+        basic = certificate.extensions[BASIC_CONSTRAINTS]
+        reader = der.Reader(der.only(basic.value, der.SEQUENCE))
+        authority = reader.peek() == der.BOOLEAN and der.boolean(reader.read(der.BOOLEAN))
+        usage = der.only(certificate.extensions[KEY_USAGE].value, der.BIT_STRING)
+        signs = len(usage) >= 2 and bool(usage[1] & _KEY_CERT_SIGN)
+    except (KeyError, der.DerError):
+        authority = signs = False
+    if not (authority and signs):
+        raise refusal("chain-authority", f"{where} may not sign certificates.", where)
