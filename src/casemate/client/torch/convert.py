@@ -1,0 +1,234 @@
+"""An exported program as a graph in casemate's own format."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+
+from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
+from casemate.graph.ops.base import PLACE_NAMES
+from casemate.graph.pack import Tensor
+from casemate.spec.errors import ModelError
+
+DTYPES: Final = {
+    torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8",
+    torch.bool: "bool",
+}  # fmt: skip
+
+# Ops that do nothing to the values of a functional graph.
+_IDENTITY: Final = {
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.lift_fresh_copy.default",
+    "aten.contiguous.default",
+}
+# Ops written by another name, so that the table need not know both.
+_RENAMED: Final = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+    "aten.__and__.Tensor": "aten.bitwise_and.Tensor",
+    "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
+}
+
+
+class _Converter:
+    def __init__(self, program: Any, module: nn.Module, names: list[str]) -> None:
+        self.program, self.module, self.names = program, module, names
+        self.values: dict[fx.Node, Any] = {}
+        self.inputs: list[InputSpec] = []
+        self.nodes: list[Node] = []
+        self.weights: dict[str, Tensor] = {}
+
+    def run(self) -> tuple[Graph, dict[str, Tensor]]:
+        live = _live(self.program.graph)
+        data = iter(self.names)
+        by_tensor: dict[int, Ref] = {}
+        taken = set(self.names)
+        for spec, node in zip(
+            self.program.graph_signature.input_specs,
+            (n for n in self.program.graph.nodes if n.op == "placeholder"),
+            strict=True,
+        ):
+            if spec.kind is InputKind.USER_INPUT:
+                name = next(data)
+                value = node.meta["val"]
+                shape = (Size(a=1), *(int(d) for d in value.shape[1:]))
+                self.inputs.append(
+                    InputSpec(name=name, kind="data", dtype=DTYPES[value.dtype], shape=shape)
+                )
+                self.values[node] = Ref(name=name)
+            elif node in live:
+                name = _free(node.name, taken)
+                self.values[node] = self._weight(name, spec, by_tensor)
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and node in live:
+                self.values[node] = self._node(node, taken)
+        (output,) = self.program.graph.output_node().args[0]
+        loss = self.values[output]
+        graph = Graph(inputs=tuple(self.inputs), nodes=tuple(self.nodes), loss=loss.name)
+        return graph, self.weights
+
+    def _weight(self, name: str, spec: Any, by_tensor: dict[int, Ref]) -> Ref:
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            tensor, path = self.program.constants[spec.target], f"constant:{spec.target}"
+        elif spec.target in self.program.state_dict:
+            tensor, path = self.program.state_dict[spec.target], spec.target
+        else:
+            tensor, path = self.program.constants[spec.target], spec.target
+        path = path.removeprefix("module.") if path.startswith("module.") else f"loss:{path}"
+        if id(tensor) in by_tensor:
+            return by_tensor[id(tensor)]
+        if tensor.dtype not in DTYPES:
+            raise ModelError(
+                "model.dtype",
+                f"{path!r} is {tensor.dtype}.",
+                mend="Convert it with .float() first.",
+                where=path,
+            )
+        trained = spec.kind is InputKind.PARAMETER and tensor.requires_grad
+        dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
+        flat = tensor.detach().to("cpu").contiguous()
+        self.weights[path] = (dtype, shape, flat.numpy().tobytes())
+        self.inputs.append(
+            InputSpec(
+                name=name,
+                kind="param" if trained else "frozen",
+                dtype=dtype,
+                shape=shape,
+                tensor=path,
+            )
+        )
+        by_tensor[id(tensor)] = Ref(name=name)
+        return by_tensor[id(tensor)]
+
+    def _node(self, node: fx.Node, taken: set[str]) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, int | torch.SymInt):
+            return affine(value, node)
+        if node.target is operator.getitem:
+            source, index = node.args
+            return Ref(name=f"{self.values[source].name}.{index}")
+        op = str(node.target)
+        if op in _IDENTITY:
+            return self.values[node.args[0]]
+        args, kwargs = self._arguments(node)
+        if op == "aten._to_copy.default" and not kwargs:
+            return args[0]
+        name = _free(node.name, taken)
+        self.nodes.append(
+            Node(name=name, op=_RENAMED.get(op, op), args=args, kwargs=kwargs, source=_source(node))
+        )
+        return Ref(name=name)
+
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, without places and without trailing defaults."""
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return (), {}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for i, param in enumerate(schema.arguments):
+            if param.name in PLACE_NAMES:
+                continue
+            given = node.args[i] if i < len(node.args) else node.kwargs.get(param.name, _ABSENT)
+            default = param.default_value if param.has_default_value() else _ABSENT
+            if given is _ABSENT:
+                given = default
+            item = given if given is _ABSENT else self._arg(node, given)
+            if param.kwarg_only:
+                if given != default or default is _ABSENT:
+                    kwargs[param.name] = item
+            else:
+                args.append((item, given == default and type(given) is type(default)))
+        while args and args[-1][1]:
+            args.pop()
+        return tuple(a for a, _ in args), kwargs
+
+    def _arg(self, node: fx.Node, item: Any) -> Any:
+        if isinstance(item, fx.Node):
+            return self.values[item]
+        if isinstance(item, list | tuple):
+            return ListArg(items=tuple(self._arg(node, x) for x in item))
+        if isinstance(item, torch.dtype):
+            if item not in DTYPES:
+                _refuse_node(node, "model.dtype", f"uses {item}", "Use float32 and int64.")
+            return DtypeArg(dtype=DTYPES[item])
+        if isinstance(item, float) and not math.isfinite(item):
+            if math.isnan(item):
+                _refuse_node(node, "model.argument", "has NaN as an argument", "Leave it out.")
+            return "inf" if item > 0 else "-inf"
+        if item is None or isinstance(item, bool | int | float | str):
+            return item
+        _refuse_node(
+            node, "model.argument", f"has a {type(item).__name__} as an argument", "Leave it out."
+        )
+        return None
+
+
+_ABSENT: Final = object()
+
+
+def _refuse_node(node: fx.Node, code: str, what: str, mend: str) -> None:
+    source = _source(node)
+    place = f", in {source}" if source else ""
+    raise ModelError(
+        code, f"Node {node.name!r} ({node.target}{place}) {what}.", mend=mend, where=node.name
+    )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _source(node: fx.Node) -> str:
+    """The path in the module of the innermost submodule that made the node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values() if str(path).startswith("module.")]
+    return paths[-1].removeprefix("module.")[:200] if paths else ""
+
+
+def affine(value: int | torch.SymInt, node: fx.Node) -> int | Size:
+    """``a*B + c`` of a traced size; refused where it is no such form."""
+    if isinstance(value, int):
+        return value
+    expr = value.node.expr
+    symbols = sorted(expr.free_symbols, key=str)
+    if not symbols:
+        return int(expr)
+    if len(symbols) == 1:
+        c = expr.subs(symbols[0], 0)
+        a = expr.subs(symbols[0], 1) - c
+        if (a * symbols[0] + c - expr).expand() == 0 and a.is_integer and c.is_integer:
+            return Size(a=int(a), c=int(c)) if a != 0 else int(c)
+    _refuse_node(
+        node,
+        "model.data-dependent",
+        f"has the size {expr}",
+        "Sizes may only be multiples of the batch.",
+    )
+    raise AssertionError
+
+
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that the output depends on: a functional graph has no other effects."""
+    live: set[fx.Node] = set()
+    todo: list[fx.Node] = [graph.output_node()]
+    while todo:
+        node = todo.pop()
+        if node not in live:
+            live.add(node)
+            todo.extend(node.all_input_nodes)
+    return live
+
+
+def convert(program: Any, module: nn.Module, names: list[str]) -> tuple[Graph, dict[str, Tensor]]:
+    """Graph and weights of an exported program whose user inputs are ``names`` in order."""
+    return _Converter(program.run_decompositions({}), module, names).run()
