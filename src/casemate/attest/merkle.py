@@ -1,4 +1,4 @@
-"""Merkle tree hashes and audit paths of RFC 6962 section 2.1, checked as in RFC 9162 section 2.1.3.2.
+"""Merkle tree hashes and audit paths (RFC 6962 section 2.1; checked: RFC 9162 section 2.1.3.2).
 
 A leaf is hashed with a leading 0x00, a node with 0x01, so that neither passes for the other.
 """

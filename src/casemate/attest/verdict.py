@@ -89,9 +89,9 @@ class Checks:
 class Verdict:
     """Evidence that was accepted, under a policy, at one time.
 
-    ``measurement``, ``chip_id``: hex; ``chip_id`` is empty where the TEE hides it. ``root``: SHA-256
-    of the root key's SubjectPublicKeyInfo in hex. ``tcb``: component to security version, as
-    reported. ``binding`` is what the evidence binds: use no other keys with this server.
+    ``measurement``, ``chip_id``: hex; ``chip_id`` is empty where the TEE hides it. ``root``:
+    SHA-256 (hex) of the root key's SubjectPublicKeyInfo. ``tcb``: component to security version,
+    as reported. ``binding`` is what the evidence binds: use no other keys with this server.
     """
 
     tee: str

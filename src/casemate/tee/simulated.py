@@ -29,6 +29,7 @@ from cryptography.x509.oid import NameOID
 
 from casemate.attest.binding import FIELDS, REPORT_DATA_BYTES
 from casemate.attest.snp import abi, collateral
+from casemate.attest.x509 import parse as parse_certificate
 from casemate.seams import Clock, Disk, Rng
 from casemate.spec.errors import LedgerError
 from casemate.spec.evidence import Evidence
@@ -268,7 +269,7 @@ class SimulatedTee:
     def __init__(self, disk: Disk, rng: Rng, clock: Clock) -> None:
         chain = _chain(disk)
         self._secret = _sealing_secret(disk, rng)
-        self.root = collateral.x509.parse(chain.ark, CHAIN_FILE).fingerprint
+        self.root = parse_certificate(chain.ark, CHAIN_FILE).fingerprint
         self.measurement = measurement().hex()
         # As on hardware the chip stays the same over restarts.
         self._chip = hashlib.sha512(b"casemate/simulated-chip/v1" + chain.ark).digest()
@@ -311,7 +312,7 @@ class SimulatedTee:
         """Bytes 0x000 to 0x29f."""
         major, minor, build = _FIRMWARE
         family, model, step = _CPUID
-        values = {
+        values: dict[str, int | bytes] = {
             "version": 3,
             "policy": _GUEST_POLICY,
             "signature_algo": abi.ECDSA_P384_SHA384,

@@ -24,7 +24,7 @@ _STRUCT_VERSION, _PRODUCT_NAME, _HWID, _CSP_ID = f"{OID}.1", f"{OID}.2", f"{OID}
 @dataclass(frozen=True)
 class ProductLine:
     """``cpuid``: (family, models); ``tcb``: for each of the 8 bytes of TCB_VERSION its component
-    and the last arc of its extension, ``""`` where the byte is reserved; ``hwid``: bytes of hwID."""
+    (``""`` where reserved) and the last arc of its extension; ``hwid``: bytes of hwID."""
 
     names: tuple[str, ...]
     cpuid: tuple[tuple[int, range], ...]
