@@ -1,0 +1,149 @@
+"""Whether a job may be queued or charged: the owners' policies, then their budgets."""
+
+from __future__ import annotations
+
+from casemate.accounting.filters import RdpFilter
+from casemate.ledger import catalog, quotes
+from casemate.ledger.catalog import Dataset
+from casemate.ledger.quotes import StoredQuote
+from casemate.ledger.store import Store
+from casemate.spec import codec
+from casemate.spec.canonical import MAX_INT
+from casemate.spec.errors import BudgetError, InternalError, PlanError, PolicyError
+from casemate.spec.job import Charge, DatasetUse, NonPrivate, Quote
+
+
+def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Dataset, Charge]]:
+    """Each dataset of a job that policies and budgets allow now, with its charge."""
+    quotes.require_valid(stored)
+    out = []
+    lineages = set()
+    for use, offered in zip(stored.quote.request.datasets, stored.quote.datasets, strict=True):
+        found = catalog.dataset(store, use.dataset)
+        rdp, spent, delta_femto, _ = catalog.spent(store, found.lineage)
+        charge = charge_of(rdp, stored.quote)
+        if (use.dataset, charge) != (offered.dataset, offered.charge):
+            raise InternalError(
+                "internal.quote",
+                "The quote's charge is not what the filter takes.",
+                mend="Report it.",
+            )
+        _check_policy(found, use, stored, rdp)
+        if found.lineage in lineages:
+            raise PlanError(
+                "plan.same-lineage",
+                f"The dataset {found.id} is a version of another one of the job.",
+                mend="Train on one version of a dataset.",
+                where=found.id,
+            )
+        lineages.add(found.lineage)
+        if held:
+            spent, delta_femto = _with_held(store, found.lineage, spent, delta_femto)
+        if not rdp.admits(spent, delta_femto, charge):
+            raise BudgetError(
+                "budget.exhausted",
+                f"The dataset {found.id} has not enough budget left for this job.",
+                mend="Ask for a smaller epsilon, or for the owner's new dataset.",
+                where=found.id,
+            )
+        out.append((found, charge))
+    return out
+
+
+def charge_of(rdp: RdpFilter, quote: Quote) -> Charge:
+    """What a filter takes for the quote's plan; nothing for a job without privacy (P10)."""
+    plan = quote.plan
+    if not plan.private:
+        return Charge(rdp_nano=(0,) * len(rdp.capacity), delta_femto=0, epsilon=0.0)
+    extra = plan.delta_truncation + plan.delta_sampler
+    return rdp.charge(plan.events, extra, delta_shown=quote.delta)
+
+
+def _check_policy(found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: RdpFilter) -> None:
+    """The owner's rules, one row each: (broken, code, sentence, mend)."""
+    policy, quote = found.policy, stored.quote
+    privacy = quote.request.train.privacy
+    words = privacy.words if isinstance(privacy, NonPrivate) else None
+    verdict = stored.verdicts[found.id]
+    ask = "Ask its owner."
+    rules = (
+        (found.state != "ready", f"policy.{found.state}", "does not serve", ask),
+        (
+            not policy.admits(quote.request.scientist),
+            "policy.not-admitted",
+            "does not admit this scientist",
+            ask,
+        ),
+        (
+            use.policy_digest != found.policy_digest,
+            "policy.changed",
+            "has another policy now",
+            "Ask for a new quote.",
+        ),
+        (
+            use.epoch != found.epoch,
+            "policy.stale-epoch",
+            "is in another epoch",
+            "Ask for a new quote.",
+        ),
+        (
+            policy.last_epoch is not None and found.epoch > policy.last_epoch,
+            "policy.expired",
+            "has expired",
+            ask,
+        ),
+        (policy.evaluation, "policy.evaluation-only", "is for evaluation only", ask),
+        (
+            not quote.plan.private and (words is None or words != policy.nonprivate),
+            "policy.private-only",
+            "does not permit training without privacy in these words",
+            "Repeat the policy's words, or train with privacy.",
+        ),
+        (
+            quote.plan.private and not _within_job_limit(policy.max_epsilon, quote, rdp),
+            "policy.max-epsilon",
+            "allows less epsilon for one job",
+            f"Ask for at most {policy.max_epsilon}.",
+        ),
+        (verdict == "reject", "policy.rejected", "is withheld: its owner rejected the quote", ask),
+        (
+            policy.approval == "each-quote" and verdict != "approve",
+            "policy.not-approved",
+            "needs its owner's approval of this quote",
+            "Wait for the approval.",
+        ),
+    )
+    for broken, code, sentence, mend in rules:
+        if broken:
+            raise PolicyError(
+                code, f"The dataset {found.id} {sentence}.", mend=mend, where=found.id
+            )
+
+
+def _within_job_limit(most: float | None, quote: Quote, rdp: RdpFilter) -> bool:
+    """Epsilon falls as delta grows, so a job cannot pass by showing it at a delta of its choice."""
+    if most is None:
+        return True
+    shown = min(quote.delta, rdp.budget.delta)
+    plan = quote.plan
+    extra = plan.delta_truncation + plan.delta_sampler
+    return rdp.charge(plan.events, extra, delta_shown=shown).epsilon <= most
+
+
+def add(spent: tuple[int, ...], charge: Charge) -> tuple[int, ...]:
+    # An order that overflows has long left the filter; it stays out.
+    return tuple(min(a + b, MAX_INT) for a, b in zip(spent, charge.rdp_nano, strict=True))
+
+
+def _with_held(
+    store: Store, lineage: str, spent: tuple[int, ...], delta_femto: int
+) -> tuple[tuple[int, ...], int]:
+    """Spent, with what queued jobs will take."""
+    sql = (
+        "SELECT charge FROM job_datasets JOIN jobs ON id = job"
+        " WHERE lineage = ? AND state = 'queued'"
+    )
+    for (raw,) in store.all(sql, lineage):
+        charge = codec.decode(Charge, raw)
+        spent, delta_femto = add(spent, charge), delta_femto + charge.delta_femto
+    return spent, delta_femto

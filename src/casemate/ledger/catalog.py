@@ -1,0 +1,373 @@
+"""Identities, uploads and datasets: who takes part, what they brought, under which policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from casemate.accounting.filters import RdpFilter
+from casemate.ledger.store import Store
+from casemate.spec import codec
+from casemate.spec.data import Budget, BudgetState, DatasetInfo, DatasetKey, Policy, Registration
+from casemate.spec.errors import AuthError, BudgetError, DataError, LimitError, PolicyError
+from casemate.spec.identity import PublicIdentity
+from casemate.spec.log import Enrolled, EpochAdvanced, PolicyChanged, Registered, Revoked
+
+State = Literal["checking", "ready", "refused", "revoked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset as it stands. ``policy`` may be newer than ``registration.policy``."""
+
+    id: str
+    owner: str
+    lineage: str
+    registration: Registration
+    policy: Policy
+    policy_digest: str
+    epoch: int
+    state: State
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """``used_by``: the dataset or quote that the uploaded bytes became part of."""
+
+    id: str
+    owner: str
+    size: int
+    used_by: str | None
+
+
+def enrol(store: Store, identity: PublicIdentity) -> None:
+    """Make ``identity`` known; again is the same."""
+    with store.transaction():
+        if store.one("SELECT 1 FROM identities WHERE id = ?", identity.id) is None:
+            store.run("INSERT INTO identities VALUES (?, ?)", identity.id, codec.encode(identity))
+            store.append("identity", identity.id, Enrolled(identity=identity.id))
+
+
+def identity(store: Store, id: str) -> PublicIdentity:
+    """``AuthError`` ``auth.unknown-identity`` for one that never enrolled."""
+    row = store.one("SELECT identity FROM identities WHERE id = ?", id)
+    if row is None:
+        raise AuthError(
+            "auth.unknown-identity",
+            f"The identity {id[:60]!r} is not enrolled here.",
+            mend="Connect once with this identity to enrol it.",
+        )
+    return codec.decode(PublicIdentity, row[0])
+
+
+def add_upload(store: Store, owner: str, size: int, *, most: int = 64) -> str:
+    """A new upload of ``size`` bytes: its id. At most ``most`` unused ones an owner."""
+    upload = "up_" + store.rng.bytes(16).hex()
+    with store.transaction():
+        unused = "SELECT count(*) FROM uploads WHERE owner = ? AND used_by IS NULL"
+        if store.one(unused, owner)[0] >= most:
+            raise LimitError(
+                "limit.uploads",
+                f"{most} uploads of yours wait to be used.",
+                mend="Register or drop some first.",
+            )
+        store.run("INSERT INTO uploads VALUES (?, ?, ?, NULL)", upload, owner, size)
+    return upload
+
+
+def upload(store: Store, id: str, owner: str) -> Upload:
+    """The upload if it is ``owner``'s; else ``DataError`` ``data.unknown-upload`` (404)."""
+    row = store.one("SELECT * FROM uploads WHERE id = ? AND owner = ?", id, owner)
+    if row is None:
+        raise DataError(
+            "data.unknown-upload",
+            f"There is no upload {id[:60]!r} of yours.",
+            mend="Start the upload anew.",
+            status=404,
+        )
+    return Upload(*row)
+
+
+def drop_upload(store: Store, id: str) -> None:
+    """Forget an upload; the caller removes its bytes afterwards."""
+    with store.transaction():
+        store.run("DELETE FROM uploads WHERE id = ?", id)
+
+
+def uploads(store: Store) -> list[Upload]:
+    """All of them, so that bytes without an owner can be removed at start."""
+    return [Upload(*row) for row in store.all("SELECT * FROM uploads ORDER BY id")]
+
+
+def use_upload(store: Store, id: str, owner: str, user: str) -> None:
+    """Inside a transaction: bind the upload to the one thing ``user`` that is made of it."""
+    found = upload(store, id, owner)
+    if found.used_by not in (None, user):
+        raise DataError(
+            "data.upload-used",
+            f"The upload {id!r} is already part of something else.",
+            mend="Upload again.",
+            status=409,
+        )
+    store.run("UPDATE uploads SET used_by = ? WHERE id = ?", user, id)
+
+
+_COLUMNS = "id, owner, lineage, registration, policy, policy_digest, epoch, state, error"
+
+
+def _dataset(row: tuple[str, str, str, bytes, bytes, str, int, State, str | None]) -> Dataset:
+    id_, owner, lineage, registration, policy, digest, epoch, state, error = row
+    return Dataset(
+        id_,
+        owner,
+        lineage,
+        codec.decode(Registration, registration),
+        codec.decode(Policy, policy),
+        digest,
+        epoch,
+        state,
+        error,
+    )
+
+
+def dataset(store: Store, id: str) -> Dataset:
+    """``DataError`` ``data.unknown-dataset`` (404) if there is none."""
+    row = store.one(f"SELECT {_COLUMNS} FROM datasets WHERE id = ?", id)
+    if row is None:
+        raise unknown_dataset(id)
+    return _dataset(row)
+
+
+def unknown_dataset(id: str) -> DataError:
+    """Also for one that exists but that the caller may not know of."""
+    return DataError(
+        "data.unknown-dataset",
+        f"There is no dataset {id[:60]!r} here that you may see.",
+        mend="List the datasets that you own or are admitted to.",
+        status=404,
+    )
+
+
+def datasets(store: Store) -> list[Dataset]:
+    """All, by id. Whether a caller may see one: :func:`visible`."""
+    return [_dataset(row) for row in store.all(f"SELECT {_COLUMNS} FROM datasets ORDER BY id")]
+
+
+def visible(dataset: Dataset, identity: str) -> bool:
+    """Owners see theirs; others what is ready and admits them."""
+    return dataset.owner == identity or (
+        dataset.state == "ready" and dataset.policy.admits(identity)
+    )
+
+
+def register(store: Store, registration: Registration, key: DatasetKey) -> Dataset:
+    """A new dataset, state ``checking``; the same registration again changes nothing.
+
+    A new version shares the ledger of ``previous``, so its owner, budget and filter must be the
+    same (P1, P9). Raises ``PolicyError`` ``policy.dataset-taken`` (same id, other body),
+    ``policy.not-owner``; ``BudgetError`` ``budget.lineage``; ``DataError``.
+    """
+    with store.transaction():
+        row = store.one(f"SELECT {_COLUMNS} FROM datasets WHERE id = ?", registration.dataset)
+        if row is not None:
+            found = _dataset(row)
+            if found.registration != registration:
+                raise PolicyError(
+                    "policy.dataset-taken",
+                    f"The dataset {registration.dataset} is registered with another body.",
+                    mend="Push again: a new salt makes a new id.",
+                    status=409,
+                )
+            return found
+        identity(store, registration.owner)
+        use_upload(store, registration.upload, registration.owner, registration.dataset)
+        lineage = registration.dataset
+        if registration.previous is None:
+            _new_lineage(store, registration)
+        else:
+            lineage = _old_lineage(store, registration)
+        digest = codec.digest(registration.policy)
+        store.run(
+            f"INSERT INTO datasets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, 0, 'checking', NULL)",
+            registration.dataset,
+            registration.owner,
+            lineage,
+            codec.encode(registration),
+            codec.encode(registration.policy),
+            digest,
+        )
+        store.run("INSERT INTO dataset_keys VALUES (?, ?)", registration.dataset, codec.encode(key))
+        entry = Registered(
+            dataset=registration.dataset,
+            owner=registration.owner,
+            lineage=lineage,
+            units=registration.schema.units,
+            schema_digest=codec.digest(registration.schema),
+            policy_digest=digest,
+            budget=registration.budget,
+            filter=registration.filter,
+        )
+        store.append("register", registration.dataset, entry)
+        return dataset(store, registration.dataset)
+
+
+def _new_lineage(store: Store, registration: Registration) -> None:
+    capacity = RdpFilter(registration.budget).capacity
+    store.run(
+        "INSERT INTO lineages VALUES (?, ?, ?, ?, 0, 0)",
+        registration.dataset,
+        registration.owner,
+        registration.filter,
+        codec.encode(registration.budget),
+    )
+    for place in range(len(capacity)):
+        store.run("INSERT INTO spent VALUES (?, ?, 0)", registration.dataset, place)
+
+
+def _old_lineage(store: Store, registration: Registration) -> str:
+    previous = dataset(store, registration.previous or "")
+    if previous.owner != registration.owner:
+        raise unknown_dataset(previous.id)
+    before = previous.registration
+    if (before.budget, before.filter) != (registration.budget, registration.filter):
+        raise BudgetError(
+            "budget.lineage",
+            "A new version keeps the budget and the filter of the first.",
+            mend=f"Register it with epsilon {before.budget.epsilon}, delta {before.budget.delta}.",
+        )
+    return previous.lineage
+
+
+def settle(store: Store, id: str, error: str | None) -> Dataset:
+    """The check at push ended: ``ready``, or ``refused`` with what was wrong and the key gone."""
+    with store.transaction():
+        found = dataset(store, id)
+        if found.state == "checking":
+            state = "ready" if error is None else "refused"
+            store.run("UPDATE datasets SET state = ?, error = ? WHERE id = ?", state, error, id)
+            if error is not None:
+                store.run("DELETE FROM dataset_keys WHERE dataset = ?", id)
+        return dataset(store, id)
+
+
+def checking_key(store: Store, id: str) -> DatasetKey:
+    """The key of a dataset whose check at push is due. Runs get keys by ``ledger.begin`` alone."""
+    sql = (
+        "SELECT key FROM dataset_keys JOIN datasets ON id = dataset"
+        " WHERE id = ? AND state = 'checking'"
+    )
+    row = store.one(sql, id)
+    if row is None:
+        raise unknown_dataset(id)
+    return codec.decode(DatasetKey, row[0])
+
+
+def _owned(store: Store, id: str, owner: str) -> Dataset:
+    found = dataset(store, id)
+    if found.owner != owner:
+        raise unknown_dataset(id)
+    if found.state == "revoked":
+        raise PolicyError(
+            "policy.revoked",
+            f"The dataset {id} is revoked.",
+            mend="Push it again as a new version, with previous naming it.",
+        )
+    return found
+
+
+def set_policy(store: Store, id: str, owner: str, policy: Policy) -> Dataset:
+    """Replace the policy; quotes, approvals and queued jobs made under the old one are void."""
+    digest = codec.digest(policy)
+    with store.transaction():
+        if _owned(store, id, owner).policy_digest != digest:
+            store.run(
+                "UPDATE datasets SET policy = ?, policy_digest = ? WHERE id = ?",
+                codec.encode(policy),
+                digest,
+                id,
+            )
+            store.append("policy", id, PolicyChanged(dataset=id, policy_digest=digest))
+            _void(store, id, "policy.changed")
+        return dataset(store, id)
+
+
+def advance_epoch(store: Store, id: str, owner: str, epoch: int) -> Dataset:
+    """Move the dataset's epoch forward; ``PolicyError`` ``policy.epoch-back`` for going back."""
+    with store.transaction():
+        found = _owned(store, id, owner)
+        if not found.epoch <= epoch < 2**53:
+            raise PolicyError(
+                "policy.epoch-back",
+                f"The epoch is {found.epoch} and only goes forward; {epoch} was asked for.",
+                mend="Name a later epoch.",
+                status=409,
+            )
+        if epoch > found.epoch:
+            store.run("UPDATE datasets SET epoch = ? WHERE id = ?", epoch, id)
+            store.append("epoch", id, EpochAdvanced(dataset=id, epoch=epoch))
+            _void(store, id, "policy.stale-epoch")
+        return dataset(store, id)
+
+
+def revoke(store: Store, id: str, owner: str) -> Dataset:
+    """Destroy the dataset's key: its row is overwritten, and the WAL that held it is emptied.
+
+    Jobs that run on it can no longer commit. Idempotent. It binds an operator who kept an older
+    copy of the disk only together with a witness.
+    """
+    with store.transaction():
+        found = dataset(store, id)
+        if found.owner != owner:
+            raise unknown_dataset(id)
+        if found.state != "revoked":
+            store.run("DELETE FROM dataset_keys WHERE dataset = ?", id)
+            store.run("UPDATE datasets SET state = 'revoked', error = NULL WHERE id = ?", id)
+            store.append("revoke", id, Revoked(dataset=id))
+            _void(store, id, "policy.revoked")
+    store.checkpoint()
+    return dataset(store, id)
+
+
+def _void(store: Store, id: str, code: str) -> None:
+    quotes = "(SELECT quote FROM quote_datasets WHERE dataset = ?)"
+    store.run(f"UPDATE quotes SET void = ? WHERE void IS NULL AND digest IN {quotes}", code, id)
+    store.run(f"UPDATE quote_datasets SET verdict = NULL WHERE quote IN {quotes}", id)
+    store.run(
+        "UPDATE jobs SET state = 'failed', error = ?,"
+        " message = 'An owner changed what the quote was made under.'"
+        f" WHERE state = 'queued' AND quote IN {quotes}",
+        code,
+        id,
+    )
+
+
+def spent(store: Store, lineage: str) -> tuple[RdpFilter, tuple[int, ...], int, int]:
+    """A lineage's filter and what it took: nano-RDP at each order, delta in 1e-15, jobs."""
+    budget, delta_femto, jobs = store.one(
+        "SELECT budget, delta_femto, jobs FROM lineages WHERE id = ?", lineage
+    )
+    rows = store.all("SELECT rdp_nano FROM spent WHERE lineage = ? ORDER BY place", lineage)
+    taken = tuple(nano for (nano,) in rows)
+    return RdpFilter(codec.decode(Budget, budget)), taken, delta_femto, jobs
+
+
+def budget_state(store: Store, lineage: str) -> BudgetState:
+    """What is spent and left, in the filter's epsilon."""
+    rdp, taken, delta_femto, jobs = spent(store, lineage)
+    return rdp.state(taken, delta_femto, jobs)
+
+
+def info(store: Store, dataset: Dataset, *, budget: bool) -> DatasetInfo:
+    """What a listing shows, with the budget's state where the reader may see it."""
+    return DatasetInfo(
+        dataset=dataset.id,
+        owner=dataset.owner,
+        schema=dataset.registration.schema,
+        policy=dataset.policy,
+        policy_digest=dataset.policy_digest,
+        epoch=dataset.epoch,
+        state=dataset.state,
+        error=dataset.error,
+        budget=budget_state(store, dataset.lineage) if budget else None,
+    )

@@ -1,0 +1,270 @@
+"""The one sealed store: a single encrypted SQLite file on a Disk.
+
+It holds the datasets' keys together with their budgets and the log, so that wiping or restoring the
+ledger alone gives nothing. One process has it open and writes; calls from several threads are
+serialised by a lock, and the server calls from one thread. Every transaction is on the disk when it
+returns (WAL, ``synchronous=FULL``). After any error of the disk or of SQLite the store has stopped:
+each later call raises, and only a new start, which reads what is really on the disk, goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+
+from casemate.ledger import fsck
+from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
+from casemate.ledger.vfs import Mount
+from casemate.seams import Disk, Rng
+from casemate.spec import codec
+from casemate.spec.errors import InternalError, LedgerError
+from casemate.spec.log import Abandoned, Started
+from casemate.spec.receipt import EntryKind, LogEntry
+
+FOLDER: Final = "ledger"
+FILE: Final = "store.db"
+KEY_BYTES: Final = 32
+BOOT_BYTES: Final = 16
+FIRST_PREVIOUS: Final = "sha256:" + "0" * 64
+SOFTWARE: Final = "casemate"
+
+
+def _failure(cause: BaseException) -> LedgerError:
+    """What a stopped store says at every call."""
+    if isinstance(cause, apsw.CorruptError | apsw.NotADBError):
+        return LedgerError(
+            "ledger.corrupt",
+            f"The store is damaged: {cause}.",
+            mend="Restore it from a backup, with the owners' consent.",
+        )
+    return LedgerError(
+        "ledger.stopped",
+        f"The store has stopped: {type(cause).__name__}: {cause}.",
+        mend="Mend the disk and start the server again; nothing acknowledged is lost.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where an entry stands in the log, and its digest."""
+
+    sequence: int
+    digest: str
+
+
+def connect(mount: Mount, key: bytes, *, read_only: bool = False) -> apsw.Connection:
+    """A connection to the store under ``key`` (32 bytes). ``LedgerError`` for a wrong key."""
+    if len(key) != KEY_BYTES:
+        raise LedgerError(
+            "ledger.key",
+            f"The store's key has {len(key)} bytes, not {KEY_BYTES}.",
+            mend="Give the sealing key of this enclave.",
+        )
+    flags = apsw.SQLITE_OPEN_URI | (
+        apsw.SQLITE_OPEN_READONLY
+        if read_only
+        else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    )
+    connection = apsw.Connection(mount.uri(FILE), flags=flags)
+    try:
+        # ChaCha20-Poly1305 for each page, bound to its number (docs/adr/0002).
+        connection.execute("PRAGMA cipher = 'chacha20'")
+        connection.execute(f'PRAGMA key = "raw:{key.hex()}"')
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+        for pragma in (
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "secure_delete = ON",
+            "temp_store = MEMORY",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except apsw.NotADBError:
+        connection.close()
+        raise LedgerError(
+            "ledger.key",
+            "The store cannot be opened: the key is wrong, or the file's head is damaged.",
+            mend="Start the enclave that sealed it, or restore the file from a backup.",
+        ) from None
+    return connection
+
+
+class Store:
+    """Use :meth:`open`. The rules are in ``catalog``, ``quotes`` and ``ledger``."""
+
+    def __init__(self, mount: Mount, connection: apsw.Connection, boot: bytes, rng: Rng) -> None:
+        self.boot = boot
+        self.rng = rng
+        self._mount = mount
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._stopped: BaseException | None = None
+
+    @classmethod
+    def open(cls, disk: Disk, key: bytes, boot: bytes, rng: Rng) -> Store:
+        """Open or make the store for the boot instance ``boot`` (16 bytes, fresh at each start).
+
+        Checks all pages and replays the log against the tables; jobs that another boot left
+        reserved or running are abandoned, charged. Raises ``LedgerError``: ``ledger.key`` (wrong
+        key), ``ledger.corrupt``, ``ledger.inconsistent`` (broken chain, missing or changed row),
+        ``ledger.version``, ``ledger.boot`` (instance used before), ``ledger.stopped`` (disk).
+        """
+        if len(boot) != BOOT_BYTES:
+            raise LedgerError(
+                "ledger.boot",
+                f"A boot instance has {BOOT_BYTES} bytes, not {len(boot)}.",
+                mend="Draw 16 random bytes at each start.",
+            )
+        mount = Mount(disk, FOLDER)
+        connection: apsw.Connection | None = None
+        try:
+            disk.make_folder(FOLDER)
+            disk.sync_folder(".")
+            connection = connect(mount, key)
+            store = cls(mount, connection, boot, rng)
+            store._start()
+        except BaseException as e:
+            if connection is not None:
+                connection.close()
+            mount.close()
+            if isinstance(e, apsw.Error | OSError):
+                raise _failure(mount.failed or e) from e
+            raise
+        return store
+
+    def _start(self) -> None:
+        if self.one("PRAGMA user_version")[0] == 0 and not self.all("SELECT 1 FROM sqlite_schema"):
+            with self.transaction():
+                self._connection.execute(SCHEMA)
+                self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._connection.execute(f"PRAGMA user_version = {VERSION}")
+        version = self.one("PRAGMA user_version")[0]
+        if version != VERSION or self.one("PRAGMA application_id")[0] != APPLICATION_ID:
+            raise LedgerError(
+                "ledger.version",
+                f"The store has version {version}; this software reads {VERSION}.",
+                mend="Start the software that wrote it.",
+            )
+        if self.all("PRAGMA integrity_check") != [("ok",)]:
+            raise apsw.CorruptError("integrity_check")
+        replay = fsck.check(self.all)
+        if replay.findings:
+            raise LedgerError(
+                "ledger.inconsistent",
+                f"The store contradicts its log: {replay.findings[0]}",
+                mend="Restore it from a backup, with the owners' consent.",
+            )
+        if self.boot in replay.boots:
+            raise LedgerError(
+                "ledger.boot",
+                "This boot instance has opened the store before.",
+                mend="Draw 16 random bytes at each start.",
+            )
+        with self.transaction():
+            self.append("start", self.boot.hex(), Started(software=SOFTWARE))
+            left = "SELECT id, request_digest FROM jobs WHERE state IN ('reserved', 'running')"
+            for job, request in self.all(left):
+                body = Abandoned(job=job, request_digest=request, reason="crashed")
+                self.run(
+                    "UPDATE jobs SET state = 'abandoned', ended = ?, error = 'job.abandoned',"
+                    " message = 'The server stopped during the run; the charge stays.'"
+                    " WHERE id = ?",
+                    self.append("abandon", job, body).sequence,
+                    job,
+                )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable on return. An exception inside undoes everything."""
+        with self._lock:
+            if self._connection.in_transaction:
+                raise RuntimeError("transactions do not nest")
+            self.run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.run("COMMIT")
+            except BaseException:
+                self._undo()
+                raise
+
+    def _undo(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except apsw.Error as e:
+            self._stopped = self._stopped or e
+
+    def run(self, sql: str, *values: Any) -> None:
+        """One statement without an answer."""
+        self.all(sql, *values)
+
+    def all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of one statement."""
+        with self._lock:
+            if self._stopped is not None:
+                raise _failure(self._stopped)
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except apsw.ConstraintError as e:
+                raise InternalError(
+                    "internal.ledger", f"A rule of the tables was broken: {e}.", mend="Report it."
+                ) from e
+            except apsw.Error as e:
+                self._stopped = self._mount.failed or e
+                raise _failure(self._stopped) from e
+
+    def one(self, sql: str, *values: Any) -> Any:
+        """The first row, or ``None``."""
+        rows = self.all(sql, *values)
+        return rows[0] if rows else None
+
+    def append(self, kind: EntryKind, subject: str, body: object) -> Link:
+        """Add an entry to the log, inside a transaction."""
+        if not self._connection.in_transaction:
+            raise RuntimeError("an entry is appended inside a transaction")
+        last = self.one("SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1")
+        sequence, previous = (last[0] + 1, last[1]) if last else (0, FIRST_PREVIOUS)
+        entry = LogEntry(
+            sequence=sequence,
+            previous=previous,
+            boot=self.boot,
+            kind=kind,
+            subject=subject,
+            body=codec.encode(body),
+        )
+        link = Link(sequence, codec.digest(entry))
+        self.run("INSERT INTO entries VALUES (?, ?, ?)", sequence, link.digest, codec.encode(entry))
+        return link
+
+    def entries(self, start: int = 0, count: int = 1000) -> list[LogEntry]:
+        """Up to ``count`` entries of the log from sequence ``start`` on."""
+        sql = "SELECT entry FROM entries WHERE sequence >= ? ORDER BY sequence LIMIT ?"
+        return [codec.decode(LogEntry, raw) for (raw,) in self.all(sql, start, count)]
+
+    def head(self) -> Link:
+        """The newest entry."""
+        sql = "SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1"
+        return Link(*self.one(sql))
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the file and empty it, so that deleted bytes are overwritten there."""
+        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Let the file go. Idempotent; afterwards every call raises ``ledger.stopped``."""
+        with self._lock:
+            self._stopped = self._stopped or RuntimeError("it was closed")
+            try:
+                self._connection.close()
+            except apsw.Error as e:
+                self._stopped = e
+            self._mount.close()

@@ -1,0 +1,238 @@
+"""A small world for tests of the ledger: people, datasets, quotes with true charges."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from casemate.accounting.filters import RdpFilter
+from casemate.ledger import catalog, ledger, quotes
+from casemate.ledger.store import Link, Store
+from casemate.seams import Disk
+from casemate.spec import codec
+from casemate.spec.data import Budget, Column, DatasetKey, DatasetSchema, Policy, Registration
+from casemate.spec.evidence import Attestation, Binding, Evidence
+from casemate.spec.identity import PublicIdentity
+from casemate.spec.job import (
+    Charge,
+    DatasetQuote,
+    DatasetUse,
+    Dp,
+    DpEvent,
+    Execution,
+    InputBinding,
+    JobRequest,
+    NonPrivate,
+    Plan,
+    Quote,
+    Sgd,
+    Submission,
+    TrainSpec,
+)
+from casemate.spec.receipt import ReceiptBundle
+
+KEY = b"k" * 32
+BUDGET = Budget(epsilon=4.0, delta=1e-5)
+OPEN = Policy(scientists=("*",))
+
+
+class CountingRng:
+    """Different bytes each time, the same in each run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.count = seed << 32
+
+    def bytes(self, count: int) -> bytes:
+        self.count += 1
+        return hashlib.shake_256(self.count.to_bytes(16, "big")).digest(count)
+
+
+def hexes(text: str, count: int) -> str:
+    return hashlib.shake_256(text.encode()).hexdigest(count // 2)
+
+
+def boot(number: int) -> bytes:
+    return hashlib.sha256(b"boot %d" % number).digest()[:16]
+
+
+def person(name: str) -> PublicIdentity:
+    keys = hashlib.shake_256(name.encode()).digest(32 + 1216)
+    return PublicIdentity(name=name, sign_key=keys[:32], seal_key=keys[32:])
+
+
+OWNER, OTHER, SCIENTIST = person("owner"), person("other owner"), person("scientist")
+EVENT = DpEvent(rate=0.02, noise_multiplier=1.1, steps=200)
+SCHEMA = DatasetSchema(
+    name="table",
+    columns=(Column(name="x", dtype="f32", low=0.0, high=1.0),),
+    rows=1000,
+    units=1000,
+)
+
+
+def open_store(disk: Disk, number: int = 1, key: bytes = KEY) -> Store:
+    return Store.open(disk, key, boot(number), CountingRng(number))
+
+
+def dataset_id(name: str) -> str:
+    return "ds_" + hexes(name, 40)
+
+
+def secret(name: str) -> DatasetKey:
+    return DatasetKey(
+        key=hashlib.sha256(b"key " + name.encode()).digest(),
+        salt=hashlib.sha256(b"salt " + name.encode()).digest(),
+    )
+
+
+def push(
+    store: Store,
+    name: str = "a",
+    owner: PublicIdentity = OWNER,
+    policy: Policy = OPEN,
+    budget: Budget = BUDGET,
+    previous: str | None = None,
+) -> str:
+    """Enrol, upload, register, check: a dataset that is ready."""
+    catalog.enrol(store, owner)
+    catalog.enrol(store, SCIENTIST)
+    registration = Registration(
+        dataset=dataset_id(name),
+        owner=owner.id,
+        schema=SCHEMA,
+        policy=policy,
+        budget=budget,
+        previous=None if previous is None else dataset_id(previous),
+        upload=catalog.add_upload(store, owner.id, 1000),
+        sealed_key=b"sealed",
+    )
+    catalog.register(store, registration, secret(name))
+    catalog.settle(store, registration.dataset, None)
+    return registration.dataset
+
+
+def make_quote(
+    store: Store,
+    job: str,
+    datasets: tuple[str, ...],
+    event: DpEvent = EVENT,
+    scientist: PublicIdentity = SCIENTIST,
+    words: str | None = None,
+    delta: float = 1e-6,
+    extra: float = 1e-9,
+) -> tuple[Quote, Submission]:
+    """What ``plan`` would make of a job with this event; not yet stored."""
+    found = [catalog.dataset(store, d) for d in datasets]
+    private = words is None
+    request = JobRequest(
+        job="job_" + hexes(job, 32),
+        scientist=scientist.id,
+        datasets=tuple(
+            DatasetUse(dataset=d.id, policy_digest=d.policy_digest, epoch=d.epoch) for d in found
+        ),
+        model_digest="sha256:" + hexes("model " + job, 64),
+        inputs=(InputBinding(input="x", columns=("x",)),),
+        train=TrainSpec(
+            batch_size=20,
+            steps=event.steps,
+            privacy=Dp(epsilon=4.0, delta=delta) if words is None else NonPrivate(words=words),
+            optimizer=Sgd(lr=0.1),
+        ),
+    )
+    plan = Plan(
+        request_digest=codec.digest(request),
+        model_digest=request.model_digest,
+        private=private,
+        units=1000,
+        rate=event.rate,
+        steps=event.steps,
+        clip=1.0,
+        normaliser=20.0,
+        sensitivity=1.0,
+        noise_multiplier=event.noise_multiplier if private else 0.0,
+        sigma=event.noise_multiplier if private else 0.0,
+        grid=1e-6,
+        microbatch=8,
+        microbatches=8,
+        events=(event,) if private else (),
+        delta_truncation=extra if private else 0.0,
+        delta_sampler=extra if private else 0.0,
+    )
+    rdp = RdpFilter(BUDGET)
+    charge = Charge(rdp_nano=rdp.empty, delta_femto=0, epsilon=0.0)
+    if private:
+        charge = rdp.charge(plan.events, 2 * extra, delta_shown=delta)
+    quote = Quote(
+        request=request,
+        plan=plan,
+        execution=Execution(),
+        epsilon=charge.epsilon,
+        delta=delta if private else 0.0,
+        datasets=tuple(
+            DatasetQuote(
+                dataset=d.id,
+                owner=d.owner,
+                policy_digest=d.policy_digest,
+                epoch=d.epoch,
+                charge=charge,
+                left_after=0.0,
+                approval_needed=d.policy.approval == "each-quote",
+            )
+            for d in found
+        ),
+        seconds=1.0,
+        bytes=1,
+        ticks=10,
+        parameters=2,
+        path=("vmap",),
+    )
+    catalog.enrol(store, scientist)
+    upload = catalog.add_upload(store, scientist.id, 500)
+    return quote, Submission(request=request, upload=upload, sealed_key=b"sealed")
+
+
+def ask(store: Store, job: str, datasets: tuple[str, ...], **more: object) -> str:
+    """A stored quote: its digest."""
+    quote, submission = make_quote(store, job, datasets, **more)  # type: ignore[arg-type]
+    return quotes.add(store, quote, submission, b"m" * 32)
+
+
+def queue(store: Store, job: str, datasets: tuple[str, ...], **more: object) -> str:
+    """A queued job: its id."""
+    return ledger.submit(store, ask(store, job, datasets, **more), SCIENTIST.id).id
+
+
+def run(store: Store, id: str) -> ReceiptBundle:
+    """Reserve, begin and commit a queued job."""
+    ledger.reserve(store, id)
+    ledger.begin(store, id)
+    return finish(store, id)
+
+
+def finish(store: Store, id: str) -> ReceiptBundle:
+    return ledger.commit(
+        store,
+        id,
+        result_digest="sha256:" + hexes("result " + id, 64),
+        blob=f"results/{id}",
+        receipt=bundle_of,
+    )
+
+
+def bundle_of(entry: Link) -> ReceiptBundle:
+    binding = Binding(
+        boot=boot(1),
+        tls_spki=b"",
+        hpke_key=b"",
+        receipt_key=b"",
+        log_key=b"",
+        server_policy="",
+        nonce_root=b"",
+    )
+    evidence = Evidence(tee="simulated", simulated=True, files={})
+    attestation = Attestation(binding=binding, index=0, count=1, path=(), evidence=evidence)
+    return ReceiptBundle(envelope=f"{entry.sequence} {entry.digest}", attestation=attestation)
+
+
+def changed_policy(policy: Policy, **changes: object) -> Policy:
+    return replace(policy, **changes)  # type: ignore[arg-type]
