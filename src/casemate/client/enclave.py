@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from casemate.client import models
+from casemate.client import models, views
 from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets, DatasetView
 from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
@@ -73,6 +73,13 @@ class Enclave:
     def verdict(self) -> Verdict:
         """What the check of that evidence found."""
         return self._connection.line().verdict
+
+    def _repr_html_(self) -> str:
+        verdict = self.verdict
+        loud = "SIMULATED, protects nothing: " if verdict.simulated else ""
+        rows = [(c.name, c.outcome, c.detail) for c in verdict.checks]
+        title = f"{loud}{verdict.tee} at {self.url}"
+        return views.as_html(title, ("check", "outcome", "found"), rows)
 
     def close(self) -> None:
         self._connection.close()

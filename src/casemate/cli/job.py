@@ -1,0 +1,235 @@
+"""``casemate job``: quotes, approvals, runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casemate.cli import config, output
+
+if TYPE_CHECKING:
+    from casemate.client.jobs import QuoteView
+    from casemate.client.views import Listing
+
+
+@click.group()
+def job() -> None:
+    """Quote and submit jobs (scientist), approve or reject quotes (owner), watch them."""
+
+
+def _quote_json(view: QuoteView) -> dict[str, object]:
+    from casemate.spec import codec
+
+    return {
+        "digest": view.digest,
+        "job": view.job,
+        "allowed": view.allowed,
+        "approval_needed": list(view.approval_needed),
+        "quote": codec.to_json(view.quote),
+    }
+
+
+def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+    for item in given:
+        name, mark, columns = item.partition("=")
+        if not mark or not name or not columns:
+            raise click.BadParameter(f"{item!r} is not INPUT=COLUMN[,COLUMN…]", ctx=ctx)
+        out[name] = columns.split(",")
+    return out
+
+
+@job.command()
+@click.option(
+    "--model",
+    required=True,
+    metavar="FILE.cmm|FILE.py:NAME",
+    help="A packed model, or NAME in your own Python file: a torch.nn.Module or a "
+    "function that returns one. It runs on this machine only.",
+)
+@click.option("--dataset", "datasets", required=True, multiple=True, help="Dataset id; repeatable.")
+@click.option("--epsilon", type=float, help="Privacy of this job; with --delta.")
+@click.option("--delta", type=float, help="Probability that the bound fails.")
+@click.option("--clip", type=float, default=1.0, show_default=True, help="Gradient norm bound.")
+@click.option("--nonprivate", metavar="WORDS", help="No privacy: the owners' own words.")
+@click.option("--loss", help="Such as cross_entropy; for a Python model.")
+@click.option(
+    "--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), default="adam", show_default=True
+)
+@click.option("--lr", type=float, required=True, help="Learning rate.")
+@click.option("--batch-size", type=int, required=True, help="Expected units in a step.")
+@click.option("--epochs", type=float, help="Passes over all units of all datasets.")
+@click.option("--steps", type=int, help="Or: the number of steps.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=_inputs,
+    metavar="INPUT=COLUMN[,…]",
+    help="Columns that feed a model input, where names do not tell; repeatable.",
+)
+@config.target_options
+@output.format_option  # fmt: skip
+def quote(
+    model: str,
+    datasets: tuple[str, ...],
+    epsilon: float | None,
+    delta: float | None,
+    clip: float,
+    nonprivate: str | None,
+    target: config.Target,
+    form: str,
+    **job: Any,
+) -> None:
+    """What a job would cost: privacy, time, memory, and each dataset's answer. Spends nothing."""
+    from casemate.cli.model import load_model
+
+    privacy = _privacy(epsilon, delta, clip, nonprivate)
+    found = load_model(model)
+    with target.connect() as enclave:
+        view = enclave.quote(found, list(datasets), dp=privacy, **job)
+    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+
+
+def _privacy(
+    epsilon: float | None, delta: float | None, clip: float, nonprivate: str | None
+) -> Any:
+    from casemate.client import values
+
+    if nonprivate is not None and epsilon is None and delta is None:
+        return values.NonPrivate(nonprivate)
+    if nonprivate is not None or epsilon is None or delta is None:
+        raise click.UsageError("Give --epsilon and --delta, or --nonprivate with words.")
+    return values.DP(epsilon, delta, clip)
+
+
+@job.command()
+@click.argument("digest")
+@click.option("--watch/--no-watch", "watching", default=True, help="Wait with a progress bar.")
+@click.option("--max-epsilon", type=float, help="Refuse when the quote charges more.")
+@config.target_options
+@output.format_option
+def submit(
+    digest: str, watching: bool, max_epsilon: float | None, target: config.Target, form: str
+) -> None:
+    """Start the job of the quote DIGEST."""
+    from casemate.client.jobs import refuse_above
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        view = enclave.jobs.quote(digest)
+        refuse_above(view, max_epsilon)
+        run = enclave.submit(view)
+        if watching:
+            run.watch(progress=form == "table")
+        status = run.status
+    output.emit(form, codec.to_json(status), lambda: f"{status.job} {status.state}")
+
+
+@job.command()
+@click.argument("digest")
+@config.target_options
+@output.format_option
+def approve(digest: str, target: config.Target, form: str) -> None:
+    """Approve exactly the quote DIGEST, as an owner."""
+    with target.connect() as enclave:
+        enclave.jobs.approve(digest)
+    output.emit(form, {"quote": digest, "approved": True}, lambda: f"approved {digest}")
+
+
+@job.command()
+@click.argument("digest")
+@config.target_options
+@output.format_option
+def reject(digest: str, target: config.Target, form: str) -> None:
+    """Reject the quote DIGEST, as an owner."""
+    with target.connect() as enclave:
+        enclave.jobs.reject(digest)
+    output.emit(form, {"quote": digest, "approved": False}, lambda: f"rejected {digest}")
+
+
+@job.command()
+@config.target_options
+@output.format_option
+def ls(target: config.Target, form: str) -> None:
+    """One's jobs and quotes, and those on one's datasets."""
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        jobs, quotes = enclave.jobs.list(), enclave.jobs.quotes()
+    shape = {
+        "jobs": [codec.to_json(s) for s in jobs],
+        "quotes": [{"digest": codec.digest(q), "quote": codec.to_json(q)} for q in quotes],
+    }
+    output.emit(form, shape, lambda: _tables(jobs, quotes))
+
+
+def _tables(*listings: Listing[Any]) -> object:
+    from rich.console import Group
+
+    return Group(*[output.rows_table(x.title, x.head, x.rows) for x in listings])
+
+
+@job.command()
+@click.argument("digest")
+@config.target_options
+@output.format_option
+def show(digest: str, target: config.Target, form: str) -> None:
+    """The quote DIGEST: what an owner looks at before approving."""
+    with target.connect() as enclave:
+        view = enclave.jobs.quote(digest)
+    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@config.target_options
+@output.format_option
+def watch(job_id: str, target: config.Target, form: str) -> None:
+    """Wait for JOB with a progress bar of public ticks; exit code 22 when it failed."""
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        run = enclave.job(job_id).watch(progress=form == "table")
+        status = run.status
+    output.emit(form, codec.to_json(status), lambda: f"{status.job} {status.state}")
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@config.target_options
+@output.format_option
+def cancel(job_id: str, target: config.Target, form: str) -> None:
+    """Stop JOB. What it reserved of the budgets stays spent."""
+    with target.connect() as enclave:
+        enclave.job(job_id).cancel()
+    output.emit(form, {"job": job_id, "cancelled": True}, lambda: f"cancelled {job_id}")
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the weights (safetensors).")
+@click.option("--receipt", type=click.Path(dir_okay=False), help="Write the receipt's bundle.")
+@config.target_options
+@output.format_option
+def result(
+    job_id: str, out: str | None, receipt: str | None, target: config.Target, form: str
+) -> None:
+    """Pull JOB's weights and receipt, verified before anything is written."""
+    from pathlib import Path
+
+    from casemate.client import receipts
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        run = enclave.job(job_id)
+        if out is not None:
+            run.result()
+        verified = run.receipt
+        if out is not None:
+            run.save(out)
+        if receipt is not None:
+            Path(receipt).write_bytes(codec.encode(run.bundle) + b"\n")
+    shape = {**receipts.as_json(verified), "weights_file": out, "receipt_file": receipt}
+    output.emit(form, shape, lambda: str(verified))

@@ -1,0 +1,103 @@
+"""``casemate``: command groups, each in its own file and loaded when used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from casemate.cli import output
+from casemate.spec.errors import CasemateError, InternalError
+
+# Group to (module, attribute, one line of help): help needs none of the modules.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "audit": ("casemate.cli.audit:audit", "Check the enclave's hash-chained log."),
+    "dataset": ("casemate.cli.dataset:dataset", "Push, list and govern datasets (data owner)."),
+    "demo": ("casemate.cli.demo:demo", "Two hospitals and a startup, end to end, on this machine."),
+    "doctor": ("casemate.cli.doctor:doctor", "Check this machine and say what is missing."),
+    "enclave": ("casemate.cli.enclave:enclave", "Verify an enclave's evidence; name enclaves."),
+    "identity": ("casemate.cli.identity:identity", "Make and show one's keys."),
+    "job": ("casemate.cli.job:job", "Quote, submit, approve and watch jobs."),
+    "model": ("casemate.cli.model:model", "Check and pack a model on this machine."),
+    "receipt": ("casemate.cli.receipt:receipt", "Verify and read receipts offline."),
+    "serve": ("casemate.cli.serve:serve", "Run a server (operator)."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called, not when help lists it."""
+
+    def __init__(self, *, lazy: dict[str, tuple[str, str]], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self.lazy, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self.lazy[cmd_name][0].partition(":")
+        found: click.Command = getattr(import_module(module), name)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.lazy[name][1]) for name in self.list_commands(ctx)])
+
+
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from casemate import __version__
+
+        click.echo(f"casemate {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: docs/cli.md. Settings: ~/.config/casemate/config.toml and CASEMATE_*.",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version,
+    help="Show the version.",
+)  # fmt: skip
+def cli() -> None:
+    """Confidential, differentially private deep learning for several parties."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every failure ends as one error shape and a documented exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = output.wants_json(given)
+    try:
+        code = cli.main(args=given, prog_name="casemate", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("aborted", err=True)
+        code = 130
+    except click.ClickException as e:
+        output.show_error(output.usage_error(e), as_json)
+        code = 2
+    except CasemateError as e:
+        output.show_error(e, as_json)
+        code = e.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    except Exception as e:  # a fault of casemate: never a bare traceback
+        if output.debug():
+            raise
+        output.show_error(
+            InternalError(
+                "internal.fault",
+                f"{type(e).__name__}: {str(e)[:300]}.",
+                mend="Report it; CASEMATE_DEBUG=1 shows where it happened.",
+            ),
+            as_json,
+        )
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

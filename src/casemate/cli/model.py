@@ -1,0 +1,150 @@
+"""``casemate model``: check and pack a model on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from casemate.cli import output
+from casemate.spec.errors import UsageError
+
+
+@click.group()
+def model() -> None:
+    """Check a packed model as the enclave will, and pack one's own; all on this machine."""
+
+
+def load_model(named: str) -> Any:
+    """``FILE.cmm`` as a packed model; ``FILE.py:NAME`` by running one's own Python here.
+
+    NAME is a module, or a function without arguments that returns one. No code travels.
+    """
+    from casemate.client import models
+
+    path, mark, name = named.rpartition(":")
+    if not mark or not path.endswith(".py"):
+        return models.load(named)
+    found = getattr(_run_file(Path(path)), name, None)
+    if found is None:
+        raise UsageError(
+            "usage.model", f"{path} defines no {name!r}.", mend="Name a module or a function."
+        )
+    # A class and a function are both called; an instance of a module is taken as it is.
+    if isinstance(found, type) or not hasattr(found, "state_dict"):
+        found = found()
+    return found
+
+
+def _run_file(path: Path) -> Any:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(f"casemate_model_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(
+            "usage.file", f"{path} is no Python file.", mend="Give FILE.py:NAME.", where=str(path)
+        )
+    found = module_from_spec(spec)
+    sys.modules[spec.name] = found
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(found)
+    except Exception as e:
+        raise UsageError(
+            "usage.model",
+            f"{path} fails: {type(e).__name__}: {str(e)[:200]}.",
+            mend="Mend your file; python FILE.py should run.",
+            where=str(path),
+        ) from e
+    finally:
+        sys.path.pop(0)
+    return found
+
+
+def _summary(packed: Any) -> tuple[dict[str, object], list[tuple[str, object]]]:
+    from casemate.graph import check, pack
+
+    graph, weights = pack.unpack(packed.data)
+    checked = check.check(graph, {name: info for name, (info, _) in weights.items()})
+    trained = {i.tensor for i in graph.inputs if i.kind == "param"}
+    parameters = sum(_size(info.shape) for name, (info, _) in weights.items() if name in trained)
+    ops = sorted({n.op for n in graph.nodes})
+    shape: dict[str, object] = {
+        "digest": packed.digest,
+        "bytes": len(packed.data),
+        "nodes": len(graph.nodes),
+        "trained_scalars": parameters,
+        "inputs": {i.name: i.dtype for i in graph.inputs if i.kind == "data"},
+        "ops": ops,
+    }
+    rows: list[tuple[str, object]] = [
+        ("digest", packed.digest),
+        ("size", f"{len(packed.data) / 2**20:.2f} MiB, {len(graph.nodes)} nodes"),
+        ("trained scalars", f"{parameters:,}"),
+        ("inputs", ", ".join(i.name for i in graph.inputs if i.kind == "data")),
+        ("operations", ", ".join(ops)),
+        ("records", "independent: proved on the graph"),
+    ]
+    del checked  # it raises, naming the node, or the model is admitted
+    return shape, rows
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    from math import prod
+
+    return prod(shape)
+
+
+@model.command()
+@click.argument("file", metavar="FILE.cmm")
+@output.format_option
+def check(file: str, form: str) -> None:
+    """Check the packed model in FILE.cmm as the enclave will: operations, shapes, independence."""
+    from casemate.client import models
+
+    shape, rows = _summary(models.load(file))
+    output.emit(form, shape, lambda: output.rows_table("Admitted", (), rows))
+
+
+@model.command()
+@click.argument("named", metavar="FILE.py:NAME")
+@click.option(
+    "--schema",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="JSON of `casemate dataset show ID --format json`.",
+)
+@click.option("--loss", help="Such as cross_entropy.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="FILE.cmm to write.")
+@output.format_option  # fmt: skip
+def export(named: str, schema: str, loss: str | None, out: str, form: str) -> None:
+    """Pack NAME of your own FILE.py, run here, into a FILE.cmm. Needs the extra `torch`."""
+    from casemate.client import models
+
+    exported = models.export(load_model(named), [read_schema(schema)], loss=loss)
+    Path(out).write_bytes(exported.packed.data)
+    shape, rows = _summary(exported.packed)
+    output.emit(form, {**shape, "file": out}, lambda: output.rows_table(out, (), rows))
+
+
+def read_schema(path: str) -> Any:
+    """A ``DatasetSchema`` in JSON: alone, or as ``dataset show --format json`` prints it."""
+    import json
+
+    from casemate.spec import codec
+    from casemate.spec.data import DatasetSchema
+
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UsageError(
+            "usage.file",
+            f"The schema {path} cannot be read: {str(e)[:160]}.",
+            mend="Save one with `casemate dataset show ID --format json`.",
+            where=path,
+        ) from None
+    if isinstance(found, dict) and "schema" in found:
+        found = found["schema"]
+    return codec.from_json(DatasetSchema, found)
