@@ -26,28 +26,28 @@ def noise_multiplier(rate: float, steps: int, epsilon: float, delta: float) -> f
         return filters.fits(filters.nano([event]), capacity)
 
     low, high = math.log2(rdp.MIN_NOISE), math.log2(rdp.MAX_NOISE)
-    if not enough(2.0**high):
+    if not enough(math.exp2(high)):
         raise PlanError(
             "plan.epsilon",
             f"No noise keeps {steps} steps within epsilon {epsilon:g} at delta {delta:g}.",
             mend="Ask for a larger epsilon or delta.",
         )
-    if enough(2.0**low):
-        return 2.0**low
+    if enough(math.exp2(low)):
+        return math.exp2(low)
     # Most answers lie between 1/4 and 16; doubling from 1 is cheaper than halving [-10, 40].
     step, at = 1.0, 0.0
     if enough(1.0):
-        while at - step > low and enough(2.0 ** (at - step)):
+        while at - step > low and enough(math.exp2(at - step)):
             at, step = at - step, 2 * step
         low, high = max(low, at - step), at
     else:
-        while at + step < high and not enough(2.0 ** (at + step)):
+        while at + step < high and not enough(math.exp2(at + step)):
             at, step = at + step, 2 * step
         low, high = at, min(high, at + step)
     while high - low > 2.0**-16:
         middle = (low + high) / 2
-        if enough(2.0**middle):
+        if enough(math.exp2(middle)):
             high = middle
         else:
             low = middle
-    return float(2.0**high)
+    return math.exp2(high)

@@ -1,4 +1,4 @@
-"""The privacy filter of a dataset, valid when later jobs depend on the results of earlier ones (P9).
+"""The privacy filter of a dataset, valid when later jobs depend on earlier results (P9).
 
 The filter "rdp/v1" of a budget (E, D) has a fixed capacity B(a) at each order a of
 :data:`casemate.accounting.rdp.ORDERS`. A job with RDP r(a) is admitted when at *some* order the sum
@@ -6,9 +6,9 @@ over all jobs stays within B(a), and the sum of the jobs' extra deltas within D/
 
 At a single order fixed in advance this is the Rényi filter of Feldman and Zrnic 2021
 (arXiv:2008.11193, Theorem 4.5). With several orders the order that still holds may depend on what
-was released, so that no single order covers every outcome; we know of no published statement that
-lets "some order" have each order's capacity for the whole delta. So delta is divided over the orders
-by weights w(a) with sum at most 1, and the union is paid for:
+was released, so that no single order covers every outcome, and the usual proof no longer gives each
+order the whole of delta. So delta is divided over the orders by weights w(a) with sum at most 1,
+and the union is paid for:
 
     B(a) = E - log((a-1)/a) + log(w(a) d a) / (a-1),   d = 0.9 D.
 
@@ -39,7 +39,6 @@ FEMTO: Final = 10**15
 # Part of delta that pays for the RDP; the rest pays for truncation and sampler.
 RDP_SHARE: Final = 0.9
 MAX_EPSILON: Final = 1e4
-_HALF: Final = len(rdp.ORDERS)
 
 
 def weight(order: float, epsilon: float, delta: float) -> float:
@@ -119,8 +118,8 @@ class RdpFilter:
         self.capacity = capacities(budget.epsilon, budget.delta)
         self.delta_capacity = math.floor(Fraction(budget.delta) * (1 - Fraction(RDP_SHARE)) * FEMTO)
 
-    @property
-    def empty(self) -> tuple[int, ...]:
+    @staticmethod
+    def empty() -> tuple[int, ...]:
         """The sum of no charges."""
         return (0,) * len(rdp.ORDERS)
 

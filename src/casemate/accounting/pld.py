@@ -1,6 +1,6 @@
 """The tight epsilon of one job, by privacy loss distributions (extra ``audit``).
 
-Shown, never debited: PLD filters are not valid in general when later jobs depend on earlier results.
+Shown, never debited: a PLD filter is not valid in general when jobs depend on earlier results.
 """
 
 from __future__ import annotations

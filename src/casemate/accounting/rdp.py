@@ -6,8 +6,9 @@ against mu0 = N(0, s^2), with q the sampling rate and s the noise multiplier, an
 
     RDP(a) = log A(a) / (a-1),   A(a) = E_{z ~ mu0} [(mu(z) / mu0(z))^a]
 
-in both directions (Mironov, Talwar, Zhang 2019, "Rényi Differential Privacy of the Sampled Gaussian
-Mechanism", arXiv:1908.10530: Theorem 4 for one dimension, Theorem 5 and Corollary 7 for directions).
+in both directions (Mironov, Talwar, Zhang 2019, "Rényi Differential Privacy of the Sampled
+Gaussian Mechanism", arXiv:1908.10530: Theorem 4 for one dimension, Theorem 5 and Corollary 7 for
+the directions).
 
 Every float result is an upper bound on the true value: sums have positive terms only, and what
 rounding, truncation and quadrature can hide is added. It is assumed that the C library's exp, log
@@ -177,8 +178,8 @@ def epsilon(total: tuple[float, ...], delta: float) -> float:
     """Epsilon at ``delta`` of a mechanism whose RDP at ORDERS is ``total``, best order.
 
     Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Proposition 12 (also Balle et al. 2020,
-    arXiv:1905.09982, Theorem 21). For one job fixed in advance; the filter of a dataset, under
-    which later jobs depend on earlier results, asks for more: see :mod:`casemate.accounting.filters`.
+    arXiv:1905.09982, Theorem 21). For one job fixed in advance; a dataset's filter asks for more,
+    because later jobs depend on earlier results: see :mod:`casemate.accounting.filters`.
     """
     best = min(
         r + math.log1p(-1 / a) - math.log(delta * a) / (a - 1)

@@ -1,0 +1,137 @@
+"""From a request to a plan: all public constants that can affect privacy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from casemate.accounting.calibrate import noise_multiplier
+from casemate.plan.check import check_request
+from casemate.spec.codec import digest
+from casemate.spec.data import DatasetSchema
+from casemate.spec.errors import PlanError
+from casemate.spec.job import Dp, DpEvent, JobRequest, Plan
+from casemate.spec.messages import Prepared
+
+# Each of the two extra deltas is this part of the job's delta (the rules allow 1/100).
+EXTRA_PART: Final = 1e-4
+# Chance that a step of a job without privacy drops units; no one's privacy depends on it.
+_PLAIN_TRUNCATION: Final = 1e-9
+MAX_SCALE_BITS: Final = 32
+_UP: Final = 1 + 2.0**-48
+
+
+def capacity(units: int, rate: float, steps: int, delta_part: float) -> int:
+    """The smallest number of slots (units) that a step needs, such that by the bound below the
+    probability that any of ``steps`` Poisson samples is larger is at most ``delta_part``.
+
+    With X ~ Binomial(n, q), k > nq, and p = k/n < 1:
+    P[X >= k] <= P[X = k] / (1 - r), r = (n-k) q / ((k+1)(1-q)), a geometric series;
+    P[X = k] <= sqrt(n / (2 pi k (n-k))) exp(1/(12n) - n KL(p || q)), Stirling's bounds
+    (Robbins 1955). The union over steps is a factor.
+    """
+    if rate >= 1:
+        return units
+    target = math.log(delta_part) - math.log(steps)
+
+    def log_tail(k: int) -> float:
+        n = units
+        if k >= n:
+            return n * math.log(rate)
+        p = k / n
+        divergence = n * (p * math.log(p / rate) + (1 - p) * math.log((1 - p) / (1 - rate)))
+        ratio = (n - k) * rate / ((k + 1) * (1 - rate))
+        log_point = 1 / (12 * n) - divergence - math.log(2 * math.pi * k * (n - k) / n) / 2
+        # 2^-40 n q covers the cancellation within the divergence.
+        return log_point - math.log1p(-ratio) + 2.0**-40 * (1 + n * rate + abs(log_point))
+
+    low, high = math.floor(units * rate) + 1, units
+    while low < high:
+        middle = (low + high) // 2
+        if log_tail(middle + 1) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _grid(sigma: float, clip: float, dimension: int, slots: int) -> float:
+    """A power of two: fine beside the noise (2^-20 sigma) and so fine that rounding ``dimension``
+    coordinates adds at most 2^-11 of the clip; coarser where int64 sums would otherwise overflow.
+
+    One contribution is below 2 clip / grid + 1 grid steps, and one draw of noise below 2^11
+    standard deviations; slots contributions and one draw stay below 2^62.
+    """
+    wanted = min(sigma * 2.0**-20, clip * 2.0**-10 / math.sqrt(dimension))
+    grid = 2.0 ** math.floor(math.log2(max(wanted, sigma * 2.0 ** (1 - MAX_SCALE_BITS))))
+    while slots * (2 * clip / grid + 1) + sigma / grid * 2.0**12 >= 2.0**62:
+        grid *= 2
+    if grid > sigma / 2**8:
+        raise PlanError(
+            "plan.grid",
+            f"No integer grid holds {slots} contributions of norm {clip:g} beside so little noise.",
+            mend="Ask for a smaller epsilon, a smaller batch or another clip.",
+        )
+    return grid
+
+
+def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared: Prepared) -> Plan:
+    """The plan of a request over datasets with these schemas, in the request's order.
+
+    All datasets make one population: q = batch_size / (sum of units), and each dataset is charged
+    the same event, because each of its units is sampled at q and moves the same noised sum.
+
+    Sensitivity in gradient units: clip (1 + eta) + 2 rounding + grid sqrt(d) / 2. The engine rounds
+    each unit's clipped contribution to the nearest grid point, by at most grid/2 a coordinate; sums
+    of integers are exact, so ``prepared.rounding`` is what precedes the grid.
+
+    The noise multiplier is the smallest by which a fresh dataset with budget (epsilon, delta)
+    admits the job: 9/10 of delta are for the event, the rest covers the two extra deltas.
+    Raises PlanError.
+    """
+    check_request(request, schemas)
+    train = request.train
+    privacy = train.privacy
+    units = sum(s.units for s in schemas)
+    rate = train.batch_size / units
+    private = isinstance(privacy, Dp)
+    part = privacy.delta * EXTRA_PART if isinstance(privacy, Dp) else _PLAIN_TRUNCATION
+    slots = capacity(units, rate, train.steps, part)
+    microbatch = min(prepared.microbatch, slots)
+    microbatches = -(-slots // microbatch)
+    if isinstance(privacy, Dp):
+        noise = noise_multiplier(rate, train.steps, privacy.epsilon, privacy.delta)
+        clip = privacy.clip
+        grid = _grid(noise * clip, clip, prepared.dimension, microbatch * microbatches)
+        sensitivity = (
+            clip * (1 + prepared.certified_eta)
+            + 2 * prepared.rounding
+            + grid * math.sqrt(prepared.dimension) / 2
+        ) * _UP
+        sigma = noise * sensitivity * _UP
+        events: tuple[DpEvent, ...] = (
+            DpEvent(rate=rate, noise_multiplier=noise, steps=train.steps),
+        )
+    else:
+        noise = clip = grid = sensitivity = sigma = part = 0.0
+        events = ()
+    return Plan(
+        request_digest=digest(request),
+        model_digest=request.model_digest,
+        private=private,
+        units=units,
+        rate=rate,
+        steps=train.steps,
+        clip=clip,
+        normaliser=float(train.batch_size),
+        sensitivity=sensitivity,
+        noise_multiplier=noise,
+        sigma=sigma,
+        grid=grid,
+        microbatch=microbatch,
+        microbatches=microbatches,
+        events=events,
+        delta_truncation=part,
+        delta_sampler=part,
+    )

@@ -1,0 +1,176 @@
+"""Quotes: what a plan costs each dataset, and whether its owner's policy and budget allow it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from casemate.accounting import pld
+from casemate.accounting.filters import RdpFilter
+from casemate.spec.data import DatasetSchema, Policy
+from casemate.spec.job import (
+    Charge,
+    DatasetQuote,
+    DatasetUse,
+    Dp,
+    Execution,
+    JobRequest,
+    NonPrivate,
+    Plan,
+    Quote,
+)
+from casemate.spec.messages import Prepared
+
+TICKS: Final = 100
+MIN_TICK: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetState:
+    """A dataset as the ledger knows it now. ``spent`` in nano-RDP at each order, ``delta_femto`` in
+    units of 1e-15; both with what is reserved."""
+
+    dataset: str
+    owner: str
+    schema: DatasetSchema
+    policy: Policy
+    policy_digest: str
+    epoch: int
+    state: Literal["checking", "ready", "refused", "revoked"]
+    filter: RdpFilter
+    spent: tuple[int, ...]
+    delta_femto: int
+
+
+def recompute(plan: Plan, delta: float) -> tuple[Charge, float]:
+    """From a plan's events and extra deltas alone: the charge that each dataset's filter takes, and
+    the tight PLD epsilon at the job's ``delta``. For receipts, after the run and offline.
+
+    The PLD's part of delta is what the extra deltas leave. A plan without privacy costs nothing
+    that a filter can hold, and its epsilon is 0 beside ``private=False``.
+    """
+    if not plan.private:
+        return Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0), 0.0
+    extra = plan.delta_truncation + plan.delta_sampler
+    charge = RdpFilter.charge(plan.events, extra, delta_shown=delta)
+    return charge, pld.epsilon(plan.events, delta - extra)
+
+
+def ticks(seconds: float) -> int:
+    """Public progress steps of a run predicted to take this long: one lasts max(0.25 s, 1%)."""
+    return max(1, math.ceil(seconds / max(MIN_TICK, seconds / TICKS)))
+
+
+def refusal(
+    request: JobRequest, plan: Plan, charge: Charge, use: DatasetUse, now: DatasetState
+) -> tuple[str, str] | None:
+    """The first rule of the owner, or of the budget, that forbids the job: (code, sentence)."""
+    policy, privacy = now.policy, request.train.privacy
+    words = privacy.words if isinstance(privacy, NonPrivate) else None
+    capped = policy.max_epsilon
+    rules = (
+        (now.state != "ready", f"policy.{now.state}", f"is {now.state}, not ready"),
+        (
+            not policy.admits(request.scientist),
+            "policy.not-admitted",
+            "does not admit this scientist",
+        ),
+        (
+            use.policy_digest != now.policy_digest,
+            "policy.changed",
+            "has another policy now; list it again",
+        ),
+        (
+            use.epoch != now.epoch,
+            "policy.stale-epoch",
+            f"is in epoch {now.epoch}, not {use.epoch}; list it again",
+        ),
+        (
+            policy.last_epoch is not None and now.epoch > policy.last_epoch,
+            "policy.expired",
+            f"has expired with epoch {policy.last_epoch}",
+        ),
+        (policy.evaluation, "policy.evaluation-only", "is for evaluation only"),
+        (
+            not plan.private and (words is None or words != policy.nonprivate),
+            "policy.private-only",
+            "does not permit training without privacy in these words",
+        ),
+        (
+            plan.private
+            and capped is not None
+            and _epsilon_for(plan, charge, privacy, now) > capped,
+            "policy.max-epsilon",
+            f"allows at most epsilon {capped} for one job",
+        ),
+        (
+            not now.filter.admits(now.spent, now.delta_femto, charge),
+            "budget.exhausted",
+            f"has epsilon {now.filter.left(now.spent, now.delta_femto):.3g} left"
+            f" at delta {now.filter.budget.delta:g}, the job would take {charge.epsilon:.3g}",
+        ),
+    )
+    for broken, code, sentence in rules:
+        if broken:
+            return code, f"The dataset {now.schema.name!r} {sentence}."
+    return None
+
+
+def _epsilon_for(plan: Plan, charge: Charge, privacy: Dp | NonPrivate, now: DatasetState) -> float:
+    """The charge's epsilon at no larger a delta than the budget's: epsilon falls as delta grows."""
+    budget = now.filter.budget.delta
+    if not isinstance(privacy, Dp) or privacy.delta <= budget:
+        return charge.epsilon
+    extra = plan.delta_truncation + plan.delta_sampler
+    return RdpFilter.charge(plan.events, extra, delta_shown=budget).epsilon
+
+
+def quote(
+    request: JobRequest,
+    plan: Plan,
+    prepared: Prepared,
+    execution: Execution,
+    datasets: Sequence[DatasetState],
+) -> Quote:
+    """The quote of a compiled plan; ``datasets`` in the request's order. Reads no data.
+
+    seconds = fixed + steps * (step + microbatches * microbatch's), all as probed in ``prepared``.
+    """
+    privacy = request.train.privacy
+    delta = privacy.delta if isinstance(privacy, Dp) else 0.0
+    charge, epsilon = recompute(plan, delta)
+    rows = []
+    for use, now in zip(request.datasets, datasets, strict=True):
+        refused = refusal(request, plan, charge, use, now)
+        after = [s + c for s, c in zip(now.spent, charge.rdp_nano, strict=True)]
+        rows.append(
+            DatasetQuote(
+                dataset=now.dataset,
+                owner=now.owner,
+                policy_digest=now.policy_digest,
+                epoch=now.epoch,
+                charge=charge,
+                left_after=now.filter.left(after, now.delta_femto + charge.delta_femto),
+                approval_needed=now.policy.approval == "each-quote",
+                refusal=refused[0] if refused else None,
+                message=refused[1] if refused else "",
+            )
+        )
+    seconds = prepared.seconds_fixed + plan.steps * (
+        prepared.seconds_per_step + plan.microbatches * prepared.seconds_per_microbatch
+    )
+    return Quote(
+        request=request,
+        plan=plan,
+        execution=execution,
+        epsilon=epsilon,
+        delta=delta,
+        datasets=tuple(rows),
+        seconds=seconds,
+        bytes=prepared.bytes,
+        ticks=ticks(seconds),
+        parameters=prepared.parameters,
+        path=prepared.path,
+    )
