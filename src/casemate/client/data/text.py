@@ -1,4 +1,4 @@
-"""Text on the owner's side: exact duplicates out, then a Hugging Face tokenizer from a folder."""
+"""Text on the owner's side: duplicates out, then a Hugging Face tokenizer from a folder."""
 
 from __future__ import annotations
 
