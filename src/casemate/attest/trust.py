@@ -18,11 +18,12 @@ the verdict repeats the reason. In TOML (``Trust.load``) a field is its value or
     guest_svn = { unchecked = "no versions are assigned" }
     firmware = "1.55.21"
     guest_policy = { debug = false, migrate_ma = false }
+    committed_tcb = { unchecked = "the reported one is checked" }
+    launch_tcb = { unchecked = "the reported one is checked" }
 
-    [sev-snp.reported_tcb.Genoa]
-    bootloader = 10
-    snp = 25
-    ...
+    [sev-snp.reported_tcb]
+    Genoa = { bootloader = 10, tee = 0, snp = 25, microcode = 84 }
+    Turin = { fmc = 1, bootloader = 1, tee = 1, snp = 4, microcode = 81 }
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from typing import Any, Final
 
 from casemate.attest import x509
 from casemate.attest.roots import AMD
+from casemate.attest.snp.collateral import PRODUCTS
 from casemate.attest.verdict import Unchecked
 from casemate.spec.errors import UsageError
 
 __all__ = ["SnpPolicy", "Trust", "Unchecked"]
 
-TCB_COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
 GUEST_POLICY_BITS: Final = (
     "smt", "migrate_ma", "debug", "single_socket", "cxl_allow", "mem_aes_256_xts", "rapl_dis",
     "ciphertext_hiding_dram", "page_swap_disable",
@@ -112,12 +113,20 @@ class SnpPolicy:
             _integers(self.firmware, range(256), "firmware")
         for name in ("reported_tcb", "committed_tcb", "launch_tcb"):
             _floor(getattr(self, name), name)
-        if not isinstance(self.guest_policy, Unchecked) and not (
-            set(self.guest_policy) <= set(GUEST_POLICY_BITS)
-            and all(type(v) is bool for v in self.guest_policy.values())
-        ):
-            raise _bad("guest_policy names an unknown bit or a value but true and false.",
-                       "guest_policy")  # fmt: skip
+        _bits(self.guest_policy)
+
+
+def _bits(found: object) -> None:
+    if isinstance(found, Unchecked):
+        return
+    if not isinstance(found, Mapping) or not (
+        {"debug", "migrate_ma"} <= set(found) <= set(GUEST_POLICY_BITS)
+        and all(type(value) is bool for value in found.values())
+    ):
+        raise _bad(
+            "guest_policy must say true or false for debug, migrate_ma and other known bits.",
+            "guest_policy",
+        )
 
 
 def _digests(found: object, digits: int, where: str) -> None:
@@ -150,16 +159,18 @@ def _floor(found: object, where: str) -> None:
     for line, floor in found.items():
         if line not in AMD:
             raise _bad(f"{where} names the unknown product line {str(line)[:40]!r}.", where)
-        if not isinstance(floor, Mapping) or not set(floor) <= set(TCB_COMPONENTS) or not floor:
-            raise _bad(f"{where} of {line} must name components of the TCB.", where)
+        components = {name for name, _ in PRODUCTS[line].tcb if name}
+        if not isinstance(floor, Mapping) or set(floor) != components:
+            raise _bad(f"{where} of {line} must give {', '.join(sorted(components))}.", where)
         _integers(tuple(floor.values()), range(256), where)
 
 
 def _fingerprint(root: str | bytes | Path) -> str:
     """The pin that names a root: 64 hex digits, or the certificate (PEM or DER) or its path."""
     if isinstance(root, str):
-        if re.fullmatch(r"(sha256:)?[0-9a-f]{64}", root):
-            return root.removeprefix("sha256:")
+        pin = root.lower().removeprefix("sha256:").replace(":", "")
+        if re.fullmatch(r"[0-9a-f]{64}", pin):
+            return pin
         root = root.encode() if root.startswith("-----BEGIN") else Path(root)
     if isinstance(root, Path):
         root = _read(root)

@@ -6,6 +6,8 @@ A verifier records each check as it goes. The first one that fails a step ends i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,35 +56,34 @@ def refusal(code: str, message: str, where: str, mend: str = "") -> Refused:
 
 
 @dataclass
+class Step:
+    """One check while it is made: what it found, and whether it was made at all."""
+
+    detail: str = ""
+    outcome: Outcome = "passed"
+
+    def unchecked(self, reason: str) -> None:
+        self.outcome, self.detail = "unchecked", reason
+
+
+@dataclass
 class Checks:
     """The record of one verification."""
 
     done: list[Check] = field(default_factory=list)
-    _failed: list[Refused] = field(default_factory=list)
 
-    def passed(self, name: str, detail: str) -> None:
-        self.done.append(Check(name, "passed", detail))
-
-    def unchecked(self, name: str, reason: str) -> None:
-        self.done.append(Check(name, "unchecked", reason))
-
-    def failed(self, name: str, error: Refused) -> None:
-        """Record a failure; :meth:`settle` raises it, so that a step can show all of its own."""
-        self.done.append(Check(name, "failed", error.message, error.code))
-        self._failed.append(error)
-
-    def stop(self, name: str, error: Refused) -> Refused:
-        """Record a failure that ends verification at once: ``raise checks.stop(...)``."""
-        self.failed(name, error)
-        first = self._failed[0]
-        first.checks = tuple(self.done)
-        return first
-
-    def settle(self) -> None:
-        """Raise the first recorded failure, if there is one."""
-        if self._failed:
-            self._failed[0].checks = tuple(self.done)
-            raise self._failed[0]
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Record the check ``name``: failed if the block raises :class:`Refused`, which then
+        carries all checks so far; else what the block wrote into its :class:`Step`."""
+        step = Step()
+        try:
+            yield step
+        except Refused as e:
+            self.done.append(Check(name, "failed", e.message, e.code))
+            e.checks = tuple(self.done)
+            raise
+        self.done.append(Check(name, step.outcome, step.detail))
 
 
 @dataclass(frozen=True, kw_only=True)

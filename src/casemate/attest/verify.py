@@ -25,7 +25,7 @@ from casemate.attest.roots import AMD
 from casemate.attest.snp import abi, appraise, collateral
 from casemate.attest.snp import verify as snp_verify
 from casemate.attest.trust import SnpPolicy, Trust
-from casemate.attest.verdict import Check, Checks, Refused, Unchecked, Verdict, refusal
+from casemate.attest.verdict import Check, Checks, Refused, Step, Unchecked, Verdict, refusal
 from casemate.spec.evidence import Attestation, Evidence
 
 __all__ = ["Check", "Refused", "Unchecked", "Verdict", "verify_attestation", "verify_evidence"]
@@ -33,6 +33,7 @@ __all__ = ["Check", "Refused", "Unchecked", "Verdict", "verify_attestation", "ve
 MAX_FILE: Final = 64 << 10
 MAX_FILES: Final = 32
 
+_TLS_BY_CALLER: Final = Unchecked("the caller compares it with its connection")
 _NOT_ASKED: Final = (
     "A simulated TEE protects nothing from its operator. To accept it all the same, ask for it by"
     " name: Trust.simulated() or --trust simulated."
@@ -52,17 +53,12 @@ class Claims:
 
 
 def _snp(evidence: Evidence, policy: SnpPolicy, now: float, checks: Checks) -> Claims:
-    if "report.bin" not in evidence.files:
-        raise checks.stop(
-            "parse",
-            refusal("parse-report-missing", "The evidence has no report.bin.", "report.bin"),
-        )
-    try:
+    with checks.step("parse") as step:
+        if "report.bin" not in evidence.files:
+            raise refusal("parse-report-missing", "The evidence has no report.bin.", "report.bin")
         report = abi.parse(evidence.files["report.bin"])
         chain = collateral.parse(evidence.files)
-    except Refused as e:
-        raise checks.stop("parse", e) from None
-    checks.passed("parse", f"report version {report.version}, {chain.kind} chain")
+        step.detail = f"report version {report.version}, {chain.kind} chain"
     root = snp_verify.verify(report, chain, policy.roots, now=now, checks=checks)
     appraise.appraise(report, chain, policy, checks)
     return Claims(
@@ -81,23 +77,64 @@ VERIFIERS: Final[dict[str, Callable[[Evidence, SnpPolicy, float, Checks], Claims
 }
 
 
-def _label(evidence: Evidence, trust: Trust, checks: Checks) -> None:
+def _label(evidence: Evidence, trust: Trust, step: Step) -> None:
     if evidence.simulated and not trust.simulation:
-        raise checks.stop(
-            "label",
-            refusal("simulated-not-asked", "The server's TEE is simulated.", "label", _NOT_ASKED),
-        )
+        raise refusal("simulated-not-asked", "The server's TEE is simulated.", "label", _NOT_ASKED)
     if trust.simulation and not evidence.simulated:
-        raise checks.stop(
+        raise refusal(
+            "simulated-expected",
+            "Simulation was asked for, but the evidence says that it is hardware's.",
             "label",
-            refusal(
-                "simulated-expected",
-                "Simulation was asked for, but the evidence says that it is hardware's.",
-                "label",
-                "Check real hardware with its own policy, such as Trust.sev_snp(measurements=...).",
-            ),
+            "Check hardware with a policy for it, such as Trust.sev_snp(measurements=...).",
         )
-    checks.passed("label", "SIMULATED, asked for by name" if evidence.simulated else "hardware")
+    step.detail = "SIMULATED, asked for by name" if evidence.simulated else "hardware"
+
+
+def _kind(evidence: Evidence, trust: Trust) -> SnpPolicy:
+    if evidence.tee not in VERIFIERS:
+        raise refusal(
+            "tee-unknown",
+            f"Evidence of kind {evidence.tee[:40]!r} is unknown.",
+            "kind",
+            "Use a casemate that knows this TEE.",
+        )
+    if evidence.tee not in trust.policies:
+        raise refusal(
+            "tee-not-trusted",
+            f"The trust policy says nothing about {evidence.tee}.",
+            "kind",
+            "Add a section for it, or use another server.",
+        )
+    if len(evidence.files) > MAX_FILES or any(len(f) > MAX_FILE for f in evidence.files.values()):
+        raise refusal("parse-too-large", "The evidence is too large.", "evidence")
+    return trust.policies[evidence.tee]
+
+
+def _binding(attestation: Attestation, bound: bytes, step: Step) -> None:
+    field = binding.FIELDS[attestation.evidence.tee]
+    if bound != field.of(binding.report_data(attestation.binding)):
+        raise refusal(
+            "binding-mismatch",
+            "The evidence binds other keys than the server shows.",
+            field.name,
+            "Do not use this server: something stands between you and the enclave, or replays"
+            " another boot's evidence.",
+        )
+    step.detail = field.name
+
+
+def _tls(attestation: Attestation, tls_spki: bytes | Unchecked, step: Step) -> None:
+    if isinstance(tls_spki, Unchecked):
+        step.unchecked(tls_spki.reason)
+    elif tls_spki != attestation.binding.tls_spki:
+        raise refusal(
+            "binding-tls",
+            "The connection's TLS key is not the attested one.",
+            "tls-key",
+            "Do not use this connection: something stands between you and the enclave.",
+        )
+    else:
+        step.detail = tls_spki.hex()
 
 
 def verify_attestation(
@@ -106,7 +143,7 @@ def verify_attestation(
     trust: Trust,
     *,
     now: float,
-    tls_spki: bytes | Unchecked = Unchecked("the caller compares it with its connection"),  # noqa: B008
+    tls_spki: bytes | Unchecked = _TLS_BY_CALLER,
 ) -> Verdict:
     """The verdict on an attestation that answers ``nonce`` (32 bytes).
 
@@ -114,78 +151,28 @@ def verify_attestation(
     connection's SubjectPublicKeyInfo. Raises ``EvidenceError`` with the code of the failed check.
     """
     evidence, checks = attestation.evidence, Checks()
-    _label(evidence, trust, checks)
-    verifier = VERIFIERS.get(evidence.tee)
-    if verifier is None:
-        raise checks.stop(
-            "kind",
-            refusal(
-                "tee-unknown",
-                f"Evidence of kind {evidence.tee[:40]!r} is unknown.",
-                "kind",
-                "Use a casemate that knows this TEE.",
-            ),
-        )
-    policy = trust.policies.get(evidence.tee)
-    if policy is None:
-        raise checks.stop(
-            "kind",
-            refusal(
-                "tee-not-trusted",
-                f"The trust policy says nothing about {evidence.tee}.",
-                "kind",
-                "Add a section for it, or use another server.",
-            ),
-        )
-    if len(evidence.files) > MAX_FILES or any(len(f) > MAX_FILE for f in evidence.files.values()):
-        raise checks.stop(
-            "kind", refusal("parse-too-large", "The evidence is too large.", "evidence")
-        )
-    checks.passed("kind", evidence.tee)
-    claims = verifier(evidence, policy, now, checks)
-    if evidence.simulated and claims.root in {pin for pins in AMD.values() for pin in pins}:
-        raise checks.stop(
-            "label",
-            refusal("simulated-expected", "Hardware's evidence is labelled as simulated.", "label"),
-        )
-    try:
-        expected = binding.FIELDS[evidence.tee].of(binding.report_data(attestation.binding))
-    except Refused as e:
-        raise checks.stop("binding", e) from None
-    if claims.bound != expected:
-        raise checks.stop(
-            "binding",
-            refusal(
-                "binding-mismatch",
-                "The evidence binds other keys than the server shows.",
-                binding.FIELDS[evidence.tee].name,
-                "Do not use this server: something stands between you and the enclave, or replays"
-                " another boot's evidence.",
-            ),
-        )
-    checks.passed("binding", binding.FIELDS[evidence.tee].name)
-    if isinstance(tls_spki, Unchecked):
-        checks.unchecked("tls-key", tls_spki.reason)
-    elif tls_spki != attestation.binding.tls_spki:
-        raise checks.stop(
-            "tls-key",
-            refusal(
-                "binding-tls",
-                "The connection's TLS key is not the attested one.",
-                "tls-key",
-                "Do not use this connection: something stands between you and the enclave.",
-            ),
-        )
-    else:
-        checks.passed("tls-key", tls_spki.hex())
-    if isinstance(nonce, Unchecked):
-        checks.unchecked("freshness", nonce.reason)
-    else:
-        try:
+    with checks.step("label") as step:
+        _label(evidence, trust, step)
+    with checks.step("kind") as step:
+        policy = _kind(evidence, trust)
+        step.detail = evidence.tee
+    claims = VERIFIERS[evidence.tee](evidence, policy, now, checks)
+    with checks.step("label-root") as step:
+        if evidence.simulated and any(claims.root in pins for pins in AMD.values()):
+            raise refusal(
+                "simulated-expected", "Hardware's evidence is labelled simulated.", "label"
+            )
+        step.detail = "a simulation's root" if evidence.simulated else "a vendor's root"
+    with checks.step("binding") as step:
+        _binding(attestation, claims.bound, step)
+    with checks.step("tls-key") as step:
+        _tls(attestation, tls_spki, step)
+    with checks.step("freshness") as step:
+        if isinstance(nonce, Unchecked):
+            step.unchecked(nonce.reason)
+        else:
             binding.check_nonce(attestation, nonce)
-        except Refused as e:
-            raise checks.stop("freshness", e) from None
-        checks.passed("freshness", f"nonce {attestation.index + 1} of {attestation.count}")
+            step.detail = f"nonce {attestation.index + 1} of {attestation.count}"
     return Verdict(
         tee=evidence.tee,
         simulated=evidence.simulated,
@@ -202,6 +189,6 @@ def verify_attestation(
 def verify_evidence(attestation: Attestation, trust: Trust, *, now: float) -> Verdict:
     """As :func:`verify_attestation` for evidence that was stored, in a receipt say: ``now`` is the
     time to verify at, and freshness stays unchecked."""
-    stored = Unchecked("stored evidence: it was fresh to whoever asked for it")
-    offline = Unchecked("stored evidence: there is no connection")
+    stored = Unchecked("stored evidence was fresh only to whoever asked for it")
+    offline = Unchecked("stored evidence has no connection")
     return verify_attestation(attestation, stored, trust, now=now, tls_spki=offline)

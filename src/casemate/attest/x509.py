@@ -29,6 +29,7 @@ ORGANISATION: Final = "2.5.4.10"
 KEY_USAGE: Final = "2.5.29.15"
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
 _KEY_CERT_SIGN: Final = 0x04
+_CRITICAL: Final = {KEY_USAGE, BASIC_CONSTRAINTS}  # those that are acted upon
 
 # RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt (RFC 4055 section 3.1).
 _RSASSA_PSS: Final = "1.2.840.113549.1.1.10"
@@ -155,6 +156,9 @@ def _parse(data: bytes) -> Certificate:
     wrapped.end()
     reader.end()
     names(subject)
+    unknown = [k for k, e in extensions.items() if e.critical and k not in _CRITICAL]
+    if unknown:
+        raise der.DerError(f"the critical extension {unknown[0]} is unknown")
     return Certificate(
         data, tbs, serial, _algorithm(outer), issuer, subject, before, after, spki,
         extensions, signature,
@@ -231,15 +235,18 @@ def check_pss_sha384(certificate: Certificate, issuer: Certificate, where: str) 
         ) from None
 
 
-def check_authority(certificate: Certificate, where: str) -> None:
-    """EvidenceError unless the certificate may sign others (RFC 5280 sections 4.2.1.3, 4.2.1.9)."""
+def check_authority(certificate: Certificate, where: str, below: int) -> None:
+    """EvidenceError unless the certificate may sign others (RFC 5280 sections 4.2.1.3, 4.2.1.9) and
+    admits ``below`` authorities under it."""
     try:
-        basic = certificate.extensions[BASIC_CONSTRAINTS]
-        reader = der.Reader(der.only(basic.value, der.SEQUENCE))
-        authority = reader.peek() == der.BOOLEAN and der.boolean(reader.read(der.BOOLEAN))
+        extension = certificate.extensions[BASIC_CONSTRAINTS]
+        basic = der.Reader(der.only(extension.value, der.SEQUENCE))
+        authority = der.boolean(basic.read(der.BOOLEAN))
+        depth = der.integer(basic.read(der.INTEGER)) if basic else below
+        basic.end()
         usage = der.only(certificate.extensions[KEY_USAGE].value, der.BIT_STRING)
         signs = len(usage) >= 2 and bool(usage[1] & _KEY_CERT_SIGN)
     except (KeyError, der.DerError):
-        authority = signs = False
-    if not (authority and signs):
-        raise refusal("chain-authority", f"{where} may not sign certificates.", where)
+        raise refusal("chain-authority", f"{where} is no authority.", where) from None
+    if not authority or not signs or depth < below:
+        raise refusal("chain-authority", f"{where} may not sign this certificate.", where)

@@ -27,5 +27,5 @@ class Tee(Protocol):
     def attest(self, report_data: bytes) -> Evidence:
         """Evidence that carries these 64 bytes (``attest.binding.report_data``)."""
 
-    def sealing_key(self, label: bytes) -> bytes:
+    def sealing_key(self, label: str) -> bytes:
         """32 bytes, the same for the same label after each restart on this machine."""

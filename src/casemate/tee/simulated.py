@@ -303,9 +303,9 @@ class SimulatedTee:
         report = (signed + signature).ljust(abi.REPORT_BYTES, b"\0")
         return Evidence(tee=self.kind, simulated=True, files={"report.bin": report, **self._files})
 
-    def sealing_key(self, label: bytes) -> bytes:
+    def sealing_key(self, label: str) -> bytes:
         """HKDF-SHA256 of the development secret, for this label."""
-        info = b"casemate/simulated-sealing/v1" + label
+        info = b"casemate/simulated-sealing/v1|" + label.encode()
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._secret)
 
     def _report(self, field: bytes) -> bytes:

@@ -52,15 +52,26 @@ PRODUCTS: Final[dict[str, ProductLine]] = {
     "Turin": ProductLine(("Turin",), ((0x1A, range(0x12)),), _ZEN5_TCB, 8),
 }
 
-# The intermediate of each kind of key: file, common name before the product line.
-INTERMEDIATES: Final = {"VCEK": ("ask.pem", "SEV-"), "VLEK": ("asvk.pem", "SEV-VLEK-")}
+
+@dataclass(frozen=True)
+class Intermediate:
+    """What signs a leaf: its file, and its common name up to the product line."""
+
+    file: str
+    prefix: str
+
+
+INTERMEDIATES: Final = {
+    "VCEK": Intermediate("ask.pem", "SEV-"),
+    "VLEK": Intermediate("asvk.pem", "SEV-VLEK-"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
     """The endorsement of one report. ``ark`` is the root that was carried, if one was.
 
-    ``kind``: VCEK or VLEK. ``product``: the product line named by the intermediate. ``tcb``: the
+    ``kind``: VCEK or VLEK. ``product``: the product line that the leaf names. ``tcb``: the
     8 bytes of TCB_VERSION that the extensions spell. ``hwid``: empty for a VLEK.
     """
 
@@ -115,61 +126,51 @@ def _text(leaf: x509.Certificate, oid: str, where: str) -> str:
         ) from None
 
 
+def _product_line(named: str) -> str | None:
+    name = named.split("-")[0]  # a stepping may follow, as in Milan-B0
+    return next((line for line, product in PRODUCTS.items() if name in product.names), None)
+
+
 def parse(files: Mapping[str, bytes]) -> Chain:
     """The chain in an evidence's files. Raises ``evidence.collateral-*`` and ``parse-certificate``:
 
     1. exactly one of ``vcek.der`` and ``vlek.der``, with its intermediate (``missing``, ``both``);
-    2. the intermediate's name ends in a known product line (``product``);
+    2. the leaf names a known product line (``product``);
     3. AMD's extensions are there and well formed: structure version, product name, every byte of
        the TCB, hwID of the line's length for a VCEK, CSP id for a VLEK (``extension``).
+
+    Whether the parts belong together is for ``verify``.
     """
-    leaves = [kind for kind in INTERMEDIATES if f"{kind.lower()}.der" in files]
-    if len(leaves) != 1:
-        reason, found = ("both", "both a VCEK and a VLEK") if leaves else ("missing", "no VCEK")
+    kinds = [kind for kind in INTERMEDIATES if f"{kind.lower()}.der" in files]
+    if len(kinds) != 1:
+        reason, found = ("both", "both a VCEK and a VLEK") if kinds else ("missing", "no VCEK")
         raise _refuse(reason, f"The evidence carries {found} certificate.", "vcek.der")
-    kind = leaves[0]
-    leaf_file = f"{kind.lower()}.der"
-    intermediate_file, prefix = INTERMEDIATES[kind]
+    kind = kinds[0]
+    leaf_file, intermediate_file = f"{kind.lower()}.der", INTERMEDIATES[kind].file
     if intermediate_file not in files:
         raise _refuse("missing", f"The evidence carries no {intermediate_file}.", intermediate_file)
     leaf = x509.parse(files[leaf_file], leaf_file)
-    intermediate = x509.parse(files[intermediate_file], intermediate_file)
-    ark = x509.parse(files["ark.pem"], "ark.pem") if "ark.pem" in files else None
-    name = intermediate.name()
-    product = name.removeprefix(prefix)
-    if not name.startswith(prefix) or product not in PRODUCTS:
-        raise _refuse(
-            "product",
-            f"{intermediate_file} is named {name[:60]!r}, no product line's intermediate.",
-            intermediate_file,
-        )
-    line = PRODUCTS[product]
     _small(leaf, _STRUCT_VERSION, leaf_file)
     named = _text(leaf, _PRODUCT_NAME, leaf_file)
-    if named.split("-")[0] not in line.names:
+    product = _product_line(named)
+    if product is None:
         raise _refuse(
-            "product", f"{leaf_file} is of product {named[:60]!r}, not of {product}.", leaf_file
+            "product", f"{leaf_file} is of the unknown product {named[:60]!r}.", leaf_file
         )
-    tcb = bytes(_small(leaf, f"{OID}.3.{arc}", leaf_file) for _, arc in line.tcb)
-    hwid, csp_id = b"", ""
-    if kind == "VCEK":
-        hwid = _extension(leaf, _HWID, leaf_file)
-        if len(hwid) != line.hwid:
-            raise _refuse(
-                "extension", f"hwID of {leaf_file} has {len(hwid)} bytes, not {line.hwid}.",
-                leaf_file,
-            )  # fmt: skip
-    else:
-        csp_id = _text(leaf, _CSP_ID, leaf_file)
+    line = PRODUCTS[product]
+    hwid = _extension(leaf, _HWID, leaf_file) if kind == "VCEK" else b""
+    if kind == "VCEK" and len(hwid) != line.hwid:
+        message = f"hwID of {leaf_file} has {len(hwid)} bytes, not {line.hwid}."
+        raise _refuse("extension", message, leaf_file)
     return Chain(
         kind=kind,
         product=product,
         leaf=leaf,
-        intermediate=intermediate,
-        ark=ark,
+        intermediate=x509.parse(files[intermediate_file], intermediate_file),
+        ark=x509.parse(files["ark.pem"], "ark.pem") if "ark.pem" in files else None,
         leaf_file=leaf_file,
         intermediate_file=intermediate_file,
-        tcb=tcb,
+        tcb=bytes(_small(leaf, f"{OID}.3.{arc}", leaf_file) for _, arc in line.tcb),
         hwid=hwid,
-        csp_id=csp_id,
+        csp_id=_text(leaf, _CSP_ID, leaf_file) if kind == "VLEK" else "",
     )

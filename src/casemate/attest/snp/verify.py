@@ -2,15 +2,16 @@
 
 Procedure (AMD 57230 section 3; 56860 sections 7.3 and 10.2). ``roots`` and ``now`` are passed in.
 
- 1. ``root``: the ARK is the trusted one of the product line: its key's SHA-256 is pinned in
-    ``roots``. A root that came beside the evidence is used only if it is that key. With
-    ``Unchecked`` roots (simulation asked for by name) the carried one is taken, and the check says
-    so. The ARK signs itself.
- 2. ``chain``: ARK signs ASK (or ASVK), ASK signs VCEK (or VLEK), each RSASSA-PSS with SHA-384 and
-    an RSA-4096 key; issuers' names are their signers' subjects; ARK and ASK may sign certificates;
-    the leaf's key is on P-384.
+ 1. ``chain``: the ARK signs itself and the ASK (or ASVK), the ASK signs the VCEK (or VLEK), each
+    with RSASSA-PSS of SHA-384 by an RSA-4096 key; issuers' names are their signers' subjects; ARK
+    and ASK may sign certificates; the leaf's key is on P-384. The ARK is the one that was carried,
+    or casemate's own where none was.
+ 2. ``root``: the ARK's key is one whose SHA-256 ``roots`` pins for the product line. Standing
+    beside the evidence gives a root nothing. With ``Unchecked`` roots (simulation that was asked
+    for by name) any is taken, and the verdict says so.
  3. ``validity``: ``now`` lies in the validity of all three.
- 4. ``product``: the report's CPUID (versions 3 and up) is of the chain's product line.
+ 4. ``product``: the intermediate is named for the leaf's product line, and the report's CPUID
+    (versions 3 and up) is of that line.
  5. ``signing-key``: the report says that it is signed with the kind of key that the leaf holds.
  6. ``chip-id``: CHIP_ID is the VCEK's hwID (a shorter hwID is followed by zeros). A VLEK names no
     chip.
@@ -32,119 +33,85 @@ from casemate.attest import roots as carried
 from casemate.attest import x509
 from casemate.attest.roots import Roots
 from casemate.attest.snp.abi import Report
-from casemate.attest.snp.collateral import PRODUCTS, Chain
-from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+from casemate.attest.snp.collateral import INTERMEDIATES, PRODUCTS, Chain
+from casemate.attest.verdict import Checks, Step, Unchecked, refusal
+
+_ROOT_MEND = (
+    "Trust a root only if its fingerprint reached you from its vendor; a simulated TEE's root is"
+    " trusted by asking for simulation by name."
+)
+_FOREIGN_MEND = "Ask the operator for the collateral of this very chip and firmware."
 
 
-def _root(chain: Chain, roots: Roots | Unchecked, checks: Checks) -> x509.Certificate:
-    ark = chain.ark
-    if isinstance(roots, Unchecked):
-        if ark is None:
-            raise checks.stop(
-                "root", refusal("collateral-missing", "The evidence carries no ark.pem.", "ark.pem")
-            )
-        checks.unchecked("root", roots.reason)
-        return ark
-    pins = roots.get(chain.product, ())
-    if ark is None:
-        ark = carried.amd(chain.product)
-    if ark.fingerprint not in pins:
-        raise checks.stop(
-            "root",
-            refusal(
-                "root-unknown",
-                f"The {chain.product} chain ends in root key {ark.fingerprint[:16]}..., which is"
-                " not trusted.",
-                "ark.pem",
-                mend="Trust it only if its fingerprint reached you from the vendor; a simulated"
-                " TEE's root is trusted by asking for simulation by name.",
-            ),
-        )
-    checks.passed("root", f"{chain.product} root key {ark.fingerprint}")
-    return ark
-
-
-def _signed(
-    certificate: x509.Certificate, file: str, issuer: x509.Certificate, checks: Checks
-) -> None:
+def _signed(certificate: x509.Certificate, file: str, issuer: x509.Certificate, below: int) -> None:
+    """``below``: certificates between the issued one and the leaf, itself counted."""
     if certificate.issuer != issuer.subject:
-        raise checks.stop(
-            "chain",
-            refusal("chain-issuer", f"{file} was issued by another than the next in chain.", file),
-        )
-    try:
-        x509.check_authority(issuer, f"the issuer of {file}")
-        x509.check_pss_sha384(certificate, issuer, file)
-    except Refused as e:
-        raise checks.stop("chain", e) from None
+        raise refusal("chain-issuer", f"{file} was issued by another than the next in chain.", file)
+    x509.check_authority(issuer, f"the issuer of {file}", below)
+    x509.check_pss_sha384(certificate, issuer, file)
 
 
-def _validity(certificate: x509.Certificate, file: str, now: float, checks: Checks) -> None:
-    if now < certificate.not_before:
-        error = refusal(
-            "chain-not-yet-valid", f"{file} is not valid yet.", file, "Check this machine's clock."
-        )
-    elif now > certificate.not_after:
-        error = refusal(
-            "chain-expired", f"{file} has expired.", file, "Ask the operator to renew collateral."
+def _root(ark: x509.Certificate, product: str, roots: Roots | Unchecked, step: Step) -> None:
+    if isinstance(roots, Unchecked):
+        step.unchecked(f"{roots.reason} ({ark.fingerprint})")
+    elif ark.fingerprint not in roots.get(product, ()):
+        raise refusal(
+            "root-unknown",
+            f"The {product} chain ends in the root key {ark.fingerprint}, which is not trusted.",
+            "ark.pem",
+            _ROOT_MEND,
         )
     else:
-        return
-    raise checks.stop("validity", error)
+        step.detail = f"{product} root key {ark.fingerprint}"
 
 
-def _product(report: Report, chain: Chain, checks: Checks) -> None:
+def _validity(certificate: x509.Certificate, file: str, now: float) -> None:
+    if not now >= certificate.not_before:
+        raise refusal(
+            "chain-not-yet-valid", f"{file} is not valid yet.", file, "Check this machine's clock."
+        )
+    if not now <= certificate.not_after:
+        raise refusal(
+            "chain-expired", f"{file} has expired.", file, "Ask the operator to renew collateral."
+        )
+
+
+def _product(report: Report, chain: Chain, step: Step) -> None:
+    name = INTERMEDIATES[chain.kind].prefix + chain.product
+    if chain.intermediate.name() != name:
+        raise refusal(
+            "endorsement-product",
+            f"A {chain.product} {chain.kind} was issued under another name than {name}.",
+            chain.intermediate_file,
+            _FOREIGN_MEND,
+        )
+    step.detail = chain.product
     if report.version < 3:
-        checks.unchecked("product", f"a version {report.version} report has no CPUID")
+        step.detail += f" by its certificate; a version {report.version} report has no CPUID"
         return
     family, model = report.cpuid_fam_id, report.cpuid_mod_id
     if not any(family == f and model in models for f, models in PRODUCTS[chain.product].cpuid):
-        raise checks.stop(
-            "product",
-            refusal(
-                "endorsement-product",
-                f"CPUID family {family:#x} model {model:#x} is no {chain.product}.",
-                "report.bin",
-            ),
+        raise refusal(
+            "endorsement-product",
+            f"CPUID family {family:#x} model {model:#x} is no {chain.product}.",
+            "report.bin",
+            _FOREIGN_MEND,
         )
-    checks.passed("product", f"{chain.product}, CPUID family {family:#x} model {model:#x}")
+    step.detail += f", CPUID family {family:#x} model {model:#x}"
 
 
-def _endorsed(report: Report, chain: Chain, checks: Checks) -> None:
-    if report.signing_key != chain.kind:
-        raise checks.stop(
-            "signing-key",
-            refusal(
-                "endorsement-key",
-                f"The report is signed with a {report.signing_key}, a {chain.kind} came with it.",
-                chain.leaf_file,
-            ),
-        )
-    checks.passed("signing-key", chain.kind)
+def _chip(report: Report, chain: Chain, step: Step) -> None:
     if chain.kind == "VLEK":
-        checks.unchecked("chip-id", f"a VLEK ({chain.csp_id}) names no chip")
+        step.unchecked(f"a VLEK ({chain.csp_id}) names no chip")
     elif report.chip_id != chain.hwid.ljust(64, b"\0"):
-        raise checks.stop(
-            "chip-id",
-            refusal(
-                "endorsement-chip-id",
-                "The report's CHIP_ID is not the chip that the VCEK was made for.",
-                chain.leaf_file,
-            ),
+        raise refusal(
+            "endorsement-chip-id",
+            "The report's CHIP_ID is not the chip that the VCEK was made for.",
+            chain.leaf_file,
+            _FOREIGN_MEND,
         )
     else:
-        checks.passed("chip-id", chain.hwid.hex())
-    if report.reported_tcb != chain.tcb:
-        raise checks.stop(
-            "tcb",
-            refusal(
-                "endorsement-tcb",
-                f"REPORTED_TCB {report.reported_tcb.hex()} is not the certificate's"
-                f" {chain.tcb.hex()}.",
-                chain.leaf_file,
-            ),
-        )
-    checks.passed("tcb", f"REPORTED_TCB {report.reported_tcb.hex()}")
+        step.detail = chain.hwid.hex()
 
 
 def verify(
@@ -155,32 +122,55 @@ def verify(
     ``roots``: product line to the admitted SHA-256 fingerprints (hex) of its root key. ``now``:
     Unix seconds.
     """
-    ark = _root(chain, roots, checks)
+    ark = chain.ark or carried.amd(chain.product)
     certificates = (
-        (ark, "ark.pem", ark),
-        (chain.intermediate, chain.intermediate_file, ark),
-        (chain.leaf, chain.leaf_file, chain.intermediate),
+        (ark, "ark.pem", ark, 1),
+        (chain.intermediate, chain.intermediate_file, ark, 1),
+        (chain.leaf, chain.leaf_file, chain.intermediate, 0),
     )
-    for certificate, file, issuer in certificates:
-        _signed(certificate, file, issuer, checks)
-    try:
+    with checks.step("chain") as step:
+        for certificate, file, issuer, below in certificates:
+            _signed(certificate, file, issuer, below)
         key = x509.p384(chain.leaf, chain.leaf_file)
-    except Refused as e:
-        raise checks.stop("chain", e) from None
-    checks.passed("chain", f"{chain.leaf_file}, {chain.intermediate_file}, ark.pem")
-    for certificate, file, _ in certificates:
-        _validity(certificate, file, now, checks)
-    checks.passed("validity", f"at {now:.0f}")
-    _product(report, chain, checks)
-    _endorsed(report, chain, checks)
-    signature = utils.encode_dss_signature(report.r, report.s)
-    try:
-        key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
-    except InvalidSignature:
-        raise checks.stop(
-            "signature",
-            refusal("signature-report", "The report's signature is not its key's.", "report.bin"),
-        ) from None
-    checks.passed("signature", "ECDSA P-384 with SHA-384")
-    checks.unchecked("revocation", "no revocation list comes with the evidence")
+        step.detail = f"{chain.leaf_file}, {chain.intermediate_file}, ark.pem"
+    with checks.step("root") as step:
+        _root(ark, chain.product, roots, step)
+    with checks.step("validity") as step:
+        for certificate, file, _, _ in certificates:
+            _validity(certificate, file, now)
+        step.detail = f"at {now:.0f}"
+    with checks.step("product") as step:
+        _product(report, chain, step)
+    with checks.step("signing-key") as step:
+        if report.signing_key != chain.kind:
+            raise refusal(
+                "endorsement-key",
+                f"The report is signed with a {report.signing_key}, a {chain.kind} came with it.",
+                chain.leaf_file,
+                _FOREIGN_MEND,
+            )
+        step.detail = chain.kind
+    with checks.step("chip-id") as step:
+        _chip(report, chain, step)
+    with checks.step("tcb") as step:
+        if report.reported_tcb != chain.tcb:
+            raise refusal(
+                "endorsement-tcb",
+                f"REPORTED_TCB {report.reported_tcb.hex()} is not the certificate's"
+                f" {chain.tcb.hex()}.",
+                chain.leaf_file,
+                _FOREIGN_MEND,
+            )
+        step.detail = f"REPORTED_TCB {report.reported_tcb.hex()}"
+    with checks.step("signature") as step:
+        signature = utils.encode_dss_signature(report.r, report.s)
+        try:
+            key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
+        except InvalidSignature:
+            raise refusal(
+                "signature-report", "The report's signature is not its key's.", "report.bin"
+            ) from None
+        step.detail = "ECDSA P-384 with SHA-384"
+    with checks.step("revocation") as step:
+        step.unchecked("no revocation list comes with the evidence")
     return ark
