@@ -231,3 +231,10 @@ class _SimFile:
 
     def close(self) -> None:
         pass
+
+    def descriptor(self) -> int:
+        fd = os.memfd_create("sim")
+        os.write(fd, bytes(self._node.now))
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(fd)
+        return reader

@@ -159,7 +159,7 @@ def make_quote(
         delta_sampler=extra if private else 0.0,
     )
     rdp = RdpFilter(BUDGET)
-    charge = Charge(rdp_nano=rdp.empty, delta_femto=0, epsilon=0.0)
+    charge = Charge(rdp_nano=(0,) * len(rdp.capacity), delta_femto=0, epsilon=0.0)
     if private:
         charge = rdp.charge(plan.events, 2 * extra, delta_shown=delta)
     quote = Quote(

@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import apsw
+
 from casemate.accounting.filters import RdpFilter
+from casemate.ledger.copy import CopyDisk
+from casemate.ledger.sealed import FILE, FOLDER, connect, failure
+from casemate.ledger.vfs import Mount
+from casemate.seams import Disk
 from casemate.spec import codec
 from casemate.spec.data import Budget, DatasetKey, Policy, Registration
-from casemate.spec.errors import CasemateError
+from casemate.spec.errors import CasemateError, LedgerError
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Charge, Quote
 from casemate.spec.log import (
@@ -91,6 +97,31 @@ class Replay:
         if not holds:
             self.findings.append(finding)
         return holds
+
+
+def verify(disk: Disk, key: bytes) -> Replay:
+    """Check the store that lies on ``disk``, charges recomputed; nothing is changed there.
+
+    Raises ``LedgerError`` when it cannot be read: ``ledger.missing``, ``ledger.key``,
+    ``ledger.corrupt``. No server may have it open.
+    """
+    if not disk.exists(f"{FOLDER}/{FILE}"):
+        raise LedgerError(
+            "ledger.missing", "There is no store in this folder.", mend="Name the state folder."
+        )
+    mount = Mount(CopyDisk(disk), FOLDER)
+    try:
+        connection = connect(mount, key)
+        try:
+            if connection.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
+                raise apsw.CorruptError("the file's pages contradict each other")
+            return check(lambda sql: connection.execute(sql).fetchall(), recompute=True)
+        finally:
+            connection.close()
+    except apsw.Error as e:
+        raise failure(mount.failed or e) from e
+    finally:
+        mount.close()
 
 
 def check(rows: Rows, *, recompute: bool = False) -> Replay:
@@ -237,7 +268,7 @@ def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
 
 def _charge(rdp: RdpFilter, body: Reserved) -> Charge:
     if not body.events:
-        return Charge(rdp_nano=rdp.empty, delta_femto=0, epsilon=0.0)
+        return Charge(rdp_nano=(0,) * len(rdp.capacity), delta_femto=0, epsilon=0.0)
     extra = body.delta_truncation + body.delta_sampler
     return rdp.charge(body.events, extra, delta_shown=body.delta_shown)
 

@@ -19,6 +19,7 @@ import apsw
 
 from casemate.ledger import fsck
 from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
+from casemate.ledger.sealed import FOLDER, connect, failure
 from casemate.ledger.vfs import Mount
 from casemate.seams import Disk, Rng
 from casemate.spec import codec
@@ -26,27 +27,9 @@ from casemate.spec.errors import InternalError, LedgerError
 from casemate.spec.log import Abandoned, Started
 from casemate.spec.receipt import EntryKind, LogEntry
 
-FOLDER: Final = "ledger"
-FILE: Final = "store.db"
-KEY_BYTES: Final = 32
 BOOT_BYTES: Final = 16
 FIRST_PREVIOUS: Final = "sha256:" + "0" * 64
 SOFTWARE: Final = "casemate"
-
-
-def _failure(cause: BaseException) -> LedgerError:
-    """What a stopped store says at every call."""
-    if isinstance(cause, apsw.CorruptError | apsw.NotADBError):
-        return LedgerError(
-            "ledger.corrupt",
-            f"The store is damaged: {cause}.",
-            mend="Restore it from a backup, with the owners' consent.",
-        )
-    return LedgerError(
-        "ledger.stopped",
-        f"The store has stopped: {type(cause).__name__}: {cause}.",
-        mend="Mend the disk and start the server again; nothing acknowledged is lost.",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,47 +38,6 @@ class Link:
 
     sequence: int
     digest: str
-
-
-def connect(mount: Mount, key: bytes, *, read_only: bool = False) -> apsw.Connection:
-    """A connection to the store under ``key`` (32 bytes). ``LedgerError`` for a wrong key."""
-    if len(key) != KEY_BYTES:
-        raise LedgerError(
-            "ledger.key",
-            f"The store's key has {len(key)} bytes, not {KEY_BYTES}.",
-            mend="Give the sealing key of this enclave.",
-        )
-    flags = apsw.SQLITE_OPEN_URI | (
-        apsw.SQLITE_OPEN_READONLY
-        if read_only
-        else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    )
-    connection = apsw.Connection(mount.uri(FILE), flags=flags)
-    try:
-        # ChaCha20-Poly1305 for each page, bound to its number (docs/adr/0002).
-        connection.execute("PRAGMA cipher = 'chacha20'")
-        connection.execute(f'PRAGMA key = "raw:{key.hex()}"')
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-        for pragma in (
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            "secure_delete = ON",
-            "temp_store = MEMORY",
-            "trusted_schema = OFF",
-            "cell_size_check = ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-    except apsw.NotADBError:
-        connection.close()
-        raise LedgerError(
-            "ledger.key",
-            "The store cannot be opened: the key is wrong, or the file's head is damaged.",
-            mend="Start the enclave that sealed it, or restore the file from a backup.",
-        ) from None
-    return connection
 
 
 class Store:
@@ -137,7 +79,7 @@ class Store:
                 connection.close()
             mount.close()
             if isinstance(e, apsw.Error | OSError):
-                raise _failure(mount.failed or e) from e
+                raise failure(mount.failed or e) from e
             raise
         return store
 
@@ -155,7 +97,7 @@ class Store:
                 mend="Start the software that wrote it.",
             )
         if self.all("PRAGMA integrity_check") != [("ok",)]:
-            raise apsw.CorruptError("integrity_check")
+            raise apsw.CorruptError("the file's pages contradict each other")
         replay = fsck.check(self.all)
         if replay.findings:
             raise LedgerError(
@@ -211,7 +153,7 @@ class Store:
         """All rows of one statement."""
         with self._lock:
             if self._stopped is not None:
-                raise _failure(self._stopped)
+                raise failure(self._stopped)
             try:
                 return self._connection.execute(sql, values).fetchall()
             except apsw.ConstraintError as e:
@@ -220,7 +162,7 @@ class Store:
                 ) from e
             except apsw.Error as e:
                 self._stopped = self._mount.failed or e
-                raise _failure(self._stopped) from e
+                raise failure(self._stopped) from e
 
     def one(self, sql: str, *values: Any) -> Any:
         """The first row, or ``None``."""
