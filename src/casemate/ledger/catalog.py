@@ -76,16 +76,21 @@ def add_upload(store: Store, owner: str, size: int, *, most: int = 64) -> str:
     return upload
 
 
+def unknown_upload(id: str) -> DataError:
+    """Also for one that exists but is another's."""
+    return DataError(
+        "data.unknown-upload",
+        f"There is no upload {id[:60]!r} of yours.",
+        mend="Start the upload anew.",
+        status=404,
+    )
+
+
 def upload(store: Store, id: str, owner: str) -> Upload:
     """The upload if it is ``owner``'s; else ``DataError`` ``data.unknown-upload`` (404)."""
     row = store.one("SELECT * FROM uploads WHERE id = ? AND owner = ?", id, owner)
     if row is None:
-        raise DataError(
-            "data.unknown-upload",
-            f"There is no upload {id[:60]!r} of yours.",
-            mend="Start the upload anew.",
-            status=404,
-        )
+        raise unknown_upload(id)
     return Upload(*row)
 
 
