@@ -1,0 +1,177 @@
+"""Gaussian noise in integer grid steps (P4).
+
+One draw is round(N(0, s^2)) for the exact normal law, s = sigma / grid. Since
+round(k + x) = k + round(x) for every integer k, adding it to an integer sum is post-processing of
+the exact Gaussian mechanism, and no floating-point trace of the sum remains (Mironov 2012, "On
+significance of the least significant bits for differential privacy").
+
+How exactness is had (Ziv 1991, "Fast evaluation of elementary mathematical functions with
+correctly rounded last bit"): an infinite string of uniform bits defines U1, U2 and, by Box and
+Muller (1958), z = sqrt(-2 ln U1) cos(2 pi U2), with sin for the second draw. The first 64 bits of
+each and float64 give z within ``ERROR`` (below); where s * z then lies too near a rounding boundary
+to tell, more bits are drawn and the same expression is evaluated to as many digits as it takes.
+So a draw is the rounding of the exact z, and given uniform bits the law is the ideal one: distance
+zero. What is left is AES-256 itself (assumed a pseudo-random permutation) and that its blocks never
+repeat: see :func:`distance`.
+
+ERROR. Let w1, w2 be the 64-bit words, 2^47 <= w1 < 2^64 - 2^47 (others take the long way). U1 is
+known to 2^-48 relative to the nearer of U1 and 1 - U1, and the logarithm is taken on that side, so
+E = -ln U1 has absolute error 2^-48 + 2^-50 E (4 ulp for numpy's log) and r = sqrt(2E) <= 4.9 has
+error below 2^-47.3. The angle has error below 3 * 2^-50.3 and cos and sin 2^-50 (4 ulp), together
+2^-48.1, times r: 2^-45.8. The sum is below 2^-45.2; ERROR = 2^-43 leaves a factor of 4. The product
+with s <= 2^32 adds a relative 2^-52.
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+from decimal import Decimal
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from casemate.engine import keystream
+
+PURPOSE: Final = "noise"
+MORE: Final = "noise-more"
+MAX_SCALE: Final = 2.0**32
+ERROR: Final = 2.0**-43
+_EDGE: Final = np.uint64(2**47)
+_HALF: Final = np.uint64(2**63)
+_CHUNK: Final = 1 << 16
+# Blocks of 16 bytes kept for one pair's further bits: 2^16 blocks, half a megabit for each word.
+_MORE_BLOCKS: Final = 1 << 16
+
+
+def distance(draws: int) -> float:
+    """Upper bound on the total variation distance between ``draws`` draws of a job and ideal ones,
+    given that AES-256 is a pseudo-random permutation.
+
+    CTR blocks of a permutation never repeat; n of them are within n^2 / 2^129 of uniform (Bellare,
+    Rogaway 2006, "The security of triple encryption", the PRP/PRF switching lemma). One block makes
+    two draws; the long way's blocks (another key) are fewer than the draws.
+    """
+    return (2.0 * draws + 2.0) ** 2 * 2.0**-129
+
+
+def gaussian(key: bytes, step: int, count: int, scale: float) -> npt.NDArray[np.int64]:
+    """``count`` independent draws of round(N(0, scale^2)) for ``step``, int64.
+
+    ``key`` is the job's key; ``scale`` is sigma / grid, in [1, 2^32]. Raises ``ValueError``.
+    """
+    if not 1 <= scale <= MAX_SCALE:
+        raise ValueError(f"sigma over grid is {scale:.3g}, it must be in [1, 2^32]")
+    main, more = keystream.subkey(key, PURPOSE), keystream.subkey(key, MORE)
+    out = np.empty(count + count % 2, dtype=np.int64)
+    for first in range(0, (count + 1) // 2, _CHUNK):
+        pairs = min(_CHUNK, (count + 1) // 2 - first)
+        words = keystream.words(main, step, first, pairs).reshape(pairs, 2)
+        out[2 * first : 2 * (first + pairs)] = _round_pairs(words, scale, more, step, first)
+    return out[:count]
+
+
+def normals(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Box-Muller in float64: (n, 2) words to (n, 2) normals, within ERROR but for extreme w1."""
+    w1, w2 = words[:, 0], words[:, 1]
+    small = w1 < _HALF
+    near = (np.where(small, w1, ~w1).astype(np.float64) + 0.5) * 2.0**-64
+    energy = np.where(small, -np.log(near), -np.log1p(-near))
+    radius = np.sqrt(2.0 * energy)
+    angle = (w2.astype(np.float64) * 2.0**-64) * (2.0 * math.pi)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _round_pairs(
+    words: npt.NDArray[np.uint64], scale: float, more: bytes, step: int, first: int
+) -> npt.NDArray[np.int64]:
+    steps = normals(words) * scale
+    rounded = np.rint(steps)
+    w1 = words[:, 0]
+    slack = 0.5 - scale * (ERROR + 8.0 * 2.0**-52)
+    unsure = (np.abs(steps - rounded) >= slack).any(axis=1) | (w1 < _EDGE) | (~w1 < _EDGE)
+    out = rounded.astype(np.int64)
+    for i in np.flatnonzero(unsure):
+        out[i] = _exact_pair(int(words[i, 0]), int(words[i, 1]), scale, more, step, first + int(i))
+    return out.reshape(-1)
+
+
+def _exact_pair(
+    w1: int, w2: int, scale: float, more: bytes, step: int, pair: int
+) -> tuple[int, int]:
+    """The pair's draws, with as many further bits as the rounding needs."""
+    blocks = 16
+    while blocks <= _MORE_BLOCKS:
+        extra = keystream.blocks(more, step, pair * _MORE_BLOCKS, blocks)
+        bits = 64 * blocks  # for each word: alternate blocks
+        x1 = int.from_bytes(b"".join(extra[i : i + 16] for i in range(0, len(extra), 32)), "big")
+        x2 = int.from_bytes(
+            b"".join(extra[i + 16 : i + 32] for i in range(0, len(extra), 32)), "big"
+        )
+        found = _try_pair((w1 << bits) + x1, (w2 << bits) + x2, 64 + bits, scale)
+        if found is not None:
+            return found
+        blocks *= 2
+    raise ArithmeticError("the generator's bits are not random")
+
+
+def _try_pair(n1: int, n2: int, bits: int, scale: float) -> tuple[int, int] | None:
+    """Roundings of the pair from U1 in [n1, n1+1) / 2^bits and U2 likewise; None when unsure.
+
+    With bits >= 1088 and min(U1, 1 - U1) >= 2^-(bits/4), z is known within 2^-(bits/2):
+    dE <= 2^(-bits + bits/4), r >= 2^(-bits/8), dr = dE / r, and decimal's working precision is
+    finer by far.
+    """
+    whole = 1 << bits
+    if min(n1, whole - 1 - n1) >> (bits - bits // 4) == 0:
+        return None
+    with decimal.localcontext() as ctx:
+        ctx.prec = int(bits * 0.302) + 20
+        ctx.Emax, ctx.Emin = decimal.MAX_EMAX, decimal.MIN_EMIN
+        u1 = (Decimal(n1) + Decimal("0.5")) / whole
+        radius = (-2 * u1.ln()).sqrt() * Decimal(scale)
+        cos, sin = _cos_sin(Decimal(n2) / whole)
+        slack = Decimal("0.5") - Decimal(2) ** -(bits // 2) * Decimal(scale)
+        out = []
+        for value in (radius * cos, radius * sin):
+            nearest = value.to_integral_value(rounding=decimal.ROUND_HALF_EVEN)
+            if abs(value - nearest) >= slack:
+                return None
+            out.append(int(nearest))
+    return out[0], out[1]
+
+
+def _cos_sin(turns: Decimal) -> tuple[Decimal, Decimal]:
+    """cos and sin of ``turns`` in [0, 1) turns, at the context's precision, by Taylor's series."""
+    octant = int(turns * 8)
+    # Within the octant, measure from the nearer axis, so that the series sees at most pi / 4.
+    quarter = (octant + 1) // 2
+    x = (turns - Decimal(quarter) / 4) * 2 * _pi()
+    cos = term = Decimal(1)
+    sin = odd = x
+    tiny = Decimal(10) ** -(decimal.getcontext().prec + 5)
+    n = 0
+    while abs(term) > tiny or abs(odd) > tiny:
+        n += 2
+        term = -term * x * x / ((n - 1) * n)
+        odd = -odd * x * x / (n * (n + 1))
+        cos += term
+        sin += odd
+    return ((cos, sin), (-sin, cos), (-cos, -sin), (sin, -cos))[quarter % 4]
+
+
+def _pi() -> Decimal:
+    """Pi at the context's precision (Machin: 16 atan(1/5) - 4 atan(1/239))."""
+
+    def atan_inverse(n: int) -> Decimal:
+        power = total = Decimal(1) / n
+        tiny = Decimal(10) ** -(decimal.getcontext().prec + 5)
+        k = 1
+        while power > tiny:
+            power /= n * n
+            k += 2
+            total += (-power if k % 4 == 3 else power) / k
+        return total
+
+    return 16 * atan_inverse(5) - 4 * atan_inverse(239)

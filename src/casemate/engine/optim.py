@@ -1,0 +1,75 @@
+"""Optimizers and schedules on the noised mean gradient (P11), as torch.optim defines them.
+
+State is one flat float32 vector each. Formulas: torch.optim.SGD, Adam, AdamW (PyTorch 2.13),
+Kingma and Ba 2015, Loshchilov and Hutter 2019; the tests compare with torch.optim itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from casemate.spec.job import Adam, Schedule, Sgd
+
+Update: TypeAlias = Callable[[torch.Tensor, torch.Tensor, int], None]
+
+
+def factor(schedule: Schedule, step: int, steps: int) -> float:
+    """The factor on the learning rate at ``step`` (from 0) of ``steps``."""
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    done = step - schedule.warmup
+    part = done / max(1, steps - schedule.warmup)
+    return {
+        "constant": lambda: 1.0,
+        "linear": lambda: 1.0 + (schedule.final - 1.0) * part,
+        "cosine": lambda: (
+            schedule.final + (1.0 - schedule.final) * (1.0 + math.cos(math.pi * part)) / 2.0
+        ),
+        "step": lambda: schedule.gamma ** (done // max(1, schedule.every)),
+    }[schedule.kind]()
+
+
+def sgd(spec: Sgd, rate: Callable[[int], float], dimension: int) -> Update:
+    velocity = torch.zeros(dimension)
+
+    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int) -> None:
+        if spec.weight_decay:
+            gradient = gradient.add(weights, alpha=spec.weight_decay)
+        if spec.momentum:
+            velocity.mul_(spec.momentum).add_(gradient)
+            gradient = gradient.add(velocity, alpha=spec.momentum) if spec.nesterov else velocity
+        weights.add_(gradient, alpha=-rate(step))
+
+    return update
+
+
+def adam(spec: Adam, rate: Callable[[int], float], dimension: int) -> Update:
+    first, second = torch.zeros(dimension), torch.zeros(dimension)
+
+    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int) -> None:
+        lr = rate(step)
+        if spec.weight_decay and spec.decoupled:
+            weights.mul_(1.0 - lr * spec.weight_decay)
+        elif spec.weight_decay:
+            gradient = gradient.add(weights, alpha=spec.weight_decay)
+        first.lerp_(gradient, 1.0 - spec.beta1)
+        second.mul_(spec.beta2).addcmul_(gradient, gradient, value=1.0 - spec.beta2)
+        correction1 = 1.0 - spec.beta1 ** (step + 1)
+        correction2 = 1.0 - spec.beta2 ** (step + 1)
+        denominator = (second.sqrt() / math.sqrt(correction2)).add_(spec.eps)
+        weights.addcdiv_(first, denominator, value=-lr / correction1)
+
+    return update
+
+
+def optimizer(spec: Sgd | Adam, schedule: Schedule, steps: int, dimension: int) -> Update:
+    """``update(weights, gradient, step)``: one step, in place on the flat float32 weights."""
+
+    def rate(step: int) -> float:
+        return spec.lr * factor(schedule, step, steps)
+
+    return adam(spec, rate, dimension) if isinstance(spec, Adam) else sgd(spec, rate, dimension)

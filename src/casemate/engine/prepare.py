@@ -1,0 +1,193 @@
+"""Phase ``prepare``: from a packed model to a probed program and its costs; no data, no keys."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from casemate.engine import clip, grid, noise, optim
+from casemate.engine.program import DTYPES, Program
+from casemate.engine.records import record
+from casemate.engine.rows import bound_columns, synthetic
+from casemate.graph import check as graph_check
+from casemate.graph import pack
+from casemate.spec.data import DatasetSchema
+from casemate.spec.errors import LimitError, ModelError
+from casemate.spec.job import InputBinding, TrainSpec
+from casemate.spec.messages import Prepared
+from casemate.spec.tensors import TensorInfo
+
+PATH = "record"
+_PROBES = 6
+_TIMED_SECONDS = 0.2
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What ``train`` needs beside plan and data: the program, and whether to keep the prefix."""
+
+    program: Program
+    keep: bool
+    prepared: Prepared
+
+
+def weights_of(
+    view: Mapping[str, tuple[TensorInfo, memoryview]],
+) -> dict[str, torch.Tensor]:
+    """Tensors of a weight file, each a copy of its own."""
+    out = {}
+    for name, (info, raw) in view.items():
+        flat = (
+            torch.frombuffer(bytearray(raw), dtype=DTYPES[info.dtype])
+            if len(raw)
+            else torch.empty(0, dtype=DTYPES[info.dtype])
+        )
+        out[name] = flat.reshape(info.shape)
+    return out
+
+
+def prepare(
+    packed: bytes,
+    model_digest: str,
+    schemas: Sequence[DatasetSchema],
+    inputs: Sequence[InputBinding],
+    train: TrainSpec,
+    memory_bytes: int,
+) -> Ready:
+    """Parse, check, build and probe the model. Deterministic but for the measured times.
+
+    Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding) or ``LimitError`` (memory).
+    """
+    torch.set_num_threads(1)
+    graph, view = pack.unpack(packed)
+    checked = graph_check.check(graph, {name: info for name, (info, _) in view.items()})
+    weights = weights_of(view)
+    program = Program(graph, weights)
+    samples = _samples(program, schemas, inputs)
+    probe(program, samples)
+    rows = sum(s.rows for s in schemas)
+    per_unit = max(s.rows_per_unit for s in schemas)
+    frontier = program.prefix({k: v[:1] for k, v in samples.items()})
+    kept_bytes = (rows + 1) * sum(v.numel() * v.element_size() for v in frontier)
+    data_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
+    # Weights, two optimizer states, gradient, contribution, sum, noise and their temporaries.
+    state_bytes = program.dimension * (3 * 4 + 4 * 4 + 6 * 8)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    needed = base + data_bytes + state_bytes + checked.saved_bytes * 3 + checked.workspace_bytes
+    seen = train.steps * train.batch_size * per_unit
+    keep = program.has_prefix and rows <= seen and needed + kept_bytes <= memory_bytes
+    needed += kept_bytes if keep else 0
+    if needed > memory_bytes:
+        raise LimitError(
+            "limit.memory",
+            f"The job needs {-(-needed // _MIB)} MiB of memory where {memory_bytes // _MIB} are.",
+            mend="Make the model smaller, or ask the operator for a larger limit.",
+        )
+    slot, whole = _times(program, samples, keep, per_unit)
+    step = _step_time(program, train)
+    fixed = rows * (whole - slot / per_unit) if keep else 0.0
+    fixed += data_bytes / 200e6
+    prepared = Prepared(
+        model_digest=model_digest,
+        parameters=sum(t.numel() for t in weights.values()),
+        dimension=program.dimension,
+        microbatch=1,
+        seconds_per_microbatch=slot,
+        seconds_per_step=step,
+        seconds_fixed=max(0.0, fixed),
+        bytes=needed,
+        certified_eta=clip.eta(program.dimension),
+        rounding=0.0,
+        path=(PATH,),
+    )
+    return Ready(program, keep, prepared)
+
+
+def _samples(
+    program: Program, schemas: Sequence[DatasetSchema], inputs: Sequence[InputBinding]
+) -> dict[str, torch.Tensor]:
+    """Synthetic rows within the first schema's bounds, every schema's binding checked."""
+    rng = np.random.default_rng(0)  # tests kernels, guards nothing
+    out = {}
+    for spec in program.data:
+        bound = [bound_columns(schema, spec, inputs) for schema in schemas]
+        out[spec.name] = torch.cat([synthetic(bound[0], rng) for _ in range(_PROBES)])
+    return out
+
+
+def probe(program: Program, samples: Mapping[str, torch.Tensor]) -> None:
+    """P13 on this machine: a row's gradient is the same bits before and after any other row's.
+
+    The rows are synthetic, plus the same at magnitudes from 1e-30 to 1e30. Raises ``ModelError``
+    when bits differ, or when the model fails on a row of the declared schema.
+    """
+    program.gradient(
+        program.prefix({k: v[:1].clone() for k, v in samples.items()}),
+        torch.empty(program.dimension),
+    )
+    hostile = {
+        k: torch.cat([v * m for m in (1.0, 1e-30, 1e15, 1e30)])
+        if v.is_floating_point()
+        else v.repeat(4, *[1] * (v.dim() - 1))
+        for k, v in samples.items()
+    }
+    count = 4 * _PROBES
+    gradients = record(program, hostile, count, False)
+    first = torch.empty(count, program.dimension)
+    again = torch.empty(program.dimension)
+    for row in range(count):
+        gradients(row, first[row])
+    for row in np.random.default_rng(1).permutation(count):
+        gradients(int(row), again)
+        if not torch.equal(again.view(torch.int32), first[row].view(torch.int32)):
+            raise ModelError(
+                "model.not-reproducible",
+                "The model's gradient of a record is not the same each time on this machine.",
+                mend="Report the model: an operation in it is not deterministic here.",
+            )
+
+
+def _times(
+    program: Program, samples: Mapping[str, torch.Tensor], keep: bool, per_unit: int
+) -> tuple[float, float]:
+    """Seconds of one slot, and of one row with its prefix."""
+    found = []
+    for kept in (keep, False):
+        gradients = record(program, samples, _PROBES, kept)
+        one, wide = (
+            torch.empty(program.dimension),
+            torch.empty(program.dimension, dtype=torch.float64),
+        )
+        best, spent, runs = math.inf, 0.0, 0
+        while spent < _TIMED_SECONDS or runs < 3:
+            start = time.perf_counter()
+            gradients(runs % _PROBES, one)
+            wide.zero_().add_(one)
+            middle = time.perf_counter()
+            clip.clip(wide, 1.0)
+            grid.to_grid(wide, 2.0**-20)
+            end = time.perf_counter()
+            best = min(best, per_unit * (middle - start) + (end - middle))
+            spent, runs = spent + end - start, runs + 1
+        found.append(best)
+    return found[0], found[1] / per_unit
+
+
+def _step_time(program: Program, train: TrainSpec) -> float:
+    """Seconds of noise and update in one step."""
+    flat, gradient = program.flat.clone(), torch.zeros(program.dimension)
+    update = optim.optimizer(train.optimizer, train.schedule, train.steps, program.dimension)
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        noise.gaussian(bytes(32), 0, program.dimension, 2.0**20)
+        update(flat, gradient, 0)
+        best = min(best, time.perf_counter() - start)
+    return best

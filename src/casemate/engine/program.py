@@ -1,0 +1,228 @@
+"""Running a graph in torch, one record per call.
+
+Rule P13 asks that a record's contribution be bit-identical whatever else is sampled. Kernels over a
+batch do not promise it (docs/engine.md), so here each call sees one record, at batch 1, in the same
+buffers, with one thread: nothing of another record is in reach. Operations are resolved only
+through the closed table of ``graph.ops``; a name that is not in it is never looked up in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
+from casemate.graph.ops import TABLE
+from casemate.spec.errors import ModelError
+
+DTYPES: Final[dict[str, torch.dtype]] = {
+    "bool": torch.bool,
+    "u8": torch.uint8,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "f32": torch.float32,
+}
+
+Values: TypeAlias = dict[str, Any]
+Read: TypeAlias = Callable[[Values], Any]
+
+
+def size_at_one(size: int | Size) -> int:
+    return size if isinstance(size, int) else size.a + size.c
+
+
+def resolve(op: str) -> Callable[..., Any]:
+    """The torch overload of an op in the closed table; ``ModelError`` for any other name."""
+    if op not in TABLE:
+        raise ModelError(
+            "model.op",
+            f"The operation {op[:80]!r} is not in the closed table.",
+            mend="Express it with supported operations.",
+            where=op[:80],
+        )
+    namespace, name, overload = op.split(".")
+    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    return found
+
+
+def _reader(arg: object) -> Read:
+    """A function from the values so far to the argument."""
+    if isinstance(arg, Ref):
+        name, _, index = arg.name.rpartition(".")
+        if name and index.isdigit():
+            place = int(index)
+            return lambda values: values[name][place]
+        return lambda values: values[arg.name]
+    if isinstance(arg, ListArg):
+        items = [_reader(item) for item in arg.items]
+        return lambda values: [item(values) for item in items]
+    constant: object = arg
+    if isinstance(arg, Size):
+        constant = size_at_one(arg)
+    elif isinstance(arg, DtypeArg):
+        constant = DTYPES[arg.dtype]
+    elif arg in ("inf", "-inf"):  # as graphs write scalars that JSON has no number for
+        constant = float(str(arg))
+    return lambda values: constant
+
+
+def _names(arg: object) -> list[str]:
+    if isinstance(arg, Ref):
+        name, _, index = arg.name.rpartition(".")
+        return [name] if name and index.isdigit() else [arg.name]
+    return [n for item in arg.items for n in _names(item)] if isinstance(arg, ListArg) else []
+
+
+def uses(node: Node) -> list[str]:
+    """Names of the values that a node reads."""
+    return [n for arg in (*node.args, *node.kwargs.values()) for n in _names(arg)]
+
+
+class _Call:
+    """A node made ready to run."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.op = resolve(node.op)
+        self.args = [_reader(a) for a in node.args]
+        self.kwargs = {k: _reader(a) for k, a in node.kwargs.items()}
+
+    def __call__(self, values: Values) -> None:
+        args = [a(values) for a in self.args]
+        kwargs = {k: a(values) for k, a in self.kwargs.items()}
+        values[self.node.name] = self.op(*args, **kwargs)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class Program:
+    """A checked graph with its weights, ready to give per-record gradients.
+
+    ``flat`` holds all trained scalars, float32 (d,), in the order of ``trained``. Nodes fall into
+    three: those that depend on no data and no trained weight (``constants``, run once here), those
+    that depend on no trained weight (the frozen prefix, whose results can be kept per record), and
+    the rest. ``frontier`` names the values that the rest takes from records: data inputs and prefix
+    results.
+    """
+
+    def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor]) -> None:
+        self.graph = graph
+        self.data: list[InputSpec] = [i for i in graph.inputs if i.kind == "data"]
+        self.trained: list[InputSpec] = [i for i in graph.inputs if i.kind == "param"]
+        if not self.trained:
+            raise ModelError(
+                "model.nothing-trained",
+                "No parameter of the model is trained.",
+                mend="Leave requires_grad on for what the job shall train.",
+            )
+        self.flat = torch.cat([weights[i.tensor].reshape(-1) for i in self.trained]).contiguous()
+        self.dimension = self.flat.numel()
+        self._constant: Values = {
+            i.name: weights[i.tensor] for i in graph.inputs if i.kind == "frozen"
+        }
+        self.leaves = self._views(self.flat)
+        self._split()
+
+    def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        views, at = [], 0
+        for spec in self.trained:
+            shape = [size_at_one(s) for s in spec.shape]
+            count = 1
+            for side in shape:
+                count *= side
+            # Leaves of autograd that share memory with the flat vector.
+            views.append(flat[at : at + count].view(shape).detach().requires_grad_())
+            at += count
+        return views
+
+    def _split(self) -> None:
+        of_data = {i.name for i in self.data}
+        of_trained = {i.name for i in self.trained}
+        constants: list[_Call] = []
+        prefix: list[_Call] = []
+        rest: list[_Call] = []
+        for node in self.graph.nodes:
+            reads = set(uses(node))
+            if reads & of_trained:
+                of_trained.add(node.name)
+                rest.append(_Call(node))
+            elif reads & of_data:
+                of_data.add(node.name)
+                prefix.append(_Call(node))
+            else:
+                constants.append(_Call(node))
+        wanted = {n for call in rest for n in uses(call.node)} | set(
+            _names(Ref(name=self.graph.loss))
+        )
+        self.frontier = sorted(wanted & of_data)
+        kept = set(self.frontier)
+        self._prefix: list[_Call] = []
+        for call in reversed(prefix):  # leave out what nothing reads
+            if call.node.name in kept:
+                kept.update(uses(call.node))
+                self._prefix.insert(0, call)
+        self._rest = rest
+        with torch.no_grad():
+            for call in constants:
+                self._run(call, self._constant)
+        self._loss = _reader(Ref(name=self.graph.loss))
+
+    @property
+    def has_prefix(self) -> bool:
+        return bool(self._prefix)
+
+    def _run(self, call: _Call, values: Values) -> None:
+        try:
+            call(values)
+        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as e:
+            raise ModelError(
+                "model.run",
+                f"The node {call.node.name!r} ({call.node.op}) fails: {_line(e)}.",
+                mend="Check the model on one record of the declared schema.",
+                where=call.node.source or call.node.name,
+            ) from e
+
+    def prefix(self, record: Mapping[str, torch.Tensor]) -> list[Any]:
+        """Frontier values of one record from its data inputs, batch 1. Raises ``ModelError``."""
+        values: Values = {**self._constant, **record}
+        with torch.no_grad():
+            for call in self._prefix:
+                self._run(call, values)
+        return [values[name] for name in self.frontier]
+
+    def loss(self, frontier: Sequence[Any]) -> torch.Tensor:
+        """The record's loss, shape (1,), with autograd's graph behind it. Raises ``ModelError``."""
+        values: Values = dict(self._constant)
+        values.update(zip(self.frontier, frontier, strict=True))
+        values.update(zip([i.name for i in self.trained], self.leaves, strict=True))
+        with torch.enable_grad():
+            for call in self._rest:
+                self._run(call, values)
+        loss: torch.Tensor = self._loss(values)
+        return loss
+
+    def gradient(self, frontier: Sequence[Any], out: torch.Tensor) -> None:
+        """Write the gradient of a record's loss into ``out`` (d,), float32. ``ModelError``."""
+        loss = self.loss(frontier)
+        try:
+            found = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
+        except RuntimeError as e:
+            raise ModelError(
+                "model.gradient",
+                f"The loss has no gradient: {_line(e)}.",
+                mend="Make the loss a differentiable function of the trained parameters.",
+                where=self.graph.loss,
+            ) from e
+        parts = [
+            torch.zeros(leaf.numel()) if g is None else g.reshape(-1)
+            for g, leaf in zip(found, self.leaves, strict=True)
+        ]
+        torch.cat(parts, out=out)
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by their names in the weight file."""
+        return {i.tensor: leaf.detach() for i, leaf in zip(self.trained, self.leaves, strict=True)}

@@ -1,0 +1,141 @@
+"""Rows of a run: the graph's data inputs for every row, and each row's unit (P1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from casemate.engine.program import DTYPES, size_at_one
+from casemate.graph.model import InputSpec
+from casemate.spec.data import Column, DatasetSchema
+from casemate.spec.errors import PlanError
+from casemate.spec.job import InputBinding
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """``inputs``: graph input -> tensor with the row as axis 0. ``valid``: rows as their schema
+    says; others contribute zero (P6). ``order`` and ``starts``: the rows of unit u, in their order,
+    are ``order[starts[u]:starts[u + 1]]``, at most its dataset's k; ``per_unit``: the largest k."""
+
+    inputs: dict[str, torch.Tensor]
+    valid: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    per_unit: int
+
+    @property
+    def count(self) -> int:
+        return len(self.valid)
+
+    @property
+    def units(self) -> int:
+        return len(self.starts) - 1
+
+    def of_unit(self, unit: int) -> npt.NDArray[np.int64]:
+        """The unit's valid rows among its first k, chosen from its own rows alone."""
+        chosen = self.order[self.starts[unit] : self.starts[unit + 1]]
+        kept: npt.NDArray[np.int64] = chosen[self.valid[chosen]]
+        return kept
+
+
+def _bad_binding(binding: InputBinding, what: str) -> PlanError:
+    return PlanError(
+        "plan.input",
+        f"The model's input {binding.input!r} {what}.",
+        mend="Bind each input to columns whose declared shape and dtype it takes.",
+        where=binding.input,
+    )
+
+
+def bound_columns(
+    schema: DatasetSchema, spec: InputSpec, bindings: Sequence[InputBinding]
+) -> list[Column]:
+    """The columns that feed a data input; ``PlanError`` where shape or dtype does not fit."""
+    binding = next((b for b in bindings if b.input == spec.name), None)
+    if binding is None or not binding.columns:
+        raise _bad_binding(InputBinding(input=spec.name, columns=()), "is bound to no column")
+    columns = []
+    for name in binding.columns:
+        column = schema.column(name)
+        if column is None:
+            raise _bad_binding(binding, f"wants column {name!r}, which {schema.name!r} lacks")
+        columns.append(column)
+    shape = columns[0].shape if len(columns) == 1 else (len(columns),)
+    wanted = tuple(size_at_one(s) for s in spec.shape[1:])
+    if any(c.dtype != spec.dtype for c in columns) or (
+        len(columns) > 1 and any(c.shape for c in columns)
+    ):
+        raise _bad_binding(binding, f"is {spec.dtype} and its columns are not all so")
+    if shape != wanted:
+        raise _bad_binding(binding, f"has shape {wanted} for a record, its columns give {shape}")
+    return columns
+
+
+def stack(columns: Sequence[Column], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """One column as it is, or scalar columns side by side."""
+    if len(columns) == 1:
+        return tensors[columns[0].name]
+    return torch.stack([tensors[c.name] for c in columns], dim=1)
+
+
+def valid_rows(schema: DatasetSchema, tensors: Mapping[str, torch.Tensor]) -> npt.NDArray[np.bool_]:
+    """Which rows keep their schema's bounds (NaN does not)."""
+    good = torch.ones(schema.rows, dtype=torch.bool)
+    for column in schema.columns:
+        if (bounds := column.wire_bounds) is not None:
+            flat = tensors[column.name].reshape(schema.rows, -1)
+            good &= ((flat >= bounds[0]) & (flat <= bounds[1])).all(dim=1)
+    return good.numpy()
+
+
+def assemble(
+    schemas: Sequence[DatasetSchema],
+    tensors: Sequence[Mapping[str, torch.Tensor]],
+    data: Sequence[InputSpec],
+    bindings: Sequence[InputBinding],
+) -> Rows:
+    """All datasets one after the other; a unit is a unit of one dataset (design: P1)."""
+    inputs = {}
+    for spec in data:
+        parts = [
+            stack(bound_columns(schema, spec, bindings), columns)
+            for schema, columns in zip(schemas, tensors, strict=True)
+        ]
+        inputs[spec.name] = torch.cat(parts).contiguous()
+    valid, owner, limits, base = [], [], [], 0
+    for schema, columns in zip(schemas, tensors, strict=True):
+        column = schema.unit_column
+        unit = torch.arange(schema.rows) if column is None else columns[column.name]
+        valid.append(valid_rows(schema, columns))
+        # A row whose unit is out of range belongs to nobody.
+        known = (unit >= 0) & (unit < schema.units)
+        owner.append(torch.where(known, unit + base, -1).numpy())
+        limits.append(np.full(schema.rows, schema.rows_per_unit))
+        base += schema.units
+    owners = np.concatenate(owner).astype(np.int64)
+    order = np.argsort(owners, kind="stable").astype(np.int64)
+    ordered = owners[order]
+    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    order = order[(ordered >= 0) & (rank < np.concatenate(limits)[order])]
+    starts = np.searchsorted(owners[order], np.arange(base + 1)).astype(np.int64)
+    per_unit = max(schema.rows_per_unit for schema in schemas)
+    return Rows(inputs, np.concatenate(valid), order, starts, per_unit)
+
+
+def synthetic(columns: Sequence[Column], rng: np.random.Generator) -> torch.Tensor:
+    """One made-up record's input (batch 1), uniform within the declared bounds."""
+    parts = []
+    made: npt.NDArray[np.int64] | npt.NDArray[np.float64]
+    for column in columns:
+        low, high = column.wire_bounds or (0, 1)
+        if column.dtype == "f32":
+            made = rng.uniform(low, high, size=(1, *column.shape))
+        else:
+            made = rng.integers(int(low), int(high), endpoint=True, size=(1, *column.shape))
+        parts.append(torch.from_numpy(np.ascontiguousarray(made)).to(DTYPES[column.dtype]))
+    return parts[0] if len(columns) == 1 else torch.stack(parts, dim=1)
