@@ -15,7 +15,7 @@ from typing import Final, NoReturn, TypeAlias
 
 from casemate.spec.errors import FormatError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MAX_BYTES: Final = 64 << 20
 MAX_DEPTH: Final = 64
@@ -35,7 +35,7 @@ def _check(value: object, depth: int = 0) -> None:
         return
     if isinstance(value, int):
         if abs(value) > MAX_INT:
-            _refuse("number", f"The integer {str(value)[:40]} is outside ±(2^53 - 1).")
+            _refuse("number", "JSON holds an integer outside ±(2^53 - 1).")
     elif isinstance(value, float):
         if not math.isfinite(value):
             _refuse("number", "JSON holds a number that is not finite.")

@@ -31,9 +31,22 @@ _REGISTRY: Final[dict[str, type]] = {}
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def value(name: str) -> Callable[[type[T]], type[T]]:
-    """Make a class a shared format under ``name``, such as ``policy/v1``."""
+    """Make a class a shared format under ``name``, such as ``policy/v1``.
+
+    A whole number given for a float field becomes a float, since the wire keeps the two apart.
+    """
 
     def mark(cls: type[T]) -> type[T]:
+        check = cls.__dict__.get("__post_init__")
+
+        def post_init(self: T) -> None:
+            for field in _float_fields(typing.cast(Any, type(self))):
+                if type(given := getattr(self, field)) is int:
+                    object.__setattr__(self, field, float(given))
+            if check is not None:
+                check(self)
+
+        cls.__post_init__ = post_init  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
         made.__casemate_type__ = name  # type: ignore[attr-defined]
         if name in _REGISTRY:
@@ -52,6 +65,11 @@ def registered() -> dict[str, type]:
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _float_fields(cls: type) -> tuple[str, ...]:
+    return tuple(name for name, hint in _hints(cls).items() if hint in (float, float | None))
 
 
 def to_json(item: object) -> Json:
@@ -167,7 +185,7 @@ def from_json(cls: type[T], data: Json, *, where: str = "") -> T:
             mend="Use a client and a server of matching versions.",
             where=where,
         )
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in data:
         if key != "type" and key not in names:

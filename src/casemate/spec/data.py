@@ -96,6 +96,8 @@ class DatasetSchema:
             raise ValueError("without a unit column every row is a unit: units >= rows, k = 1")
         if unit and unit[0].high != self.units - 1:
             raise ValueError("the unit column's high must be units - 1")
+        if self.rows > self.units * self.rows_per_unit:
+            raise ValueError("there are more rows than units * rows_per_unit")
 
     @property
     def unit_column(self) -> Column | None:
@@ -146,7 +148,9 @@ class Policy:
         if self.max_epsilon is not None and not self.max_epsilon > 0:
             raise ValueError("max_epsilon must be above 0")
         if self.nonprivate is not None and len(self.nonprivate.split()) < 3:
-            raise ValueError("nonprivate must say in words that training without privacy is allowed")
+            raise ValueError(
+                "nonprivate must say in words that training without privacy is allowed"
+            )
         if self.last_epoch is not None and self.last_epoch < 0:
             raise ValueError("last_epoch must be at least 0")
 
@@ -160,8 +164,8 @@ class Registration:
 
     ``dataset`` is ``ds_`` and 40 hex digits of the salted commitment
     SHA-256("casemate/dataset/v1\\0" || salt || wire bytes). ``sealed_key`` is the HPKE message that
-    holds :class:`DatasetKey`, with :meth:`info` as its info. ``previous`` names the dataset of which
-    this is a new version: it inherits that ledger (P1). ``filter`` is fixed for ever (P9).
+    holds :class:`DatasetKey`, with :meth:`info` as its info. ``previous`` names the dataset whose
+    new version this is: it inherits that ledger (P1). ``filter`` is fixed for ever (P9).
     """
 
     dataset: str

@@ -35,6 +35,10 @@ from typing import ClassVar, Final
 _CODE: Final = re.compile(r"[a-z]+(\.[a-z0-9]+(-[a-z0-9]+)*)+\Z")
 
 
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 class CasemateError(Exception):
     """Base of all errors. ``status`` is the HTTP status, ``exit_code`` the CLI's."""
 
@@ -72,13 +76,17 @@ class CasemateError(Exception):
 
     @staticmethod
     def from_wire(body: object, status: int = 500) -> CasemateError:
-        """The error that a peer sent; a body of any other shape is itself a ``NetError``."""
+        """The error that a peer sent; a body of any other shape is itself a ``NetError``.
+
+        Characters that a terminal would obey are replaced: the peer may be hostile.
+        """
         error = body.get("error") if isinstance(body, dict) else None
         if isinstance(error, dict) and set(error) == {"code", "message", "mend", "where"}:
             code, message, mend, where = (error[k] for k in ("code", "message", "mend", "where"))
             if all(isinstance(x, str) and len(x) <= 4096 for x in (code, message, mend, where)):
                 kind = FAMILIES.get(code.split(".")[0])
                 if kind is not None and _CODE.match(code):
+                    message, mend, where = map(_printable, (message, mend, where))
                     return kind(code, message, mend=mend, where=where, status=status)
         return NetError(
             "net.bad-error",

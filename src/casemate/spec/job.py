@@ -199,7 +199,7 @@ class Charge:
 
 @value("dataset-quote/v1")
 class DatasetQuote:
-    """One dataset's answer. ``refusal`` is an error code, or ``None`` when the job is allowed now."""
+    """One dataset's answer. ``refusal``: an error code, or ``None`` when the job is allowed now."""
 
     dataset: str
     owner: str

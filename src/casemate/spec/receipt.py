@@ -26,7 +26,7 @@ class ReceiptDataset:
 
 @value("guarantee/v1")
 class Guarantee:
-    """The claim in words and numbers. ``private`` False: ``statement`` is "no privacy guarantee"."""
+    """The claim in words and numbers; ``statement`` says so where there is no privacy."""
 
     private: bool
     epsilon: float

@@ -89,6 +89,9 @@ def _entry(name: str, entry: object, at: int) -> TensorInfo:
         raise _refuse("The shape is not a list of at most 8 sizes.", name)
     dtype, size = _FROM_WIRE[wire]
     end = at + size * math.prod(d for d in shape if isinstance(d, int))
+    # In Python 0 == 0.0 == False; in the one form of a file they differ.
+    if not isinstance(offsets, list) or any(type(x) is not int for x in offsets):
+        raise _refuse("The byte range is not two integers.", name)
     if offsets != [at, end] or end > 2**46:
         raise _refuse("The byte range has a gap, an overlap or the wrong length.", name)
     return TensorInfo(dtype, tuple(d for d in shape if isinstance(d, int)), at, end)
