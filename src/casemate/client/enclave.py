@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from casemate.client import models, views
+from casemate.client import log, models, views
 from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets, DatasetView
 from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
@@ -178,6 +178,10 @@ class Enclave:
     def job(self, job: str) -> Run:
         """A run by its id, for example after a restart of the notebook."""
         return self.jobs.get(job, trust=self._trust)
+
+    def log(self) -> Iterator[log.Seen]:
+        """The enclave's log, for :func:`casemate.client.log.verify`."""
+        return log.fetch(self._connection)
 
     def train(
         self,

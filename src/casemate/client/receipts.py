@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from casemate.accounting import filters
+from casemate.accounting.filters import RdpFilter
 from casemate.attest.verify import Unchecked, verify_attestation
 from casemate.client import views
 from casemate.seal import dsse
 from casemate.spec import canonical, codec
-from casemate.spec.data import Budget
-from casemate.spec.errors import CasemateError, FormatError, ReceiptError, UsageError
+from casemate.spec.errors import FormatError, ReceiptError, UsageError
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
@@ -226,9 +225,7 @@ def _privacy(receipt: Receipt) -> Iterator[Check]:
     if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1 - RELATIVE_SLACK):
         raise _refuse("sigma", "The noise is below its multiplier times the sensitivity.")
     extra = plan.delta_truncation + plan.delta_sampler
-    # A filter's charge does not depend on the budget; any budget makes the same numbers.
-    accountant = filters.RdpFilter(Budget(epsilon=1000.0, delta=0.01))
-    charge = accountant.charge(plan.events, extra, delta_shown=guarantee.delta)
+    charge = RdpFilter.charge(plan.events, extra, delta_shown=guarantee.delta)
     for part in receipt.datasets:
         enough = all(
             taken >= due for taken, due in zip(part.charge.rdp_nano, charge.rdp_nano, strict=False)
@@ -293,7 +290,6 @@ def statement_json(bundle: ReceiptBundle) -> object:
 
 
 __all__ = [
-    "CasemateError",
     "Check",
     "VerifiedReceipt",
     "as_json",
