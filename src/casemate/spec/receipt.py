@@ -26,7 +26,7 @@ class ReceiptDataset:
 
 @value("guarantee/v1")
 class Guarantee:
-    """The claim in words and numbers; ``statement`` says so where there is no privacy."""
+    """The claim in words and numbers: "no privacy guarantee" where ``private`` is False."""
 
     private: bool
     epsilon: float
