@@ -1,0 +1,102 @@
+"""What an operator sets, and the limits on every size and number."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from casemate.spec import canonical
+
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bytes, counts, seconds; past one of them a request gets ``limit.*``.
+
+    ``worker_bytes`` caps one worker's resident memory. A run is ended after ``run_floor`` seconds
+    plus ``run_factor`` times its predicted time: constants of the quote, so that the end of a run
+    tells nothing of the rows.
+    """
+
+    json_bytes: int = 4 * MIB
+    chunk_bytes: int = 8 * MIB
+    upload_bytes: int = 64 * GIB
+    identity_bytes: int = 128 * GIB
+    open_uploads: int = 16
+    identities: int = 10_000
+    datasets: int = 1_000
+    quotes: int = 10_000
+    quotes_waiting: int = 16
+    queued_jobs: int = 256
+    queued_per_identity: int = 32
+    result_bytes: int = 4 * GIB
+    worker_bytes: int = 16 * GIB
+    prepare_seconds: float = 100.0
+    check_seconds: float = 1_800.0
+    run_factor: float = 20.0
+    run_floor: float = 120.0
+    body_seconds: float = 120.0
+    connections: int = 256
+    nonces: int = 1 << 21
+    nonces_per_identity: int = 1 << 16
+    attestations: int = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A token bucket: ``burst`` requests at once, ``per_second`` in the long run."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """``public`` is shared by all who come without a signature; the others are per identity."""
+
+    public: Rate = Rate(per_second=200.0, burst=400)
+    enrol: Rate = Rate(per_second=10.0, burst=50)
+    identity: Rate = Rate(per_second=100.0, burst=400)
+    quote: Rate = Rate(per_second=1.0, burst=20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One server. ``state`` is its folder; ``port`` 0 takes a free one.
+
+    ``workers``: jobs that run at once. ``spares``: workers that wait with their imports done.
+    ``threads``: threads of one worker. ``attest_window``: seconds in which nonces are gathered for
+    one report.
+    """
+
+    state: Path
+    host: str = "127.0.0.1"
+    port: int = 8443
+    tee: str = "simulated"
+    dev: bool = False
+    workers: int = 1
+    spares: int = 1
+    threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    attest_window: float = 0.01
+    limits: Limits = field(default_factory=Limits)
+    rates: Rates = field(default_factory=Rates)
+
+
+def software() -> str:
+    """The name and version that receipts and the server's policy carry."""
+    try:
+        return f"casemate {version('casemate')}"
+    except PackageNotFoundError:
+        return "casemate (source)"
+
+
+def policy_digest(config: Config) -> str:
+    """Digest of what a client is promised beyond the measurement; bound in evidence."""
+    return canonical.digest(
+        {"type": "server-policy/v1", "software": software(), "dev": config.dev, "filter": "rdp/v1"}
+    )

@@ -1,0 +1,51 @@
+"""Prometheus metrics: counts of requests and states, never data, names, or a job's true time.
+
+Nothing here is finer than what rule P6 admits: a job is counted when its public tick is reached,
+and neither a worker's time nor its life is shown.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+disable_created_metrics()
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One registry a server: none of the library's process-wide collectors, whose CPU seconds
+    would follow the workers' load."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry(auto_describe=False)
+        self.registry = registry
+        self.requests = Counter(
+            "casemate_requests", "Answered requests", ["method", "route", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self.refusals = Counter(
+            "casemate_refusals", "Refused requests by error family", ["family"], registry=registry
+        )
+        self.seconds = Histogram(
+            "casemate_request_seconds", "Time to answer", ["route"], registry=registry,
+            buckets=(0.01, 0.1, 1.0, 10.0, 60.0),
+        )  # fmt: skip
+        self.jobs = Counter("casemate_jobs", "Jobs by visible state", ["state"], registry=registry)
+        self.queued = Gauge("casemate_jobs_queued", "Jobs that wait", registry=registry)
+        self.reports = Counter(
+            "casemate_attestation_reports", "Reports asked of the TEE", registry=registry
+        )
+        self.nonces = Counter("casemate_attestation_nonces", "Nonces answered", registry=registry)
+        self.uploaded = Counter("casemate_uploaded_bytes", "Sealed bytes taken", registry=registry)
+
+    def text(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)

@@ -1,0 +1,268 @@
+"""Workers: keyless processes with their imports done, one job each, never trusted.
+
+A worker is spoken to in frames over a socket pair. Whatever it says beside the one message that is
+due ends it: too long, out of order, too late, malformed. Descriptors that it attaches are dropped
+by the kernel, since the parent reads with recv(2).
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import resource
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from casemate.server.config import Config
+from casemate.server.logs import Log
+from casemate.spec import frames
+from casemate.spec.errors import FAMILIES, CasemateError, InternalError, JobError
+from casemate.spec.messages import Failed, Ready
+
+T = TypeVar("T")
+
+START_SECONDS: Final = 120.0
+SEND_SECONDS: Final = 30.0
+WATCH_SECONDS: Final = 0.25
+_PAGE: Final = resource.getpagesize()
+
+
+class WorkerGone(Exception):
+    """The worker died, was ended, or spoke out of turn. ``reason`` is for logs: one word."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def refusal(failed: Failed, phases: Sequence[str]) -> CasemateError:
+    """The error that a worker's refusal stands for; only of a phase before any row was read."""
+    kind = FAMILIES.get(failed.code.split(".")[0])
+    if failed.phase in phases and kind is not None and kind is not InternalError:
+        with contextlib.suppress(ValueError):
+            return kind(
+                failed.code,
+                failed.message[:2000],
+                mend=failed.mend[:1000],
+                where=failed.where[:500],
+            )
+    return JobError(
+        "job.worker-failed",
+        "The worker that looks at the input has failed.",
+        mend="Try again; if it fails again, ask the operator to run `casemate doctor`.",
+        status=500,
+    )
+
+
+class Worker:
+    """One process and its socket. Every wait has a limit in seconds."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._sock = sock
+        self._over: str | None = None
+
+    async def _read(self, count: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        parts = bytearray()
+        while len(parts) < count:
+            part = await loop.sock_recv(self._sock, count - len(parts))
+            if not part:
+                raise WorkerGone(self._over or "closed")
+            parts += part
+        return bytes(parts)
+
+    async def expect(self, kinds: Sequence[type[T]], seconds: float) -> T:
+        """The next message, which must be one of ``kinds``; ``WorkerGone`` otherwise, and the
+        worker is ended."""
+        try:
+            async with asyncio.timeout(seconds):
+                size = frames.length(await self._read(frames.HEAD))
+                return frames.decode(kinds, await self._read(size))
+        except TimeoutError:
+            self.kill("time")
+        except CasemateError:
+            self.kill("protocol")
+        except (OSError, WorkerGone):
+            self.kill("closed")
+        except asyncio.CancelledError:
+            self.kill("cancelled")
+            raise
+        raise WorkerGone(self._over or "closed")
+
+    async def tell(self, message: object, fds: Sequence[int] = ()) -> None:
+        """Send a message; ``fds`` stay the caller's. ``WorkerGone`` when it does not take it."""
+        frame = frames.encode(message)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                sent = self._sock.sendmsg([frame[: frames.HEAD]], rights)
+                await asyncio.get_running_loop().sock_sendall(self._sock, frame[sent:])
+        except (OSError, TimeoutError):
+            self.kill("closed")
+            raise WorkerGone(self._over or "closed") from None
+
+    def resident(self) -> int:
+        """Bytes of memory it holds now; 0 once it is gone."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    @property
+    def alive(self) -> bool:
+        return self._over is None and self._process.poll() is None
+
+    def kill(self, reason: str) -> None:
+        """End it now (SIGKILL); the first reason stays."""
+        if self._over is None:
+            self._over = reason
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def end(self, reason: str = "done") -> None:
+        """Kill, wait until the kernel has taken it away, close the socket."""
+        self.kill(reason)
+        await asyncio.to_thread(self._process.wait)
+        self._sock.close()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """All that a worker inherits: no path, no home, no locale, nothing an operator set."""
+    count = str(threads)
+    return {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+    }
+
+
+def spawn(threads: int, file_bytes: int) -> Worker:
+    """Start ``python -m casemate.worker FD`` with nothing but one end of a socket pair.
+
+    Its standard streams are /dev/null: a traceback could hold rows. No file of its, the result's
+    memfd included, can grow past ``file_bytes``.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        ours.setblocking(False)
+        fd = theirs.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-m", "casemate.worker", str(fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(threads),
+            cwd="/",
+            pass_fds=(fd,),
+            start_new_session=True,
+        )
+    # No core file, which would hold keys; and the kernel, short of memory, takes it first.
+    with contextlib.suppress(OSError):
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
+    return Worker(process, ours)
+
+
+class Pool:
+    """Keeps ``config.spares`` workers ready, and a few that have prepared a quoted model."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self._config, self._log = config, log
+        self._ready: deque[asyncio.Task[Worker]] = deque()
+        self._prepared: dict[str, Worker] = {}
+        self._live: set[Worker] = set()
+        self._watches: dict[Worker, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def top_up(self) -> None:
+        """Start spares until there are enough."""
+        while not self._closed and len(self._ready) < self._config.spares:
+            self._ready.append(asyncio.create_task(self._start()))
+
+    async def _start(self) -> Worker:
+        worker = await asyncio.to_thread(
+            spawn, self._config.threads, self._config.limits.result_bytes
+        )
+        self._live.add(worker)
+        self._watches[worker] = asyncio.create_task(self._watch(worker))
+        try:
+            if self._closed:
+                raise WorkerGone("closed")
+            await worker.expect([Ready], START_SECONDS)
+        except BaseException:
+            await self.release(worker, "start")
+            raise
+        self._log.event("worker-start")
+        return worker
+
+    async def _take(self) -> Worker:
+        while self._ready:
+            task = self._ready.popleft()
+            with contextlib.suppress(WorkerGone, OSError):
+                worker = await task
+                if worker.alive:
+                    return worker
+                await self.release(worker, "closed")
+        return await self._start()
+
+    async def release(self, worker: Worker, reason: str = "done") -> None:
+        """End a worker for good."""
+        await worker.end(reason)
+        self._live.discard(worker)
+        if (watch := self._watches.pop(worker, None)) is not None:
+            watch.cancel()
+
+    @contextlib.asynccontextmanager
+    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Worker, bool]]:
+        """A worker for one job, ended afterwards unless :meth:`keep` took it.
+
+        Yields it, and whether it is the one that prepared the quote ``prepared``.
+        """
+        kept = self._prepared.pop(prepared, None) if prepared is not None else None
+        if kept is not None and not kept.alive:
+            await self.release(kept, "closed")
+            kept = None
+        worker = kept if kept is not None else await self._take()
+        try:
+            yield worker, kept is not None
+        finally:
+            if worker not in self._prepared.values():
+                await asyncio.shield(self.release(worker))
+            self.top_up()
+
+    async def keep(self, quote: str, worker: Worker) -> None:
+        """Let a worker that has prepared a quote's model wait for the job; the oldest goes."""
+        old = self._prepared.pop(quote, None)
+        self._prepared[quote] = worker
+        while len(self._prepared) > max(1, self._config.spares):
+            first = next(iter(self._prepared))
+            await self.release(self._prepared.pop(first), "idle")
+        if old is not None:
+            await self.release(old, "idle")
+
+    async def _watch(self, worker: Worker) -> None:
+        """End a worker that holds too much memory; who waits for it gets ``WorkerGone``."""
+        while worker.alive:
+            if worker.resident() > self._config.limits.worker_bytes:
+                worker.kill("memory")
+                self._log.event("worker-end", state="memory")
+                return
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def close(self) -> None:
+        """End all workers."""
+        self._closed = True
+        for task in self._ready:
+            task.cancel()
+        await asyncio.gather(*self._ready, return_exceptions=True)
+        for worker in list(self._live):
+            await self.release(worker, "stop")

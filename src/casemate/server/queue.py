@@ -1,0 +1,180 @@
+"""The durable queue. Its state is the ledger's; this is only the loop that serves it.
+
+One job at a time is prepared and reserved, ``config.workers`` run at once. What another boot left
+half done is charged and abandoned by the store when it opens; what it left queued is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from casemate.ledger import catalog, ledger, quotes
+from casemate.ledger.ledger import Job
+from casemate.server import run
+from casemate.server.run import Ticks
+from casemate.server.service import Service
+from casemate.server.throttle import Busy
+from casemate.spec.errors import CasemateError
+from casemate.spec.job import JobStatus
+
+_VISIBLE = {"reserved": "running", "abandoned": "failed"}
+
+
+class Queue:
+    """Runs jobs and checks of datasets as tasks of one event loop."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._wake = asyncio.Event()
+        self._slots = asyncio.Semaphore(service.config.workers)
+        self._checks = asyncio.Semaphore(service.config.workers)
+        self._prepares = asyncio.Semaphore(service.config.workers)
+        self._waiting = 0
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._ticks: dict[str, Ticks] = {}
+        self._checking: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """The queue's life: takes up what was left, ends all tasks when it closes."""
+        for dataset in catalog.datasets(self._service.store):
+            if dataset.state == "checking":
+                self.check(dataset.id)
+        loop = asyncio.create_task(self._loop())
+        self.wake()
+        try:
+            yield
+        finally:
+            tasks = [loop, *self._checking.values(), *self._running.values()]
+            jobs = list(self._running)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for job in jobs:
+                with suppress(CasemateError):
+                    self._end(job, "failed", "job.abandoned", "The server stopped during the run.")
+
+    def wake(self) -> None:
+        """Something may have been queued."""
+        self._wake.set()
+
+    def check(self, dataset: str) -> None:
+        """Check a registered dataset, unless that is done or under way."""
+        if dataset in self._checking:
+            return
+        if catalog.dataset(self._service.store, dataset).state == "checking":
+            self._start(self._checking, dataset, self._check(dataset))
+
+    @staticmethod
+    def _start(
+        tasks: dict[str, asyncio.Task[None]], name: str, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        tasks[name] = task
+        task.add_done_callback(lambda _: tasks.pop(name, None))
+        return task
+
+    async def _check(self, dataset: str) -> None:
+        async with self._checks:
+            try:
+                await run.check_dataset(self._service, dataset)
+            except CasemateError as e:
+                # Revoked while it waited, or the store has stopped: nothing to settle.
+                self._service.log.event("dataset", dataset=dataset, code=e.code)
+            except Exception as e:
+                self._service.log.fault(e, dataset=dataset)
+
+    @asynccontextmanager
+    async def preparing(self) -> AsyncIterator[None]:
+        """A place for a quote's worker; ``limit.quotes-waiting`` when too many wait for one."""
+        if self._waiting >= self._service.config.limits.quotes_waiting:
+            raise Busy(
+                "limit.quotes-waiting",
+                "Too many quotes are being made.",
+                mend="Try again in a few seconds.",
+                retry_after=5.0,
+            )
+        self._waiting += 1
+        try:
+            async with self._prepares:
+                yield
+        finally:
+            self._waiting -= 1
+
+    async def _loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while await self._next():
+                    pass
+            except CasemateError as e:
+                self._service.log.event("job", code=e.code)
+
+    async def _next(self) -> bool:
+        """Start the job that waited longest; return when it no longer stands first."""
+        await self._slots.acquire()
+        job = ledger.next_queued(self._service.store)
+        if job is None:
+            self._slots.release()
+            return False
+        left = asyncio.Event()
+        work = run.execute(self._service, job.id, lambda ticks: self._tick(job.id, ticks), left.set)
+        task = self._start(self._running, job.id, work)
+
+        def ended(_: object) -> None:
+            self._slots.release()
+            self._ticks.pop(job.id, None)
+            left.set()
+            self.wake()
+
+        task.add_done_callback(ended)
+        await left.wait()
+        return True
+
+    def _tick(self, job: str, ticks: Ticks) -> None:
+        self._ticks[job] = ticks
+
+    def _end(self, job: str, state: Any, code: str, message: str) -> None:
+        ended = ledger.abandon(self._service.store, job, state, code, message)
+        self._service.metrics.jobs.labels(ended.state).inc()
+        self._service.log.event("job", job=job, state=ended.state, code=code)
+
+    async def stop(self, job: str, state: str, code: str, message: str) -> None:
+        """End a job now, whatever it is doing; its worker is killed. A charge stays."""
+        task = self._running.get(job)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._end(job, state, code, message)
+
+    async def stop_revoked(self, dataset: str) -> None:
+        """End the jobs that run on a dataset whose key was destroyed."""
+        for job in list(self._running):
+            used = quotes.get(
+                self._service.store, ledger.job(self._service.store, job).quote
+            ).quote.request.datasets
+            if dataset in {use.dataset for use in used}:
+                await self.stop(
+                    job, "failed", "policy.revoked", "An owner revoked a dataset of this job."
+                )
+
+    def status(self, job: Job) -> JobStatus:
+        """What may be seen of a job."""
+        quote = quotes.get(self._service.store, job.quote).quote
+        ticks = self._ticks.get(job.id)
+        tick = quote.ticks if job.state == "done" else 0
+        if job.state in ("reserved", "running") and ticks is not None:
+            tick = ticks.tick(self._service.clock.monotonic())
+        return JobStatus(
+            job=job.id,
+            state=_VISIBLE.get(job.state, job.state),  # type: ignore[arg-type]
+            tick=tick,
+            ticks=quote.ticks,
+            quote_digest=job.quote,
+            error=job.error,
+            message=job.message,
+        )

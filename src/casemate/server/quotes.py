@@ -1,0 +1,132 @@
+"""Quotes and approvals: what a job would cost, and the owners' word on it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from casemate.ledger import catalog, quotes
+from casemate.plan.check import check_request
+from casemate.plan.compile import compile_plan
+from casemate.plan.quote import DatasetState, quote
+from casemate.server import permissions, run
+from casemate.server.service import Call, Service
+from casemate.spec import codec
+from casemate.spec.errors import AuthError, FormatError, LimitError, PolicyError
+from casemate.spec.job import DatasetUse, Execution, Quote, Submission
+from casemate.spec.messages import Prepared
+
+KEY_BYTES = 32
+
+
+def _state(service: Service, use: DatasetUse) -> DatasetState:
+    found = catalog.dataset(service.store, use.dataset)
+    rdp, spent, delta_femto, _ = catalog.spent(service.store, found.lineage)
+    return DatasetState(
+        dataset=found.id,
+        owner=found.owner,
+        schema=found.registration.schema,
+        policy=found.policy,
+        policy_digest=found.policy_digest,
+        epoch=found.epoch,
+        state=found.state,
+        filter=rdp,
+        spent=spent,
+        delta_femto=delta_femto,
+    )
+
+
+def _require_known(call: Call, submission: Submission) -> None:
+    """The caller is the scientist, and knows of every dataset by right."""
+    request = submission.request
+    if request.scientist != call.caller:
+        raise AuthError(
+            "auth.forbidden",
+            "The job names another scientist than the one who signs.",
+            mend="Ask with the scientist's own identity.",
+            where="scientist",
+            status=403,
+        )
+    for use in request.datasets:
+        permissions.dataset_roles(call.service, call.caller, use.dataset)
+        if catalog.dataset(call.service.store, use.dataset).state == "revoked":
+            raise PolicyError(
+                "policy.revoked",
+                f"The dataset {use.dataset} was revoked by its owner.",
+                mend="Ask for a quote without it.",
+                where=use.dataset,
+            )
+
+
+def _model_key(call: Call, submission: Submission) -> bytes:
+    info = Submission.info(codec.digest(submission.request))
+    key = call.service.keys.hpke.open(submission.sealed_key, info=info)
+    if len(key) != KEY_BYTES:
+        raise FormatError(
+            "format.sealed",
+            "The sealed key is not a stream key of 32 bytes.",
+            mend="Seal the model with casemate.",
+            where="sealed_key",
+        )
+    return key
+
+
+async def make(call: Call) -> Quote:
+    """Look at the model in a worker, compile the plan, and price it. No data is touched."""
+    service = call.service
+    submission: Submission = call.body
+    request = submission.request
+    _require_known(call, submission)
+    most = service.config.limits.quotes
+    sql = "SELECT count(*) FROM quotes WHERE scientist = ?"
+    if service.store.one(sql, call.caller)[0] >= most:
+        raise LimitError(
+            "limit.quotes",
+            f"This identity has {most} quotes, as many as are kept.",
+            mend="Use a quote that you have, or ask the operator for a higher limit.",
+        )
+    schemas = run.schemas_of(service, request)
+    check_request(request, schemas)
+    service.uploads.complete(call.caller, submission.upload)
+    key = _model_key(call, submission)
+    async with service.queue.preparing(), service.pool.worker() as (worker, _):
+        prepared = await run.prepare(service, worker, request, schemas, submission.upload, key)
+        execution = Execution(threads=service.config.threads)
+        made = await asyncio.to_thread(_price, service, submission, prepared, execution)
+        digest = quotes.add(service.store, made, submission, key)
+        if all(d.refusal is None for d in made.datasets):
+            await service.pool.keep(digest, worker)
+    return made
+
+
+def _price(
+    service: Service, submission: Submission, prepared: Prepared, execution: Execution
+) -> Quote:
+    request = submission.request
+    states = [_state(service, use) for use in request.datasets]
+    plan = compile_plan(request, [s.schema for s in states], prepared)
+    return quote(request, plan, prepared, execution, states)
+
+
+async def list_quotes(call: Call) -> list[Quote]:
+    """One's own newest, and those that wait for one's word."""
+    store = call.service.store
+    found = {
+        stored.digest: stored.quote
+        for stored in (
+            *quotes.of_scientist(store, call.caller),
+            *quotes.waiting_for(store, call.caller),
+        )
+    }
+    return list(found.values())
+
+
+async def show(call: Call) -> Quote:
+    return quotes.get(call.service.store, call.id).quote
+
+
+async def approve(call: Call) -> None:
+    quotes.judge(call.service.store, call.id, call.caller, "approve")
+
+
+async def reject(call: Call) -> None:
+    quotes.judge(call.service.store, call.id, call.caller, "reject")

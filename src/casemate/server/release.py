@@ -1,0 +1,158 @@
+"""What leaves after a run: the sealed weights and the receipt; nothing else.
+
+The result is sealed to the scientist's own key (ARCHITECTURE.md, the result's route); the receipt
+is an in-toto Statement v1 in a DSSE envelope, signed by the boot's receipt key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from casemate.ledger.quotes import StoredQuote
+from casemate.ledger.store import Link
+from casemate.seal import dsse, hpke, stream
+from casemate.seams import Disk, Rng
+from casemate.server.config import software
+from casemate.server.keys import BootKeys
+from casemate.spec import canonical, codec, tensors
+from casemate.spec.canonical import Json
+from casemate.spec.errors import FormatError
+from casemate.spec.evidence import Attestation
+from casemate.spec.identity import PublicIdentity
+from casemate.spec.job import Quote
+from casemate.spec.receipt import (
+    PAYLOAD_TYPE,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    Guarantee,
+    Receipt,
+    ReceiptBundle,
+    ReceiptDataset,
+)
+
+FOLDER: Final = "results"
+UNIT: Final = "one privacy unit of one dataset (zero-out)"
+
+
+def blob_path(job: str) -> str:
+    """Where a job's sealed result lies on the Disk."""
+    return f"{FOLDER}/{job}"
+
+
+def check_result(weights: bytes, quote: Quote) -> None:
+    """The worker's result must be canonical safetensors of no more scalars than the quoted model
+    has: a closed form with no place for anything beside the weights. Raises ``FormatError``."""
+    infos = tensors.read_header(weights, len(weights)).values()
+    scalars = sum(math.prod(info.shape) for info in infos)
+    if scalars > quote.parameters or any(info.dtype != "f32" for info in infos):
+        raise FormatError(
+            "format.result",
+            "The result is not the quoted model's weights.",
+            mend="Report it: the worker broke its form.",
+        )
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    view = memoryview(data)
+    for at in range(0, len(data), stream.CHUNK):
+        yield bytes(view[at : at + stream.CHUNK])
+
+
+def seal_result(
+    disk: Disk, rng: Rng, job: str, scientist: PublicIdentity, weights: bytes
+) -> tuple[str, str]:
+    """Write the sealed result durably; its path on the Disk and ``sha256:`` of the plaintext."""
+    digest = "sha256:" + hashlib.sha256(weights).hexdigest()
+    key = rng.bytes(stream.KEY_BYTES)
+    message = hpke.seal(
+        scientist.seal_key, key, info=f"casemate/result-key/v1|{job}|{digest}".encode()
+    )
+    path = blob_path(job)
+    file = disk.open(path, create=True)
+    try:
+        file.truncate(0)
+        at = 0
+        head = len(message).to_bytes(4, "big") + message
+        for part in (head, *stream.encrypt(key, _chunks(weights))):
+            file.write(at, part)
+            at += len(part)
+        file.sync()
+    finally:
+        file.close()
+    disk.sync_folder(FOLDER)
+    return path, digest
+
+
+def guarantee(quote: Quote) -> Guarantee:
+    """The claim, in words that hold against who does not see access patterns (P6)."""
+    if not quote.plan.private:
+        return Guarantee(
+            private=False, epsilon=0.0, delta=0.0, unit=UNIT, statement="no privacy guarantee"
+        )
+    return Guarantee(
+        private=True,
+        epsilon=quote.epsilon,
+        delta=quote.delta,
+        unit=UNIT,
+        statement=(
+            f"The released weights are ({quote.epsilon:.6g}, {quote.delta:g})-differentially "
+            "private for zeroing out one privacy unit of one dataset. A person with units in m "
+            "datasets has m-fold group privacy. No amplification by sampling is claimed against "
+            "an observer of the machine's timing or memory accesses."
+        ),
+    )
+
+
+def receipt(
+    keys: BootKeys,
+    attestation: Attestation,
+    stored: StoredQuote,
+    *,
+    units: Mapping[str, int],
+    request_digest: str,
+    result_digest: str,
+    commit: Link,
+) -> ReceiptBundle:
+    """The signed receipt of a job whose commit entry is ``commit``; ``units`` by dataset."""
+    quote = stored.quote
+    request = quote.request
+    predicate = Receipt(
+        job=request.job,
+        scientist=request.scientist,
+        boot=keys.boot,
+        model_digest=request.model_digest,
+        result_digest=result_digest,
+        request_digest=request_digest,
+        quote_digest=stored.digest,
+        plan=quote.plan,
+        guarantee=guarantee(quote),
+        datasets=tuple(
+            ReceiptDataset(
+                dataset=d.dataset,
+                owner=d.owner,
+                policy_digest=d.policy_digest,
+                units=units[d.dataset],
+                charge=d.charge,
+            )
+            for d in quote.datasets
+        ),
+        simulated=("tee",) if attestation.evidence.simulated else (),
+        software=software(),
+        entry=commit.digest,
+        sequence=commit.sequence,
+    )
+    statement: dict[str, Json] = {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": f"{request.job}.safetensors", "digest": {"sha256": result_digest[7:]}}
+        ],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": codec.to_json(predicate),
+    }
+    envelope = dsse.sign(
+        PAYLOAD_TYPE, canonical.encode(statement), keys.receipt.sign, keys.receipt.public.hex()
+    )
+    return ReceiptBundle(envelope=envelope, attestation=attestation)

@@ -1,0 +1,161 @@
+"""The one table of routes. What is not here does not exist; OpenAPI, docs/server.md and the test
+that walks all routes as every kind of caller are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from casemate.server import datasets, jobs, openapi, public, quotes
+from casemate.server.config import Limits, software
+from casemate.server.service import Call
+from casemate.spec.data import DatasetInfo, Policy, Registration
+from casemate.spec.evidence import Attestation
+from casemate.spec.identity import PublicIdentity
+from casemate.spec.job import JobStatus, Quote, Submission
+from casemate.spec.receipt import LogEntry, ReceiptBundle
+
+_OFFSET: Final = ("header", datasets.OFFSET, True, "Where the piece begins, in bytes.")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route. ``permission``: a key of ``permissions.RULES``, or public, self, enrolled.
+
+    ``body``: ``None``, ``bytes``, a shared format, or the fields of a plain object. ``answer``:
+    ``None``, ``bytes``, ``str``, ``object`` (any JSON object), a shared format, or a plain
+    object's fields; a tuple of forms is a list of either. ``rate``: whose token bucket is asked.
+    ``parameters``: (place, name, required, meaning) beside those in the path.
+    """
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+    path: str
+    permission: str
+    handler: Callable[[Call], Awaitable[Any]]
+    summary: str
+    body: Any = None
+    answer: Any = None
+    status: int = 200
+    rate: Literal["identity", "quote"] = "identity"
+    parameters: tuple[tuple[str, str, bool, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The operation's name, unique."""
+        return f"{self.handler.__module__.rsplit('.', 1)[-1]}.{self.handler.__name__}"
+
+    def limit(self, limits: Limits) -> int:
+        """The largest body, in bytes."""
+        if self.body is None:
+            return 0
+        return limits.chunk_bytes if self.body is bytes else limits.json_bytes
+
+
+async def openapi_document(call: Call) -> dict[str, Any]:
+    return openapi.document(ROUTES, software())
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        "GET", "/v1/health", "public", public.health, "Whether the server answers",
+        answer={"status": str},
+    ),
+    Route(
+        "GET", "/v1/attestation", "public", public.attestation, "Evidence for a nonce",
+        answer=Attestation, parameters=(("query", "nonce", True, "32 bytes, hex, fresh."),),
+    ),
+    Route(
+        "GET", "/openapi.json", "public", openapi_document, "This document", answer=object,
+    ),
+    Route("GET", "/metrics", "public", public.exposition, "Prometheus metrics", answer=str),
+    Route(
+        "PUT", "/v1/identities/{id}", "self", datasets.enrol, "Enrol a public identity",
+        body=PublicIdentity, answer=PublicIdentity,
+    ),
+    Route(
+        "POST", "/v1/uploads", "enrolled", datasets.begin_upload, "Begin an upload",
+        body={"size": int}, answer={"upload": str}, status=201,
+    ),
+    Route(
+        "HEAD", "/v1/uploads/{id}", "upload-owner", datasets.show_upload,
+        "The upload's offset, in the header Upload-Offset",
+    ),
+    Route(
+        "PATCH", "/v1/uploads/{id}", "upload-owner", datasets.append_upload,
+        "Append sealed bytes at Upload-Offset", body=bytes, status=204, parameters=(_OFFSET,),
+    ),
+    Route(
+        "POST", "/v1/datasets", "enrolled", datasets.register,
+        "Register an uploaded dataset; it is checked in the background",
+        body=Registration, answer=DatasetInfo, status=201,
+    ),
+    Route(
+        "GET", "/v1/datasets", "enrolled", datasets.list_datasets,
+        "Datasets that one owns or is admitted to", answer=tuple[DatasetInfo, ...],
+    ),
+    Route(
+        "GET", "/v1/datasets/{id}", "dataset-party", datasets.show_dataset, "One dataset",
+        answer=DatasetInfo,
+    ),
+    Route(
+        "PUT", "/v1/datasets/{id}/policy", "dataset-owner", datasets.set_policy,
+        "Replace the policy; quotes and approvals under the old one are void",
+        body=Policy, answer=DatasetInfo,
+    ),
+    Route(
+        "POST", "/v1/datasets/{id}/epoch", "dataset-owner", datasets.set_epoch,
+        "Move the epoch forward", body={"epoch": int}, answer=DatasetInfo,
+    ),
+    Route(
+        "DELETE", "/v1/datasets/{id}", "dataset-owner", datasets.revoke,
+        "Revoke: the dataset's key is destroyed", status=204,
+    ),
+    Route(
+        "POST", "/v1/quotes", "enrolled", quotes.make, "What a job would cost; touches no data",
+        body=Submission, answer=Quote, rate="quote",
+    ),
+    Route(
+        "GET", "/v1/quotes", "enrolled", quotes.list_quotes,
+        "One's own quotes, and those that wait for one's approval", answer=tuple[Quote, ...],
+    ),
+    Route("GET", "/v1/quotes/{digest}", "quote-party", quotes.show, "One quote", answer=Quote),
+    Route(
+        "POST", "/v1/quotes/{digest}/approval", "quote-owner", quotes.approve,
+        "Approve exactly this quote", status=204,
+    ),
+    Route(
+        "DELETE", "/v1/quotes/{digest}/approval", "quote-owner", quotes.reject,
+        "Reject this quote", status=204,
+    ),
+    Route(
+        "POST", "/v1/jobs", "enrolled", jobs.submit, "Queue a quote's job (its scientist)",
+        body={"quote": str}, answer=JobStatus,
+    ),
+    Route(
+        "GET", "/v1/jobs", "enrolled", jobs.list_jobs,
+        "One's own jobs, and those on one's datasets",
+        answer=tuple[JobStatus, ...],
+    ),
+    Route(
+        "GET", "/v1/jobs/{id}", "job-party", jobs.show_job, "A job's state and public tick",
+        answer=JobStatus,
+    ),
+    Route(
+        "DELETE", "/v1/jobs/{id}", "job-scientist", jobs.cancel,
+        "Cancel a job; its charge stays", answer=JobStatus,
+    ),
+    Route(
+        "GET", "/v1/jobs/{id}/result", "job-scientist", jobs.result,
+        "The weights, sealed to the scientist", answer=bytes,
+    ),
+    Route(
+        "GET", "/v1/jobs/{id}/receipt", "job-party", jobs.receipt, "The receipt and its evidence",
+        answer=ReceiptBundle,
+    ),
+    Route(
+        "GET", "/v1/log", "enrolled", jobs.log, "The ledger's entries; of others' the digest only",
+        answer=(LogEntry, {"digest": str, "sequence": int}),
+        parameters=(("query", "from", False, "The first sequence number."),),
+    ),
+)  # fmt: skip

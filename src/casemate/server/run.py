@@ -1,0 +1,263 @@
+"""One job, from its turn in the queue to its commit.
+
+prepare (no data, no keys) -> reserve, durable -> keys -> run -> seal -> commit at a public tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable, Sequence
+
+from casemate.ledger import catalog, ledger, quotes
+from casemate.ledger.quotes import StoredQuote
+from casemate.server import release
+from casemate.server.pool import Worker, WorkerGone, refusal
+from casemate.server.service import Service
+from casemate.spec import codec
+from casemate.spec.data import DatasetSchema
+from casemate.spec.errors import CasemateError, JobError
+from casemate.spec.job import JobRequest, Quote
+from casemate.spec.messages import (
+    CheckDataset,
+    Checked,
+    Done,
+    Failed,
+    Locked,
+    Prepare,
+    Prepared,
+    Run,
+)
+
+FAILED = "The run failed. For the sake of the rows, nothing more is said."
+
+
+def worker_gone(gone: WorkerGone) -> JobError:
+    """What is said of a worker that died before it saw a row."""
+    reason = {
+        "time": "The input took too long to look at.",
+        "memory": "The input needs more memory than a worker may have.",
+    }.get(gone.reason, "The worker that looks at the input has failed.")
+    return JobError(
+        "job.worker-failed", reason, mend="Send something smaller, or try again.", status=503
+    )
+
+
+async def _tell(worker: Worker, message: object, files: Sequence[int]) -> None:
+    """Send a message with descriptors, then close ours."""
+    try:
+        await worker.tell(message, files)
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+async def prepare(
+    service: Service,
+    worker: Worker,
+    request: JobRequest,
+    schemas: tuple[DatasetSchema, ...],
+    upload: str,
+    model_key: bytes,
+) -> Prepared:
+    """Phases ``prepare`` and ``lock``. Raises the worker's refusal of the model, or ``JobError``
+    ``job.worker-failed``."""
+    limits, threads = service.config.limits, service.config.threads
+    message = Prepare(
+        key=model_key,
+        model_digest=request.model_digest,
+        schemas=schemas,
+        inputs=request.inputs,
+        train=request.train,
+        memory_bytes=limits.worker_bytes,
+        threads=threads,
+    )
+    try:
+        await _tell(worker, message, [service.uploads.descriptor(upload)])
+        prepared: Prepared | Failed = await worker.expect(
+            [Prepared, Failed], limits.prepare_seconds
+        )
+        if isinstance(prepared, Prepared):
+            locked: Locked | Failed = await worker.expect([Locked, Failed], limits.prepare_seconds)
+            if isinstance(locked, Failed):
+                raise refusal(locked, ("lock",))
+    except WorkerGone as e:
+        raise worker_gone(e) from None
+    if isinstance(prepared, Failed):
+        raise refusal(prepared, ("prepare",))
+    if prepared.model_digest != request.model_digest:
+        raise worker_gone(WorkerGone("protocol"))
+    return prepared
+
+
+def schemas_of(service: Service, request: JobRequest) -> tuple[DatasetSchema, ...]:
+    """The schemas of a request's datasets, in its order."""
+    return tuple(
+        catalog.dataset(service.store, use.dataset).registration.schema for use in request.datasets
+    )
+
+
+async def check_dataset(service: Service, dataset: str) -> None:
+    """Compare a pushed dataset with its schema, in a worker; settle it as ready or refused."""
+    found = catalog.dataset(service.store, dataset)
+    key = catalog.checking_key(service.store, dataset)
+    message = CheckDataset(
+        dataset=dataset, schema=found.registration.schema, key=key.key, salt=key.salt
+    )
+    error: str | None = None
+    try:
+        async with service.pool.worker() as (worker, _):
+            files = [service.uploads.descriptor(found.registration.upload)]
+            await _tell(worker, message, files)
+            seconds = service.config.limits.check_seconds
+            answer: Checked | Failed = await worker.expect([Checked, Failed], seconds)
+        if isinstance(answer, Failed):
+            error = refusal(answer, ("check",)).code
+        elif answer.dataset != dataset:
+            error = "job.worker-failed"
+    except WorkerGone as e:
+        error = worker_gone(e).code
+    settled = catalog.settle(service.store, dataset, error)
+    service.log.event("dataset", dataset=dataset, state=settled.state, code=error)
+    if settled.state in ("refused", "revoked"):
+        await asyncio.to_thread(service.uploads.drop, settled.registration.upload)
+
+
+class Ticks:
+    """Public time: ``quote.ticks`` steps over the predicted seconds, nothing finer (P6)."""
+
+    def __init__(self, quote: Quote, started: float) -> None:
+        self.started = started
+        self.ticks = max(1, quote.ticks)
+        self.seconds = max(1e-3, quote.seconds) / self.ticks
+
+    def tick(self, now: float) -> int:
+        """Elapsed over predicted time, short of the end until the job has ended."""
+        return min(self.ticks - 1, int((now - self.started) / self.seconds))
+
+    def wait(self, now: float) -> float:
+        """Seconds from ``now`` to the next public tick."""
+        passed = math.floor((now - self.started) / self.seconds) + 1
+        return self.started + passed * self.seconds - now
+
+
+async def execute(
+    service: Service,
+    job: str,
+    on_start: Callable[[Ticks], None],
+    reserved: Callable[[], None],
+) -> None:
+    """Take a queued job to its end. Whatever happens, the ledger says how it ended.
+
+    ``reserved`` is called once the charge is durable; ``on_start`` when public time begins.
+    """
+    stored = quotes.get(service.store, ledger.job(service.store, job).quote)
+    request = stored.quote.request
+    ticks: Ticks | None = None
+    try:
+        async with service.pool.worker(stored.digest) as (worker, is_prepared):
+            if not is_prepared:
+                schemas = schemas_of(service, request)
+                upload, key = stored.submission.upload, stored.model_key
+                await prepare(service, worker, request, schemas, upload, key)
+            ledger.reserve(service.store, job)
+            reserved()
+            ticks = Ticks(stored.quote, service.clock.monotonic())
+            on_start(ticks)
+            weights = await _train(service, worker, stored, job)
+        await _commit(service, stored, job, weights, ticks)
+        service.metrics.jobs.labels("done").inc()
+        service.log.event("job", job=job, state="done")
+    except asyncio.CancelledError:
+        raise
+    except CasemateError as e:
+        # After the reservation only codes that do not depend on rows may be shown.
+        shown = ticks is None or e.code in ("policy.revoked", "job.state")
+        code, message = (e.code, e.message) if shown else ("job.failed", FAILED)
+        await _fail(service, job, ticks, code, message)
+    except WorkerGone as e:
+        service.log.event("worker-end", job=job, state=e.reason)
+        await _fail(service, job, ticks, "job.failed", FAILED)
+    except Exception as e:
+        service.log.fault(e, job=job)
+        await _fail(service, job, ticks, "job.failed", FAILED)
+
+
+async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str) -> bytes:
+    """Phase ``run``: keys and data go in, the weights' bytes come out; the worker is gone then."""
+    limits, quote = service.config.limits, stored.quote
+    result = os.memfd_create("result", os.MFD_CLOEXEC)
+    try:
+        datasets = ledger.begin(service.store, job)
+        files = [
+            service.uploads.descriptor(
+                catalog.dataset(service.store, d.dataset).registration.upload
+            )
+            for d in datasets
+        ]
+        message = Run(plan=quote.plan, execution=quote.execution, datasets=datasets)
+        await _tell(worker, message, [*files, os.dup(result)])
+        seconds = limits.run_floor + limits.run_factor * quote.seconds
+        done: Done | Failed = await worker.expect([Done, Failed], seconds)
+        await worker.end()  # nobody writes the result any more
+        if isinstance(done, Failed):
+            raise WorkerGone("failed")
+        if not 0 < done.bytes <= min(limits.result_bytes, os.fstat(result).st_size):
+            raise WorkerGone("result")
+        weights = await asyncio.to_thread(_read, result, done.bytes)
+        release.check_result(weights, quote)
+        return weights
+    finally:
+        os.close(result)
+
+
+def _read(fd: int, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        part = os.pread(fd, count - len(parts), len(parts))
+        if not part:
+            raise WorkerGone("result")
+        parts += part
+    return bytes(parts)
+
+
+async def _commit(
+    service: Service, stored: StoredQuote, job: str, weights: bytes, ticks: Ticks
+) -> None:
+    """Seal the result, wait for the next public tick, then the one commit."""
+    store = service.store
+    request = stored.quote.request
+    scientist = catalog.identity(store, request.scientist)
+    path, digest = await asyncio.to_thread(
+        release.seal_result, service.disk, service.rng, job, scientist, weights
+    )
+    await service.clock.sleep(ticks.wait(service.clock.monotonic()))
+    units = {
+        use.dataset: schema.units
+        for use, schema in zip(request.datasets, schemas_of(service, request), strict=True)
+    }
+    ledger.commit(
+        store,
+        job,
+        result_digest=digest,
+        blob=path,
+        receipt=lambda link: release.receipt(
+            service.keys,
+            service.boot_attestation,
+            stored,
+            units=units,
+            request_digest=codec.digest(request),
+            result_digest=digest,
+            commit=link,
+        ),
+    )
+
+
+async def _fail(service: Service, job: str, ticks: Ticks | None, code: str, message: str) -> None:
+    """End a job without a result; at a public tick once it has read rows."""
+    if ticks is not None:
+        await service.clock.sleep(ticks.wait(service.clock.monotonic()))
+    ended = ledger.abandon(service.store, job, "failed", code, message)
+    service.metrics.jobs.labels(ended.state).inc()
+    service.log.event("job", job=job, state=ended.state, code=code)

@@ -1,0 +1,277 @@
+"""`casemate serve`: put the parts together, listen, and leave in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import uvicorn
+
+from casemate.ledger.store import Store
+from casemate.seams import Clock, Disk, OsDisk, OsRng, Rng, SystemClock
+from casemate.server import app, attestation, keys, release
+from casemate.server.config import Config, policy_digest
+from casemate.server.logs import Bridge, Log
+from casemate.server.metrics import Metrics
+from casemate.server.pool import Pool
+from casemate.server.queue import Queue
+from casemate.server.service import Service
+from casemate.server.throttle import Nonces, Throttle
+from casemate.server.uploads import Uploads
+from casemate.spec import canonical
+from casemate.spec.errors import LedgerError, NetError
+from casemate.tee import Tee
+from casemate.tee import open as open_tee
+
+READY_FILE: Final = "server.json"
+LOCK_FILE: Final = "lock"
+STORE_LABEL: Final = "casemate/store/v1"
+GRACE_SECONDS: Final = 10
+KEEP_ALIVE_SECONDS: Final = 300  # a new connection needs new evidence
+
+
+def forbid_unpickling() -> None:
+    """From now on `pickle.find_class` raises in this process (PEP 578); it cannot be undone."""
+
+    def hook(event: str, _: object) -> None:
+        if event == "pickle.find_class":
+            raise RuntimeError("unpickling is forbidden here")
+
+    sys.addaudithook(hook)
+
+
+def assemble(
+    config: Config, *, disk: Disk, clock: Clock, rng: Rng, write_log: Callable[[str], None]
+) -> Service:
+    """A service on its objects: opens the TEE and the store, makes this boot's keys.
+
+    Raises ``usage.tee-*`` and ``LedgerError``.
+    """
+    log = Log(write_log, clock)
+    tee: Tee = open_tee(config.tee, disk=disk, rng=rng, clock=clock)
+    boot = keys.make(rng, [config.host, "localhost", "127.0.0.1", "::1"])
+    policy = policy_digest(config)
+    metrics = Metrics()
+    limits, rates = config.limits, config.rates
+    store = Store.open(disk, tee.sealing_key(STORE_LABEL), boot.boot, rng)
+    disk.make_folder(release.FOLDER)
+    service = Service(
+        config=config,
+        clock=clock,
+        rng=rng,
+        disk=disk,
+        tee=tee,
+        keys=boot,
+        store=store,
+        log=log,
+        metrics=metrics,
+        attester=attestation.Attester(
+            tee, boot, policy, clock, metrics,
+            window=config.attest_window, limit=limits.attestations,
+        ),
+        boot_attestation=attestation.attest_now(
+            tee, boot, policy, [attestation.boot_nonce(boot.boot)]
+        )[0],
+        uploads=Uploads(disk, store, limits),
+        pool=Pool(config, log),
+        nonces=Nonces(limits.nonces_per_identity, limits.nonces),
+        throttles={
+            name: Throttle(getattr(rates, name), clock)
+            for name in ("public", "enrol", "identity", "quote")
+        },
+    )  # fmt: skip
+    service.queue = Queue(service)
+    return service
+
+
+@contextmanager
+def _alone(config: Config) -> Iterator[None]:
+    """Hold the state folder for this process; ``ledger.in-use`` when another one does."""
+    fd = os.open(config.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LedgerError(
+                "ledger.in-use",
+                f"Another server uses the state folder {config.state}.",
+                mend="Stop it, or name another folder with --state.",
+                where=str(config.state),
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _listen(config: Config) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as e:
+        sock.close()
+        raise NetError(
+            "net.listen",
+            f"Cannot listen on {config.host} port {config.port}: {e.strerror}.",
+            mend="Choose another --port, or 0 for a free one.",
+        ) from None
+    return sock
+
+
+def _url(config: Config, port: int) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"https://{host}:{port}"
+
+
+def facts(service: Service, port: int) -> dict[str, Any]:
+    """What stands in ``server.json``: how to reach this boot and what to trust."""
+    return {
+        "boot": service.keys.boot.hex(),
+        "measurement": service.tee.measurement,
+        "pid": os.getpid(),
+        "root": service.tee.root,
+        "simulated": service.tee.simulated,
+        "tee": service.tee.kind,
+        "url": _url(service.config, port),
+    }
+
+
+def banner(known: dict[str, Any]) -> str:
+    """The words at start; a simulated TEE is said loudly."""
+    lines = [
+        f"casemate serves at {known['url']}",
+        f"  boot         {known['boot']}",
+        f"  TEE          {known['tee']}{' (SIMULATED)' if known['simulated'] else ''}",
+        f"  measurement  {known['measurement']}",
+        f"  root         {known['root']}",
+    ]
+    if known["simulated"]:
+        rule = "!" * 78
+        lines = [
+            rule,
+            "!!  SIMULATED TEE: nothing here is protected from who runs this machine.     !!",
+            "!!  For development only; clients must ask for simulation by name.           !!",
+            rule,
+            *lines,
+        ]
+    return "\n".join(lines)
+
+
+def _announce(service: Service, port: int, say: Callable[[str], None]) -> None:
+    known = facts(service, port)
+    disk = service.disk
+    temporary = f"{READY_FILE}.new"
+    file = disk.open(temporary, create=True)
+    file.truncate(0)
+    file.write(0, canonical.encode(known) + b"\n")
+    file.sync()
+    file.close()
+    disk.rename(temporary, READY_FILE)
+    service.log.event("ready", boot=service.keys.boot.hex(), tee=service.tee.kind, port=port)
+    say(banner(known))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; says when it listens, and takes signals without raising them again."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
+    """The HTTP server of a service."""
+
+    def context(_: uvicorn.Config, __: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        return service.keys.tls.context
+
+    @asynccontextmanager
+    async def background() -> AsyncIterator[None]:
+        service.pool.top_up()
+        try:
+            async with service.queue.serve():
+                yield
+        finally:
+            await service.pool.close()
+
+    for name in ("uvicorn", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [Bridge(service.log)]
+        logger.propagate = False
+    return _Server(
+        uvicorn.Config(
+            app.build(service, background),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            limit_concurrency=service.config.limits.connections,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_context_factory=context,
+        ),
+        ready,
+    )
+
+
+def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
+    """Run a server until SIGINT or SIGTERM.
+
+    ``say`` gets the words at start (standard output when ``None``); logs go to standard error, one
+    JSON object a line. When it listens, ``server.json`` stands in the state folder; it is removed
+    at the end. Raises ``usage.tee-*``, ``LedgerError``, ``net.listen``.
+    """
+    forbid_unpickling()
+    disk = OsDisk(config.state)
+
+    def write_log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def say_it(text: str) -> None:
+        print(text, flush=True)
+
+    with _alone(config), contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError):
+            disk.remove(READY_FILE)
+        sock = stack.enter_context(_listen(config))
+        service = assemble(config, disk=disk, clock=SystemClock(), rng=OsRng(), write_log=write_log)
+        stack.callback(service.store.close)
+        port = sock.getsockname()[1]
+        http = server(service, lambda: _announce(service, port, say or say_it))
+        try:
+            asyncio.run(http.serve(sockets=[sock]))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                disk.remove(READY_FILE)
+            service.log.event("stop")

@@ -1,0 +1,66 @@
+"""What every handler works with: one object a running server, one small object a request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from casemate.ledger.store import Store
+from casemate.seams import Clock, Disk, Rng
+from casemate.server.attestation import Attester
+from casemate.server.config import Config
+from casemate.server.keys import BootKeys
+from casemate.server.logs import Log
+from casemate.server.metrics import Metrics
+from casemate.server.pool import Pool
+from casemate.server.throttle import Nonces, Throttle
+from casemate.server.uploads import Uploads
+from casemate.spec.evidence import Attestation
+from casemate.tee import Tee
+
+if TYPE_CHECKING:
+    from casemate.server.queue import Queue
+
+
+@dataclass(slots=True, kw_only=True)
+class Service:
+    """The parts of a running server."""
+
+    config: Config
+    clock: Clock
+    rng: Rng
+    disk: Disk
+    tee: Tee
+    keys: BootKeys
+    store: Store
+    log: Log
+    metrics: Metrics
+    attester: Attester
+    boot_attestation: Attestation
+    uploads: Uploads
+    pool: Pool
+    nonces: Nonces
+    throttles: Mapping[str, Throttle]
+    queue: Queue = field(init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that was let in. ``id``: the resource in its path, or ``""``; ``body``: decoded."""
+
+    service: Service
+    caller: str
+    id: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that is not a value in JSON: octets, text, or headers alone."""
+
+    content: bytes | AsyncIterator[bytes] = b""
+    media: str = "application/octet-stream"
+    headers: Mapping[str, str] = field(default_factory=dict)
