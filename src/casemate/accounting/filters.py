@@ -44,13 +44,14 @@ MAX_EPSILON: Final = 1e4
 def weight(order: float, epsilon: float, delta: float) -> float:
     """The share of delta that an order gets under a budget (epsilon, delta).
 
-    x is the order's distance, as a ratio, from where a Gaussian mechanism of this budget has its
-    best order, a - 1 = 2 log(1/delta) / epsilon. Shares fall as x below it (jobs with a small
-    sampling rate need lower orders) and as x^-4 above it. The sum over ORDERS is at most 1
-    (tested over the whole range), and B(a) rises with epsilon at every order.
+    x is the order's distance, as a ratio, from a - 1 = 1.5 log(1/delta) / epsilon, near which a
+    Gaussian mechanism of this budget has its best order. Shares fall as x^2 below it (jobs with a
+    small sampling rate need lower orders) and as x^-4 above it. Their sum over ORDERS is at most 1
+    (tested over the whole range), and each B(a) rises with epsilon: the slope of the logarithm's
+    term is at least -4 / ((a-1) epsilon) >= -4 / (1.5 log(1/delta)) > -1 where delta <= 0.01.
     """
-    x = (order - 1) * epsilon / (2 * math.log(1 / delta))
-    return 0.25 * (x if x < 1 else x**-4)
+    x = (order - 1) * epsilon / (1.5 * math.log(1 / delta))
+    return 0.42 * (x * x if x < 1 else x**-4)
 
 
 @lru_cache(maxsize=1024)
@@ -88,6 +89,11 @@ def femto(delta: float) -> int:
     return math.ceil(Fraction(delta) * FEMTO)
 
 
+def delta_capacity(delta: float) -> int:
+    """What the filter of a delta holds for extra deltas, in units of 1e-15, rounded down."""
+    return math.floor(Fraction(delta) * (1 - Fraction(RDP_SHARE)) * FEMTO)
+
+
 def epsilon(total: Sequence[int], delta: float) -> float:
     """The smallest epsilon such that the filter of (epsilon, delta) holds ``total``.
 
@@ -116,7 +122,7 @@ class RdpFilter:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.capacity = capacities(budget.epsilon, budget.delta)
-        self.delta_capacity = math.floor(Fraction(budget.delta) * (1 - Fraction(RDP_SHARE)) * FEMTO)
+        self.delta_capacity = delta_capacity(budget.delta)
 
     @staticmethod
     def empty() -> tuple[int, ...]:
@@ -132,52 +138,51 @@ class RdpFilter:
         is what :func:`casemate.accounting.calibrate.noise_multiplier` aims at.
         Raises BudgetError ``budget.beyond-measure`` when no E up to 10^4 does.
         """
-        total = nano(events)
+        total, extra = nano(events), femto(delta_extra)
         shown = epsilon(total, delta_shown)
-        if math.isinf(shown):
+        if math.isinf(shown) or extra > delta_capacity(delta_shown):
             raise BudgetError(
                 "budget.beyond-measure",
-                f"The job would cost more than epsilon {MAX_EPSILON:g} at delta {delta_shown:g}.",
-                mend="Use more noise, fewer steps or smaller batches.",
+                f"No epsilon up to {MAX_EPSILON:g} covers the job at delta {delta_shown:g}.",
+                mend="Use more noise, fewer steps, smaller batches or a larger delta.",
             )
-        return Charge(rdp_nano=total, delta_femto=femto(delta_extra), epsilon=shown)
+        return Charge(rdp_nano=total, delta_femto=extra, epsilon=shown)
 
     def admits(self, spent: Sequence[int], delta_femto: int, charge: Charge) -> bool:
         """Whether a dataset that spent this admits the charge. Integers only."""
         total = [s + c for s, c in zip(spent, charge.rdp_nano, strict=True)]
-        return (
-            fits(total, self.capacity) and delta_femto + charge.delta_femto <= self.delta_capacity
-        )
+        extra = delta_femto + charge.delta_femto
+        return fits(total, self.capacity) and extra <= self.delta_capacity
 
-    def left(self, spent: Sequence[int], delta_femto: int = 0) -> float:
+    def left(self, spent: Sequence[int], delta_femto: int) -> float:
         """The epsilon at the budget's delta of the largest plain Gaussian job that still fits.
 
         A plain Gaussian job (every unit in every step) costs r * a at order a. The figure is a
         yardstick: a job of another shape fits when :meth:`admits` says so, at an epsilon that may
         be a little above or below this.
         """
-        if delta_femto > self.delta_capacity:
+        if delta_femto >= self.delta_capacity:
             return 0.0
-        slope = max(
-            (
-                Fraction(c - s) / Fraction(a)
-                for a, s, c in zip(rdp.ORDERS, spent, self.capacity, strict=True)
-            ),
-        )
+        rows = zip(rdp.ORDERS, spent, self.capacity, strict=True)
+        slope = max(Fraction(c - s) / Fraction(a) for a, s, c in rows)
         if slope <= 0:
             return 0.0
-        return epsilon([math.floor(slope * Fraction(a)) for a in rdp.ORDERS], self.budget.delta)
+        job = [math.floor(slope * Fraction(a)) for a in rdp.ORDERS]
+        return min(self.budget.epsilon, epsilon(job, self.budget.delta))
 
     def state(self, spent: Sequence[int], delta_femto: int, jobs: int) -> BudgetState:
         """The budget as its owner sees it.
 
-        ``spent_epsilon``: the smallest E such that the filter of (E, budget.delta) holds for what
-        was spent, so that the releases so far are (E, budget.delta)-DP. ``left_epsilon``:
-        :meth:`left`. The two need not add up to the budget: RDP adds, epsilon does not.
+        ``spent_epsilon``: the smallest E such that the filter of (E, budget.delta) holds what was
+        spent; the releases so far are (E, budget.delta)-DP. ``left_epsilon``: :meth:`left`. The two
+        need not add up to the budget: RDP adds, epsilon does not.
         """
+        used = epsilon(spent, self.budget.delta)
+        if fits(spent, self.capacity):
+            used = min(used, self.budget.epsilon)  # the bisection's last digit
         return BudgetState(
             budget=self.budget,
-            spent_epsilon=min(epsilon(spent, self.budget.delta), self.budget.epsilon),
+            spent_epsilon=min(used, MAX_EPSILON),
             left_epsilon=self.left(spent, delta_femto),
             jobs=jobs,
         )

@@ -31,6 +31,7 @@ ORDERS: Final[tuple[float, ...]] = tuple(
     1.0 + 2.0**k * m for k in range(-4, 10) for m in (1.0, 1.5)
 )
 
+MIN_RATE: Final = 2.0**-64
 MIN_NOISE: Final = 2.0**-10
 MAX_NOISE: Final = 2.0**40
 _ULP: Final = 16 * 2.0**-53
@@ -55,7 +56,9 @@ def _log_binomials(a: int) -> tuple[float, ...]:
 def _log_a_bound(q: float, s: float, a: float) -> float:
     """log((1-q) + q e^{a(a-1)/2s^2}), an upper bound of log A by the convexity of t -> t^a."""
     x = a * (a - 1) / (2 * s * s)
-    return _up(x + math.log(q + (1 - q) * math.exp(-x)) if x > 1 else math.log1p(q * math.expm1(x)))
+    if x < 600:
+        return _up(math.log1p(q * math.expm1(x) * (1 + 4 * _ULP * (x + 4))))
+    return x + math.log(q + (1 - q) * math.exp(-x)) + 4 * _ULP * (x + 64)
 
 
 def _integer_orders(q: float, s: float, orders: tuple[int, ...]) -> list[float]:
@@ -66,19 +69,20 @@ def _integer_orders(q: float, s: float, orders: tuple[int, ...]) -> list[float]:
     """
     top = max(orders)
     log_q, log_p = math.log(q), math.log1p(-q)
-    tail, size = [], 0.0
+    tail, sizes, size = [], [0.0, 0.0], 0.0
     for k in range(2, top + 1):
         x = k * (k - 1) / (2 * s * s)
         log_e = math.log(math.expm1(x)) if x < 40 else x  # log(e^x - 1) <= x
         tail.append(k * (log_q - log_p) + log_e)
         size = max(size, x + k * (abs(log_q) + abs(log_p)) + abs(log_e))
+        sizes.append(size)
     out = []
     for a in orders:
         terms = list(map(add, _log_binomials(a), tail))
         shift = max(terms)
         total = math.fsum(math.exp(t - shift) for t in terms)
         # An error of e in a logarithm is a factor of at most 1 + 2e on its term.
-        slack = 4 * _ULP * (size + 2 * a * abs(log_p) + 8 * a + abs(shift))
+        slack = 4 * _ULP * (sizes[a] + 2 * a * abs(log_p) + 8 * a + abs(shift))
         log_sum = shift + a * log_p + math.log(total) + slack
         out.append(
             _up(
@@ -95,10 +99,11 @@ def _fractional_orders(q: float, s: float, orders: tuple[float, ...]) -> list[fl
 
     A - 1 = integral of f(z) = mu0(z) g(u(z)), u = q (e^y - 1), y = (2z-1)/2s^2,
     g(u) = (1+u)^a - 1 - a u >= 0 (Bernoulli; E[u] = 0 under mu0).
-    f is analytic for |Im z| < pi s^2, and there |f(x+ib)| is at most e^{b^2/2s^2} mu0(x)
-    ((1+|q(e^y-1)|...)^a + 1 + a q (e^y + 1)), whose integral is at most e^{b^2/2s^2} (A + 1 + 2aq).
-    The rule with step h then errs by at most 2 M / (e^{2 pi b/h} - 1) with that M (Trefethen and
-    Weideman 2014, "The Exponentially Convergent Trapezoidal Rule", Theorem 5.1).
+    f is analytic for |Im z| < pi s^2, where 1+u = (1-q) + q e^y meets no negative real. On the line
+    Im z = b the modulus of f is at most e^{b^2/2s^2} mu0(x) (((1-q) + q e^y)^a + 1 + a q (e^y + 1))
+    with y that of the real part x; its integral is at most M = e^{b^2/2s^2} (A + 1 + 2aq), and the
+    rule with step h errs by at most 2 M / (e^{2 pi b/h} - 1) (Trefethen and Weideman 2014, "The
+    Exponentially Convergent Trapezoidal Rule", Theorem 5.1).
     """
     b = min(3 * s * s, 9 * s)
     h = 2 * math.pi * b / (72 + b * b / (2 * s * s))
@@ -142,14 +147,14 @@ def _fractional_orders(q: float, s: float, orders: tuple[float, ...]) -> list[fl
 def step_curve(rate: float, noise: float) -> tuple[float, ...]:
     """RDP of one step at each of ORDERS, rounded up; ``inf`` nowhere.
 
-    ``rate`` in (0, 1], ``noise`` (standard deviation over sensitivity) in [2^-10, 2^40];
+    ``rate`` in [2^-64, 1], ``noise`` (standard deviation over sensitivity) in [2^-10, 2^40];
     anything else raises PlanError ``plan.event``.
     """
-    if not (0 < rate <= 1 and MIN_NOISE <= noise <= MAX_NOISE):
+    if not (MIN_RATE <= rate <= 1 and MIN_NOISE <= noise <= MAX_NOISE):
         raise PlanError(
             "plan.event",
             f"No privacy can be accounted for rate {rate} and noise multiplier {noise}.",
-            mend="Use a rate above 0 and at most 1, and more noise (a smaller epsilon).",
+            mend="Use a rate in (0, 1] and more noise (a smaller epsilon).",
         )
     plain = [_up(a / (2 * noise * noise)) for a in ORDERS]
     if rate == 1:

@@ -1,0 +1,48 @@
+"""The tight epsilon: present, tighter than the filter's charge, and named when absent."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+
+from casemate.accounting import pld
+from casemate.spec.errors import UsageError
+from casemate.spec.job import DpEvent
+
+
+def exact(noise: float, delta: float) -> float:
+    """Epsilon of one Gaussian mechanism by its closed form (Balle, Wang 2018, Theorem 8)."""
+
+    def normal(x: float) -> float:
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    low, high = 0.0, 100.0
+    for _ in range(100):
+        e = (low + high) / 2
+        half = 1 / (2 * noise)
+        d = normal(half - e * noise) - math.exp(e) * normal(-half - e * noise)
+        low, high = (e, high) if d > delta else (low, e)
+    return high
+
+
+@pytest.mark.parametrize(("noise", "delta"), [(1.0, 1e-5), (0.5, 1e-3), (4.0, 1e-8)])
+def test_gaussian_against_its_closed_form(noise: float, delta: float) -> None:
+    event = DpEvent(rate=1.0, noise_multiplier=noise, steps=1)
+    # From above, but for the cancellation in the closed form.
+    assert -1e-6 <= pld.epsilon([event], delta) / exact(noise, delta) - 1 <= 2e-3
+
+
+def test_events_compose() -> None:
+    one = DpEvent(rate=1.0, noise_multiplier=2.0, steps=4)
+    half = DpEvent(rate=1.0, noise_multiplier=2.0, steps=2)
+    assert pld.epsilon([half, half], 1e-5) == pytest.approx(pld.epsilon([one], 1e-5), rel=1e-4)
+    assert pld.epsilon([], 1e-5) == 0.0
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
+    with pytest.raises(UsageError) as e:
+        pld.epsilon([DpEvent(rate=1.0, noise_multiplier=3.25, steps=1)], 1e-5)
+    assert e.value.code == "usage.extra-missing" and "audit" in e.value.mend
