@@ -62,6 +62,13 @@ def registered() -> dict[str, type]:
     return dict(_REGISTRY)
 
 
+def warm() -> None:
+    """Resolve every format's field types now, since that compiles code: for a process that is about
+    to forbid it."""
+    for cls in _REGISTRY.values():
+        _hints(cls)
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
