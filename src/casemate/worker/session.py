@@ -1,0 +1,177 @@
+"""One job over the socket: ``Ready``, then one check, or prepare, lock and run."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+from typing import Literal
+
+# What a run needs is imported before Ready, so that waiting workers are warm and none is imported
+# after the lock.
+import torch
+
+from casemate.engine import prepare, rows, train
+from casemate.seal import stream
+from casemate.seams import OsRng
+from casemate.spec import codec, frames, tensors
+from casemate.spec.errors import CasemateError, InternalError
+from casemate.spec.messages import (
+    CheckDataset,
+    Checked,
+    Done,
+    Failed,
+    Locked,
+    Prepare,
+    Ready,
+    Run,
+)
+from casemate.worker import dataset
+from casemate.worker.lock import lock
+
+MAX_DATASETS = 64
+_HEADROOM = 64 << 20
+Phase = Literal["check", "prepare", "lock", "run"]
+
+
+def serve(sock: socket.socket) -> int:
+    """Speak ``spec.messages`` until the job ends; the process's exit code. Every failure but a lost
+    peer is told as ``Failed``; in phase ``run`` it says nothing more than that (P6)."""
+    warm()
+    frames.send(sock, Ready(pid=os.getpid()))
+    phase: Phase = "prepare"
+    try:
+        message, fds = frames.receive(sock, (CheckDataset, Prepare), max_fds=1)
+        if len(fds) != 1:
+            raise _protocol("one descriptor must come with the first message")
+        if isinstance(message, CheckDataset):
+            phase = "check"
+            _check(sock, message, fds[0])
+            return 0
+        assert isinstance(message, Prepare)
+        ready = _prepare(message, fds[0])
+        frames.send(sock, ready.prepared)
+        phase = "lock"
+        layers = lock(
+            [sock.fileno()],
+            memory_bytes=message.memory_bytes,
+            file_bytes=8 * ready.prepared.dimension + _HEADROOM,
+        )
+        frames.send(sock, Locked(layers=layers))
+        run, fds = frames.receive(sock, (Run,), max_fds=MAX_DATASETS + 1)
+        phase = "run"
+        frames.send(sock, Done(bytes=_run(message, ready, run, fds)))
+    except Exception as e:
+        frames.send(sock, _failed(phase, e))
+        return 1
+    return 0
+
+
+def warm() -> None:
+    """Do now what is done once: after the lock nothing is compiled or imported."""
+    codec.warm()
+    sealed = b"".join(stream.encrypt(bytes(32), [bytes(8)]))
+    b"".join(stream.decrypt(bytes(32), [sealed]))
+    values = torch.zeros(2, 2)
+    bool(torch.isfinite(values).all() & ((values >= 0) & (values <= 1)).all())
+
+
+def _protocol(what: str) -> InternalError:
+    return InternalError("internal.protocol", f"{what[0].upper()}{what[1:]}.", mend="Report this.")
+
+
+def _failed(phase: Phase, error: Exception) -> Failed:
+    if phase == "run":
+        return Failed(phase=phase, code="job.failed", message="The job failed.", mend="", where="")
+    if isinstance(error, CasemateError):
+        return Failed(
+            phase=phase,
+            code=error.code,
+            message=error.message[:2000],
+            mend=error.mend[:2000],
+            where=error.where[:500],
+        )
+    if isinstance(error, MemoryError):
+        return Failed(
+            phase=phase,
+            code="limit.memory",
+            message="The worker has not enough memory.",
+            mend="Make the model or the dataset smaller.",
+            where="",
+        )
+    return Failed(
+        phase=phase,
+        code="internal.worker",
+        message=f"The worker failed with {type(error).__name__}.",
+        mend="Report this to the operator.",
+        where="",
+    )
+
+
+def _check(sock: socket.socket, message: CheckDataset, fd: int) -> None:
+    # The table is the owner's, so what parses it is shut in as well.
+    lock([sock.fileno(), fd], memory_bytes=1 << 62, file_bytes=0)
+    columns = dataset.load(message.dataset, message.schema, message.key, message.salt, fd)
+    dataset.check(message.schema, columns)
+    frames.send(sock, Checked(dataset=message.dataset))
+
+
+def _prepare(message: Prepare, fd: int) -> prepare.Ready:
+    reader = stream.Reader(message.key, fd)
+    packed = reader.read(0, reader.size)
+    os.close(fd)
+    return prepare.prepare(
+        packed,
+        message.model_digest,
+        message.schemas,
+        message.inputs,
+        message.train,
+        message.memory_bytes,
+    )
+
+
+def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> int:
+    """Train and write the result; its bytes."""
+    if len(fds) != len(run.datasets) + 1:
+        raise _protocol("descriptors and datasets differ in number")
+    if tuple(d.schema for d in run.datasets) != message.schemas:
+        raise _protocol("the run's schemas are not those prepared for")
+    if run.plan.model_digest != message.model_digest:
+        raise _protocol("the plan is for another model")
+    signal.alarm(wall_clock(ready, run))
+    tables = [
+        dataset.load(d.dataset, d.schema, d.key, d.salt, fd)
+        for d, fd in zip(run.datasets, fds, strict=False)
+    ]
+    made = rows.assemble(message.schemas, tables, ready.program.data, message.inputs)
+    del tables
+    result = train.train(
+        run.plan,
+        run.execution,
+        message.train,
+        ready.program,
+        made,
+        OsRng().bytes(32),
+        keep=ready.keep,
+    )
+    return _write(result, fds[-1])
+
+
+def wall_clock(ready: prepare.Ready, run: Run) -> int:
+    """Seconds after which the kernel ends the worker: five times the prediction, and a minute."""
+    p, plan = ready.prepared, run.plan
+    step = p.seconds_per_step + plan.microbatches * p.seconds_per_microbatch
+    return min(2**31 - 1, 60 + math.ceil(5 * (p.seconds_fixed + plan.steps * step)))
+
+
+def _write(result: dict[str, torch.Tensor], fd: int) -> int:
+    parts = {
+        name: ("f32", tuple(t.shape), t.contiguous().numpy().tobytes())
+        for name, t in result.items()
+    }
+    data = memoryview(tensors.dump(parts))
+    total = len(data)
+    while data:
+        data = data[os.write(fd, data) :]
+    return total

@@ -1,0 +1,151 @@
+"""A worker process, spoken to over its socket pair as the server does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import engine_lab as lab
+
+from casemate.spec import frames, tensors
+from casemate.spec.errors import NetError
+from casemate.spec.job import Execution
+from casemate.spec.messages import (
+    CheckDataset,
+    Checked,
+    Done,
+    Failed,
+    Locked,
+    Prepare,
+    Prepared,
+    Ready,
+    Run,
+    RunDataset,
+)
+
+KEY, SALT = b"k" * 32, b"s" * 32
+ANSWERS = (Ready, Checked, Prepared, Locked, Done, Failed)
+FEATURES, CLASSES, ROWS = 4, 2, 40
+
+
+@contextlib.contextmanager
+def worker():
+    ours, theirs = socket.socketpair()
+    env = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "casemate.worker", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env={**env, "OMP_NUM_THREADS": "1"},
+    )
+    theirs.close()
+    try:
+        ready, _ = frames.receive(ours, (Ready,), timeout=120)
+        assert ready.pid == process.pid
+        yield ours, process
+    finally:
+        ours.close()
+        process.kill()
+        process.wait()
+
+
+def ask(sock, message, *fds):
+    frames.send(sock, message, fds)
+    for fd in fds:
+        os.close(fd)
+    return frames.receive(sock, ANSWERS, timeout=120)[0]
+
+
+def check_message(schema, wire):
+    return CheckDataset(dataset=lab.commitment(SALT, wire), schema=schema, key=KEY, salt=SALT)
+
+
+def job(steps=3, private=True):
+    graph, weights = lab.mlp([FEATURES, 3, CLASSES])
+    model = lab.packed(graph, weights)
+    schema = lab.schema(FEATURES, CLASSES, ROWS)
+    train = lab.spec_of(8, steps, private=private)
+    prepare = Prepare(
+        key=KEY,
+        model_digest="sha256:" + hashlib.sha256(model).hexdigest(),
+        schemas=(schema,),
+        inputs=lab.BINDINGS,
+        train=train,
+        memory_bytes=4 << 30,
+        threads=1,
+    )
+    return prepare, model, weights
+
+
+def test_a_job_from_prepare_to_weights():
+    prepare, model, weights = job()
+    schema = prepare.schemas[0]
+    wire = lab.to_wire(lab.table(schema))
+    with worker() as (sock, process):
+        prepared = ask(sock, prepare, lab.sealed_fd(KEY, model))
+        assert isinstance(prepared, Prepared), prepared
+        assert prepared.dimension == sum(t.numel() for t in weights.values())
+        locked, _ = frames.receive(sock, (Locked,), timeout=60)
+        assert {"rlimits", "environment", "descriptors", "no-import"} <= set(locked.layers)
+        plan = dataclasses.replace(
+            lab.plan_of(prepare.train, ROWS, prepared.dimension), model_digest=prepare.model_digest
+        )
+        name = lab.commitment(SALT, wire)
+        run = Run(
+            plan=plan,
+            execution=Execution(),
+            datasets=(RunDataset(dataset=name, schema=schema, key=KEY, salt=SALT),),
+        )
+        memfd = os.memfd_create("result")
+        done = ask(sock, run, lab.sealed_fd(KEY, wire), os.dup(memfd))
+        assert isinstance(done, Done), done
+        result = tensors.load(os.pread(memfd, done.bytes, 0))
+        assert os.fstat(memfd).st_size == done.bytes
+        os.close(memfd)
+        assert process.wait(timeout=30) == 0
+    assert {n: i.shape for n, (i, _) in result.items()} == {
+        n: tuple(t.shape) for n, t in weights.items()
+    }
+    moved = torch.frombuffer(bytearray(result["w0"][1]), dtype=torch.float32)
+    assert not torch.equal(moved, weights["w0"].reshape(-1))
+
+
+def test_a_good_dataset_is_checked():
+    schema = lab.schema(FEATURES, CLASSES, ROWS)
+    wire = lab.to_wire(lab.table(schema))
+    with worker() as (sock, process):
+        answer = ask(sock, check_message(schema, wire), lab.sealed_fd(KEY, wire))
+        assert answer == Checked(dataset=lab.commitment(SALT, wire))
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_refused_model_names_its_node():
+    prepare, _, _ = job()
+    graph, weights = lab.mlp([FEATURES, 3, CLASSES])
+    nodes = (*graph.nodes[:-1], lab.node("loss", "aten.system.default", "%h1"))
+    model = lab.packed(dataclasses.replace(graph, nodes=nodes), weights)
+    digest = "sha256:" + hashlib.sha256(model).hexdigest()
+    with worker() as (sock, process):
+        answer = ask(
+            sock, dataclasses.replace(prepare, model_digest=digest), lab.sealed_fd(KEY, model)
+        )
+        assert isinstance(answer, Failed)
+        assert answer.phase == "prepare"
+        assert answer.code.startswith("model.")
+        assert "loss" in answer.message
+        assert process.wait(timeout=30) == 1
+
+
+def test_a_run_out_of_order_ends_the_worker():
+    with worker() as (sock, process):
+        answer = ask(sock, Ready(pid=1))
+        assert isinstance(answer, Failed)
+        with pytest.raises(NetError):
+            frames.receive(sock, ANSWERS, timeout=30)
+        assert process.wait(timeout=30) == 1
