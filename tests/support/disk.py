@@ -18,7 +18,7 @@ from casemate.seams import File
 SECTOR = 512
 
 
-class PowerLoss(Exception):
+class PowerLoss(OSError):
     """The machine stopped; every later call raises it too."""
 
 
@@ -39,9 +39,9 @@ def _apply(content: bytearray, offset: int, data: bytes | None) -> None:
 
 
 class SimDisk:
-    """``fault``: (number of the changing call, errno name or "POWER" or "SHORT").
+    """``fault``: (number of the call that fails, errno name or "POWER" or "SHORT").
 
-    Changing calls are numbered from 1: open that creates, write, truncate, sync, remove, rename,
+    Calls are numbered from 1: read, write, truncate, sync, open that creates, remove, rename,
     make_folder, sync_folder. ``trace`` names each one made. ENOSPC stays once it has come.
     """
 
@@ -57,7 +57,7 @@ class SimDisk:
     # Faults.
 
     def _step(self, what: str) -> bool:
-        """Count a changing call; whether it must do only part of its work and then fail."""
+        """Count a call; whether it must do only part of its work and then fail."""
         if self.off:
             raise PowerLoss(what)
         self.trace.append(what)
@@ -192,8 +192,8 @@ class _SimFile:
         self._path = path
 
     def read(self, offset: int, count: int) -> bytes:
-        if self._disk.off:
-            raise PowerLoss("read")
+        if self._disk._step(f"read {self._path}"):
+            raise self._disk._broken(self._path)
         return bytes(self._node.now[offset : offset + count])
 
     def _change(self, offset: int, data: bytes | None) -> None:

@@ -16,6 +16,9 @@ from casemate.spec.job import Charge, DatasetUse, NonPrivate, Quote
 def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Dataset, Charge]]:
     """Each dataset of a job that policies and budgets allow now, with its charge."""
     quotes.require_valid(stored)
+    plan = stored.quote.plan
+    if plan.private != bool(plan.events):
+        raise _bad_quote("a private plan has events, another has none")
     out = []
     lineages = set()
     for use, offered in zip(stored.quote.request.datasets, stored.quote.datasets, strict=True):
@@ -23,11 +26,7 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
         rdp, spent, delta_femto, _ = catalog.spent(store, found.lineage)
         charge = charge_of(rdp, stored.quote)
         if (use.dataset, charge) != (offered.dataset, offered.charge):
-            raise InternalError(
-                "internal.quote",
-                "The quote's charge is not what the filter takes.",
-                mend="Report it.",
-            )
+            raise _bad_quote("its charge is not what the filter takes")
         _check_policy(found, use, stored, rdp)
         if found.lineage in lineages:
             raise PlanError(
@@ -48,6 +47,10 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
             )
         out.append((found, charge))
     return out
+
+
+def _bad_quote(why: str) -> InternalError:
+    return InternalError("internal.quote", f"The quote is wrong: {why}.", mend="Report it.")
 
 
 def charge_of(rdp: RdpFilter, quote: Quote) -> Charge:

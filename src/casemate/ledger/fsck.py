@@ -7,6 +7,7 @@ What it cannot see is a store that was restored as a whole from an older copy: t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +16,7 @@ import apsw
 
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger.copy import CopyDisk
-from casemate.ledger.sealed import FILE, FOLDER, connect, failure
+from casemate.ledger.sealed import FILE, FOLDER, connect, failure, let_go
 from casemate.ledger.vfs import Mount
 from casemate.seams import Disk
 from casemate.spec import codec
@@ -90,7 +91,7 @@ class Replay:
     datasets: dict[str, _Dataset] = field(default_factory=dict)
     verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
     jobs: dict[str, _Job] = field(default_factory=dict)
-    quote_datasets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    quotes: dict[str, bytes] = field(default_factory=dict)
     recompute: bool = False
 
     def expect(self, holds: bool, finding: str) -> bool:
@@ -117,7 +118,7 @@ def verify(disk: Disk, key: bytes) -> Replay:
                 raise apsw.CorruptError("the file's pages contradict each other")
             return check(lambda sql: connection.execute(sql).fetchall(), recompute=True)
         finally:
-            connection.close()
+            let_go(connection)
     except apsw.Error as e:
         raise failure(mount.failed or e) from e
     finally:
@@ -144,9 +145,17 @@ def check(rows: Rows, *, recompute: bool = False) -> Replay:
 
 def _read_quotes(replay: Replay, rows: Rows) -> None:
     for digest, raw in rows("SELECT digest, quote FROM quotes"):
-        quote = codec.decode(Quote, raw)
-        replay.expect(codec.digest(quote) == digest, f"quote {digest} was changed")
-        replay.quote_datasets[digest] = tuple(d.dataset for d in quote.request.datasets)
+        said = "sha256:" + hashlib.sha256(raw).hexdigest()
+        replay.expect(said == digest, f"quote {digest} was changed")
+        replay.quotes[digest] = raw
+
+
+def _names(replay: Replay, quote: str) -> set[str]:
+    """The datasets of a quote that is there."""
+    raw = replay.quotes.get(quote)
+    if raw is None:
+        return set()
+    return {d.dataset for d in codec.decode(Quote, raw).request.datasets}
 
 
 def _entry(replay: Replay, sequence: int, digest: str, raw: bytes) -> bool:
@@ -204,8 +213,9 @@ def _changed(replay: Replay, name: str) -> Iterator[str]:
         yield "there is no such dataset"
     elif replay.datasets[name].revoked:
         yield "the dataset was revoked before"
-    quotes = {quote for quote, names in replay.quote_datasets.items() if name in names}
-    replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in quotes}
+    judged = {quote for quote, _ in replay.verdicts}
+    void = {quote for quote in judged if name in _names(replay, quote)}
+    replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
 
 
 def _policy(replay: Replay, entry: LogEntry, body: PolicyChanged) -> Iterator[str]:
@@ -232,6 +242,8 @@ def _verdict(replay: Replay, entry: LogEntry, body: Approval) -> Iterator[str]:
     dataset = replay.datasets.get(body.dataset)
     if dataset is None or dataset.owner != body.owner:
         yield "the word is not the owner's"
+    if body.dataset not in _names(replay, body.quote_digest):
+        yield "the quote is missing, or not on this dataset"
     replay.verdicts[body.quote_digest, body.dataset] = entry.kind
 
 

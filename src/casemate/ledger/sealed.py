@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import apsw
@@ -56,7 +57,7 @@ def connect(mount: Mount, key: bytes) -> apsw.Connection:
         ):
             connection.execute(f"PRAGMA {pragma}")
     except apsw.Error as e:
-        connection.close()
+        let_go(connection)
         if isinstance(e, apsw.NotADBError):
             raise LedgerError(
                 "ledger.key",
@@ -65,3 +66,9 @@ def connect(mount: Mount, key: bytes) -> apsw.Connection:
             ) from None
         raise
     return connection
+
+
+def let_go(connection: apsw.Connection) -> None:
+    """Close it. What was acknowledged is in the WAL already, so that an error changes nothing."""
+    with suppress(apsw.Error):
+        connection.close()

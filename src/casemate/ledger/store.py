@@ -19,7 +19,7 @@ import apsw
 
 from casemate.ledger import fsck
 from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
-from casemate.ledger.sealed import FOLDER, connect, failure
+from casemate.ledger.sealed import FOLDER, connect, failure, let_go
 from casemate.ledger.vfs import Mount
 from casemate.seams import Disk, Rng
 from casemate.spec import codec
@@ -76,7 +76,7 @@ class Store:
             store._start()
         except BaseException as e:
             if connection is not None:
-                connection.close()
+                let_go(connection)
             mount.close()
             if isinstance(e, apsw.Error | OSError):
                 raise failure(mount.failed or e) from e
@@ -205,8 +205,5 @@ class Store:
         """Let the file go. Idempotent; afterwards every call raises ``ledger.stopped``."""
         with self._lock:
             self._stopped = self._stopped or RuntimeError("it was closed")
-            try:
-                self._connection.close()
-            except apsw.Error as e:
-                self._stopped = e
+            let_go(self._connection)
             self._mount.close()

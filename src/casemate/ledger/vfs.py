@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -69,7 +70,18 @@ def _find(name: str) -> tuple[Mount, str]:
     return mount, f"{mount.folder}/{rest}"
 
 
-class _File(apsw.VFSFile):
+class _Quiet:
+    def excepthook(
+        self,
+        etype: type[BaseException] | None,
+        evalue: BaseException | None,
+        etraceback: TracebackType | None,
+    ) -> bool:
+        """Where SQLite cannot pass an error on (at closing, in a rollback), the mount has it."""
+        return True
+
+
+class _File(_Quiet, apsw.VFSFile):
     def __init__(self, mount: Mount, file: File, *, fresh: bool) -> None:
         self._mount = mount
         self._file = file
@@ -119,7 +131,7 @@ class _File(apsw.VFSFile):
         return 0  # promise nothing: a torn write may damage its whole sector
 
 
-class _Vfs(apsw.VFS):
+class _Vfs(_Quiet, apsw.VFS):
     def __init__(self) -> None:
         super().__init__(_NAME, "")
 
