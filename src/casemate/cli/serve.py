@@ -1,0 +1,100 @@
+"""``casemate serve``: run a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from casemate.cli import output
+from casemate.spec.errors import UsageError
+
+
+def _state() -> Path:
+    import os
+
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "casemate"
+
+
+@click.command()
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False),
+    envvar="CASEMATE_STATE",
+    help="State folder (default: ~/.local/state/casemate).",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="CASEMATE_HOST",
+    help="Address to listen on.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8443,
+    show_default=True,
+    envvar="CASEMATE_PORT",
+    help="Port; 0 takes a free one.",
+)
+@click.option(
+    "--tee",
+    envvar="CASEMATE_TEE",
+    default="auto",
+    show_default=True,
+    help="Kind of TEE, or auto for this machine's own; auto never simulates.",
+)
+@click.option("--dev", is_flag=True, help="Development: a simulated TEE, said loudly.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    envvar="CASEMATE_WORKERS",
+    help="Jobs that run at once.",
+)
+@click.option(
+    "--spares",
+    type=click.IntRange(0, 64),
+    default=1,
+    show_default=True,
+    envvar="CASEMATE_SPARES",
+    help="Workers that wait with their imports done.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    envvar="CASEMATE_THREADS",
+    help="Threads of one worker.",
+)
+@output.format_option  # fmt: skip
+def serve(
+    state: str | None, tee: str, dev: bool, threads: int | None, form: str, **settings: Any
+) -> None:
+    """Run a server until it is stopped; logs go to stderr as JSON lines.
+
+    With --dev it needs no configuration. Needs the extra `server`.
+    """
+    try:
+        from casemate.server.config import Config
+        from casemate.server.serve import serve as run
+    except ImportError as e:
+        raise UsageError(
+            "usage.extra",
+            f"A server needs packages that are not installed ({e.name}).",
+            mend="Run pip install 'casemate[server]'.",
+        ) from None
+    if threads is not None:
+        settings["threads"] = threads
+    run(
+        Config(
+            state=Path(state) if state is not None else _state(),
+            tee="simulated" if dev else tee,
+            dev=dev,
+            **settings,
+        ),
+        say=(lambda _: None) if form == "json" else None,
+    )
