@@ -151,9 +151,11 @@ def _parse(data: bytes) -> Certificate:
     validity.end()
     subject = reader.raw(der.SEQUENCE)
     spki = reader.raw(der.SEQUENCE)
-    wrapped = reader.enter(der.context(3))
-    extensions = _extensions(wrapped.enter())
-    wrapped.end()
+    extensions: dict[str, Extension] = {}
+    if reader:
+        wrapped = reader.enter(der.context(3))
+        extensions = _extensions(wrapped.enter())
+        wrapped.end()
     reader.end()
     names(subject)
     unknown = [k for k, e in extensions.items() if e.critical and k not in _CRITICAL]
