@@ -12,7 +12,6 @@ import sys
 
 import pytest
 import torch
-from support import engine_lab as lab
 
 from casemate.spec import frames, tensors
 from casemate.spec.errors import NetError
@@ -29,6 +28,7 @@ from casemate.spec.messages import (
     Run,
     RunDataset,
 )
+from support import engine_lab as lab
 
 KEY, SALT = b"k" * 32, b"s" * 32
 ANSWERS = (Ready, Checked, Prepared, Locked, Done, Failed)
