@@ -130,7 +130,8 @@ async def _answer(service: Service, route: Route, request: Request) -> Response:
     public = route.permission == "public"
     limits = service.config.limits
     if public or route.permission == "self":
-        service.throttles["public" if public else "enrol"].take("")
+        peer = request.client.host if request.client is not None else ""
+        service.throttles["public" if public else "enrol"].take(peer)
     body = await _body(request, route.limit(limits), limits.body_seconds)
     caller = ""
     if not public:

@@ -57,7 +57,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """``public`` is shared by all who come without a signature; the others are per identity."""
+    """``public`` and ``enrol`` are per network address, the others per identity."""
 
     public: Rate = Rate(per_second=200.0, burst=400)
     enrol: Rate = Rate(per_second=10.0, burst=50)

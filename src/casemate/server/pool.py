@@ -210,6 +210,7 @@ class Pool:
             with contextlib.suppress(WorkerGone, OSError):
                 worker = await task
                 if worker.alive:
+                    self.top_up()
                     return worker
                 await self.release(worker, "closed")
         return await self._start()

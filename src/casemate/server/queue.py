@@ -140,8 +140,9 @@ class Queue:
 
     def _end(self, job: str, state: Any, code: str, message: str) -> None:
         ended = ledger.abandon(self._service.store, job, state, code, message)
-        self._service.metrics.jobs.labels(ended.state).inc()
-        self._service.log.event("job", job=job, state=ended.state, code=code)
+        if ended.error == code:
+            self._service.metrics.jobs.labels(ended.state).inc()
+            self._service.log.event("job", job=job, state=ended.state, code=code)
 
     async def stop(self, job: str, state: str, code: str, message: str) -> None:
         """End a job now, whatever it is doing; its worker is killed. A charge stays."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from casemate.accounting import pld
 from casemate.ledger.store import Store
 from casemate.seams import Clock, Disk, OsDisk, OsRng, Rng, SystemClock
 from casemate.server import app, attestation, keys, release
@@ -30,6 +31,7 @@ from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
 from casemate.spec import canonical
 from casemate.spec.errors import LedgerError, NetError
+from casemate.spec.job import DpEvent
 from casemate.tee import Tee
 from casemate.tee import open as open_tee
 
@@ -193,6 +195,14 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # An idle peer need not answer TLS's close_notify; only answers under way are waited for.
+        for connection in list(self.server_state.connections):
+            cycle: Any = getattr(connection, "cycle", None)
+            if cycle is None or cycle.response_complete:
+                connection.transport.abort()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -205,6 +215,11 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
+def _warm() -> None:
+    """Import the tight accountant before the first quote asks for it."""
+    pld.epsilon((DpEvent(rate=0.1, noise_multiplier=1.0, steps=1),), 1e-5)
+
+
 def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
     """The HTTP server of a service."""
 
@@ -214,11 +229,13 @@ def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
         service.pool.top_up()
+        warm = asyncio.create_task(asyncio.to_thread(_warm))
         try:
             async with service.queue.serve():
                 yield
         finally:
             await service.pool.close()
+            await warm
 
     for name in ("uvicorn", "asyncio"):
         logger = logging.getLogger(name)
