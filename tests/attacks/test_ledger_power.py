@@ -134,7 +134,7 @@ def test_the_script_reaches_its_end_when_nothing_breaks() -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_power_loss_at_every_call(seed: int) -> None:
-    for call in changing():
+    for call in reversed(changing()):
         disk = SimDisk.of(prepared(), seed * 100_003 + call)
         disk.fault = (call, "POWER")
         acknowledged = play(disk)

@@ -101,8 +101,9 @@ def of_scientist(store: Store, scientist: str, count: int = 100) -> list[StoredQ
 def waiting_for(store: Store, owner: str, count: int = 100) -> list[StoredQuote]:
     """Quotes on which ``owner``'s word is needed and not yet given, oldest first."""
     sql = (
-        "SELECT DISTINCT q.digest, q.place FROM quotes q JOIN quote_datasets ON quote = q.digest"
-        " JOIN datasets d ON d.id = dataset WHERE d.owner = ? AND verdict IS NULL AND void IS NULL"
+        "SELECT DISTINCT q.digest, q.place FROM quotes q"
+        " JOIN quote_datasets u ON u.quote = q.digest JOIN datasets d ON d.id = u.dataset"
+        " WHERE d.owner = ? AND u.verdict IS NULL AND q.void IS NULL"
         " AND json_extract(CAST(d.policy AS TEXT), '$.approval') = 'each-quote'"
         " ORDER BY q.place LIMIT ?"
     )
