@@ -226,7 +226,7 @@ def test_a_job_that_does_not_fit_one_dataset_debits_none(store: Store) -> None:
 
 def test_extra_delta_has_a_budget_of_its_own(store: Store) -> None:
     dataset = push(store)
-    extra = {"delta": 1e-5, "extra": 6e-7}
+    extra = {"delta": 1e-2, "extra": 6e-7}
     refused("budget.exhausted", store, ask(store, "1", (dataset,), event=SMALL, **extra))
     queue(store, "2", (dataset,), event=SMALL, delta=1e-5, extra=4e-7)
 
