@@ -6,15 +6,19 @@ an entry's rule does not prove.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from casemate.graph.model import MAX_NODES, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops import TABLE, Batch, Value, bind
-from casemate.spec.data import ITEM_BYTES
+from casemate.graph.unknown import reason
+from casemate.spec.data import ITEM_BYTES, DatasetSchema
 from casemate.spec.errors import ModelError
+from casemate.spec.job import InputBinding
 from casemate.spec.tensors import TensorInfo
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}\Z")
@@ -22,29 +26,32 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest graph admitted. Elements and bytes are per record for B values."""
+    """The largest graph admitted; elements, bytes and FLOPs are per record for B values.
+
+    ``fixed_bytes`` bounds what constants made in the graph may take.
+    """
 
     nodes: int = MAX_NODES
     inputs: int = 65_536
     rank: int = 8
-    dim: int = 2**31 - 1
-    elements: int = 2**31
+    elements: int = 2**28
     weight_bytes: int = 8 << 30
-    record_bytes: int = 64 << 30
-    constant_bytes: int = 4 << 30
-    flops: int = 10**15
+    record_bytes: int = 16 << 30
+    fixed_bytes: int = 2 << 30
+    flops: int = 10**14
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What is proved of a graph.
 
-    values: by name (``name.i`` for one of several outputs). parameters: names of the trained
-    inputs; ``dimension`` their scalars. flops, saved_bytes: of forward and backward per record,
-    and what a record's intermediate values need. fixed_flops, fixed_bytes: what does not depend on
-    the batch. frozen_prefix: nodes that depend on the record and on frozen values only, so that
-    they need evaluating once per record; constants: nodes that depend on no record and on no
-    trained parameter.
+    values: by name (``name.i`` for one of several outputs), with shape, dtype and batch axis.
+    parameters: the trained inputs; ``dimension``: their scalars.
+    flops: forward and backward, per record; saved_bytes: what a record's intermediate values take;
+    workspace_bytes: the most that one node needs besides. fixed_flops and fixed_bytes: the same for
+    what depends on no record.
+    frozen_prefix: nodes that depend on the record and on no trained parameter, so that they need
+    evaluating once per record. constants: nodes that depend on neither.
     """
 
     graph: Graph
@@ -68,71 +75,101 @@ def _form(where: str, message: str) -> NoReturn:
     _refuse("model.form", message, "Export the model again with casemate.", where)
 
 
-def _input(spec: InputSpec, weights: Mapping[str, TensorInfo], limits: Limits) -> Value:
-    name = spec.name
-    if spec.dtype not in ITEM_BYTES:
-        _form(name, f"Input {name!r} has the dtype {spec.dtype!r}.")
-    dims = tuple(d.a if isinstance(d, Size) else d for d in spec.shape)
-    if len(dims) > limits.rank or any(not 0 <= d <= limits.dim for d in dims):
-        _form(name, f"Input {name!r} has a shape that is not admitted.")
-    if spec.kind == "data":
-        if not spec.shape or spec.shape[0] != Size(a=1) or spec.tensor:
-            _form(name, f"Data input {name!r} must have the batch as axis 0 and no tensor.")
-        if any(isinstance(d, Size) for d in spec.shape[1:]):
-            _form(name, f"Data input {name!r} has the batch on another axis too.")
-        bounds = {"bool": (0, 1), "u8": (0, 255)}.get(spec.dtype)
-        return Value(spec.dtype, dims, Batch(0), bounds)
+def _name(kind: str, name: str, taken: set[str]) -> None:
+    if not _NAME.match(name) or name in taken:
+        _form(name[:80], f"{kind} {name[:80]!r} has a taken name, or one that is no identifier.")
+    taken.add(name)
+
+
+def _size(item: int | Size) -> int:
+    return item.a if isinstance(item, Size) else item
+
+
+def _weight(spec: InputSpec, weights: Mapping[str, TensorInfo]) -> Value:
+    name, dims = spec.name, tuple(_size(d) for d in spec.shape)
     if any(isinstance(d, Size) for d in spec.shape):
         _form(name, f"Input {name!r} is no data and has the batch in its shape.")
     info = weights.get(spec.tensor)
     if info is None:
-        _form(name, f"The weights hold no tensor {spec.tensor!r}.")
+        _form(name, f"The weights hold no tensor {spec.tensor[:120]!r}.")
     if (info.dtype, info.shape) != (spec.dtype, dims):
         _form(name, f"Tensor {spec.tensor!r} is not of the dtype and shape that the graph says.")
     if spec.kind == "param" and spec.dtype != "f32":
-        _refuse(
-            "model.dtype",
-            f"Parameter {spec.tensor!r} is {spec.dtype}, not float32.",
-            "Call .float() on the module.",
-            name,
-        )
+        message = f"Parameter {spec.tensor!r} is {spec.dtype}, not float32."
+        _refuse("model.dtype", message, "Call .float() on the module.", name)
     return Value(spec.dtype, dims)
 
 
-def _inputs(graph: Graph, weights: Mapping[str, TensorInfo], limits: Limits) -> dict[str, Value]:
-    if not 1 <= len(graph.inputs) <= limits.inputs or len(graph.nodes) > limits.nodes:
-        _refuse(
-            "model.too-large",
-            f"The graph has {len(graph.inputs)} inputs and {len(graph.nodes)} nodes.",
-            f"At most {limits.inputs} and {limits.nodes} are admitted.",
-        )
+def _data(spec: InputSpec, bounds: Mapping[str, tuple[int, int] | None] | None) -> Value:
+    name = spec.name
+    if not spec.shape or spec.shape[0] != Size(a=1) or spec.tensor:
+        _form(name, f"Data input {name!r} must have the batch as axis 0 and no tensor.")
+    if any(isinstance(d, Size) for d in spec.shape[1:]):
+        _form(name, f"Data input {name!r} has the batch on another axis too.")
+    dims = tuple(_size(d) for d in spec.shape)
+    known = bounds.get(name) if bounds is not None else None
+    return Value(spec.dtype, dims, Batch(0), known, data=bounds is not None)
+
+
+def _inputs(
+    graph: Graph,
+    weights: Mapping[str, TensorInfo],
+    bounds: Mapping[str, tuple[int, int] | None] | None,
+    limits: Limits,
+) -> dict[str, Value]:
+    counts = f"{len(graph.inputs)} inputs and {len(graph.nodes)} nodes"
+    if len(graph.inputs) > limits.inputs or len(graph.nodes) > limits.nodes:
+        mend = f"At most {limits.inputs} and {limits.nodes} are admitted."
+        _refuse("model.too-large", f"The graph has {counts}.", mend)
     values: dict[str, Value] = {}
+    names: set[str] = set()
     tensors: set[str] = set()
     for spec in graph.inputs:
-        if not _NAME.match(spec.name) or spec.name in values:
-            _form(
-                spec.name[:80],
-                f"Input {spec.name[:80]!r} has a name that is taken or is no ASCII identifier.",
-            )
-        if spec.kind != "data":
+        name = spec.name
+        _name("Input", name, names)
+        if spec.dtype not in ITEM_BYTES or any(_size(d) < 0 for d in spec.shape):
+            _form(name, f"Input {name!r} has a dtype or shape that is not admitted.")
+        if spec.kind == "data":
+            values[name] = _data(spec, bounds)
+        else:
             if spec.tensor in tensors:
-                _form(spec.name, f"Tensor {spec.tensor!r} is named by two inputs.")
+                _form(name, f"Tensor {spec.tensor!r} is named by two inputs.")
             tensors.add(spec.tensor)
-        values[spec.name] = _input(spec, weights, limits)
+            values[name] = _weight(spec, weights)
+        _limit("Input", name, values[name], limits)
     if unused := sorted(set(weights) - tensors):
         _form("", f"Tensor {unused[0]!r} belongs to no input.")
+    if sum(v.nbytes for v in values.values() if v.batch is None) > limits.weight_bytes:
+        mend = f"At most {limits.weight_bytes} bytes are admitted."
+        _refuse("model.too-large", "The weights are too large.", mend)
     if not any(s.kind == "data" for s in graph.inputs):
         _form("", "The graph reads no data.")
     return values
 
 
+def declared_bounds(
+    graph: Graph, bindings: Sequence[InputBinding], schemas: Sequence[DatasetSchema]
+) -> dict[str, tuple[int, int] | None]:
+    """Inclusive bounds of the graph's integer inputs over all datasets, as their owners declare."""
+    out: dict[str, tuple[int, int] | None] = {}
+    dtypes = {s.name: s.dtype for s in graph.inputs if s.kind == "data" and s.dtype != "f32"}
+    for b in bindings:
+        if b.input not in dtypes:
+            continue
+        found = [schema.column(c) for schema in schemas for c in b.columns]
+        spans = [c.wire_bounds for c in found if c is not None]
+        known = [s for s in spans if s is not None]
+        if known and len(known) == len(found):
+            low, high = min(s[0] for s in known), max(s[1] for s in known)
+            out[b.input] = math.ceil(low), math.floor(high)
+    return out
+
+
 def _resolve(node: Node, arg: Any, values: Mapping[str, Value]) -> Any:
     if isinstance(arg, Ref):
         if arg.name not in values:
-            _form(
-                node.name,
-                f"Node {node.name!r} reads {arg.name[:80]!r}, which nothing before it makes.",
-            )
+            what = f"reads {arg.name[:80]!r}, which nothing before it makes"
+            _form(node.name, f"Node {node.name!r} {what}.")
         return values[arg.name]
     if isinstance(arg, ListArg):
         return tuple(_resolve(node, x, values) for x in arg.items)
@@ -140,7 +177,7 @@ def _resolve(node: Node, arg: Any, values: Mapping[str, Value]) -> Any:
 
 
 def references(node: Node) -> list[str]:
-    """Names of the values that a node reads."""
+    """Names of the values that a node reads, in order."""
     out: list[str] = []
     for arg in (*node.args, *node.kwargs.values()):
         for x in arg.items if isinstance(arg, ListArg) else (arg,):
@@ -149,103 +186,124 @@ def references(node: Node) -> list[str]:
     return out
 
 
-def check(graph: Graph, weights: Mapping[str, TensorInfo], *, limits: Limits = Limits()) -> Checked:
-    """Prove what :class:`Checked` says, or raise ``ModelError`` naming the node and the mend."""
-    values = _inputs(graph, weights, limits)
-    trained = {s.name for s in graph.inputs if s.kind == "param"}
-    tainted = set(trained)  # names of values that depend on a trained parameter
-    names = set(values)
-    prefix: set[str] = set()
-    constants: set[str] = set()
-    cost = {"flops": 0, "saved": 0, "work": 0, "fixed_flops": 0, "fixed_bytes": 0}
-    for node in graph.nodes:
-        if not _NAME.match(node.name) or node.name in names:
-            _form(
-                node.name[:80],
-                f"Node {node.name[:80]!r} has a name that is taken or is no ASCII identifier.",
-            )
-        names.add(node.name)
+def _limit(kind: str, name: str, v: Value, limits: Limits) -> None:
+    if v.rank > limits.rank or v.numel > limits.elements or max(v.dims, default=0) > 2**31:
+        message = f"{kind} {name!r} has the shape {str(v.dims)[:120]}."
+        mend = f"At most {limits.elements} elements for a record and {limits.rank} axes."
+        _refuse("model.too-large", message, mend, name)
+
+
+@dataclass(slots=True)
+class _Cost:
+    """Sums over nodes that depend on the record, or on none."""
+
+    flops: int = 0
+    nbytes: int = 0
+    workspace: int = 0
+
+
+class _Walk:
+    """The one pass over the nodes."""
+
+    def __init__(self, graph: Graph, values: dict[str, Value], limits: Limits) -> None:
+        self.values, self.limits = values, limits
+        self.names = set(values)
+        # Names of values that depend on a trained parameter.
+        self.trained = {s.name for s in graph.inputs if s.kind == "param"}
+        self.prefix: set[str] = set()
+        self.constants: set[str] = set()
+        self.record, self.fixed = _Cost(), _Cost()
+
+    def node(self, node: Node) -> None:
+        _name("Node", node.name, self.names)
         entry = TABLE.get(node.op)
         if entry is None:
-            _refuse(
-                "model.op-unknown",
-                f"Node {node.name!r} is {node.op[:120]!r}, which is not in the table of operations.",
-                "Write it with the operations listed in docs/models.md.",
-                node.name,
-            )
-        args = tuple(_resolve(node, a, values) for a in node.args)
-        kwargs = {k: _resolve(node, a, values) for k, a in node.kwargs.items()}
+            code, what, mend = reason(node.op)
+            place = f", in {node.source[:200]}" if node.source else ""
+            message = f"Node {node.name!r} ({node.op[:120]}{place}) {what}."
+            _refuse(code, message, mend, node.name)
+        args = tuple(_resolve(node, a, self.values) for a in node.args)
+        kwargs = {k: _resolve(node, a, self.values) for k, a in node.kwargs.items()}
         call = bind(entry.schema, node.name, node.source[:200], args, kwargs)
+        given = call.tensors()
+        if any(v.slot for v in given) and not entry.slots:
+            call.mixes("uses the record's place in the batch", "Use what the record itself holds.")
         made = entry.rule(call)
+        several = isinstance(made, tuple)
         outs = made if isinstance(made, tuple) else (made,)
-        for i, v in enumerate(outs):
-            name = f"{node.name}.{i}" if isinstance(made, tuple) else node.name
-            _limit(node, v, limits)
-            values[name] = v
-        record = any(v.batch is not None for v in outs)
-        taint = any(r in tainted for r in references(node))
-        if taint:
-            tainted.update(
-                f"{node.name}.{i}" if isinstance(made, tuple) else node.name
-                for i in range(len(outs))
-            )
+        names = [f"{node.name}.{i}" if several else node.name for i in range(len(outs))]
+        data = any(v.data for v in given)
+        for name, v in zip(names, outs, strict=True):
+            _limit("Node", node.name, v, self.limits)
+            self.values[name] = dataclasses.replace(v, data=data)
+        trains = any(r in self.trained for r in references(node))
+        of_record = any(v.batch is not None for v in outs)
+        if trains:
+            self.trained.update(names)
         else:
-            (prefix if record else constants).add(node.name)
-        flops = entry.flops(call, outs) * (1 + entry.backward if taint else 1)
-        nbytes = 0 if entry.view else sum(v.nbytes for v in outs)
-        work = entry.workspace(call, outs)
-        if record:
-            cost["flops"] += flops
-            cost["saved"] += nbytes
-            cost["work"] = max(cost["work"], work)
-        else:
-            cost["fixed_flops"] += flops
-            cost["fixed_bytes"] += nbytes
+            (self.prefix if of_record else self.constants).add(node.name)
+        cost = self.record if of_record else self.fixed
+        cost.flops += entry.flops(call, outs) * (1 + entry.backward * trains)
+        cost.nbytes += 0 if entry.view else sum(v.nbytes for v in outs)
+        cost.workspace = max(cost.workspace, entry.workspace(call, outs))
+        self._afford(node)
+
+    def _afford(self, node: Node) -> None:
+        most = self.limits
         if (
-            cost["saved"] > limits.record_bytes
-            or cost["fixed_bytes"] > limits.constant_bytes
-            or max(cost["flops"], cost["fixed_flops"]) > limits.flops
+            self.record.nbytes > most.record_bytes
+            or self.fixed.nbytes > most.fixed_bytes
+            or max(self.record.workspace, self.fixed.workspace) > most.record_bytes
+            or max(self.record.flops, self.fixed.flops) > most.flops
         ):
-            _refuse(
-                "model.too-large",
-                f"At node {node.name!r} the graph needs more memory or work than is admitted.",
-                "Make the model smaller.",
-                node.name,
-            )
-    _loss(graph, values, tainted)
-    params = tuple(s.name for s in graph.inputs if s.kind == "param")
-    return Checked(
-        graph, values, params, sum(values[p].numel for p in params),
-        cost["flops"], cost["saved"], cost["work"], cost["fixed_flops"], cost["fixed_bytes"],
-        frozenset(prefix), frozenset(constants),
-    )  # fmt: skip
+            message = f"At node {node.name!r} the graph needs more memory or work than is admitted."
+            _refuse("model.too-large", message, "Make the model smaller.", node.name)
 
 
-def _limit(node: Node, v: Value, limits: Limits) -> None:
-    if v.rank > limits.rank or any(d > limits.dim for d in v.dims) or v.numel > limits.elements:
-        _refuse(
-            "model.too-large",
-            f"Node {node.name!r} makes a value of shape {v.dims}.",
-            f"At most {limits.elements} elements and {limits.rank} axes are admitted.",
-            node.name,
-        )
+def check(
+    graph: Graph,
+    weights: Mapping[str, TensorInfo],
+    *,
+    bounds: Mapping[str, tuple[int, int] | None] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> Checked:
+    """Prove what :class:`Checked` says, or raise ``ModelError`` naming the node and the mend.
 
+    ``weights``: what the weights' file holds. ``bounds``: of the integer data inputs, as
+    :func:`declared_bounds` gives them; with them every index that is made of a record is proved in
+    range, so that no record can raise an error. Without them (``None``) that proof is left out: the
+    scientist's side has no schema yet.
 
-def _loss(graph: Graph, values: Mapping[str, Value], tainted: set[str]) -> None:
+    The proof of independence carries the batch axis through every node (three states suffice, R and
+    B here; see casemate.graph.ops.base): the loss of record b is a function of record b and of the
+    weights.
+    """
+    values = _inputs(graph, weights, bounds, limits)
+    walk = _Walk(graph, values, limits)
+    for node in graph.nodes:
+        walk.node(node)
     loss = values.get(graph.loss)
     if loss is None:
         _form(graph.loss[:80], f"The loss {graph.loss[:80]!r} is no value of the graph.")
-    if loss.batch != Batch(0) or loss.dims != (1,) or loss.dtype != "f32" or loss.slot:
-        _refuse(
-            "model.loss",
-            f"The loss {graph.loss!r} is {loss.dtype} of shape {loss.shape}.",
-            "Give one float32 loss for each record, shape (B,).",
-            graph.loss,
-        )
-    if graph.loss not in tainted:
-        _refuse(
-            "model.loss",
-            "The loss depends on no trained parameter.",
-            "Leave requires_grad on for what is to be trained.",
-            graph.loss,
-        )
+    if loss.batch != Batch(0) or loss.dims != (1,) or not loss.floating or loss.slot:
+        shape = tuple(f"{d.a}*B" if isinstance(d, Size) else d for d in loss.shape)
+        message = f"The loss {graph.loss!r} is {loss.dtype} of shape {shape}."
+        mend = "Give one float32 loss for each record, shape (B,)."
+        _refuse("model.loss", message, mend, graph.loss)
+    if graph.loss not in walk.trained:
+        mend = "Leave requires_grad on for what is to be trained."
+        _refuse("model.nothing-trained", "The loss depends on no trained weight.", mend, graph.loss)
+    parameters = tuple(s.name for s in graph.inputs if s.kind == "param")
+    return Checked(
+        graph=graph,
+        values=values,
+        parameters=parameters,
+        dimension=sum(values[p].numel for p in parameters),
+        flops=walk.record.flops,
+        saved_bytes=walk.record.nbytes,
+        workspace_bytes=walk.record.workspace,
+        fixed_flops=walk.fixed.flops,
+        fixed_bytes=walk.fixed.nbytes,
+        frozen_prefix=frozenset(walk.prefix),
+        constants=frozenset(walk.constants),
+    )

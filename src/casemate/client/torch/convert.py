@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
+from casemate.graph.ops import TABLE
 from casemate.graph.ops.base import PLACE_NAMES
 from casemate.graph.pack import Tensor
 from casemate.spec.errors import ModelError
@@ -27,6 +28,9 @@ _IDENTITY: Final = {
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
 }
+_BATCH_NORM: Final = "aten._native_batch_norm_legit_no_training.default"
+# Ops that are refused by name rather than written with others.
+_REFUSED: Final = ("aten.embedding_bag", "aten._embedding_bag", "aten.native_dropout", "aten.rrelu")
 # Ops written by another name, so that the table need not know both.
 _RENAMED: Final = {
     "aten.view.default": "aten.reshape.default",
@@ -112,6 +116,8 @@ class _Converter:
             return affine(value, node)
         if node.target is operator.getitem:
             source, index = node.args
+            if str(source.target) == _BATCH_NORM:
+                return self.values[source]
             return Ref(name=f"{self.values[source].name}.{index}")
         op = str(node.target)
         if op in _IDENTITY:
@@ -119,6 +125,12 @@ class _Converter:
         args, kwargs = self._arguments(node)
         if op == "aten._to_copy.default" and not kwargs:
             return args[0]
+        if op == _BATCH_NORM:  # with frozen statistics: whole again, and one output
+            op, args = "aten.batch_norm.default", (*args[:5], False, *args[5:], False)
+        if op == "aten.squeeze.default":  # named axes, so that a batch of one record stays
+            sizes = node.args[0].meta["val"].shape
+            axes = [i for i, d in enumerate(sizes) if isinstance(d, int) and d == 1]
+            op, args = "aten.squeeze.dims", (args[0], ListArg(items=tuple(axes)))
         name = _free(node.name, taken)
         self.nodes.append(
             Node(name=name, op=_RENAMED.get(op, op), args=args, kwargs=kwargs, source=_source(node))
@@ -162,6 +174,8 @@ class _Converter:
             if math.isnan(item):
                 _refuse_node(node, "model.argument", "has NaN as an argument", "Leave it out.")
             return "inf" if item > 0 else "-inf"
+        if isinstance(item, int) and abs(item) >= 2**62:
+            return None  # "to the end" of a slice
         if item is None or isinstance(item, bool | int | float | str):
             return item
         _refuse_node(
@@ -229,6 +243,41 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
     return live
 
 
+# Composite ops that are written with others although the table does not know them, by torch itself.
+def _decompositions() -> dict[Any, Any]:
+    """torch's own decompositions of every op that the table does not hold whole."""
+    kept = {*TABLE, *_RENAMED, *_IDENTITY, "aten.sym_size.int", _BATCH_NORM, "aten.squeeze.default"}
+    return {
+        op: rule
+        for op, rule in torch.export.default_decompositions().items()
+        if str(op) not in kept and not any(str(op).startswith(p) for p in _REFUSED)
+    }
+
+
+def _detach_no_grad(program: Any) -> None:
+    """Cut the gradient of what ``torch.no_grad`` made: inlining would let it flow.
+
+    torch.export wraps such a region in one node; its outputs are taken by getitem.
+    """
+    for module in program.graph_module.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in list(module.graph.nodes):
+            if node.op != "call_function" or "wrap_with_set_grad_enabled" not in str(node.target):
+                continue
+            if node.args[0]:
+                continue
+            for user in list(node.users):
+                value = user.meta.get("val")
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    with module.graph.inserting_after(user):
+                        cut = module.graph.call_function(torch.ops.aten.detach.default, (user,))
+                    cut.meta = dict(user.meta)
+                    user.replace_all_uses_with(cut, delete_user_cb=lambda n, cut=cut: n is not cut)
+        module.recompile()
+
+
 def convert(program: Any, module: nn.Module, names: list[str]) -> tuple[Graph, dict[str, Tensor]]:
     """Graph and weights of an exported program whose user inputs are ``names`` in order."""
-    return _Converter(program.run_decompositions({}), module, names).run()
+    _detach_no_grad(program)
+    return _Converter(program.run_decompositions(_decompositions()), module, names).run()

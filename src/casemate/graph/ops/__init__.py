@@ -6,11 +6,35 @@ schema as torch prints it, the rule for dtype, shape and batch, and the cost.
 
 from typing import Final
 
-from casemate.graph.ops import elementwise, loss, matmul
+from casemate.graph.ops import (
+    attention,
+    conv,
+    create,
+    elementwise,
+    index,
+    loss,
+    matmul,
+    norm,
+    reduce,
+    view,
+)
 from casemate.graph.ops.base import Batch, Call, Op, Value, bind
 
-__all__ = ["TABLE", "Batch", "Call", "Op", "Value", "bind"]
+__all__ = ["FAMILIES", "TABLE", "Batch", "Call", "Op", "Value", "bind"]
+
+FAMILIES: Final[dict[str, tuple[Op, ...]]] = {
+    "elementwise": elementwise.TABLE,
+    "reduce": reduce.TABLE,
+    "view": view.TABLE,
+    "matmul": matmul.TABLE,
+    "conv": conv.TABLE,
+    "norm": norm.TABLE,
+    "attention": attention.TABLE,
+    "index": index.TABLE,
+    "loss": loss.TABLE,
+    "create": create.TABLE,
+}
 
 TABLE: Final[dict[str, Op]] = {
-    entry.schema.name: entry for family in (elementwise, matmul, loss) for entry in family.TABLE
+    entry.schema.name: entry for family in FAMILIES.values() for entry in family
 }

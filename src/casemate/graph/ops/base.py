@@ -31,11 +31,21 @@ class Batch:
     inner: int = 1
 
 
+INTEGER_RANGE: Final = {
+    "bool": (0, 1),
+    "u8": (0, 255),
+    "i32": (-(2**31), 2**31 - 1),
+    "i64": (-(2**63), 2**63 - 1),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """Dtype, extents (per record along the batch axis), and the batch; ``None`` for R.
 
     bounds: inclusive bounds of an integer value where they are proved, else ``None``.
+    data: the value depends on a record, so that an index made of it must be proved in range: an
+        error at run time would tell of the record.
     slot: the value is the record's own place in the batch, as ``arange(B)`` makes it.
     """
 
@@ -43,6 +53,7 @@ class Value:
     dims: tuple[int, ...]
     batch: Batch | None = None
     bounds: tuple[int, int] | None = None
+    data: bool = False
     slot: bool = False
 
     @property
@@ -81,8 +92,16 @@ class Value:
         k, b = self.batch.axis, self.batch
         return math.prod(self.dims[:k]) * b.outer, b.inner * math.prod(self.dims[k + 1 :])
 
-    def like(self, dims: tuple[int, ...], batch: Batch | None, dtype: str | None = None) -> Value:
-        return Value(dtype or self.dtype, dims, batch)
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """Proved bounds, or those of a small integer dtype; ``None`` where nothing is known."""
+        if self.bounds is None and self.dtype in ("bool", "u8"):
+            return INTEGER_RANGE[self.dtype]
+        return self.bounds
+
+    def view(self, dims: tuple[int, ...], batch: Batch | None) -> Value:
+        """The same elements, or some of them, in another shape."""
+        return dataclasses.replace(self, dims=dims, batch=batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +157,7 @@ def _split(text: str) -> list[str]:
 
 
 def parse_schema(text: str) -> Schema:
-    """The schema that torch prints for an overload, such as ``aten::relu(Tensor self) -> Tensor``."""
+    """The schema of an overload as torch prints it: ``aten::relu(Tensor self) -> Tensor``."""
     match = _ATEN.match(text)
     if match is None:
         raise ValueError(f"{text!r} is no ATen schema")
@@ -156,11 +175,7 @@ def parse_schema(text: str) -> Schema:
         if kind.rstrip("?") in _PLACE or name_ in PLACE_NAMES:
             continue
         params.append(Param(name_, kind, _default(default) if default else None, not default))
-    outputs = (
-        None
-        if returns.endswith("[]")
-        else max(1, returns.count(","), len(_split(returns.strip("()"))))
-    )
+    outputs = None if returns.endswith("[]") else len(_split(returns.strip("()")))
     return Schema(
         f"{space}.{name}.{overload or 'default'}",
         tuple(params),
@@ -256,8 +271,8 @@ class Op:
 
     rule: dtype, shape and batch of the outputs from the bound arguments; refuses what it cannot
         prove. flops: of the forward, per record (B) or in all (R). backward: its FLOPs over the
-        forward's. saved: output bytes are kept for the backward. workspace: extra bytes while it
-        runs, forward and backward.
+        forward's. view: no new memory is needed. workspace: extra bytes while it runs, forward and
+        backward. slots: it only moves elements, so that it may take ``arange(B)``.
     """
 
     schema: Schema
@@ -266,21 +281,21 @@ class Op:
     backward: int = 2
     view: bool = False
     workspace: Count = _zero
+    slots: bool = False
 
 
 def op(schema: str, rule: Rule, **more: Any) -> Op:
     return Op(parse_schema(schema), rule, **more)
 
 
-# Binding
+# Tensor arguments that may be given as a Python number.
+_NUMBERS: Final = frozenset({"other", "exponent", "value", "end", "weight"})
 
 
 def _check_kind(call: Call, param: Param, item: Any) -> Any:
     kind = param.kind
-    if item is None:
-        if kind.endswith("?"):
-            return None
-        call.argument(f"has no {param.name}")
+    if item is None and kind.endswith("?"):
+        return None
     kind = kind.removesuffix("?")
     if kind.endswith("[]"):
         if not isinstance(item, tuple):
@@ -289,8 +304,20 @@ def _check_kind(call: Call, param: Param, item: Any) -> Any:
             item = (item,)
         inner = dataclasses.replace(param, kind=kind[:-2])
         return tuple(_check_kind(call, inner, x) for x in item)
-    if kind in ("float", "Scalar") and item in ("inf", "-inf"):
+    number = kind in ("float", "Scalar") or (kind == "Tensor" and param.name in _NUMBERS)
+    if number and item in ("inf", "-inf"):
         return float(item)
+    if number and isinstance(item, Size):
+        if call.op.startswith("aten.arange.") and param.name == "end":
+            return item
+        call.refuse(
+            "model.batch-size",
+            f"computes with the number of records in the batch ({param.name})",
+            "Use a constant: the batch's size is secret under Poisson sampling.",
+        )
+    # Python numbers stand for 0-d tensors, as torch wraps them.
+    if kind == "Tensor" and number and type(item) in (int, float, bool):
+        return item
     good = {
         "Tensor": isinstance(item, Value),
         "int": type(item) is int or isinstance(item, Size),
@@ -300,17 +327,6 @@ def _check_kind(call: Call, param: Param, item: Any) -> Any:
         "ScalarType": isinstance(item, DtypeArg) and item.dtype in ITEM_BYTES,
         "str": type(item) is str,
     }.get(kind, False)
-    if kind in ("Scalar", "float", "Tensor") and isinstance(item, Size):
-        call.refuse(
-            "model.batch-size",
-            f"computes with the number of records in the batch ({param.name})",
-            "Use a constant: the batch's size is secret under Poisson sampling.",
-        )
-    # Python numbers stand for 0-d tensors, as torch wraps them.
-    if kind == "Tensor" and type(item) in (int, float, bool) and param.name != "self":
-        return item
-    if kind == "Tensor" and item in ("inf", "-inf") and param.name != "self":
-        return float(item)
     if not good:
         call.argument(f"was given {type(item).__name__} as {param.name}, which is {param.kind}")
     return item.dtype if isinstance(item, DtypeArg) else item

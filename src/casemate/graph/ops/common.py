@@ -97,6 +97,31 @@ def drop(v: Value, axes: Iterable[int], keep: bool) -> tuple[tuple[int, ...], Ba
     return dims, batch
 
 
+def in_range(call: Call, name: str, v: Value, low: int, high: int) -> None:
+    """Refuse an index made of a record that is not proved to lie in [low, high].
+
+    An index out of range would raise while the job runs, and so tell of the record (rule P6).
+    """
+    if not v.data:
+        return
+    known = v.range
+    if known is None or known[0] < low or known[1] > high:
+        found = "has no proved bounds" if known is None else f"lies in [{known[0]}, {known[1]}]"
+        call.refuse(
+            "model.index-range",
+            f"takes {name} from a record; it must lie in [{low}, {high}] and {found}",
+            f"Declare the column's bounds so, or call .clamp({max(low, 0)}, {high}) before.",
+        )
+
+
+def integers(call: Call, *names: str) -> None:
+    """Refuse tensors among the named arguments that are not int32 or int64."""
+    for name in names:
+        v = call.args.get(name)
+        if isinstance(v, Value) and v.dtype not in ("i64", "i32"):
+            call.refuse("model.dtype", f"needs integers as {name}, not {v.dtype}", "Call .long().")
+
+
 def floats(call: Call, *names: str) -> None:
     """Refuse tensors among the named arguments that are not float32."""
     for name in names:
@@ -147,7 +172,7 @@ def refold(call: Call, v: Value, size: tuple[Any, ...], how: str) -> Value:
         if sized:
             call.mixes(f"{how} a constant into the batch")
         dims = _solve(call, v.numel, list(size))
-        return v.like(dims, None)
+        return v.view(dims, None)
     if len(sized) > 1:
         call.mixes(f"{how} so that the batch stands on two axes")
     if any(size[i].c != 0 or size[i].a < 1 for i in sized):
@@ -165,7 +190,7 @@ def refold(call: Call, v: Value, size: tuple[Any, ...], how: str) -> Value:
     left, right = math.prod(dims[:axis]), math.prod(dims[axis + 1 :])
     if v.numel == 0 or before % left or after % right:
         call.mixes(f"{how} so that the parts of different records stand side by side")
-    return v.like(dims, Batch(axis, before // left, after // right))
+    return v.view(dims, Batch(axis, before // left, after // right))
 
 
 def _solve(call: Call, numel: int, items: list[int]) -> tuple[int, ...]:
