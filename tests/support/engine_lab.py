@@ -140,7 +140,7 @@ def plan_of(
     """A sound plan made by hand; its noise is not calibrated to any epsilon."""
     private = isinstance(train.privacy, Dp)
     bound = train.privacy.clip if isinstance(train.privacy, Dp) else 1.0
-    step = 2.0 ** math.floor(math.log2(bound * 1e-3 / math.sqrt(dimension)))
+    step = 2.0 ** math.floor(math.log2(bound * 2.0**-20 / math.sqrt(dimension)))
     sensitivity = grid.sensitivity(bound, dimension, step)
     rate = min(1.0, train.batch_size / units)
     expected = rate * units
