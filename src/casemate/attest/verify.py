@@ -28,7 +28,10 @@ from casemate.attest.trust import SnpPolicy, Trust
 from casemate.attest.verdict import Check, Checks, Refused, Step, Unchecked, Verdict, refusal
 from casemate.spec.evidence import Attestation, Evidence
 
-__all__ = ["Check", "Refused", "Unchecked", "Verdict", "verify_attestation", "verify_evidence"]
+__all__ = [
+    "Check", "Claims", "Refused", "Unchecked", "Verdict", "verify_attestation", "verify_claims",
+    "verify_evidence",
+]  # fmt: skip
 
 MAX_FILE: Final = 64 << 10
 MAX_FILES: Final = 32
@@ -137,6 +140,23 @@ def _tls(attestation: Attestation, tls_spki: bytes | Unchecked, step: Step) -> N
         step.detail = tls_spki.hex()
 
 
+def verify_claims(evidence: Evidence, trust: Trust, *, now: float, checks: Checks) -> Claims:
+    """Steps 1 to 3: what the evidence says, whatever it binds. Each check goes to ``checks``."""
+    with checks.step("label") as step:
+        _label(evidence, trust, step)
+    with checks.step("kind") as step:
+        policy = _kind(evidence, trust)
+        step.detail = evidence.tee
+    claims = VERIFIERS[evidence.tee](evidence, policy, now, checks)
+    with checks.step("label-root") as step:
+        if evidence.simulated and any(claims.root in pins for pins in AMD.values()):
+            raise refusal(
+                "simulated-expected", "Hardware's evidence is labelled simulated.", "label"
+            )
+        step.detail = "a simulation's root" if evidence.simulated else "a vendor's root"
+    return claims
+
+
 def verify_attestation(
     attestation: Attestation,
     nonce: bytes | Unchecked,
@@ -151,18 +171,7 @@ def verify_attestation(
     connection's SubjectPublicKeyInfo. Raises ``EvidenceError`` with the code of the failed check.
     """
     evidence, checks = attestation.evidence, Checks()
-    with checks.step("label") as step:
-        _label(evidence, trust, step)
-    with checks.step("kind") as step:
-        policy = _kind(evidence, trust)
-        step.detail = evidence.tee
-    claims = VERIFIERS[evidence.tee](evidence, policy, now, checks)
-    with checks.step("label-root") as step:
-        if evidence.simulated and any(claims.root in pins for pins in AMD.values()):
-            raise refusal(
-                "simulated-expected", "Hardware's evidence is labelled simulated.", "label"
-            )
-        step.detail = "a simulation's root" if evidence.simulated else "a vendor's root"
+    claims = verify_claims(evidence, trust, now=now, checks=checks)
     with checks.step("binding") as step:
         _binding(attestation, claims.bound, step)
     with checks.step("tls-key") as step:
