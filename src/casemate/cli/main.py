@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from casemate.cli import output
+from casemate.cli.lazy import LazyGroup
 from casemate.spec.errors import CasemateError, InternalError
 
 # Group to (module, attribute, one line of help): help needs none of the modules.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("casemate.cli.audit:audit", "Check the enclave's hash-chained log."),
     "dataset": ("casemate.cli.dataset:dataset", "Push, list and govern datasets (data owner)."),
-    "demo": ("casemate.cli.demo:demo", "Two hospitals and a startup, end to end, on this machine."),
+    "demo": (
+        "casemate.cli.demo.command:demo",
+        "Two hospitals and a startup, end to end, on this machine.",
+    ),
     "doctor": ("casemate.cli.doctor:doctor", "Check this machine and say what is missing."),
     "enclave": ("casemate.cli.enclave:enclave", "Verify an enclave's evidence; name enclaves."),
     "identity": ("casemate.cli.identity:identity", "Make and show one's keys."),
@@ -24,28 +27,6 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "receipt": ("casemate.cli.receipt:receipt", "Verify and read receipts offline."),
     "serve": ("casemate.cli.serve:serve", "Run a server (operator)."),
 }
-
-
-class LazyGroup(click.Group):
-    """A group that imports a command when it is called, not when help lists it."""
-
-    def __init__(self, *, lazy: dict[str, tuple[str, str]], **settings: Any) -> None:
-        super().__init__(**settings)
-        self.lazy = lazy
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*self.lazy, *super().list_commands(ctx)})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.lazy:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = self.lazy[cmd_name][0].partition(":")
-        found: click.Command = getattr(import_module(module), name)
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, self.lazy[name][1]) for name in self.list_commands(ctx)])
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

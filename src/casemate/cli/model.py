@@ -27,7 +27,7 @@ def load_model(named: str) -> Any:
     path, mark, name = named.rpartition(":")
     if not mark or not path.endswith(".py"):
         return models.load(named)
-    found = getattr(_run_file(Path(path)), name, None)
+    found = getattr(run_file(Path(path)), name, None)
     if found is None:
         raise UsageError(
             "usage.model", f"{path} defines no {name!r}.", mend="Name a module or a function."
@@ -38,7 +38,7 @@ def load_model(named: str) -> Any:
     return found
 
 
-def _run_file(path: Path) -> Any:
+def run_file(path: Path) -> Any:
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location(f"casemate_model_{path.stem}", path)

@@ -1,0 +1,102 @@
+"""Wisconsin breast cancer (Street, Wolberg, Mangasarian 1993), shared out as two hospitals differ.
+
+Each hospital gets its rows as a CSV file of its own; the scientist keeps rows that no hospital has.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from casemate.spec.errors import UsageError
+
+#: What can occur, declared by hand: the ranges published with the data set (UCI, "Breast Cancer
+#: Wisconsin (Diagnostic)", summary statistics), widened to round numbers. Never computed.
+BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "worst radius": (7.0, 37.0),
+    "worst texture": (12.0, 50.0),
+    "worst perimeter": (50.0, 252.0),
+    "worst area": (180.0, 4260.0),
+    "worst smoothness": (0.07, 0.23),
+    "worst compactness": (0.027, 1.06),
+    "worst concavity": (0.0, 1.26),
+    "worst concave points": (0.0, 0.3),
+    "worst symmetry": (0.15, 0.67),
+    "worst fractal dimension": (0.05, 0.21),
+}
+LABEL: Final = "diagnosis"
+CLASSES: Final = ("malignant", "benign")
+HELD_OUT: Final = 169
+# The case mix: which share of the malignant, and of the benign cases, goes to the cancer centre.
+TO_CENTRE: Final = {"malignant": 0.85, "benign": 0.25}
+SEED: Final = 7
+
+Row: TypeAlias = "tuple[tuple[float, ...], str]"
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Rows of (features in the order of BOUNDS, diagnosis)."""
+
+    clinic: tuple[Row, ...]
+    centre: tuple[Row, ...]
+    held_out: tuple[Row, ...]
+
+
+def load() -> Shares:
+    """The table, shared out the same way each time. Raises ``UsageError`` without scikit-learn."""
+    try:
+        from sklearn.datasets import load_breast_cancer
+    except ImportError:
+        raise UsageError(
+            "usage.extra",
+            "The demo's data comes with scikit-learn, which is not installed.",
+            mend="Run pip install 'casemate[server]' scikit-learn.",
+        ) from None
+    found = load_breast_cancer()
+    at = [list(found.feature_names).index(name) for name in BOUNDS]
+    words = [str(found.target_names[int(t)]) for t in found.target]
+    rows = [
+        (tuple(float(v[i]) for i in at), word) for v, word in zip(found.data, words, strict=True)
+    ]
+    chance = random.Random(SEED)
+    chance.shuffle(rows)
+    held_out, rest = rows[:HELD_OUT], rows[HELD_OUT:]
+    to_centre = [chance.random() < TO_CENTRE[word] for _, word in rest]
+    return Shares(
+        clinic=tuple(r for r, there in zip(rest, to_centre, strict=True) if not there),
+        centre=tuple(r for r, there in zip(rest, to_centre, strict=True) if there),
+        held_out=tuple(held_out),
+    )
+
+
+def share(rows: tuple[Row, ...], word: str) -> float:
+    """The part of ``rows`` that have this diagnosis."""
+    return sum(w == word for _, w in rows) / len(rows)
+
+
+def write(path: Path, rows: tuple[Row, ...]) -> None:
+    """A CSV file as a hospital's system would export it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow([*BOUNDS, LABEL])
+        out.writerows([*values, word] for values, word in rows)
+
+
+def read(path: Path) -> tuple[Row, ...]:
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return tuple((tuple(float(line[n]) for n in BOUNDS), line[LABEL]) for line in lines)
+
+
+def scaled(rows: tuple[Row, ...]) -> tuple[list[list[float]], list[int]]:
+    """Features mapped from their declared bounds to [-1, 1], and class indices."""
+    spans = list(BOUNDS.values())
+    x = [
+        [2 * (v - low) / (high - low) - 1 for v, (low, high) in zip(values, spans, strict=True)]
+        for values, _ in rows
+    ]
+    return x, [CLASSES.index(word) for _, word in rows]
