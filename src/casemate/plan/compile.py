@@ -56,6 +56,16 @@ def capacity(units: int, rate: float, steps: int, delta_part: float) -> int:
     return low
 
 
+def sensitivity(clip: float, eta: float, rounding: float, grid: float, dimension: int) -> float:
+    """How far one unit moves the sum on the grid, L2, in gradient units, rounded up (P3):
+
+    clip (1 + eta) + 2 rounding + grid sqrt(dimension) / 2. The engine rounds each unit's clipped
+    contribution to the nearest grid point, by at most grid / 2 a coordinate; sums of integers are
+    exact, so ``rounding`` is what comes before the grid.
+    """
+    return (clip * (1 + eta) + 2 * rounding + grid * math.sqrt(dimension) / 2) * _UP
+
+
 def _grid(sigma: float, clip: float, dimension: int, slots: int) -> float:
     """A power of two: fine beside the noise (2^-20 sigma) and so fine that rounding ``dimension``
     coordinates adds at most 2^-11 of the clip; coarser where int64 sums would otherwise overflow.
@@ -82,9 +92,8 @@ def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared
     All datasets make one population: q = batch_size / (sum of units), and each dataset is charged
     the same event, because each of its units is sampled at q and moves the same noised sum.
 
-    Sensitivity in gradient units: clip (1 + eta) + 2 rounding + grid sqrt(d) / 2. The engine rounds
-    each unit's clipped contribution to the nearest grid point, by at most grid/2 a coordinate; sums
-    of integers are exact, so ``prepared.rounding`` is what precedes the grid.
+    A slot is a unit with all its rows, at most ``rows_per_unit``, which are summed before one clip:
+    every step evaluates microbatch * microbatches units, whatever was sampled (P2).
 
     The noise multiplier is the smallest by which a fresh dataset with budget (epsilon, delta)
     admits the job: 9/10 of delta are for the event, the rest covers the two extra deltas.
@@ -104,17 +113,15 @@ def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared
         noise = noise_multiplier(rate, train.steps, privacy.epsilon, privacy.delta)
         clip = privacy.clip
         grid = _grid(noise * clip, clip, prepared.dimension, microbatch * microbatches)
-        sensitivity = (
-            clip * (1 + prepared.certified_eta)
-            + 2 * prepared.rounding
-            + grid * math.sqrt(prepared.dimension) / 2
-        ) * _UP
-        sigma = noise * sensitivity * _UP
+        bound = sensitivity(
+            clip, prepared.certified_eta, prepared.rounding, grid, prepared.dimension
+        )
+        sigma = noise * bound * _UP
         events: tuple[DpEvent, ...] = (
             DpEvent(rate=rate, noise_multiplier=noise, steps=train.steps),
         )
     else:
-        noise = clip = grid = sensitivity = sigma = part = 0.0
+        noise = clip = grid = bound = sigma = part = 0.0
         events = ()
     return Plan(
         request_digest=digest(request),
@@ -125,7 +132,7 @@ def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared
         steps=train.steps,
         clip=clip,
         normaliser=float(train.batch_size),
-        sensitivity=sensitivity,
+        sensitivity=bound,
         noise_multiplier=noise,
         sigma=sigma,
         grid=grid,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from casemate.accounting import pld
+from casemate.accounting import filters, pld
 from casemate.accounting.filters import RdpFilter
 from casemate.spec.data import DatasetSchema, Policy
 from casemate.spec.job import (
@@ -70,6 +70,8 @@ def refusal(
     policy, privacy = now.policy, request.train.privacy
     words = privacy.words if isinstance(privacy, NonPrivate) else None
     capped = policy.max_epsilon
+    # Epsilon falls as delta grows: a job may not pass by showing it at a delta of its choice.
+    at = min(now.filter.budget.delta, privacy.delta) if isinstance(privacy, Dp) else 1.0
     rules = (
         (now.state != "ready", f"policy.{now.state}", f"is {now.state}, not ready"),
         (
@@ -99,9 +101,7 @@ def refusal(
             "does not permit training without privacy in these words",
         ),
         (
-            plan.private
-            and capped is not None
-            and _epsilon_for(plan, charge, privacy, now) > capped,
+            plan.private and capped is not None and filters.epsilon(charge.rdp_nano, at) > capped,
             "policy.max-epsilon",
             f"allows at most epsilon {capped} for one job",
         ),
@@ -116,15 +116,6 @@ def refusal(
         if broken:
             return code, f"The dataset {now.schema.name!r} {sentence}."
     return None
-
-
-def _epsilon_for(plan: Plan, charge: Charge, privacy: Dp | NonPrivate, now: DatasetState) -> float:
-    """The charge's epsilon at no larger a delta than the budget's: epsilon falls as delta grows."""
-    budget = now.filter.budget.delta
-    if not isinstance(privacy, Dp) or privacy.delta <= budget:
-        return charge.epsilon
-    extra = plan.delta_truncation + plan.delta_sampler
-    return RdpFilter.charge(plan.events, extra, delta_shown=budget).epsilon
 
 
 def quote(
