@@ -61,7 +61,12 @@ class _Units:
         cells = raw if isinstance(raw, list) else raw.tolist()
         mask = []
         for at, cell in enumerate(cells):
-            if cell is None or cell == "" or cell != cell or not isinstance(cell, Hashable):
+            if (
+                not isinstance(cell, Hashable)
+                or cell is None
+                or cell != cell
+                or not str(cell).strip()
+            ):
                 raise refuse(
                     "unit-missing",
                     f"Column {self.column!r}, {block.place(at)}: the row names no unit.",
@@ -153,8 +158,15 @@ def _explicit(columns: Sequence[Column] | DatasetSchema | Declaration) -> Declar
 
 
 def _encode(blocks: Iterator[Block], declared: Declaration, order: list[str]) -> Encoded:
+    k = declared.rows_per_unit
+    if not 1 <= k <= 4096 or (declared.unit is None and k != 1):
+        raise refuse(
+            "units",
+            f"{k} rows per unit are declared" + (" without a unit column." if k > 1 else "."),
+            "Name the unit column, and from 1 to 4096 rows of each.",
+        )
     made = {t.name: t.column() for t in declared.targets}
-    units = _Units(declared.unit, declared.rows_per_unit) if declared.unit is not None else None
+    units = _Units(declared.unit, k) if declared.unit is not None else None
     data: dict[str, bytearray] = {t.name: bytearray() for t in declared.targets}
     seen = rows = 0
     for block in blocks:
@@ -178,7 +190,7 @@ def _encode(blocks: Iterator[Block], declared: Declaration, order: list[str]) ->
             columns=tuple(made[n] for n in order if n in made),
             rows=rows,
             units=count,
-            rows_per_unit=declared.rows_per_unit if units is not None else 1,
+            rows_per_unit=k,
         )
         encode_value(schema)
     except (ValueError, CasemateError) as e:

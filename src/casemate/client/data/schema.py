@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast, get_args
 
 from casemate.client.data.columns import Number, Scale, Target, refuse
-from casemate.client.data.sources import Found, Table, open_source
+from casemate.client.data.sources import open_source
+from casemate.client.data.table import Found, Table
 from casemate.spec.data import Column, DatasetSchema, Dtype
 from casemate.spec.errors import DataError
 
@@ -46,6 +47,7 @@ def _bad(message: str, where: str = "") -> DataError:
 def from_columns(columns: Sequence[Column]) -> Declaration:
     """The declaration that explicit columns make."""
     unit = [c for c in columns if c.role == "unit"]
+    units = None if not unit or unit[0].high is None else int(unit[0].high) + 1
     if len(unit) > 1 or len({c.name for c in columns}) != len(columns):
         raise _bad("Columns must have different names, and at most one can be the unit.")
     targets = tuple(
@@ -53,7 +55,7 @@ def from_columns(columns: Sequence[Column]) -> Declaration:
         for c in columns
         if c.role != "unit"
     )
-    return Declaration(targets, unit=unit[0].name if unit else None)
+    return Declaration(targets, unit=unit[0].name if unit else None, units=units)
 
 
 def from_schema(schema: DatasetSchema) -> Declaration:
@@ -62,7 +64,7 @@ def from_schema(schema: DatasetSchema) -> Declaration:
         from_columns(schema.columns),
         name=schema.name,
         rows_per_unit=schema.rows_per_unit,
-        units=schema.units if schema.unit_column is not None else None,
+        units=schema.units if schema.unit_column or schema.units > schema.rows else None,
     )
 
 
@@ -230,7 +232,8 @@ def load_schema(path: str | Path) -> Declaration:
     if not isinstance(labels, list) or any(x not in columns for x in labels):
         raise _bad("The label names no column of the schema.", "label")
     targets = tuple(_entry(name, entry, name in labels) for name, entry in columns.items())
-    if missing := [t.name for t in targets if t.dtype != "bool" and t.low is None]:
+    missing = [t.name for t in targets if t.dtype != "bool" and t.low is None]
+    if missing:
         raise bounds_missing(missing)
     for target in targets:
         target.column()
@@ -262,6 +265,8 @@ def _entry(name: str, entry: Any, is_label: bool) -> Target:
             raise _bad(f"The classes of {name!r} are neither a count nor a list.", name)
         count, words = _classes(entry["classes"], name)
         return replace(made, dtype="i64", low=0, high=count - 1, classes=words)
+    if not entry:
+        return made
     if dtype not in _DTYPES or scale not in _SCALES:
         raise _bad(f"{name!r} needs a dtype ({', '.join(_DTYPES)}) and an admitted scale.", name)
     if not isinstance(shape, list) or any(type(d) is not int for d in shape):
@@ -288,6 +293,9 @@ def dump_schema(declaration: Declaration) -> str:
     lines += [f"{key} = {_toml(item)}" for key, item in head.items() if item is not None]
     for target in declaration.targets:
         lines += ["", f"[columns.{_toml(target.name)}]"]
+        if target.classes == ():
+            lines.append('# classes = ["first", "second"]')
+            continue
         if target.classes is not None:
             lines.append(f"classes = {_toml(list(target.classes))}")
             continue
@@ -327,7 +335,8 @@ def template(
     targets = []
     for column, found in table.columns.items():
         if column != unit:
-            # A word is declared by classes; the file says so where they belong.
-            text = replace(found, kind="cell") if found.kind == "text" else found
-            targets.append(_target(column, text, column in labels, None, None, "none"))
+            if found.kind == "text":  # its words are left to be filled in
+                targets.append(Target(column, "i64", classes=()))
+            else:
+                targets.append(_target(column, found, column in labels, None, None, "none"))
     return dump_schema(Declaration(tuple(targets), name=name, unit=unit))
