@@ -1,0 +1,132 @@
+"""Programs: the closed table, the frozen prefix, gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from casemate.engine import program as engine_program
+from casemate.engine import records
+from casemate.engine.program import Program
+from casemate.graph.ops import TABLE
+from casemate.spec.errors import ModelError
+from support import engine_checks as checks
+from support import engine_lab as lab
+
+
+@pytest.mark.parametrize("op", sorted(TABLE))
+def test_every_op_of_the_table_is_one_torch_overload(op):
+    assert str(engine_program.resolve(op)) == op.removeprefix("torch.ops.")
+
+
+@pytest.mark.parametrize(
+    "op", ["aten.system.default", "os.system.default", "aten.relu", "", "aten.relu_.default", "x"]
+)
+def test_other_names_are_never_looked_up(op):
+    with pytest.raises(ModelError) as refused:
+        engine_program.resolve(op)
+    assert refused.value.code == "model.op"
+
+
+def gradient_of(program, record):
+    out = torch.empty(program.dimension)
+    program.gradient(program.prefix(record), out)
+    return out
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_gradients_are_autograds(frozen):
+    sizes = (5, 4, 4, 3)
+    graph, weights = lab.mlp(sizes, frozen=frozen)
+    program = Program(graph, weights)
+    assert program.has_prefix == (frozen > 0)
+    x, y = torch.randn(1, 5), torch.tensor([2])
+    leaves = {n: t.clone().requires_grad_(int(n[1]) >= frozen) for n, t in weights.items()}
+    loss = checks.forward(leaves, x[0], 2)
+    trained = [leaves[i.tensor] for i in program.trained]
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trained)])
+    assert torch.allclose(gradient_of(program, {"x": x, "y": y}), expected, rtol=1e-5, atol=1e-7)
+    assert set(program.result()) == {n for n in weights if int(n[1]) >= frozen}
+
+
+def test_gradients_follow_the_weights():
+    program = Program(*lab.mlp([3, 2]))
+    record = {"x": torch.randn(1, 3), "y": torch.tensor([1])}
+    before = gradient_of(program, record)
+    with torch.no_grad():
+        program.flat.zero_()
+    after = gradient_of(program, record)
+    assert not torch.equal(before, after)
+    assert torch.allclose(after[-2:], torch.tensor([0.5, -0.5]))
+
+
+def test_frozen_tensors_and_inputs_do_not_change():
+    graph, weights = lab.mlp([5, 4, 3], frozen=1)
+    kept = {n: t.clone() for n, t in weights.items()}
+    program = Program(graph, weights)
+    record = {"x": torch.randn(1, 5), "y": torch.tensor([0])}
+    held = {n: t.clone() for n, t in record.items()}
+    for _ in range(3):
+        gradient_of(program, record)
+        with torch.no_grad():
+            program.flat.add_(1.0)
+    assert all(torch.equal(weights[n], kept[n]) for n in kept)
+    assert all(torch.equal(record[n], held[n]) for n in held)
+
+
+def test_the_prefix_is_the_same_kept_or_not():
+    graph, weights = lab.mlp([5, 4, 3], frozen=1)
+    program = Program(graph, weights)
+    schema = lab.schema(5, 3, 6)
+    rows = lab.rows_of((schema, lab.table(schema)), graph=graph)
+    found = []
+    for keep in (False, True):
+        gradients = records.record(program, rows.inputs, rows.count, keep)
+        out = torch.empty(7, program.dimension)
+        for i, row in enumerate((0, 5, -1, 3, 0, 1, 2)):
+            gradients(row, out[i])
+        found.append(out)
+    assert torch.equal(*found)
+    assert torch.equal(found[0][0], found[0][4])
+
+
+def test_kept_prefixes_run_once_a_row(monkeypatch):
+    graph, weights = lab.mlp([5, 4, 3], frozen=1)
+    program = Program(graph, weights)
+    schema = lab.schema(5, 3, 6)
+    rows = lab.rows_of((schema, lab.table(schema)), graph=graph)
+    calls = []
+    right = program.prefix
+    monkeypatch.setattr(program, "prefix", lambda r: calls.append(1) or right(r))
+    gradients = records.record(program, rows.inputs, rows.count, True)
+    for _ in range(5):
+        gradients(2, torch.empty(program.dimension))
+    assert len(calls) == 7  # six rows and the dummy
+
+
+def test_a_row_on_which_the_model_fails_has_gradient_zero():
+    graph, weights = lab.mlp([5, 3])
+    program = Program(graph, weights)
+    inputs = {"x": torch.ones(2, 5), "y": torch.tensor([7, 1])}  # class 7 of 3
+    gradients = records.record(program, inputs, 2, False)
+    out = torch.full((program.dimension,), 9.0)
+    gradients(0, out)
+    assert not bool(out.any())
+    gradients(1, out)
+    assert bool(out.any())
+
+
+def test_a_failing_node_is_named():
+    graph, weights = lab.mlp([5, 3])
+    nodes = (lab.node("h0", "aten.linear.default", "%x", "%b0", "%b0"), *graph.nodes[1:])
+    program = Program(dataclasses.replace(graph, nodes=nodes), weights)
+    with pytest.raises(ModelError, match="'h0'"):
+        gradient_of(program, {"x": torch.ones(1, 5), "y": torch.tensor([0])})
+
+
+def test_a_model_without_trained_parameters_is_refused():
+    with pytest.raises(ModelError) as refused:
+        Program(*lab.mlp([5, 3], frozen=1))
+    assert refused.value.code == "model.nothing-trained"
