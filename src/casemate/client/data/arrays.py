@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from casemate.client.data.arrow import arrow_array
 from casemate.client.data.columns import Block, refuse
 from casemate.client.data.table import (
     BLOCK_ROWS,
@@ -93,16 +94,24 @@ def polars_table(frame: Any) -> Table:
 
 
 def hugging_face_table(dataset: Any) -> Table:
-    """Through numpy's format, which decodes images and class labels."""
+    """Columns as Arrow, which keeps float64; images and the like decoded through numpy."""
     names = list(dataset.column_names)
+    coded = [n for n, feature in dataset.features.items() if hasattr(feature, "decode_example")]
+    plain = [n for n in names if n not in coded]
 
     def blocks() -> Iterator[Block]:
-        done = 0
-        for part in dataset.with_format("numpy").iter(batch_size=BLOCK_ROWS):
-            columns = {name: _stacked(name, part[name], done + 1) for name in names}
-            count = len(next(iter(columns.values())))
-            yield Block(columns, range(done + 1, done + count + 1))
-            done += count
+        for at in range(0, len(dataset), BLOCK_ROWS):
+            rows = range(at, min(len(dataset), at + BLOCK_ROWS))
+            columns: dict[str, Any] = {}
+            if plain:
+                part = dataset.select_columns(plain).with_format("arrow")[rows]
+                for name in plain:
+                    columns[name] = arrow_array(name, part[name].combine_chunks(), at + 1)
+            if coded:
+                decoded = dataset.select_columns(coded).with_format("numpy")[rows]
+                for name in coded:
+                    columns[name] = _stacked(name, decoded[name], at + 1)
+            yield Block(columns, range(at + 1, at + len(rows) + 1))
 
     return peeked(names, blocks)
 

@@ -11,7 +11,7 @@ from casemate.client.data.table import BLOCK_ROWS, Table, extra, peeked
 from casemate.spec.errors import DataError
 
 
-def _arrow_array(name: str, column: Any, first_row: int) -> Any:
+def arrow_array(name: str, column: Any, first_row: int) -> Any:
     """One chunk as numpy: lists of equal length become a further axis."""
     import pyarrow as pa
     import pyarrow.types as kinds
@@ -27,9 +27,9 @@ def _arrow_array(name: str, column: Any, first_row: int) -> Any:
         )
     kind = column.type
     if isinstance(column, pa.ExtensionArray):
-        return _arrow_array(name, column.storage, first_row)
+        return arrow_array(name, column.storage, first_row)
     if kinds.is_dictionary(kind):
-        return _arrow_array(name, column.dictionary_decode(), first_row)
+        return arrow_array(name, column.dictionary_decode(), first_row)
     if kinds.is_fixed_size_list(kind) or kinds.is_list(kind) or kinds.is_large_list(kind):
         lengths = column.value_lengths().to_pylist()
         if len(set(lengths)) > 1:
@@ -41,7 +41,7 @@ def _arrow_array(name: str, column: Any, first_row: int) -> Any:
                 "Pad and cut every row to one declared length.",
                 f"{name}, row {first_row + at}",
             )
-        inner = _arrow_array(name, column.flatten(), first_row)
+        inner = arrow_array(name, column.flatten(), first_row)
         return inner.reshape(len(column), lengths[0] if lengths else 0, *inner.shape[1:])
     if kinds.is_decimal(kind):
         column = column.cast(pa.float64())
@@ -54,7 +54,7 @@ def _record_batches(batches: Iterator[Any]) -> Iterator[Block]:
         for at in range(0, batch.num_rows, BLOCK_ROWS):
             part = batch.slice(at, BLOCK_ROWS)
             columns = {
-                name: _arrow_array(name, part.column(i), done + 1)
+                name: arrow_array(name, part.column(i), done + 1)
                 for i, name in enumerate(part.schema.names)
             }
             yield Block(columns, range(done + 1, done + part.num_rows + 1))

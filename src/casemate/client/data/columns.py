@@ -132,12 +132,12 @@ class Target:
                 "Declare the least and the greatest value that can occur.",
                 self.name,
             )
-        least, most = self.limits
-        if least > most or (self.dtype == "f32" and max(-low, high) > F32_MAX):
+        wide = self.dtype == "f32" and max(-low, high) > F32_MAX
+        if wide or self.limits[0] > self.limits[1]:
             raise refuse(
                 "bounds",
-                f"No {self.dtype} lies within the bounds of {self.name!r}, [{low}, {high}].",
-                "Declare wider bounds, or another dtype.",
+                f"Column {self.name!r}: float32 cannot hold the bounds [{low}, {high}].",
+                "Declare bounds with a float32 between them, at most 3.4e38.",
                 self.name,
             )
         natural = _RANGE.get(self.dtype)
