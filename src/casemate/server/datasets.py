@@ -6,6 +6,7 @@ import asyncio
 
 from casemate.ledger import catalog
 from casemate.seal import stream
+from casemate.server import records
 from casemate.server.service import Call, Reply, Service
 from casemate.spec import codec, tensors
 from casemate.spec.data import DatasetInfo, DatasetKey, DatasetSchema, Policy, Registration
@@ -19,7 +20,7 @@ async def enrol(call: Call) -> PublicIdentity:
     """Make an identity known; again is the same."""
     identity: PublicIdentity = call.body
     store, most = call.service.store, call.service.config.limits.identities
-    if store.one("SELECT count(*) FROM identities")[0] >= most and not _known(call):
+    if records.identities(store) >= most and not records.is_enrolled(store, identity.id):
         raise LimitError(
             "limit.identities",
             f"This server has its {most} identities.",
@@ -28,14 +29,6 @@ async def enrol(call: Call) -> PublicIdentity:
         )
     catalog.enrol(store, identity)
     return identity
-
-
-def _known(call: Call) -> bool:
-    try:
-        catalog.identity(call.service.store, call.caller)
-    except AuthError:
-        return False
-    return True
 
 
 async def begin_upload(call: Call) -> dict[str, str]:
@@ -83,9 +76,8 @@ async def register(call: Call) -> DatasetInfo:
             where="owner",
             status=403,
         )
-    mine = [d for d in catalog.datasets(service.store) if d.owner == call.caller]
-    again = any(d.id == registration.dataset for d in mine)
-    if not again and len(mine) >= service.config.limits.datasets:
+    mine = records.datasets_of(service.store, call.caller)
+    if registration.dataset not in mine and len(mine) >= service.config.limits.datasets:
         raise LimitError(
             "limit.datasets",
             f"This identity has {len(mine)} datasets, as many as are allowed.",

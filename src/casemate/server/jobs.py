@@ -8,7 +8,7 @@ from typing import Final
 
 from casemate.ledger import ledger
 from casemate.seams import File
-from casemate.server import permissions
+from casemate.server import permissions, records
 from casemate.server.service import Call, Reply
 from casemate.server.throttle import Busy
 from casemate.spec import codec
@@ -24,10 +24,10 @@ LOG_PAGE: Final = 1000
 async def submit(call: Call) -> JobStatus:
     """Queue a quote's job; the same quote again is the same job."""
     service = call.service
-    waiting = service.store.all("SELECT scientist FROM jobs WHERE state = 'queued'")
+    waiting = records.queued(service.store)
     limits = service.config.limits
-    if len(waiting) >= limits.queued_jobs or waiting.count((call.caller,)) >= (
-        limits.queued_per_identity
+    if len(waiting) >= limits.queued_jobs or (
+        waiting.count(call.caller) >= limits.queued_per_identity
     ):
         raise Busy(
             "limit.jobs",

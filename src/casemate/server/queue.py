@@ -13,7 +13,7 @@ from typing import Any
 
 from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.ledger import Job
-from casemate.server import run
+from casemate.server import records, run
 from casemate.server.run import Ticks
 from casemate.server.service import Service
 from casemate.server.throttle import Busy
@@ -43,6 +43,7 @@ class Queue:
         for dataset in catalog.datasets(self._service.store):
             if dataset.state == "checking":
                 self.check(dataset.id)
+        self._sweep()
         loop = asyncio.create_task(self._loop())
         self.wake()
         try:
@@ -129,11 +130,18 @@ class Queue:
             self._slots.release()
             self._ticks.pop(job.id, None)
             left.set()
+            self._sweep()
             self.wake()
 
         task.add_done_callback(ended)
         await left.wait()
         return True
+
+    def _sweep(self) -> None:
+        """Remove the sealed models of jobs that have ended."""
+        with suppress(CasemateError):
+            for upload in records.spent_models(self._service.store):
+                self._service.uploads.drop(upload)
 
     def _tick(self, job: str, ticks: Ticks) -> None:
         self._ticks[job] = ticks

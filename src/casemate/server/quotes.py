@@ -8,7 +8,7 @@ from casemate.ledger import catalog, quotes
 from casemate.plan.check import check_request
 from casemate.plan.compile import compile_plan
 from casemate.plan.quote import DatasetState, quote
-from casemate.server import permissions, run
+from casemate.server import permissions, records, run
 from casemate.server.service import Call, Service
 from casemate.spec import codec
 from casemate.spec.errors import AuthError, FormatError, LimitError, PolicyError
@@ -77,8 +77,7 @@ async def make(call: Call) -> Quote:
     request = submission.request
     _require_known(call, submission)
     most = service.config.limits.quotes
-    sql = "SELECT count(*) FROM quotes WHERE scientist = ?"
-    if service.store.one(sql, call.caller)[0] >= most:
+    if records.quotes_of(service.store, call.caller) >= most:
         raise LimitError(
             "limit.quotes",
             f"This identity has {most} quotes, as many as are kept.",
@@ -86,7 +85,7 @@ async def make(call: Call) -> Quote:
         )
     schemas = run.schemas_of(service, request)
     check_request(request, schemas)
-    service.uploads.complete(call.caller, submission.upload)
+    service.uploads.complete(call.caller, submission.upload, unused=True)
     key = _model_key(call, submission)
     async with service.queue.preparing(), service.pool.worker() as (worker, _):
         prepared = await run.prepare(service, worker, request, schemas, submission.upload, key)

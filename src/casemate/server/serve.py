@@ -200,7 +200,7 @@ class _Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             cycle: Any = getattr(connection, "cycle", None)
             if cycle is None or cycle.response_complete:
-                connection.transport.abort()  # type: ignore[union-attr]
+                connection.transport.abort()
         await super().shutdown(sockets)
 
     @contextmanager

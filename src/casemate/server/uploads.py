@@ -155,12 +155,22 @@ class Uploads:
         finally:
             file.close()
 
-    def complete(self, owner: str, name: str) -> int:
+    def complete(self, owner: str, name: str, *, unused: bool = False) -> int:
         """The size of ``owner``'s upload, all of whose bytes are there.
 
-        Raises ``data.unknown-upload``, ``data.upload-incomplete``.
+        Raises ``data.unknown-upload``, ``data.upload-incomplete``, ``data.upload-used`` (where
+        ``unused`` is wanted).
         """
-        size = catalog.upload(self._store, name, owner).size
+        found = catalog.upload(self._store, name, owner)
+        size = found.size
+        if unused and found.used_by is not None:
+            raise DataError(
+                "data.upload-used",
+                "The upload is already part of something else.",
+                mend="Upload again; each upload serves once.",
+                where="upload",
+                status=409,
+            )
         here = self.offset(name)
         if here != size:
             raise DataError(

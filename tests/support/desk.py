@@ -1,0 +1,426 @@
+"""A server in this process, without sockets or workers: the real application on a simulated disk
+and clock, with a scripted pool, spoken to through ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from casemate.graph import pack
+from casemate.seal import hpke, requests, stream
+from casemate.seal.identity import Identity
+from casemate.seams import OsRng
+from casemate.server import app, run
+from casemate.server.config import Config, Limits, Rate, Rates
+from casemate.server.pool import WorkerGone
+from casemate.server.serve import assemble
+from casemate.spec import canonical, codec, tensors
+from casemate.spec.data import Budget, DatasetInfo, DatasetKey, Policy, Registration
+from casemate.spec.job import (
+    DatasetUse,
+    InputBinding,
+    JobRequest,
+    JobStatus,
+    Quote,
+    Submission,
+    TrainSpec,
+)
+from casemate.spec.messages import (
+    CheckDataset,
+    Checked,
+    Done,
+    Failed,
+    Locked,
+    Prepare,
+    Prepared,
+    Run,
+)
+from casemate.tee.simulated import CHAIN_FILE, SEALING_FILE, SimulatedTee
+from support.disk import SimDisk
+from support.server import CLASSES, FEATURES, mlp, schema, table, train_spec
+
+T = TypeVar("T")
+URL = "https://desk.example:8443"
+QUICK = Rate(per_second=1e6, burst=10**6)
+FREE = Rates(public=QUICK, enrol=QUICK, identity=QUICK, quote=QUICK)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run one test's coroutine to its end, within 60 s."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(60):
+            return await work
+
+    return asyncio.run(bounded())
+
+
+class AutoClock:
+    """Sleeping is instant: time jumps ahead."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += max(0.0, seconds)
+        await asyncio.sleep(0)
+
+
+class HandClock(AutoClock):
+    """Time moves only by :meth:`advance`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._moved = asyncio.Condition()
+
+    async def sleep(self, seconds: float) -> None:
+        until = self.now + seconds
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.now >= until)
+
+    async def advance(self, seconds: float) -> None:
+        async with self._moved:
+            self.now += seconds
+            self._moved.notify_all()
+        await asyncio.sleep(0)
+
+
+@cache
+def _chain() -> tuple[bytes, bytes]:
+    """The simulated TEE's files, made once: its RSA keys take seconds."""
+    disk = SimDisk()
+    SimulatedTee(disk, OsRng(), AutoClock())
+    found = []
+    for path in (CHAIN_FILE, SEALING_FILE):
+        file = disk.open(path)
+        found.append(file.read(0, file.size()))
+    return found[0], found[1]
+
+
+def fresh_disk() -> SimDisk:
+    """A simulated disk on which the TEE has been before."""
+    disk = SimDisk()
+    disk.make_folder("tee")
+    for path, data in zip((CHAIN_FILE, SEALING_FILE), _chain(), strict=True):
+        file = disk.open(path, create=True)
+        file.write(0, data)
+        file.sync()
+    disk.sync_folder("tee")
+    disk.sync_folder(".")
+    return disk
+
+
+PREPARED = {
+    "parameters": FEATURES * 8 + 8 + 8 * CLASSES + CLASSES,
+    "dimension": FEATURES * 8 + 8 + 8 * CLASSES + CLASSES,
+    "microbatch": 8,
+    "seconds_per_microbatch": 0.01,
+    "seconds_per_step": 0.01,
+    "seconds_fixed": 20.0,
+    "bytes": 1 << 20,
+    "certified_eta": 1e-5,
+    "rounding": 1e-6,
+    "path": ("vmap",),
+}
+
+
+def weights() -> bytes:
+    """A result of the right form."""
+    return tensors.dump({"w0": ("f32", (8, FEATURES), bytes(4 * 8 * FEATURES))})
+
+
+@dataclass
+class Script:
+    """What the scripted workers do. ``answers`` override the plain course by message type: a value,
+    or an exception to raise. ``hold`` keeps a run from answering until it is set. ``rows`` are the
+    sealed bytes and keys that reached a worker in phase ``run``."""
+
+    answers: dict[type, Any] = field(default_factory=dict)
+    result: bytes = field(default_factory=weights)
+    hold: asyncio.Event | None = None
+    told: list[object] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+
+class ScriptedWorker:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.alive = True
+        self._next: list[Any] = []
+
+    async def tell(self, message: object, fds: Sequence[int] = ()) -> None:
+        self.script.told.append(message)
+        given = self.script.answers.get(type(message))
+        if isinstance(message, CheckDataset):
+            self._next = [given or Checked(dataset=message.dataset)]
+        elif isinstance(message, Prepare):
+            prepared = Prepared(model_digest=message.model_digest, **PREPARED)  # type: ignore[arg-type]
+            self._next = [given] if given else [prepared, Locked(layers=("rlimits",))]
+        elif isinstance(message, Run):
+            if given is None:
+                os.write(fds[-1], self.script.result)
+            self._next = [given or Done(bytes=len(self.script.result))]
+
+    async def expect(self, kinds: Sequence[type], seconds: float) -> Any:
+        answer = self._next.pop(0)
+        if isinstance(answer, Done) and self.script.hold is not None:
+            await self.script.hold.wait()
+        if isinstance(answer, Exception):
+            raise answer
+        if type(answer) not in kinds:
+            raise WorkerGone("protocol")
+        return answer
+
+    async def end(self, reason: str = "done") -> None:
+        if self.alive:
+            self.script.ended.append(reason)
+        self.alive = False
+
+
+class ScriptedPool:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.kept: dict[str, ScriptedWorker] = {}
+
+    @contextlib.asynccontextmanager
+    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Any, bool]]:
+        kept = self.kept.pop(prepared, None) if prepared else None
+        worker = kept or ScriptedWorker(self.script)
+        try:
+            yield worker, kept is not None
+        finally:
+            if worker not in self.kept.values():
+                await worker.end()
+
+    async def keep(self, quote: str, worker: Any) -> None:
+        self.kept[quote] = worker
+
+
+class Desk:
+    """One boot of a server. ``logs`` holds its log lines."""
+
+    def __init__(
+        self,
+        disk: SimDisk | None = None,
+        clock: AutoClock | None = None,
+        script: Script | None = None,
+        rates: Rates = FREE,
+        workers: int = 1,
+        **limits: Any,
+    ) -> None:
+        self.disk = disk or fresh_disk()
+        self.clock = clock or AutoClock()
+        self.script = script or Script()
+        self.logs: list[str] = []
+        config = Config(
+            state=Path("unused"), port=0, dev=True, workers=workers, rates=rates,
+            limits=Limits(**limits), threads=1,
+        )  # fmt: skip
+        self.service = assemble(
+            config, disk=self.disk, clock=self.clock, rng=OsRng(), write_log=self.logs.append
+        )
+        self.service.pool = ScriptedPool(self.script)  # type: ignore[assignment]
+        self.app = app.build(self.service, self.service.queue.serve)
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=self.app),
+            base_url=URL,  # type: ignore[arg-type]
+        )
+
+    async def __aenter__(self) -> Desk:
+        self._life = self.service.queue.serve()
+        await self._life.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._life.__aexit__(None, None, None)
+        await self.http.aclose()
+        self.service.store.close()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Let the loop run until ``holds``."""
+        while not holds():
+            await asyncio.sleep(0.001)
+
+    async def person(self, name: str) -> Person:
+        made = Person(self, Identity.generate(name))
+        await made.enrol()
+        return made
+
+    def log_text(self) -> str:
+        return "\n".join(self.logs)
+
+
+class Refused(Exception):
+    """An answer that is an error: its status and code."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.error = response.json()["error"] if response.content else {"code": ""}
+        super().__init__(f"{self.status} {self.error}")
+
+    @property
+    def code(self) -> str:
+        return str(self.error["code"])
+
+
+@dataclass
+class Person:
+    """An identity at a desk."""
+
+    desk: Desk
+    identity: Identity
+
+    @property
+    def id(self) -> str:
+        return self.identity.id
+
+    def signed(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> httpx.Request:
+        """A signed request, not yet sent."""
+        data = body if isinstance(body, bytes) else b"" if body is None else codec.encode(body)
+        head = requests.sign(
+            self.identity, method, URL + path, headers or {}, data,
+            boot=self.desk.service.keys.boot,
+        )  # fmt: skip
+        return self.desk.http.build_request(method, path, content=data, headers=head)
+
+    async def send(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        return await self.desk.http.send(self.signed(method, path, body, headers))
+
+    async def ask(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        """The answer's JSON, or :class:`Refused`."""
+        response = await self.send(method, path, body, headers)
+        if response.status_code >= 400:
+            raise Refused(response)
+        return canonical.decode(response.content) if response.content else response
+
+    async def enrol(self) -> None:
+        await self.ask("PUT", f"/v1/identities/{self.id}", self.identity.public)
+
+    async def upload(self, sealed: bytes) -> str:
+        name = (await self.ask("POST", "/v1/uploads", {"size": len(sealed)}))["upload"]
+        await self.ask("PATCH", f"/v1/uploads/{name}", sealed, {"upload-offset": "0"})
+        return str(name)
+
+    def seal(self, plaintext: bytes, info: bytes) -> bytes:
+        return hpke.seal(self.desk.service.keys.hpke.public, plaintext, info=info)
+
+    async def registration(
+        self,
+        rows: int = 64,
+        *,
+        policy: Policy | None = None,
+        budget: Budget | None = None,
+        wire: bytes | None = None,
+        name: str = "tiny",
+        previous: str | None = None,
+    ) -> Registration:
+        wire = table(rows) if wire is None else wire
+        of, policy = schema(name, rows), policy or Policy(scientists=("*",))
+        key, salt = os.urandom(32), os.urandom(32)
+        commitment = hashlib.sha256(b"casemate/dataset/v1\0" + salt + wire).hexdigest()
+        dataset = f"ds_{commitment[:40]}"
+        info = Registration.info(dataset, codec.digest(policy), codec.digest(of))
+        return Registration(
+            dataset=dataset,
+            owner=self.id,
+            schema=of,
+            policy=policy,
+            budget=budget or Budget(epsilon=10.0, delta=1e-2),
+            previous=previous,
+            upload=await self.upload(b"".join(stream.encrypt(key, [wire]))),
+            sealed_key=self.seal(codec.encode(DatasetKey(key=key, salt=salt)), info),
+        )
+
+    async def push(self, rows: int = 64, **more: Any) -> DatasetInfo:
+        """Register and wait until it is settled."""
+        made = await self.registration(rows, **more)
+        await self.ask("POST", "/v1/datasets", made)
+        return await self.settled(made.dataset)
+
+    async def settled(self, dataset: str) -> DatasetInfo:
+        while (found := await self.dataset(dataset)).state == "checking":
+            await asyncio.sleep(0.001)
+        return found
+
+    async def dataset(self, name: str) -> DatasetInfo:
+        return codec.from_json(DatasetInfo, await self.ask("GET", f"/v1/datasets/{name}"))
+
+    async def submission(
+        self,
+        datasets: Sequence[DatasetInfo],
+        train: TrainSpec | None = None,
+        model: pack.Packed | None = None,
+        job: str | None = None,
+    ) -> Submission:
+        model = model or mlp()
+        request = JobRequest(
+            job=job or "job_" + os.urandom(16).hex(),
+            scientist=self.id,
+            datasets=tuple(
+                DatasetUse(dataset=d.dataset, policy_digest=d.policy_digest, epoch=d.epoch)
+                for d in datasets
+            ),
+            model_digest=model.digest,
+            inputs=(
+                InputBinding(input="x", columns=("x",)),
+                InputBinding(input="y", columns=("y",)),
+            ),
+            train=train or train_spec(),
+        )
+        key = os.urandom(32)
+        place = await self.upload(b"".join(stream.encrypt(key, [model.data])))
+        sealed = self.seal(key, Submission.info(codec.digest(request)))
+        return Submission(request=request, upload=place, sealed_key=sealed)
+
+    async def quote(self, *datasets: DatasetInfo, **more: Any) -> Quote:
+        made = await self.submission(datasets, **more)
+        return codec.from_json(Quote, await self.ask("POST", "/v1/quotes", made))
+
+    async def submit(self, quote: Quote) -> JobStatus:
+        body = {"quote": codec.digest(quote)}
+        return codec.from_json(JobStatus, await self.ask("POST", "/v1/jobs", body))
+
+    async def status(self, job: str) -> JobStatus:
+        return codec.from_json(JobStatus, await self.ask("GET", f"/v1/jobs/{job}"))
+
+    async def finished(self, job: str) -> JobStatus:
+        while (status := await self.status(job)).state in ("queued", "running"):
+            await asyncio.sleep(0.001)
+        return status
+
+
+def spent(info: DatasetInfo) -> float:
+    assert info.budget is not None
+    return info.budget.spent_epsilon
+
+
+def refused_in_run(marker: str = "") -> Failed:
+    return Failed(phase="run", code="data.bounds", message=marker, mend=marker, where=marker)
+
+
+__all__ = [
+    "AutoClock", "Desk", "Failed", "HandClock", "Person", "Refused", "Script", "math", "run",
+    "run_async", "spent",
+]  # fmt: skip

@@ -1,0 +1,274 @@
+"""Every route of the table as every kind of caller, against the table of expected answers.
+
+A route without a row here fails, so that nobody adds one without saying who may use it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from casemate.server.permissions import RULES, WITHOUT_RESOURCE
+from casemate.server.routes import ROUTES
+from casemate.spec import codec
+from casemate.spec.data import Policy
+from casemate.spec.job import Quote
+from support.desk import Desk, Person, run_async
+from support.server import schema
+
+CALLERS = ("unsigned", "outsider", "stranger", "scientist", "other-owner", "owner")
+
+# Status by caller. outsider: has keys, never enrolled. stranger: enrolled, no part in anything.
+# scientist: of the quote and job, admitted to the dataset. other-owner: owns another dataset.
+# 200 stands for 2xx.
+def _row(*statuses: int) -> dict[str, int]:
+    return dict(zip(CALLERS, statuses, strict=True))
+
+
+PUBLIC = _row(200, 200, 200, 200, 200, 200)
+SIGNED = _row(401, 401, 200, 200, 200, 200)
+OWNER = _row(401, 401, 404, 403, 404, 200)
+PARTY = _row(401, 401, 404, 200, 404, 200)
+SCIENTIST = _row(401, 401, 404, 200, 404, 403)
+UPLOADER = _row(401, 401, 404, 404, 404, 200)
+
+EXPECTED: dict[tuple[str, str], dict[str, int]] = {
+    ("GET", "/v1/health"): PUBLIC,
+    ("GET", "/v1/attestation"): PUBLIC,
+    ("GET", "/openapi.json"): PUBLIC,
+    ("GET", "/metrics"): PUBLIC,
+    # Each caller enrols the owner's identity, which only the owner can sign for.
+    ("PUT", "/v1/identities/{id}"): _row(401, 401, 401, 401, 401, 200),
+    ("POST", "/v1/uploads"): SIGNED,
+    ("HEAD", "/v1/uploads/{id}"): UPLOADER,
+    ("PATCH", "/v1/uploads/{id}"): UPLOADER,
+    # A registration signed by its owner alone; theirs fails later: there is no such upload.
+    ("POST", "/v1/datasets"): _row(401, 401, 403, 403, 403, 404),
+    | dict.fromkeys(("stranger", "scientist", "other-owner"), 403)
+    | {"owner": 404},  # fmt: skip
+    ("GET", "/v1/datasets"): SIGNED,
+    ("GET", "/v1/datasets/{id}"): PARTY,
+    ("PUT", "/v1/datasets/{id}/policy"): OWNER,
+    ("POST", "/v1/datasets/{id}/epoch"): OWNER,
+    ("DELETE", "/v1/datasets/{id}"): OWNER,
+    # A submission in the scientist's name; theirs fails later: its upload is gone.
+    ("POST", "/v1/quotes"): _row(401, 401, 403, 404, 403, 403),
+    | dict.fromkeys(("stranger", "owner", "other-owner"), 403)
+    | {"scientist": 409},  # fmt: skip
+    ("GET", "/v1/quotes"): SIGNED,
+    ("GET", "/v1/quotes/{digest}"): PARTY,
+    ("POST", "/v1/quotes/{digest}/approval"): OWNER,
+    ("DELETE", "/v1/quotes/{digest}/approval"): OWNER,
+    ("POST", "/v1/jobs"): _row(401, 401, 404, 200, 404, 404),
+    ("GET", "/v1/jobs"): SIGNED,
+    ("GET", "/v1/jobs/{id}"): PARTY,
+    ("DELETE", "/v1/jobs/{id}"): SCIENTIST,
+    ("GET", "/v1/jobs/{id}/result"): SCIENTIST,
+    ("GET", "/v1/jobs/{id}/receipt"): PARTY,
+    ("GET", "/v1/log"): SIGNED,
+}
+
+
+@dataclass
+class World:
+    desk: Desk
+    people: dict[str, Person]
+    ids: dict[str, str]
+    bodies: dict[tuple[str, str], Any]
+
+    def path(self, route: str) -> str:
+        thing = route.split("/")[2] if route.startswith("/v1/") else ""
+        filled = route.replace("{id}", self.ids.get(thing, "")).replace(
+            "{digest}", self.ids["quotes"]
+        )
+        return filled + ("?nonce=" + "ab" * 32 if thing == "attestation" else "")
+
+
+async def _world(desk: Desk) -> World:
+    people = {name: await desk.person(name) for name in CALLERS[2:]}
+    from casemate.seal.identity import Identity
+
+    people["outsider"] = Person(desk, Identity.generate("outsider"))
+    owner, scientist = people["owner"], people["scientist"]
+    await people["other-owner"].push(policy=Policy(scientists=(people["other-owner"].id,)))
+    policy = Policy(scientists=(scientist.id,))
+    info = await owner.push(policy=policy)
+    registration = await owner.registration(policy=policy)
+    submission = await scientist.submission([info])
+    quote = codec.from_json(Quote, await scientist.ask("POST", "/v1/quotes", submission))
+    digest = codec.digest(quote)
+    job = (await scientist.submit(quote)).job
+    await scientist.finished(job)
+    upload = (await owner.ask("POST", "/v1/uploads", {"size": 100}))["upload"]
+    owner_upload = dict.fromkeys(("identities",), owner.id)
+    ids = owner_upload | {
+        "uploads": upload, "datasets": info.dataset, "quotes": digest, "jobs": job,
+    }  # fmt: skip
+    bodies = {
+        ("PUT", "/v1/identities/{id}"): _row(401, 401, 401, 401, 401, 200),
+        ("POST", "/v1/uploads"): {"size": 10},
+        ("PATCH", "/v1/uploads/{id}"): b"0123456789",
+        ("POST", "/v1/datasets"): codec.from_json(
+            type(registration),
+            codec.to_json(registration) | {"upload": "up_" + "0" * 32},  # type: ignore[operator]
+        ),
+        ("PUT", "/v1/datasets/{id}/policy"): policy,
+        ("POST", "/v1/datasets/{id}/epoch"): {"epoch": 0},
+        ("POST", "/v1/quotes"): submission,
+        ("POST", "/v1/jobs"): {"quote": digest},
+    }
+    return World(desk, people, ids, bodies)
+
+
+async def _ask(world: World, caller: str, method: str, route: str, path: str) -> httpx.Response:
+    body = world.bodies.get((method, route))
+    headers = {"upload-offset": "0"} if method == "PATCH" else {}
+    if caller == "unsigned":
+        data = body if isinstance(body, bytes) else b"" if body is None else codec.encode(body)
+        return await world.desk.http.request(method, path, content=data, headers=headers)
+    return await world.people[caller].send(method, path, body, headers)
+
+
+def test_every_route_has_a_row_and_a_known_permission() -> None:
+    assert {(r.method, r.path) for r in ROUTES} == set(EXPECTED)
+    assert {r.permission for r in ROUTES} <= set(RULES) | WITHOUT_RESOURCE
+    assert len({r.name for r in ROUTES}) == len(ROUTES)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
+def test_every_route_as_every_caller(route: Any) -> None:
+    """Each in a world of its own, from the least to the most entitled, so that a change that
+    slipped through would show in what the next one sees."""
+
+    async def work() -> None:
+        async with Desk() as desk:
+            world = await _world(desk)
+            found = {}
+            for caller in CALLERS:
+                path = world.path(route.path)
+                answer = await _ask(world, caller, route.method, route.path, path)
+                found[caller] = 200 if answer.is_success else answer.status_code
+            assert found == EXPECTED[(route.method, route.path)]
+
+    run_async(work())
+
+
+def test_a_strangers_answer_is_that_for_what_does_not_exist() -> None:
+    """Byte for byte, but for the name that the caller sent."""
+
+    async def work() -> None:
+        async with Desk() as desk:
+            world = await _world(desk)
+            nothing = {
+                "uploads": "up_" + "0" * 32,
+                "datasets": "ds_" + "0" * 40,
+                "quotes": "sha256:" + "0" * 64,
+                "jobs": "job_" + "0" * 32,
+            }
+            for route in ROUTES:
+                thing = route.path.split("/")[2] if route.path.startswith("/v1/") else ""
+                if thing not in nothing or "{" not in route.path:
+                    continue
+                real = world.path(route.path)
+                absent = real.replace(world.ids[thing], nothing[thing])
+                for caller in ("stranger", "other-owner"):
+                    one = await _ask(world, caller, route.method, route.path, real)
+                    two = await _ask(world, caller, route.method, route.path, absent)
+                    assert one.status_code == two.status_code == 404
+                    assert one.text.replace(world.ids[thing], "X") == two.text.replace(
+                        nothing[thing], "X"
+                    )
+
+    run_async(work())
+
+
+def test_what_a_submission_and_a_job_name_does_not_leak_either() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            world = await _world(desk)
+            stranger, owner = world.people["stranger"], world.people["owner"]
+            info = await owner.dataset(world.ids["datasets"])
+            absent = codec.from_json(
+                type(info),
+                codec.to_json(info) | {"dataset": "ds_" + "0" * 40},  # type: ignore[operator]
+            )
+            texts = []
+            for shown in (info, absent):
+                made = await stranger.submission([shown])
+                answer = await stranger.send("POST", "/v1/quotes", made)
+                assert answer.status_code == 404
+                texts.append(answer.text.replace(shown.dataset, "X"))
+            for digest in (world.ids["quotes"], "sha256:" + "0" * 64):
+                answer = await stranger.send("POST", "/v1/jobs", {"quote": digest})
+                assert answer.status_code == 404
+                texts.append(answer.text.replace(digest, "X"))
+            assert texts[0] == texts[1] and texts[2] == texts[3]
+
+    run_async(work())
+
+
+def test_lists_hold_only_ones_own() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            world = await _world(desk)
+            for path, thing in (("datasets", "dataset"), ("jobs", "job")):
+                counts = {
+                    name: [x[thing] for x in await person.ask("GET", f"/v1/{path}")]
+                    for name, person in world.people.items()
+                    if name != "outsider"
+                }
+                assert counts["stranger"] == []
+                assert world.ids[path] in counts["owner"]
+                assert world.ids[path] in counts["scientist"]
+                assert world.ids[path] not in counts["other-owner"]
+            assert await world.people["stranger"].ask("GET", "/v1/quotes") == []
+
+    run_async(work())
+
+
+def test_the_log_shows_others_the_chain_but_not_the_entries() -> None:
+    from casemate.spec import canonical
+
+    async def work() -> None:
+        async with Desk() as desk:
+            world = await _world(desk)
+            mine = await world.people["owner"].ask("GET", "/v1/log")
+            theirs = await world.people["stranger"].ask("GET", "/v1/log")
+            assert [e["sequence"] for e in mine] == [e["sequence"] for e in theirs]
+            shown = [e for e in theirs if "kind" in e]
+            assert {e["kind"] for e in shown} <= {"start", "identity"}
+            assert {e["kind"] for e in mine if "kind" in e} >= {"register", "reserve", "commit"}
+            text = json.dumps(theirs)
+            for thing in ("datasets", "jobs"):
+                assert world.ids[thing] not in text
+
+            def digest(e: dict[str, Any]) -> str:
+                return str(e["digest"]) if "digest" in e else canonical.digest(e)
+
+            for view in (mine, theirs):
+                for before, after in itertools.pairwise(view):
+                    assert "previous" not in after or after["previous"] == digest(before)
+            rest = await world.people["owner"].ask("GET", "/v1/log?from=3")
+            assert rest == mine[3:]
+
+    run_async(work())
+
+
+def test_a_route_that_forgets_its_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded bug: the owner's rule admits scientists; the walk above must see it."""
+    from casemate.server import permissions
+
+    loose = permissions.Rule(permissions.dataset_roles, frozenset({"owner", "scientist"}))
+    monkeypatch.setitem(permissions.RULES, "dataset-owner", loose)
+    policy = next(r for r in ROUTES if r.path.endswith("/policy"))
+    with pytest.raises(AssertionError):
+        test_every_route_as_every_caller(policy)
+
+
+def test_schema_helper_is_what_the_wire_declares() -> None:
+    assert schema().units == schema().rows
