@@ -1,0 +1,169 @@
+"""Many clients, one budget: exactly what fits is granted, and the boundary is an integer."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from casemate.accounting import filters
+from casemate.accounting.filters import RdpFilter
+from casemate.ledger import catalog, fsck, ledger
+from casemate.ledger.store import Store
+from casemate.spec.errors import BudgetError
+from support.disk import SimDisk
+from support.ledgers import BUDGET, EVENT, OTHER, SCIENTIST, ask, open_store, push, queue
+
+CHARGE = RdpFilter(BUDGET).charge((EVENT,), 2e-9, delta_shown=1e-6)
+CLIENTS = 64
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = open_store(SimDisk())
+    yield made
+    made.close()
+
+
+def fitting() -> int:
+    """How many such jobs the budget holds, counted without the ledger."""
+    rdp, count = RdpFilter(BUDGET), 0
+    while any((count + 1) * n <= c for n, c in zip(CHARGE.rdp_nano, rdp.capacity, strict=True)):
+        count += 1
+    return count
+
+
+def race(actions: list[Callable[[], object]]) -> Counter[str]:
+    """All at once, each in its own thread; how each ended."""
+    barrier, ends = threading.Barrier(len(actions)), []
+
+    def client(action: Callable[[], object]) -> None:
+        barrier.wait()
+        try:
+            action()
+            ends.append("granted")
+        except BudgetError as e:
+            ends.append(e.code)
+
+    threads = [threading.Thread(target=client, args=(a,)) for a in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Counter(ends)
+
+
+def test_racing_for_the_queue_grants_exactly_what_fits(store: Store) -> None:
+    datasets = push(store, "a"), push(store, "b", OTHER)
+    wanted = [ask(store, str(i), datasets) for i in range(CLIENTS)]
+    ends = race([lambda q=q: ledger.submit(store, q, SCIENTIST.id) for q in wanted])
+    assert 1 < fitting() < CLIENTS
+    assert ends == {"granted": fitting(), "budget.exhausted": CLIENTS - fitting()}
+
+
+def test_racing_reservations_charge_each_job_once(store: Store) -> None:
+    datasets = push(store, "a"), push(store, "b", OTHER)
+    jobs = [queue(store, str(i), datasets) for i in range(fitting())]
+    calls = [lambda j=j: ledger.reserve(store, j) for j in jobs for _ in range(8)]
+    assert race(calls) == {"granted": 8 * fitting()}
+    for dataset in datasets:
+        spent, delta, count = catalog.spent(store, dataset)[1:]
+        assert count == fitting()
+        assert spent == tuple(fitting() * n for n in CHARGE.rdp_nano)
+        assert delta == fitting() * CHARGE.delta_femto
+    assert not fsck.check(store.all, recompute=True).findings
+
+
+def test_reserving_checks_the_budget_again(store: Store) -> None:
+    """Even if the queue had let in too many, the reservation is the gate."""
+    dataset = push(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RdpFilter, "admits", lambda *_: True)
+        jobs = [queue(store, str(i), (dataset,)) for i in range(fitting() + 5)]
+    ends = race([lambda j=j: ledger.reserve(store, j) for j in jobs])
+    assert ends == {"granted": fitting(), "budget.exhausted": 5}
+    assert not fsck.check(store.all, recompute=True).findings
+
+
+def test_a_debit_that_fails_on_the_second_dataset_undoes_the_first(store: Store) -> None:
+    datasets = push(store, "a"), push(store, "b", OTHER)
+    job = queue(store, "1", datasets)
+    real, calls = ledger._spend, []
+
+    def failing(*args: object) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "_spend", failing)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.reserve(store, job)
+    assert all(catalog.spent(store, d)[3] == 0 for d in datasets)
+    assert ledger.job(store, job).state == "queued"
+    assert not fsck.check(store.all).findings
+
+
+def leave(store: Store, dataset: str, left: int) -> None:
+    """Spend the dataset so that exactly ``left`` nano-RDP remain at one order, none at others."""
+    capacity = RdpFilter(BUDGET).capacity
+    best = max(range(len(capacity)), key=lambda i: capacity[i] / CHARGE.rdp_nano[i])
+    store.run("UPDATE spent SET rdp_nano = ? WHERE lineage = ?", filters.SATURATED, dataset)
+    store.run(
+        "UPDATE spent SET rdp_nano = ? WHERE lineage = ? AND place = ?",
+        capacity[best] - CHARGE.rdp_nano[best] - left,
+        dataset,
+        best,
+    )
+
+
+def boundary(store: Store) -> None:
+    dataset = push(store)
+    leave(store, dataset, -1)
+    with pytest.raises(BudgetError):
+        queue(store, "one nano too many", (dataset,))
+    leave(store, dataset, 0)
+    ledger.reserve(store, queue(store, "just fits", (dataset,)))
+    with pytest.raises(BudgetError):
+        queue(store, "nothing left", (dataset,))
+
+
+def test_the_boundary_is_one_nano(store: Store) -> None:
+    boundary(store)
+
+
+def float_admits(self: RdpFilter, spent: tuple[int, ...], delta: int, charge: object) -> bool:
+    total = [(s + c) / 1e9 for s, c in zip(spent, charge.rdp_nano, strict=True)]
+    return any(t <= c / 1e9 + 1e-8 for t, c in zip(total, self.capacity, strict=True))
+
+
+def float_add(spent: tuple[int, ...], charge: object) -> tuple[int, ...]:
+    return tuple(
+        int((a / 1e9 + b / 1e9) * 1e9) for a, b in zip(spent, charge.rdp_nano, strict=True)
+    )
+
+
+def test_seeded_bug_comparing_floats_is_noticed(store: Store) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RdpFilter, "admits", float_admits)
+        with pytest.raises(pytest.fail.Exception):
+            boundary(store)
+
+
+def test_seeded_bug_adding_floats_is_noticed(store: Store) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "add", float_add)
+        with pytest.raises(AssertionError):
+            test_racing_reservations_charge_each_job_once(store)
+
+
+def test_seeded_bug_holding_nothing_for_the_queue_is_noticed(store: Store) -> None:
+    from casemate.ledger import admission
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(admission, "_with_held", lambda store, lineage, spent, delta: (spent, delta))
+        with pytest.raises(AssertionError):
+            test_racing_for_the_queue_grants_exactly_what_fits(store)
