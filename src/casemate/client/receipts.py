@@ -22,7 +22,7 @@ from casemate.attest.verify import Unchecked, verify_attestation
 from casemate.client import views
 from casemate.seal import dsse
 from casemate.spec import canonical, codec
-from casemate.spec.errors import FormatError, ReceiptError, UsageError
+from casemate.spec.errors import BudgetError, FormatError, PlanError, ReceiptError, UsageError
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
@@ -225,7 +225,12 @@ def _privacy(receipt: Receipt) -> Iterator[Check]:
     if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1 - RELATIVE_SLACK):
         raise _refuse("sigma", "The noise is below its multiplier times the sensitivity.")
     extra = plan.delta_truncation + plan.delta_sampler
-    charge = RdpFilter.charge(plan.events, extra, delta_shown=guarantee.delta)
+    if not 0 <= extra < guarantee.delta < 1:
+        raise _refuse("guarantee", "The guarantee's delta does not cover the plan's own deltas.")
+    try:
+        charge = RdpFilter.charge(plan.events, extra, delta_shown=guarantee.delta)
+    except (BudgetError, PlanError, ValueError, ArithmeticError) as e:
+        raise _refuse("events", f"The events of the plan have no charge: {e}") from None
     for part in receipt.datasets:
         enough = all(
             taken >= due for taken, due in zip(part.charge.rdp_nano, charge.rdp_nano, strict=False)
@@ -245,7 +250,7 @@ def _privacy(receipt: Receipt) -> Iterator[Check]:
         f"recomputed: epsilon {charge.epsilon:.4f} at delta {guarantee.delta:g}, "
         f"taken from {len(receipt.datasets)} dataset(s)",
     )
-    yield _tight(receipt, extra)
+    yield _tight(receipt, extra)  # after the charge: these events are sane
 
 
 def _tight(receipt: Receipt, extra: float) -> Check:

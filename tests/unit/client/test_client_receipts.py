@@ -1,0 +1,334 @@
+"""A receipt holds, or the check that fails is named; every field that is changed is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casemate.accounting import pld
+from casemate.accounting.filters import RdpFilter
+from casemate.attest.trust import Trust, Unchecked
+from casemate.client import receipts
+from casemate.client.receipts import verify_receipt
+from casemate.seal import dsse
+from casemate.server.attestation import attest_now, boot_nonce
+from casemate.spec import canonical, codec
+from casemate.spec.errors import CasemateError, EvidenceError, FormatError, ReceiptError, UsageError
+from casemate.spec.job import DpEvent, Plan
+from casemate.spec.receipt import (
+    PAYLOAD_TYPE,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    Guarantee,
+    Receipt,
+    ReceiptBundle,
+    ReceiptDataset,
+)
+
+POLICY = "sha256:" + "0" * 64
+WEIGHTS = b"weights"
+DELTA = 1e-5
+MODEL, REQUEST = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+def plan(**changes) -> Plan:
+    event = DpEvent(rate=0.25, noise_multiplier=4.0, steps=40)
+    fields = {
+        "request_digest": REQUEST, "model_digest": MODEL, "private": True, "units": 300,
+        "rate": 0.25, "steps": 40, "clip": 1.0, "normaliser": 75.0, "sensitivity": 1.01,
+        "noise_multiplier": 4.0, "sigma": 4.04, "grid": 1e-6, "microbatch": 32,
+        "microbatches": 4, "events": (event,), "delta_truncation": 1e-7, "delta_sampler": 1e-7,
+    }  # fmt: skip
+    return Plan(**(fields | changes))
+
+
+def receipt(keys, *, plan=plan(), **changes) -> Receipt:  # noqa: B008 - a frozen value
+    extra = plan.delta_truncation + plan.delta_sampler
+    charge = RdpFilter.charge(plan.events, extra, delta_shown=DELTA)
+    epsilon = pld.epsilon(plan.events, DELTA - extra) if plan.events else 0.0
+    words = "differentially private" if plan.private else "no privacy guarantee"
+    parts = [
+        ReceiptDataset(dataset="ds_" + c * 40, owner="id_x", policy_digest=POLICY, units=u,
+                       charge=charge)
+        for c, u in (("a", 100), ("b", 200))
+    ]  # fmt: skip
+    fields = {
+        "job": "job_" + "0" * 32, "scientist": "id_s", "boot": keys.boot, "model_digest": MODEL,
+        "result_digest": "sha256:" + hashlib.sha256(WEIGHTS).hexdigest(),
+        "request_digest": REQUEST, "quote_digest": POLICY, "plan": plan,
+        "guarantee": Guarantee(private=plan.private, epsilon=epsilon,
+                               delta=DELTA if plan.private else 0.0, unit="unit",
+                               statement=words),
+        "datasets": tuple(parts), "simulated": ("tee",), "software": "casemate test",
+        "entry": POLICY, "sequence": 3,
+    }  # fmt: skip
+    return Receipt(**(fields | changes))
+
+
+def statement(found: Receipt, **changes) -> dict:
+    made = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": "w", "digest": {"sha256": found.result_digest[7:]}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": codec.to_json(found),
+    }
+    return made | changes
+
+
+@pytest.fixture
+def bundle(keys, tee):
+    """A bundle of a receipt, or of any statement, signed by the boot's own key."""
+    attestation = attest_now(tee, keys, POLICY, [boot_nonce(keys.boot)])[0]
+
+    def make(found, *, sign=keys.receipt.sign, kind=PAYLOAD_TYPE) -> ReceiptBundle:
+        body = statement(found) if isinstance(found, Receipt) else found
+        text = dsse.sign(kind, canonical.encode(body), sign, keys.receipt.public.hex())
+        return ReceiptBundle(envelope=text, attestation=attestation)
+
+    return make
+
+
+def test_a_true_receipt_passes_every_check(bundle, keys, trust):
+    done = verify_receipt(bundle(receipt(keys)), trust=trust, weights=WEIGHTS)
+    assert {c.name: c.state for c in done.checks} == {
+        "evidence": "simulated",
+        "signature": "ok",
+        "statement": "ok",
+        "consistency": "ok",
+        "weights": "ok",
+        "charge (RDP)": "ok",
+        "epsilon (PLD)": "ok",
+    }
+    assert done.simulated == ("tee",)
+    assert "SIMULATED" in str(done)
+    assert "SIMULATED" in done._repr_html_()
+
+
+def test_simulation_must_be_asked_for_by_name(bundle, keys):
+    hardware = Trust.sev_snp(measurements=Unchecked("any, in this test"))
+    with pytest.raises(EvidenceError) as caught:
+        verify_receipt(bundle(receipt(keys)), trust=hardware)
+    assert caught.value.code == "evidence.simulated-not-asked"
+
+
+def changed_plan(**changes):
+    return lambda r: dataclasses.replace(r, plan=dataclasses.replace(r.plan, **changes))
+
+
+def replaced(**changes):
+    return lambda r: dataclasses.replace(r, **changes)
+
+
+def less_charged(r: Receipt) -> Receipt:
+    first = r.datasets[0]
+    charge = dataclasses.replace(first.charge, rdp_nano=tuple(x - 1 for x in first.charge.rdp_nano))
+    return dataclasses.replace(
+        r, datasets=(dataclasses.replace(first, charge=charge), *r.datasets[1:])
+    )
+
+
+def less_delta(r: Receipt) -> Receipt:
+    last = r.datasets[-1]
+    charge = dataclasses.replace(last.charge, delta_femto=last.charge.delta_femto - 1)
+    return dataclasses.replace(
+        r, datasets=(*r.datasets[:-1], dataclasses.replace(last, charge=charge))
+    )
+
+
+def claims(**changes):
+    return lambda r: dataclasses.replace(r, guarantee=dataclasses.replace(r.guarantee, **changes))
+
+
+LIES = {
+    "another boot": (replaced(boot=b"\1" * 16), "receipt.contradiction"),
+    "another model": (replaced(model_digest=POLICY), "receipt.contradiction"),
+    "another request": (replaced(request_digest=POLICY), "receipt.contradiction"),
+    "hides simulation": (replaced(simulated=()), "receipt.contradiction"),
+    "units": (changed_plan(units=301), "receipt.contradiction"),
+    "claims privacy": (changed_plan(private=False), "receipt.contradiction"),
+    "fewer events": (changed_plan(events=()), "receipt.events"),
+    "events of fewer steps": (
+        changed_plan(events=(DpEvent(rate=0.25, noise_multiplier=4.0, steps=4),)),
+        "receipt.events",
+    ),
+    "events of more noise": (
+        changed_plan(events=(DpEvent(rate=0.25, noise_multiplier=8.0, steps=40),)),
+        "receipt.events",
+    ),
+    "less noise than said": (changed_plan(sigma=2.0), "receipt.sigma"),
+    "smaller epsilon": (claims(epsilon=0.5), "receipt.epsilon"),
+    "smaller delta, same epsilon": (claims(delta=5e-6), "receipt.epsilon"),
+    "a delta below the plan's own": (claims(delta=1e-7), "receipt.guarantee"),
+    "a delta of one": (claims(delta=1.0), "receipt.guarantee"),
+    "no noise at all": (
+        changed_plan(
+            noise_multiplier=0.0, events=(DpEvent(rate=0.25, noise_multiplier=0.0, steps=40),)
+        ),
+        "receipt.events",
+    ),
+    "an impossible rate": (
+        changed_plan(rate=2.0, events=(DpEvent(rate=2.0, noise_multiplier=4.0, steps=40),)),
+        "receipt.events",
+    ),
+    "a dataset charged less": (less_charged, "receipt.charge"),
+    "a delta charged less": (less_delta, "receipt.charge"),
+    "other weights": (replaced(result_digest=POLICY), "receipt.weights"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_signed_lie_is_found(name, bundle, keys, trust):
+    lie, code = LIES[name]
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(bundle(lie(receipt(keys))), trust=trust, weights=WEIGHTS)
+    assert caught.value.code == code
+
+
+def test_noise_that_the_receipt_overstates_costs_more_than_it_says(bundle, keys, trust):
+    """The whole plan is consistent, but the charges are those of twice the noise."""
+    honest, quiet = receipt(keys), plan(noise_multiplier=2.0, sigma=2.02, events=(
+        DpEvent(rate=0.25, noise_multiplier=2.0, steps=40),))  # fmt: skip
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(bundle(dataclasses.replace(honest, plan=quiet)), trust=trust)
+    assert caught.value.code == "receipt.charge"
+
+
+def test_another_key_cannot_sign(bundle, keys, trust):
+    other = Ed25519PrivateKey.generate()
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(bundle(receipt(keys), sign=other.sign), trust=trust)
+    assert caught.value.code == "receipt.signature"
+
+
+def test_an_attestation_for_another_nonce_is_refused(bundle, keys, tee, trust):
+    made = bundle(receipt(keys))
+    other = attest_now(tee, keys, POLICY, [bytes(32)])[0]
+    with pytest.raises(EvidenceError):
+        verify_receipt(dataclasses.replace(made, attestation=other), trust=trust)
+
+
+def test_another_boots_evidence_is_refused(bundle, keys, tee, trust):
+    from casemate.seams import OsRng
+    from casemate.server import keys as boot_keys
+
+    made, other = bundle(receipt(keys)), boot_keys.make(OsRng(), ["127.0.0.1"])
+    foreign = attest_now(tee, other, POLICY, [boot_nonce(other.boot)])[0]
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(dataclasses.replace(made, attestation=foreign), trust=trust)
+    assert caught.value.code == "receipt.signer"
+
+
+STATEMENTS = {
+    "another type": {"_type": "https://in-toto.io/Statement/v0.1"},
+    "another predicate": {"predicateType": "https://slsa.dev/provenance/v1"},
+    "a field more": {"extra": 1},
+    "no subject": {"subject": []},
+    "two subjects": {"subject": [{"name": "w", "digest": {"sha256": "0" * 64}}] * 2},
+    "another digest beside": {
+        "subject": [{"name": "w", "digest": {"sha256": "0" * 64, "md5": "0"}}]
+    },
+    "another subject": {"subject": [{"name": "w", "digest": {"sha256": "0" * 64}}]},
+    "a predicate of no form": {"predicate": {"type": "receipt/v1"}},
+    "a subject that is no list": {"subject": {"name": "w"}},
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_the_statement_is_strict(name, bundle, keys, trust):
+    made = bundle(statement(receipt(keys), **STATEMENTS[name]))
+    with pytest.raises(ReceiptError):
+        verify_receipt(made, trust=trust)
+
+
+def test_another_payload_type_is_refused(bundle, keys, trust):
+    made = bundle(receipt(keys), kind="application/json")
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(made, trust=trust)
+    assert caught.value.code == "receipt.payload-type"
+
+
+def test_a_run_without_privacy_says_so(bundle, keys, trust):
+    open_plan = plan(private=False, noise_multiplier=0.0, sigma=0.0, events=(), delta_sampler=0.0,
+                     delta_truncation=0.0)  # fmt: skip
+    found = receipt(keys, plan=open_plan)
+    done = verify_receipt(bundle(found), trust=trust)
+    assert [c.found for c in done.checks if c.name == "privacy"] == ["no privacy guarantee"]
+    for lie in (claims(statement="fine"), claims(epsilon=1.0)):
+        with pytest.raises(ReceiptError) as caught:
+            verify_receipt(bundle(lie(found)), trust=trust)
+        assert caught.value.code == "receipt.guarantee"
+
+
+def test_what_is_not_checked_is_said(bundle, keys, trust, monkeypatch):
+    def absent(*_):
+        raise UsageError("usage.extra-missing", "No dp-accounting.", mend="Install it.")
+
+    monkeypatch.setattr(pld, "epsilon", absent)
+    made = bundle(claims(epsilon=0.0)(dataclasses.replace(receipt_without_pld(keys))))
+    done = verify_receipt(made, trust=trust)
+    states = {c.name: c.state for c in done.checks}
+    assert states["weights"] == "unchecked"
+    assert states["epsilon (PLD)"] == "unchecked"
+    assert states["charge (RDP)"] == "ok"
+
+
+def receipt_without_pld(keys) -> Receipt:
+    made = plan()
+    charge = RdpFilter.charge(made.events, 2e-7, delta_shown=DELTA)
+    part = ReceiptDataset(
+        dataset="ds_" + "a" * 40, owner="id_x", policy_digest=POLICY, units=300, charge=charge
+    )
+    words = Guarantee(private=True, epsilon=1.0, delta=DELTA, unit="unit", statement="private")
+    return Receipt(
+        job="job_" + "0" * 32, scientist="id_s", boot=keys.boot, model_digest=MODEL,
+        result_digest=POLICY, request_digest=REQUEST, quote_digest=POLICY, plan=made,
+        guarantee=words, datasets=(part,), simulated=("tee",), software="x", entry=POLICY,
+        sequence=1,
+    )  # fmt: skip
+
+
+def test_bundles_survive_a_file(bundle, keys, trust, tmp_path):
+    path = tmp_path / "receipt.json"
+    path.write_bytes(codec.encode(bundle(receipt(keys))) + b"\n")
+    found = receipts.load_bundle(path)
+    file = tmp_path / "weights"
+    file.write_bytes(WEIGHTS)
+    assert verify_receipt(found, trust=trust, weights=file).receipt.sequence == 3
+    path.write_bytes(path.read_bytes().replace(b'"index"', b'"Index"'))
+    with pytest.raises(FormatError):
+        receipts.load_bundle(path)
+    with pytest.raises(UsageError):
+        receipts.load_bundle(tmp_path / "none")
+    with pytest.raises(UsageError):
+        verify_receipt(found, trust=trust, weights=tmp_path / "none")
+
+
+def test_every_flipped_bit_of_the_envelope_is_found(bundle, keys, trust):
+    made = bundle(receipt(keys))
+    text = made.envelope.encode()
+    for at in range(0, len(text), max(1, len(text) // 60)):
+        bad = bytearray(text)
+        bad[at] ^= 1
+        try:
+            envelope = bad.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        with pytest.raises(CasemateError):
+            verify_receipt(dataclasses.replace(made, envelope=envelope), trust=trust)
+
+
+def test_receipts_need_no_heavy_package():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'numpy', 'pyarrow', 'dp_accounting', 'pandas'):\n"
+        "    sys.modules[name] = None\n"
+        "import casemate.client.receipts, casemate.client.log, casemate.cli.receipt\n"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
