@@ -199,7 +199,10 @@ class Store:
 
     def checkpoint(self) -> None:
         """Move the WAL into the file and empty it, so that deleted bytes are overwritten there."""
-        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        if self.one("PRAGMA wal_checkpoint(TRUNCATE)")[0] != 0:
+            raise InternalError(
+                "internal.ledger", "The WAL is in use and was not emptied.", mend="Report it."
+            )
 
     def close(self) -> None:
         """Let the file go. Idempotent; afterwards every call raises ``ledger.stopped``."""
