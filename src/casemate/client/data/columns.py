@@ -298,14 +298,17 @@ def _floats(target: Target, cells: list[Any], block: Block) -> bytes:
     if values and not low <= min(values) <= max(values) <= high:
         at = next(i for i, x in enumerate(values) if not low <= x <= high)
         target.out_of_bounds(cells[at], block.place(at))
-    if target.scale != "none":
-        span = high - low
+    span = high - low
+    if target.scale == "unit":
         values = [(x - low) / span for x in values]
-    if target.scale == "symmetric":
-        values = [2 * x - 1 for x in values]
-    # Rounding to float32 must not step over the bounds.
+    elif target.scale == "symmetric":
+        values = [2 * ((x - low) / span) - 1 for x in values]
+    rounded = array("f", values)
     least, most = target.limits
-    return _bytes("f32", [min(max(x, least), most) for x in values])
+    if rounded and not least <= min(rounded) <= max(rounded) <= most:
+        # Rounding to float32 must not step over the bounds.
+        rounded = array("f", [min(max(x, least), most) for x in values])
+    return _bytes("f32", rounded)
 
 
 def _quick_floats(cells: list[Any]) -> list[float] | None:
