@@ -41,7 +41,9 @@ class Declaration:
 
 
 def _bad(message: str, where: str = "") -> DataError:
-    return refuse("schema", message, "Correct the schema; 'casemate dataset' docs show one.", where)
+    return refuse(
+        "schema", message, "Correct it; 'casemate dataset template FILE' writes a schema.", where
+    )
 
 
 def from_columns(columns: Sequence[Column]) -> Declaration:
