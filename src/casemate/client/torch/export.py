@@ -136,8 +136,14 @@ def _inputs(
                 mend="Name one column, or several scalar columns of the dataset.",
                 where=b.input,
             )
-        dtype = found[0].dtype if len({c.dtype for c in found}) == 1 else "f32"
-        specs[b.input] = (dtype, found[0].shape if len(found) == 1 else (len(found),))
+        if len({c.dtype for c in found}) > 1:
+            raise ModelError(
+                "model.inputs",
+                f"Input {b.input!r} is fed by columns of different dtypes.",
+                mend="Push the columns as one dtype, or give the module one input for each.",
+                where=b.input,
+            )
+        specs[b.input] = (found[0].dtype, found[0].shape if len(found) == 1 else (len(found),))
     return specs, bindings
 
 
@@ -190,7 +196,9 @@ def trace(module: nn.Module, loss: nn.Module, specs: Specs) -> tuple[Graph, Any]
         for dtype, shape in specs.values()
     )
     batch = torch.export.Dim("B", min=2, max=1 << 30)
-    with _eval(wrapper), torch.enable_grad(), warnings.catch_warnings():
+    # opt_einsum orders products by the example's sizes, which would bake its batch in.
+    plain = torch.backends.opt_einsum.flags(enabled=False)
+    with _eval(wrapper), torch.enable_grad(), warnings.catch_warnings(), plain:
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(

@@ -71,10 +71,10 @@ class Named(nn.Module):
                 target = target.long()
                 if target.dim() == scores.dim():
                     target = target.squeeze(-1)
-            if target.dim() > 1 and not target.is_floating_point():
-                # Classes last, as language models have them, unless only classes second fits.
-                if self.shift or scores.shape[2:] != target.shape[1:]:
-                    scores = scores.movedim(-1, 1)
+            # Classes are second as in torch; language models have them last.
+            second = scores.shape[2:] == target.shape[1:] and not self.shift
+            if target.dim() > 1 and not target.is_floating_point() and not second:
+                scores = scores.movedim(-1, 1)
         else:
             target = target.to(scores.dtype)
             if target.dim() != scores.dim():
@@ -124,8 +124,9 @@ def make(loss: object) -> nn.Module:
             f"{type(loss).__name__} has no per-record form here.",
             mend="Pass a function of (outputs, target) that gives one loss for each record.",
         )
-    if getattr(functional, getattr(loss, "__name__", ""), None) is loss:
-        return make(getattr(loss, "__name__", ""))
+    name = getattr(loss, "__name__", "")
+    if name in NAMES and getattr(functional, name, None) is loss:
+        return make(name)
     if callable(loss):
         return Custom(loss)
     raise ModelError(

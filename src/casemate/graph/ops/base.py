@@ -168,13 +168,16 @@ def parse_schema(text: str) -> Schema:
         if part == "*":
             positional = len(params)
             continue
-        kind, _, rest = part.rpartition(" ")
-        name_, _, default = rest.partition("=")
+        head, _, default = part.partition("=")
+        kind, _, name_ = head.rpartition(" ")
         kind = re.sub(r"\([a-z](!)?( -> \*)?\)", "", kind).replace("SymInt", "int")
         kind = re.sub(r"\[\d\]", "[]", kind)
         if kind.rstrip("?") in _PLACE or name_ in PLACE_NAMES:
             continue
-        params.append(Param(name_, kind, _default(default) if default else None, not default))
+        value = _default(default) if default else None
+        if kind.endswith("[]") and isinstance(value, int):
+            value = (value,)
+        params.append(Param(name_, kind, value, not default))
     outputs = None if returns.endswith("[]") else len(_split(returns.strip("()")))
     return Schema(
         f"{space}.{name}.{overload or 'default'}",

@@ -171,7 +171,9 @@ def refold(call: Call, v: Value, size: tuple[Any, ...], how: str) -> Value:
     if v.batch is None:
         if sized:
             call.mixes(f"{how} a constant into the batch")
-        dims = _solve(call, v.numel, list(size))
+        dims = _solve(v.numel, list(size))
+        if math.prod(dims) != v.numel:
+            call.shape(f"cannot reshape {v.dims} into {tuple(size)}")
         return v.view(dims, None)
     if len(sized) > 1:
         call.mixes(f"{how} so that the batch stands on two axes")
@@ -180,12 +182,14 @@ def refold(call: Call, v: Value, size: tuple[Any, ...], how: str) -> Value:
     items = [d.a if isinstance(d, Size) else d for d in size]
     if sized:
         axis = sized[0]
-        dims = _solve(call, v.numel, items)
+        dims = _solve(v.numel, items)
     elif -1 in items:
         axis = items.index(-1)
-        dims = _solve(call, v.numel, items)
+        dims = _solve(v.numel, items)
     else:
         call.mixes(f"{how} so that no axis holds the batch")
+    if math.prod(dims) != v.numel:
+        call.mixes(f"{how} so that an axis holds parts of several records")
     before, after = v.rows
     left, right = math.prod(dims[:axis]), math.prod(dims[axis + 1 :])
     if v.numel == 0 or before % left or after % right:
@@ -193,12 +197,8 @@ def refold(call: Call, v: Value, size: tuple[Any, ...], how: str) -> Value:
     return v.view(dims, Batch(axis, before // left, after // right))
 
 
-def _solve(call: Call, numel: int, items: list[int]) -> tuple[int, ...]:
+def _solve(numel: int, items: list[int]) -> tuple[int, ...]:
     if -1 in items:
         rest = math.prod(d for d in items if d != -1)
-        if rest == 0 or numel % rest:
-            call.shape(f"cannot reshape {numel} elements into {tuple(items)}")
-        items = [numel // rest if d == -1 else d for d in items]
-    if math.prod(items) != numel:
-        call.shape(f"cannot reshape {numel} elements into {tuple(items)}")
+        items = [numel // max(rest, 1) if d == -1 else d for d in items]
     return tuple(items)

@@ -15,9 +15,9 @@ def _last_axes(call: Call) -> Value:
     floats(call, "input", "weight", "bias")
     constant(call, "weight", "bias")
     own = tuple(static(call, d, "a size") for d in call["normalized_shape"])
+    off_batch(call, v, range(max(0, v.rank - len(own)), v.rank), "normalises over the batch")
     if not own or v.dims[-len(own) :] != own or len(own) > v.rank:
         call.shape(f"normalises {v.dims} over {own}")
-    off_batch(call, v, range(v.rank - len(own), v.rank), "normalises over the batch")
     _affine(call, own)
     return Value("f32", v.dims, v.batch)
 
