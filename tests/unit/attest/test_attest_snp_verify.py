@@ -189,6 +189,23 @@ def test_every_window_at_the_one_time_given():
     assert refused(good, now=float("nan"))[1] == "validity"
 
 
+def test_the_window_of_every_certificate_counts():
+    wide = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2060, 1, 1, tzinfo=UTC))
+    good = with_files(attestation(), vcek_der=vcek(validity=wide))
+    start, end = (t.timestamp() for t in ANY_TIME)
+    judge(good, now=start)
+    judge(good, now=end)
+    assert refused(good, now=start - 1) == ("chain-not-yet-valid", "validity")
+    assert refused(good, now=end + 1) == ("chain-expired", "validity")
+
+
+def test_a_leaf_of_a_line_that_its_issuer_does_not_name():
+    leaf = vcek(extensions=extensions(_2=b"\x16\x08Milan-B0"))
+    report = attestation(cpuid_mod_id=0x01).evidence.files["report.bin"]
+    bad = with_files(attestation(), vcek_der=leaf, report_bin=report)
+    assert refused(bad) == ("endorsement-product", "product")
+
+
 def test_product_lines():
     assert refused(attestation(cpuid_mod_id=0x01)) == ("endorsement-product", "product")
     assert refused(attestation(cpuid_fam_id=0x1A)) == ("endorsement-product", "product")

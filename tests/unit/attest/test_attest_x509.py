@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.attest import roots, x509
+from casemate.attest.der import DerError, Reader
 from casemate.spec.errors import EvidenceError
 from support.evidence import CAPTURED, attestation, der
 
@@ -86,6 +87,21 @@ def test_pem_is_one_certificate_and_nothing_else():
         with pytest.raises(EvidenceError) as e:
             x509.parse(bad, "x")
         assert e.value.code == "evidence.parse-certificate"
+
+
+@pytest.mark.parametrize("text", ["AB==", "AAB=", "A===", "AA=", "AA==AA=="])
+def test_pem_has_one_form(text):
+    wrapped = f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n".encode()
+    with pytest.raises(DerError):
+        x509.from_pem(wrapped)
+    x509.from_pem(wrapped.replace(text.encode(), b"AA=="))
+
+
+def test_an_extension_stands_once():
+    entry = bytes.fromhex("300a0603551d1304030101ff")
+    assert set(x509._extensions(Reader(entry))) == {x509.BASIC_CONSTRAINTS}
+    with pytest.raises(DerError, match="twice"):
+        x509._extensions(Reader(entry + entry))
 
 
 def test_an_unknown_critical_extension_is_refused():
