@@ -10,15 +10,22 @@ import click
 from casemate.cli.lazy import LazyGroup
 from casemate.spec.errors import InternalError, UsageError
 
-# Further demos, by file beside this one; each loads when called.
+# Further demos, each in a module beside this one; it loads when called.
 OTHERS = {
-    "sms": ("casemate.cli.demo.sms:sms", "SMS spam with a pretrained encoder."),
+    "sms": ("casemate.cli.demo.sms.command:sms", "SMS spam with a pretrained encoder."),
 }
+
+
+def _present(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 @click.group(
     cls=LazyGroup,
-    lazy={n: v for n, v in OTHERS.items() if find_spec(v[0].partition(":")[0]) is not None},
+    lazy={name: v for name, v in OTHERS.items() if _present(v[0].partition(":")[0])},
     invoke_without_command=True,
 )
 @click.option(
