@@ -8,10 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, Final
 
 from casemate.accounting import rdp
 from casemate.spec.errors import UsageError
 from casemate.spec.job import DpEvent
+
+_BLOCK: Final = 1000
+
+
+def _compose(one: Any, steps: int) -> Any:
+    """``one`` composed with itself, in blocks: the library takes size ** steps as an integer."""
+    blocks, rest = divmod(steps, _BLOCK)
+    if not blocks:
+        return one.self_compose(rest)
+    whole = one.self_compose(_BLOCK).self_compose(blocks)
+    return whole.compose(one.self_compose(rest)) if rest else whole
 
 
 @lru_cache(maxsize=256)
@@ -37,7 +49,8 @@ def _epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
             pessimistic_estimate=True,
             value_discretization_interval=interval,
             use_connect_dots=True,
-        ).self_compose(event.steps)
+        )
+        one = _compose(one, event.steps)
         total = one if total is None else total.compose(one)
     # Both are upper bounds; for the smallest jobs the first is the better.
     return min(rough, float(total.get_epsilon_for_delta(delta))) if total is not None else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 
@@ -46,3 +47,13 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError) as e:
         pld.epsilon([DpEvent(rate=1.0, noise_multiplier=3.25, steps=1)], 1e-5)
     assert e.value.code == "usage.extra-missing" and "audit" in e.value.mend
+
+
+def test_long_jobs_are_composed_in_blocks() -> None:
+    # 2500 steps are two blocks and a rest; 10^7 steps must not cost size ** steps.
+    event = DpEvent(rate=0.01, noise_multiplier=2.0, steps=2500)
+    parts = [dataclasses.replace(event, steps=n) for n in (900, 900, 700)]
+    assert pld.epsilon([event], 1e-5) == pytest.approx(pld.epsilon(parts, 1e-5), rel=1e-3)
+    long = DpEvent(rate=1.0, noise_multiplier=5000.0, steps=10_000_000)
+    same = DpEvent(rate=1.0, noise_multiplier=5000.0 / math.sqrt(1e7), steps=1)
+    assert pld.epsilon([long], 1e-5) == pytest.approx(pld.epsilon([same], 1e-5), rel=1e-2)
