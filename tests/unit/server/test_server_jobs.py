@@ -322,6 +322,8 @@ def test_progress_is_elapsed_over_predicted_time_and_the_result_waits_for_a_tick
                 if step == 3:
                     script.hold.set()
                     await asyncio.sleep(0.05)
+                if status.state == "done":
+                    break
             return seen
 
     early, late = run_async(ticks_seen(True)), run_async(ticks_seen(False))
