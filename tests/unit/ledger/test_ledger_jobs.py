@@ -392,6 +392,42 @@ def test_registering_again_changes_nothing(store: Store) -> None:
         catalog.register(store, again, secret("z"))
 
 
+def test_changing_nothing_voids_nothing(store: Store) -> None:
+    policy = replace(OPEN, approval="each-quote")
+    dataset = push(store, policy=policy)
+    quote = ask(store, "1", (dataset,))
+    quotes.judge(store, quote, OWNER.id, "approve")
+    head = store.head()
+    catalog.set_policy(store, dataset, OWNER.id, policy)
+    catalog.advance_epoch(store, dataset, OWNER.id, 0)
+    quotes.judge(store, quote, OWNER.id, "approve")
+    assert store.head() == head
+    ledger.submit(store, quote, SCIENTIST.id)
+
+
+def test_who_a_quote_concerns(store: Store) -> None:
+    datasets = push(store, "a"), push(store, "b", OTHER)
+    first, second = ask(store, "1", datasets), ask(store, "2", datasets[:1], event=SMALL)
+    assert quotes.owners(store, first) == {OWNER.id, OTHER.id}
+    assert quotes.owners(store, second) == {OWNER.id}
+    assert [q.digest for q in quotes.of_scientist(store, SCIENTIST.id)] == [second, first]
+    assert [q.digest for q in quotes.of_scientist(store, SCIENTIST.id, 1)] == [second]
+    assert quotes.of_scientist(store, OWNER.id) == []
+    assert quotes.waiting_for(store, OWNER.id) == []  # no policy asks for a word
+
+
+def test_only_the_owner_revokes(store: Store) -> None:
+    dataset = push(store)
+    for change in (
+        lambda: catalog.revoke(store, dataset, OTHER.id),
+        lambda: catalog.advance_epoch(store, dataset, SCIENTIST.id, 1),
+        lambda: catalog.dataset(store, "ds_none"),
+    ):
+        with pytest.raises(CasemateError, match=r"data\.unknown-dataset"):
+            change()
+    assert catalog.dataset(store, dataset).state == "ready"
+
+
 def test_only_the_scientist_submits_a_quote(store: Store) -> None:
     dataset = push(store)
     refused("plan.unknown-quote", store, ask(store, "1", (dataset,)), OTHER)

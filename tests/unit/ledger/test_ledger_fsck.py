@@ -1,0 +1,229 @@
+"""The checker against logs that are well chained but say what a correct writer never says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from casemate.accounting.filters import SATURATED
+from casemate.ledger import catalog, fsck, ledger
+from casemate.ledger.store import Store
+from casemate.spec import codec
+from casemate.spec.errors import LedgerError
+from casemate.spec.log import (
+    Abandoned,
+    Approval,
+    Committed,
+    Enrolled,
+    EpochAdvanced,
+    PolicyChanged,
+    Registered,
+    Reserved,
+    Revoked,
+    Started,
+)
+from support.disk import SimDisk
+from support.ledgers import (
+    BUDGET,
+    EVENT,
+    OTHER,
+    OWNER,
+    SCIENTIST,
+    ask,
+    boot,
+    dataset_id,
+    open_store,
+    push,
+    queue,
+    run,
+)
+
+
+class World:
+    """Two datasets of an owner, one of another, one revoked; a job done and a job reserved."""
+
+    def __init__(self) -> None:
+        self.store = store = open_store(SimDisk())
+        self.a = push(store, "a")
+        self.b = push(store, "b", OTHER)
+        self.gone = push(store, "gone")
+        self.quote = ask(store, "quoted", (self.a,))
+        self.done = queue(store, "done", (self.a,))
+        run(store, self.done)
+        self.held = queue(store, "held", (self.b, self.gone))
+        ledger.reserve(store, self.held)
+        catalog.revoke(store, self.gone, OWNER.id)
+
+    def reserved(self, job: str) -> Reserved:
+        entry = self.store.entries(ledger.job(self.store, job).reserved)[0]
+        return codec.decode(Reserved, entry.body)
+
+    def registered(self, **changes: object) -> Registered:
+        entry = next(e for e in self.store.entries() if e.kind == "register")
+        return replace(codec.decode(Registered, entry.body), **changes)
+
+    def again(self, **changes: object) -> Reserved:
+        """The done job's reservation for a new job."""
+        return replace(self.reserved(self.done), job="job_new", **changes)
+
+    def debit(self, **changes: object) -> Reserved:
+        return self.again(debits=(replace(self.again().debits[0], **changes),))
+
+    def request(self, job: str) -> str:
+        return ledger.job(self.store, job).request_digest
+
+
+def costly(world: World) -> Reserved:
+    charge = world.again().debits[0].charge
+    return world.debit(charge=replace(charge, rdp_nano=(SATURATED,) * len(charge.rdp_nano)))
+
+
+NEW = dataset_id("new")
+CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
+    "boot": ("start", lambda w: Started(software="x"), "this boot started before"),
+    "identity": ("identity", lambda w: Enrolled(identity=OWNER.id), "enrolled twice"),
+    "dataset twice": ("register", lambda w: w.registered(), "registered twice"),
+    "owner": (
+        "register",
+        lambda w: w.registered(dataset=NEW, lineage=NEW, owner="id_nobody"),
+        "its owner never enrolled",
+    ),
+    "no lineage": (
+        "register",
+        lambda w: w.registered(dataset=NEW, lineage=dataset_id("nothing")),
+        "continues a ledger that does not exist",
+    ),
+    "larger budget": (
+        "register",
+        lambda w: w.registered(dataset=NEW, budget=replace(BUDGET, epsilon=9.0)),
+        "changed owner, budget or filter",
+    ),
+    "policy of nothing": (
+        "policy",
+        lambda w: PolicyChanged(dataset=NEW, policy_digest="x"),
+        "there is no such dataset",
+    ),
+    "epoch of nothing": (
+        "epoch",
+        lambda w: EpochAdvanced(dataset=NEW, epoch=1),
+        "there is no such dataset",
+    ),
+    "revoking nothing": ("revoke", lambda w: Revoked(dataset=NEW), "there is no such dataset"),
+    "revoking twice": ("revoke", lambda w: Revoked(dataset=w.gone), "was revoked before"),
+    "epoch back": (
+        "epoch",
+        lambda w: EpochAdvanced(dataset=w.a, epoch=0),
+        "the epoch did not go forward",
+    ),
+    "approval by another": (
+        "approve",
+        lambda w: Approval(quote_digest=w.quote, dataset=w.a, owner=OTHER.id),
+        "the word is not the owner's",
+    ),
+    "approval of another dataset": (
+        "approve",
+        lambda w: Approval(quote_digest=w.quote, dataset=w.b, owner=OTHER.id),
+        "the quote is missing, or not on this dataset",
+    ),
+    "approval of nothing": (
+        "approve",
+        lambda w: Approval(quote_digest="sha256:none", dataset=w.a, owner=OWNER.id),
+        "the quote is missing, or not on this dataset",
+    ),
+    "reserved twice": ("reserve", lambda w: w.reserved(w.done), "the job was reserved before"),
+    "no debit": ("reserve", lambda w: w.again(debits=()), "debits no ledger"),
+    "one ledger twice": ("reserve", lambda w: w.again(debits=w.again().debits * 2), "one twice"),
+    "another's ledger": ("reserve", lambda w: w.debit(lineage=w.b), "is not on that ledger"),
+    "unknown dataset": ("reserve", lambda w: w.debit(dataset=NEW), "is not on that ledger"),
+    "old policy": ("reserve", lambda w: w.debit(policy_digest="x"), "another policy or epoch"),
+    "old epoch": ("reserve", lambda w: w.debit(epoch=7), "another policy or epoch"),
+    "revoked dataset": (
+        "reserve",
+        lambda w: w.debit(dataset=w.gone, lineage=w.gone),
+        "was revoked, or had another",
+    ),
+    "over the budget": ("reserve", costly, "exceeds the budget"),
+    "commit without debit": (
+        "commit",
+        lambda w: Committed(job="job_none", request_digest="x", result_digest="x"),
+        "was not reserved so, or had ended",
+    ),
+    "commit twice": (
+        "commit",
+        lambda w: Committed(job=w.done, request_digest=w.request(w.done), result_digest="x"),
+        "was not reserved so, or had ended",
+    ),
+    "commit of another request": (
+        "commit",
+        lambda w: Committed(job=w.held, request_digest="x", result_digest="x"),
+        "was not reserved so, or had ended",
+    ),
+    "commit after revocation": (
+        "commit",
+        lambda w: Committed(job=w.held, request_digest=w.request(w.held), result_digest="x"),
+        "a dataset of it was revoked",
+    ),
+    "abandon after commit": (
+        "abandon",
+        lambda w: Abandoned(job=w.done, request_digest=w.request(w.done), reason="failed"),
+        "was not reserved so, or had ended",
+    ),
+}
+
+
+def forge(store: Store, kind: str, body: object) -> list[str]:
+    with store.transaction():
+        store.append(kind, "forged", body)
+    return fsck.check(store.all).findings
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_forged_entry_is_found(name: str) -> None:
+    kind, body, finding = CASES[name]
+    world = World()
+    assert fsck.check(world.store.all, recompute=True).findings == []
+    findings = forge(world.store, kind, body(world))
+    assert any(finding in f and f"({kind} forged)" in f for f in findings), findings
+    world.store.close()
+
+
+def test_a_commit_or_reservation_by_another_boot_is_found() -> None:
+    world = World()
+    world.store.boot = boot(7)
+    committed = Committed(
+        job=world.held, request_digest=world.request(world.held), result_digest=""
+    )
+    assert any("another boot" in f for f in forge(world.store, "commit", committed))
+    assert any("never started" in f for f in forge(world.store, "reserve", world.again()))
+    world.store.close()
+
+
+def test_a_log_that_does_not_begin_with_a_start_is_found() -> None:
+    entry = World().store.entries(1)[0]
+    first = replace(entry, sequence=0, previous="sha256:" + "0" * 64)
+    row = (0, codec.digest(first), codec.encode(first))
+    replay = fsck.check(lambda sql: [row] if "entries" in sql else [])
+    assert "the log does not begin with a start" in replay.findings
+
+
+def test_what_cannot_be_read_is_a_finding_but_a_stopped_store_is_an_error() -> None:
+    replay = fsck.check(lambda sql: [(0, "x", b"{}")] if "entries" in sql else [])
+    assert replay.findings[0].startswith("a stored value cannot be read")
+    store = World().store
+    store.close()
+    with pytest.raises(LedgerError, match=r"ledger\.stopped"):
+        fsck.check(store.all)
+
+
+def test_charges_without_events_are_free_and_checked() -> None:
+    world = World()
+    assert world.reserved(world.done).events == (EVENT,)
+    body = world.again(events=())
+    with world.store.transaction():
+        world.store.append("reserve", "forged", body)
+    findings = fsck.check(world.store.all, recompute=True).findings
+    assert any("is not what its events cost" in f for f in findings)
+    assert SCIENTIST.id == body.scientist
+    world.store.close()

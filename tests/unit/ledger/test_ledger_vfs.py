@@ -1,0 +1,117 @@
+"""SQLite on a Disk: names, syncs, and what happens after the first error."""
+
+from __future__ import annotations
+
+import apsw
+import pytest
+
+from casemate.ledger import catalog, sealed
+from casemate.ledger.copy import CopyDisk
+from casemate.ledger.vfs import Mount
+from casemate.spec.errors import LedgerError
+from support.disk import SimDisk
+from support.ledgers import KEY, OWNER, open_store
+
+
+def test_each_commit_is_synced_before_it_returns() -> None:
+    disk = SimDisk()
+    store = open_store(disk)
+    disk.trace.clear()
+    catalog.enrol(store, OWNER)
+    assert "sync ledger/store.db-wal" in disk.trace
+    # What the sync made durable is enough: everything behind it may be lost.
+    again = open_store(disk.power_cycle(), 2)
+    assert catalog.identity(again, OWNER.id) == OWNER
+    again.close()
+    store.close()
+
+
+def test_a_new_files_name_is_made_durable_with_its_first_sync() -> None:
+    disk = SimDisk()
+    open_store(disk)
+    for name in ("store.db", "store.db-wal"):
+        created = disk.trace.index(f"create ledger/{name}")
+        synced = disk.trace.index(f"sync ledger/{name}", created)
+        assert disk.trace[synced + 1] == "sync_folder ledger"
+
+
+def test_no_call_reaches_the_disk_after_the_first_error() -> None:
+    disk = SimDisk()
+    store = open_store(disk)
+    disk.fault = (len(disk.trace) + 3, "EIO")
+    with pytest.raises(LedgerError, match=r"ledger\.stopped"):
+        catalog.enrol(store, OWNER)
+    made = len(disk.trace)
+    with pytest.raises(LedgerError, match=r"ledger\.stopped"):
+        catalog.enrol(store, OWNER)
+    store.close()
+    assert len(disk.trace) == made
+
+
+def test_a_failed_sync_is_never_tried_again() -> None:
+    disk = SimDisk()
+    store = open_store(disk)
+    disk.trace.clear()
+    catalog.enrol(store, OWNER)
+    sync = disk.trace.index("sync ledger/store.db-wal") + 1
+    other = SimDisk()
+    store = open_store(other)
+    other.trace.clear()
+    other.fault = (sync, "EIO")
+    with pytest.raises(LedgerError):
+        catalog.enrol(store, OWNER)
+    store.close()
+    assert other.trace.count("sync ledger/store.db-wal") == 1
+    assert other.trace[-1] == "sync ledger/store.db-wal"
+
+
+def test_a_name_without_a_mount_does_not_open() -> None:
+    mount = Mount(SimDisk(), "x")
+    mount.close()
+    with pytest.raises(apsw.CantOpenError):
+        sealed.connect(mount, KEY)
+
+
+def test_nothing_is_created_unless_it_is_asked_for() -> None:
+    disk = SimDisk()
+    mount = Mount(disk, "x")
+    with pytest.raises(apsw.CantOpenError):
+        apsw.Connection(mount.uri("db"), flags=apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_READWRITE)
+    assert disk.snapshot() == {}
+    mount.close()
+
+
+def test_temporary_files_would_not_be_sealed_and_are_refused() -> None:
+    mount = Mount(SimDisk(), "x")
+    connection = sealed.connect(mount, KEY)
+    connection.execute("PRAGMA temp_store = FILE")
+    with pytest.raises(apsw.Error):
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("CREATE TEMP TABLE t(x)")
+        rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+        connection.execute(f"INSERT INTO t {rows} SELECT hex(randomblob(500)) FROM n")
+    sealed.let_go(connection)
+    mount.close()
+
+
+def test_a_copy_never_touches_what_it_copies() -> None:
+    disk = SimDisk.of({"a/one": b"1", "a/two": b"22"})
+    copy = CopyDisk(disk)
+    copy.make_folder("b")
+    with pytest.raises(FileNotFoundError):
+        copy.open("a/none")
+    with pytest.raises(FileExistsError):
+        copy.open("a/one", create=True, exclusive=True)
+    file = copy.open("a/one")
+    file.write(3, b"x")
+    file.sync()
+    file.truncate(5)
+    assert file.read(0, 9) == b"1\0\0x\0"
+    copy.rename("a/one", "a/three")
+    copy.remove("a/two")
+    copy.sync_folder("a")
+    assert [copy.exists(f"a/{n}") for n in ("one", "two", "three")] == [False, False, True]
+    assert copy.open("a/new", create=True).size() == 0
+    assert disk.snapshot() == {"a/one": b"1", "a/two": b"22"}
+    with pytest.raises(OSError):
+        file.descriptor()
