@@ -43,6 +43,13 @@ def _up(x: float) -> float:
     return x * (1 + 4 * _ULP) + _TINY
 
 
+def _snap(x: float) -> float:
+    """``x`` rounded up to 24 significant bits, so that another machine's last bits in exp or log
+    do not show: an auditor there recomputes the same charge."""
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(math.ceil(mantissa * 2**24), exponent - 24)
+
+
 @cache
 def _log_binomials(a: int) -> tuple[float, ...]:
     """log C(a, k) for k = 2 .. a, from exact integers."""
@@ -158,7 +165,7 @@ def step_curve(rate: float, noise: float) -> tuple[float, ...]:
         )
     plain = [_up(a / (2 * noise * noise)) for a in ORDERS]
     if rate == 1:
-        return tuple(plain)
+        return tuple(map(_snap, plain))
     whole = tuple(int(a) for a in ORDERS if a.is_integer())
     logs = dict(zip(map(float, whole), _integer_orders(rate, noise, whole), strict=True))
     broken = tuple(a for a in ORDERS if not a.is_integer())
@@ -166,7 +173,7 @@ def step_curve(rate: float, noise: float) -> tuple[float, ...]:
         logs |= zip(broken, _fractional_orders(rate, noise, broken), strict=True)
     # Sampling never hurts (convexity), so that the smallest of the bounds holds.
     return tuple(
-        min(p, _up(min(logs.get(a, math.inf), _log_a_bound(rate, noise, a)) / (a - 1)))
+        _snap(min(p, _up(min(logs.get(a, math.inf), _log_a_bound(rate, noise, a)) / (a - 1))))
         for a, p in zip(ORDERS, plain, strict=True)
     )
 

@@ -28,14 +28,14 @@ def test_orders_are_fixed() -> None:
 def test_whole_batches_are_the_gaussian_mechanism() -> None:
     # Mironov 2017, Proposition 7: a / (2 s^2).
     for a, r in zip(rdp.ORDERS, rdp.step_curve(1.0, 3.0), strict=True):
-        assert 0 <= r / (a / 18) - 1 < 1e-12
+        assert 0 <= r / (a / 18) - 1 < 2.0**-22
 
 
 def test_order_two_has_a_closed_form() -> None:
     # A(2) = 1 + q^2 (e^{1/s^2} - 1).
     for q, s in [(0.01, 1.0), (0.3, 0.4), (1e-6, 2.0)]:
         exact = math.log1p(q * q * math.expm1(1 / (s * s)))
-        assert 0 <= rdp.step_curve(q, s)[8] / exact - 1 < 1e-7
+        assert 0 <= rdp.step_curve(q, s)[8] / exact - 1 < 2e-7
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,7 +58,9 @@ def test_curve_rises_with_the_order_and_stays_below_the_gaussian(q: float, s: fl
     # Rényi divergence does not fall in its order (van Erven, Harremoës 2014, Theorem 3), and
     # log A = (a - 1) RDP is convex in a.
     c = rdp.step_curve(q, s)
-    assert all(0 < r <= (a / (2 * s * s)) * (1 + 1e-12) for a, r in zip(rdp.ORDERS, c, strict=True))
+    assert all(
+        0 < r <= (a / (2 * s * s)) * (1 + 2.0**-22) for a, r in zip(rdp.ORDERS, c, strict=True)
+    )
     assert all(x <= y * (1 + 1e-3) + 1e-14 for x, y in itertools.pairwise(c))
     logs = [(a - 1) * r for a, r in zip(rdp.ORDERS, c, strict=True)]
     for (a0, l0), (a1, l1), (a2, l2) in zip(
@@ -93,7 +95,7 @@ def test_what_cannot_be_accounted_is_refused(rate: float, noise: float) -> None:
 @pytest.mark.parametrize("noise", [rdp.MIN_NOISE, 0.0599, 0.06, 0.5, 1e3, rdp.MAX_NOISE])
 def test_extremes_stay_finite_and_bounded(rate: float, noise: float) -> None:
     for a, r in zip(rdp.ORDERS, rdp.step_curve(rate, noise), strict=True):
-        assert 0 < r <= a / (2 * noise * noise) * (1 + 1e-12)
+        assert 0 < r <= a / (2 * noise * noise) * (1 + 2.0**-22)
 
 
 def test_conversion_needs_its_logarithms() -> None:
@@ -109,3 +111,19 @@ def test_conversion_needs_its_logarithms() -> None:
 def test_epsilon_falls_with_delta(s: float, d1: float, d2: float) -> None:
     total = rdp.curve(DpEvent(rate=0.1, noise_multiplier=s, steps=100))
     assert rdp.epsilon(total, min(d1, d2)) >= rdp.epsilon(total, max(d1, d2))
+
+
+def test_last_bits_of_the_math_library_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library whose exp and log differ in their last bits gives the same curves."""
+    settings = [(0.01 * k, 0.5 + 0.07 * k) for k in range(1, 25)]
+    here = [rdp.step_curve(q, s) for q, s in settings]
+    rdp.step_curve.cache_clear()
+    for name in ("exp", "expm1", "log", "log1p"):
+        real = getattr(math, name)
+        monkeypatch.setattr(math, name, lambda x, f=real: f(x) * (1 + 2.0**-51))
+    try:
+        there = [rdp.step_curve(q, s) for q, s in settings]
+    finally:
+        rdp.step_curve.cache_clear()
+    pairs = [(x, y) for a, b in zip(here, there, strict=True) for x, y in zip(a, b, strict=True)]
+    assert sum(x != y for x, y in pairs) <= 1
