@@ -19,18 +19,18 @@ OTHER: Final = "#4a6fa5"
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class Point:
     name: str
     mean: float
     half: float
     colour: str
 
 
-def bars(figures: Figures) -> list[Bar]:
+def points(figures: Figures) -> list[Point]:
     made = []
     for key, name in ROWS:
         mean, half = interval(figures.accuracy[key])
-        made.append(Bar(name, mean, 0.0 if math.isnan(half) else half, COLOURS.get(key, OTHER)))
+        made.append(Point(name, mean, 0.0 if math.isnan(half) else half, COLOURS.get(key, OTHER)))
     return made
 
 
@@ -54,26 +54,30 @@ def draw(figures: Figures, folder: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    made = bars(figures)[::-1]
+    made = points(figures)[::-1]
     title, text = caption(figures)
     figure, axes = pyplot.subplots(figsize=(9, 3.9), dpi=150)
     places = range(len(made))
-    axes.barh(places, [b.mean for b in made], height=0.55, color=[b.colour for b in made])
-    axes.errorbar(
-        [b.mean for b in made], places, xerr=[b.half for b in made],
-        fmt="none", ecolor="#1f2933", capsize=4, linewidth=1.4,
-    )  # fmt: skip
+    # Dots, not bars: the axis does not start at zero.
     for place, bar in zip(places, made, strict=True):
-        edge = min(0.999, bar.mean + bar.half) + 0.004
-        axes.text(edge, place, f"{bar.mean:.1%}", va="center", fontsize=10, color="#1f2933")
+        axes.errorbar(
+            bar.mean, place, xerr=bar.half, fmt="o", color=bar.colour, markersize=10,
+            capsize=5, linewidth=2.2, capthick=2.2,
+        )  # fmt: skip
+        axes.text(
+            bar.mean, place + 0.22, f"{bar.mean:.1%}", ha="center", fontsize=10.5,
+            fontweight="bold", color=bar.colour,
+        )  # fmt: skip
+    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
     low = min(figures.majority, *(b.mean - b.half for b in made)) - 0.05
     axes.axvline(figures.majority, color="#c0392b", linestyle="--", linewidth=1.2)
     axes.text(
         figures.majority + 0.004, len(made) - 0.52, f"majority class {figures.majority:.1%}",
         color="#c0392b", fontsize=9, va="bottom",
     )  # fmt: skip
-    axes.set_xlim(max(0.0, low), 1.04)
-    axes.set_ylim(-0.6, len(made) - 0.15)
+    axes.set_xlim(max(0.0, low), 1.012)
+    axes.set_ylim(-0.5, len(made) - 0.1)
     axes.set_yticks(list(places), [b.name for b in made], fontsize=10)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}" if x <= 1.0001 else "")
     axes.tick_params(axis="y", length=0)
@@ -90,7 +94,7 @@ def draw(figures: Figures, folder: Path) -> Path:
 
 def svg(figures: Figures) -> str:
     """The same chart without matplotlib."""
-    made = bars(figures)
+    made = points(figures)
     title, text = caption(figures)
     left, right, top, step = 250.0, 860.0, 90.0, 46.0
     low = max(0.0, min(figures.majority, *(b.mean - b.half for b in made)) - 0.05)
@@ -106,11 +110,18 @@ def svg(figures: Figures) -> str:
         y = top + i * step
         parts += [
             _text(left - 12, y + 19, bar.name, size=13, anchor="end"),
-            f'<rect x="{left}" y="{y}" width="{x(bar.mean) - left:.1f}" height="26"'
-            f' fill="{bar.colour}"/>',
             f'<line x1="{x(bar.mean - bar.half):.1f}" x2="{x(min(1, bar.mean + bar.half)):.1f}"'
-            f' y1="{y + 13}" y2="{y + 13}" stroke="#1f2933" stroke-width="2"/>',
-            _text(x(min(1, bar.mean + bar.half)) + 8, y + 18, f"{bar.mean:.1%}", size=13),
+            f' y1="{y + 14}" y2="{y + 14}" stroke="{bar.colour}" stroke-width="3"/>',
+            f'<circle cx="{x(bar.mean):.1f}" cy="{y + 14}" r="7" fill="{bar.colour}"/>',
+            _text(
+                x(bar.mean),
+                y,
+                f"{bar.mean:.1%}",
+                size=13,
+                weight="bold",
+                fill=bar.colour,
+                anchor="middle",
+            ),
         ]
     at, bottom = x(figures.majority), top + len(made) * step
     parts += [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +38,7 @@ ROWS: Final = (
     ("st-anna-clinic", "St. Anna's clinic alone"),
     ("cancer-centre", "Cancer centre alone"),
     ("both", "Both, together"),
-    ("oracle", "Both, no privacy (local oracle)"),
+    ("oracle", "Both, oracle without privacy"),
 )
 
 
@@ -70,10 +71,14 @@ class Teller:
         self._console.print()
         self._console.print(Text(f"{self._step}. {text}", style="bold cyan"))
 
-    def _line(self, text: str, style: str = "") -> None:
-        self._console.print(Text("   " + text, style=style))
+    def _line(self, text: str, style: str = "", *, indent: int = 3) -> None:
+        self._console.print(Padding(Text(text, style=style), (0, 0, 0, indent)))
 
-    def opening(self) -> None:
+    def _verbatim(self, text: str) -> None:
+        """A line to copy: never broken."""
+        self._console.print(Text("   " + text), soft_wrap=True)
+
+    def opening(self, *lines: str) -> None:
         self._console.print(
             Panel(
                 Text(
@@ -85,8 +90,8 @@ class Teller:
                 style="bold white on red",
             )
         )
-        self._line("Two hospitals and a startup train one model through an enclave server.")
-        self._line("No party sees another's rows; the model learns no single patient.")
+        for line in lines:
+            self._line(line)
 
     def server(
         self, arguments: Sequence[str], known: Mapping[str, Any], ids: Mapping[str, str]
@@ -118,8 +123,8 @@ class Teller:
             )
         self._console.print(made)
         self._line(
-            f"Policy: only the startup may train. Budget: epsilon {budget[0]:g} at delta"
-            f" {budget[1]:g}, for ever."
+            f"Policy: only the startup may train. Lifetime budget: epsilon {budget[0]:g} at delta"
+            f" {budget[1]:g}."
         )
 
     def startup(self, verified: Mapping[str, Any], held_out: int) -> None:
@@ -134,25 +139,26 @@ class Teller:
             self._line(f"sees {item['name']} ({item['units']} units), not one row of it")
 
     def quote(self, rows: Mapping[str, object]) -> None:
-        made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+        made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         made.add_column(style="bold")
         made.add_column()
         for name in ("privacy", "steps", "noise", "time", "memory"):
-            made.add_row("   " + name, str(rows[name]))
+            made.add_row(name, Text(str(rows[name])))
         for name, text in rows.items():
             if name.startswith("ds_"):
-                made.add_row("   " + name[:15] + "…", Text(str(text)))
-        self._console.print(made)
+                made.add_row(name[:15] + "…", Text(str(text)))
+        self._console.print(Padding(made, (0, 0, 0, 5)))
 
     def receipt(self, answer: Mapping[str, Any]) -> None:
         self._line(f"weights pulled: accuracy {answer['accuracy']:.1%} on the held-out patients")
         self._line("receipt, checked offline from two files:")
+        made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for _ in range(3):
+            made.add_column()
         for check in answer["receipt"]:
             style = {"simulated": "bold red", "unchecked": "yellow"}.get(check["state"], "green")
-            self._console.print(
-                Text(f"     {check['state']:<10}", style=style), Text(f"{check['name']:<14} "),
-                Text(check["found"]), sep="",
-            )  # fmt: skip
+            made.add_row(Text(check["state"], style=style), check["name"], Text(check["found"]))
+        self._console.print(Padding(made, (0, 0, 0, 5)))
 
     def counting(self, answers: Iterator[Any], total: int) -> Iterator[Any]:
         from tqdm import tqdm
@@ -168,7 +174,7 @@ class Teller:
             private = key != "oracle"
             made.add_row(
                 Text(name, style="bold green" if key == "both" else ""),
-                f"epsilon {figures.epsilon:g}" if private else "none: pools the rows",
+                f"epsilon {figures.epsilon:g}" if private else "none",
                 Text(f"{mean:.1%}", style="bold green" if key == "both" else ""),
                 f"± {half:.1%}" if math.isfinite(half) else "-",
                 style="" if private else "dim",
@@ -177,8 +183,9 @@ class Teller:
         self._console.print(made)
         count = len(figures.accuracy["both"])
         self._line(
-            f"Means over {count} job(s) each, on {figures.held_out} held-out patients;"
-            " intervals over the jobs' randomness.",
+            f"Means over {count} job(s) each, on {figures.held_out} held-out patients; intervals"
+            " over the jobs' randomness. The oracle pools all rows in the clear on this machine,"
+            " which no party of the story could do.",
             style="dim",
         )
 
@@ -212,9 +219,9 @@ class Teller:
             error = figures.refused[key]
             self._line(f"{sentence}:")
             if error is None:
-                self._line("  NOT REFUSED: this is a fault", style="bold red")
+                self._line("NOT REFUSED: this is a fault", "bold red", indent=5)
                 continue
-            self._line(f"  refused, {error['code']}: {error['message']}", style="green")
+            self._line(f"refused, {error['code']}: {error['message']}", "green", indent=5)
         words = "unchanged: nothing was read or charged" if unchanged else "CHANGED: a fault"
         self._line(f"Budgets after both are {words}.", style="" if unchanged else "bold red")
 
@@ -224,8 +231,10 @@ class Teller:
         for stage, seconds in figures.seconds.items():
             made.add_row(stage, f"{seconds:.1f}", style="bold" if stage == "in all" else "")
         self._console.print(made)
-        self._line(f"chart    {chart}")
+        self._verbatim(f"chart    {chart}")
         for name, path in figures.files.items():
-            self._line(f"{name.split('.')[0]:<8} {path}")
-        self._line(f"check the receipt yourself: casemate receipt verify {folder}/receipt.json")
-        self._line(f"    --weights {folder}/weights.safetensors --trust simulated:{figures.root}")
+            self._verbatim(f"{name.split('.')[0]:<8} {path}")
+        self._line("Check the receipt yourself, without the server:")
+        self._verbatim(f"  casemate receipt verify {folder}/receipt.json \\")
+        self._verbatim(f"    --weights {folder}/weights.safetensors \\")
+        self._verbatim(f"    --trust simulated:{figures.root}")

@@ -69,7 +69,10 @@ def run(tell: Teller, out: Path, *, jobs: int, epsilon: float) -> Figures:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="casemate-demo-") as folder, Cast() as cast:
         at = homes(Path(folder), shares)
-        tell.opening()
+        tell.opening(
+            "Two hospitals and a startup train one model through an enclave server.",
+            "No party sees another's rows; the model learns no single patient.",
+        )
         with figures.timed("start the server and the parties"):
             server = Server(Path(folder) / "server", out / "server.log", LANES)
             cast.add(server)

@@ -29,7 +29,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
 }
 LABEL: Final = "diagnosis"
 CLASSES: Final = ("malignant", "benign")
-HELD_OUT: Final = 169
+# In the proportion of the whole table.
+HELD_OUT: Final = {"malignant": 63, "benign": 106}
 # The case mix: which share of the malignant, and of the benign cases, goes to the cancer centre.
 TO_CENTRE: Final = {"malignant": 0.85, "benign": 0.25}
 SEED: Final = 7
@@ -64,7 +65,8 @@ def load() -> Shares:
     ]
     chance = random.Random(SEED)
     chance.shuffle(rows)
-    held_out, rest = rows[:HELD_OUT], rows[HELD_OUT:]
+    held_out = [r for w, n in HELD_OUT.items() for r in [x for x in rows if x[1] == w][:n]]
+    rest = [r for r in rows if r not in held_out]
     to_centre = [chance.random() < TO_CENTRE[word] for _, word in rest]
     return Shares(
         clinic=tuple(r for r, there in zip(rest, to_centre, strict=True) if not there),
