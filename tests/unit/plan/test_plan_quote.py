@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from plan_values import POLICY, prepared, request, schema, state
+from plan_values import POLICY, X, Y, prepared, request, schema, state
 
 from casemate.accounting.filters import delta_capacity
 from casemate.plan.compile import compile_plan
 from casemate.plan.quote import MIN_TICK, quote, recompute, ticks
 from casemate.spec import codec
-from casemate.spec.data import Budget, Policy
+from casemate.spec.data import Budget, Column, DatasetSchema, Policy
 from casemate.spec.job import Dp, Execution, JobRequest, NonPrivate, Quote
 
 
@@ -129,6 +129,10 @@ def test_ticks_are_public_and_coarse() -> None:
         assert seconds / ticks(seconds) >= min(MIN_TICK, seconds) * 0.5
 
 
-def test_units_with_many_rows_cost_the_same() -> None:
-    plan = compile_plan(request(), (schema(),), prepared(microbatch=1))
-    assert plan.microbatch == 1 and plan.microbatches < 300
+def test_rows_per_unit_change_no_constant() -> None:
+    """A unit's rows are summed before one clip: slots and noise count units (P1)."""
+    who = Column(name="who", dtype="i64", low=0, high=299, role="unit")
+    columns = (X, Y, who)
+    many = DatasetSchema(name="north", columns=columns, rows=1200, units=300, rows_per_unit=4)
+    one = compile_plan(request(), (schema(),), prepared())
+    assert compile_plan(request(), (many,), prepared()) == one
