@@ -92,7 +92,7 @@ def test_the_root_and_the_chip_stay_over_a_restart(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", [CHAIN_FILE, SEALING_FILE])
-@pytest.mark.parametrize("damage", ["cut", "empty", "label", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "label", "noise", "text"])
 def test_a_damaged_file_is_named(tmp_path, file, damage):
     start(OsDisk(tmp_path))
     path = tmp_path / file
@@ -102,6 +102,7 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
         "empty": b"",
         "label": good.replace(b"SIMULATED", b"REAL"),
         "noise": b"\xff" * 100,
+        "text": good[:-20] + b"not hex, no PEM",
     }
     path.write_bytes(bad[damage])
     with pytest.raises(LedgerError) as e:
