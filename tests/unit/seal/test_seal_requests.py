@@ -7,6 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from http_message_signatures import HTTPMessageSigner, InvalidSignature, algorithms
+from hypothesis import given
+from hypothesis import strategies as st
 
 from casemate.seal import requests
 from casemate.seal.identity import Identity
@@ -241,3 +243,11 @@ def test_a_verifier_that_skips_the_body_would_be_caught(monkeypatch):
     """Seeded bug: the digest of the body is not compared."""
     monkeypatch.setattr(requests.ContentDigest, "verify", lambda *a, **k: None)
     assert verify(signed(), body=b"swapped") == ANNA.id  # what test_another_body must refuse
+
+
+@given(st.text(max_size=20), st.text(max_size=40), st.sampled_from(requests._SIGNED), st.text())
+def test_no_foreign_exception_leaks(method, url, name, text):
+    headers = signed()
+    for changed in ({"method": method}, {"url": url}, {"url": f"https://{url}"}):
+        assert code(headers, **changed) == "auth.signature"
+    assert code(headers | {name: text}).startswith("auth.")

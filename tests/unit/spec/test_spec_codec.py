@@ -153,6 +153,9 @@ def test_numbers_and_booleans_are_kept_apart():
         with pytest.raises(FormatError):
             outer(**changed)
     assert outer(rate=1.0, cap=2.0).cap == 2.0
+    for number in (True, False, 1.0):
+        with pytest.raises(FormatError):
+            outer(inners=[{"type": "test-inner/v1", "number": number}])
 
 
 def test_a_whole_number_for_a_float_becomes_a_float():
