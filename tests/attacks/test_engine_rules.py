@@ -14,6 +14,7 @@ from support import engine_checks as checks
 RULES = {
     "algorithm 1": checks.agrees_with_algorithm_1,
     "algorithm 1, units of two rows": lambda: checks.agrees_with_algorithm_1(units=12, k=2),
+    "algorithm 1, by autograd": lambda: checks.agrees_with_algorithm_1(replayed=False),
     "P13": checks.contributions_are_alone,
     "P13 amplified": checks.amplified_contributions_are_alone,
     "P3": checks.clip_bounds_anything,

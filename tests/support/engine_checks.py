@@ -28,6 +28,8 @@ def make(sizes=(5, 4, 3), count=24, batch=8, steps=4, seed=0, **more):
     table = lab.table(schema, seed)
     program = Program(graph, weights)
     rows = lab.rows_of((schema, table), graph=graph)
+    if more.get("replayed", True):
+        assert program.note(program.prefix({n: t[:1].clone() for n, t in rows.inputs.items()}))
     spec = lab.spec_of(batch, steps, clip=more.get("clip", 0.5))
     plan = lab.plan_of(spec, rows.units, program.dimension, slots=more.get("slots"))
     return program, rows, spec, plan, table
@@ -219,6 +221,7 @@ def amplified_contributions_are_alone() -> None:
     table = lab.table(schema)
     program = Program(graph, weights)
     rows = lab.rows_of((schema, table), graph=graph)
+    assert program.note(program.prefix({n: t[:1].clone() for n, t in rows.inputs.items()}))
     plan = lab.plan_of(lab.spec_of(8, 1), 16, program.dimension, slots=16)
     alone = [sum_of(program, rows, plan, [u]) for u in range(16)]
     assert any(bool(a.any()) for a in alone)  # the model does amplify rounding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import time
@@ -63,9 +64,16 @@ def prepare(
 ) -> Ready:
     """Parse, check, build and probe the model. Deterministic but for the measured times.
 
+    packed: its bytes, whose digest must be ``model_digest``. memory_bytes: the cap for the run.
     Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding) or ``LimitError`` (memory).
     """
     torch.set_num_threads(1)
+    if "sha256:" + hashlib.sha256(packed).hexdigest() != model_digest:
+        raise ModelError(
+            "model.digest",
+            "The packed model is not the one that the job names.",
+            mend="Submit the job again with its model.",
+        )
     graph, view = pack.unpack(packed)
     checked = graph_check.check(graph, {name: info for name, (info, _) in view.items()})
     weights = weights_of(view)
@@ -123,15 +131,15 @@ def _samples(
 
 
 def probe(program: Program, samples: Mapping[str, torch.Tensor]) -> None:
-    """P13 on this machine: a row's gradient is the same bits before and after any other row's.
+    """P13 on this machine: a row's gradient is the same bits before and after any other row's, by
+    autograd and, where that can be, replayed (:mod:`casemate.engine.tape`).
 
     The rows are synthetic, plus the same at magnitudes from 1e-30 to 1e30. Raises ``ModelError``
     when bits differ, or when the model fails on a row of the declared schema.
     """
-    program.gradient(
-        program.prefix({k: v[:1].clone() for k, v in samples.items()}),
-        torch.empty(program.dimension),
-    )
+    first_row = {k: v[:1].clone() for k, v in samples.items()}
+    frontier = program.prefix(first_row)
+    program.gradient(frontier, torch.empty(program.dimension))
     hostile = {
         k: torch.cat([v * m for m in (1.0, 1e-30, 1e15, 1e30)])
         if v.is_floating_point()
@@ -144,9 +152,17 @@ def probe(program: Program, samples: Mapping[str, torch.Tensor]) -> None:
     again = torch.empty(program.dimension)
     for row in range(count):
         gradients(row, first[row])
-    for row in np.random.default_rng(1).permutation(count):
-        gradients(int(row), again)
-        if not torch.equal(again.view(torch.int32), first[row].view(torch.int32)):
+
+    def same_again() -> bool:
+        for row in np.random.default_rng(1).permutation(count):
+            gradients(int(row), again)
+            if not torch.equal(again.view(torch.int32), first[row].view(torch.int32)):
+                return False
+        return True
+
+    if not (program.note(frontier) and same_again()):
+        program.note(())
+        if not same_again():
             raise ModelError(
                 "model.not-reproducible",
                 "The model's gradient of a record is not the same each time on this machine.",

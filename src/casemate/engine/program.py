@@ -8,11 +8,13 @@ through the closed table of ``graph.ops``; a name that is not in it is never loo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
 
+from casemate.engine.tape import Tape, Unfit
 from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops import TABLE
 from casemate.spec.errors import ModelError
@@ -50,10 +52,6 @@ def resolve(op: str) -> Callable[..., Any]:
 def _reader(arg: object) -> Read:
     """A function from the values so far to the argument."""
     if isinstance(arg, Ref):
-        name, _, index = arg.name.rpartition(".")
-        if name and index.isdigit():
-            place = int(index)
-            return lambda values: values[name][place]
         return lambda values: values[arg.name]
     if isinstance(arg, ListArg):
         items = [_reader(item) for item in arg.items]
@@ -70,9 +68,13 @@ def _reader(arg: object) -> Read:
 
 def _names(arg: object) -> list[str]:
     if isinstance(arg, Ref):
-        name, _, index = arg.name.rpartition(".")
-        return [name] if name and index.isdigit() else [arg.name]
+        return [arg.name]
     return [n for item in arg.items for n in _names(item)] if isinstance(arg, ListArg) else []
+
+
+def maker(name: str) -> str:
+    """The node or input that makes a value: ``n`` for ``n`` and for ``n.1``."""
+    return name.partition(".")[0]
 
 
 def uses(node: Node) -> list[str]:
@@ -92,7 +94,11 @@ class _Call:
     def __call__(self, values: Values) -> None:
         args = [a(values) for a in self.args]
         kwargs = {k: a(values) for k, a in self.kwargs.items()}
-        values[self.node.name] = self.op(*args, **kwargs)
+        made = self.op(*args, **kwargs)
+        if isinstance(made, list | tuple):
+            values.update({f"{self.node.name}.{i}": v for i, v in enumerate(made)})
+        else:
+            values[self.node.name] = made
 
 
 def _line(error: Exception) -> str:
@@ -125,6 +131,7 @@ class Program:
             i.name: weights[i.tensor] for i in graph.inputs if i.kind == "frozen"
         }
         self.leaves = self._views(self.flat)
+        self._tape: Tape | None = None
         self._split()
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
@@ -146,7 +153,7 @@ class Program:
         prefix: list[_Call] = []
         rest: list[_Call] = []
         for node in self.graph.nodes:
-            reads = set(uses(node))
+            reads = {maker(name) for name in uses(node)}
             if reads & of_trained:
                 of_trained.add(node.name)
                 rest.append(_Call(node))
@@ -155,15 +162,13 @@ class Program:
                 prefix.append(_Call(node))
             else:
                 constants.append(_Call(node))
-        wanted = {n for call in rest for n in uses(call.node)} | set(
-            _names(Ref(name=self.graph.loss))
-        )
-        self.frontier = sorted(wanted & of_data)
-        kept = set(self.frontier)
+        wanted = {n for call in rest for n in uses(call.node)} | {self.graph.loss}
+        self.frontier = sorted(n for n in wanted if maker(n) in of_data)
+        kept = {maker(name) for name in self.frontier}
         self._prefix: list[_Call] = []
         for call in reversed(prefix):  # leave out what nothing reads
             if call.node.name in kept:
-                kept.update(uses(call.node))
+                kept.update(maker(name) for name in uses(call.node))
                 self._prefix.insert(0, call)
         self._rest = rest
         with torch.no_grad():
@@ -207,21 +212,43 @@ class Program:
 
     def gradient(self, frontier: Sequence[Any], out: torch.Tensor) -> None:
         """Write the gradient of a record's loss into ``out`` (d,), float32. ``ModelError``."""
-        loss = self.loss(frontier)
-        try:
-            found = torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
-        except RuntimeError as e:
-            raise ModelError(
-                "model.gradient",
-                f"The loss has no gradient: {_line(e)}.",
-                mend="Make the loss a differentiable function of the trained parameters.",
-                where=self.graph.loss,
-            ) from e
+        if self._tape is not None:
+            try:
+                self._tape(frontier, out)
+            except (RuntimeError, IndexError, ValueError) as e:
+                raise self._no_gradient(e) from e
+            return
+        found = self._gradients(frontier)
         parts = [
             torch.zeros(leaf.numel()) if g is None else g.reshape(-1)
             for g, leaf in zip(found, self.leaves, strict=True)
         ]
         torch.cat(parts, out=out)
+
+    def _no_gradient(self, error: Exception) -> ModelError:
+        return ModelError(
+            "model.gradient",
+            f"The loss has no gradient: {_line(error)}.",
+            mend="Make the loss a differentiable function of the trained parameters.",
+            where=self.graph.loss,
+        )
+
+    def _gradients(self, frontier: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+        loss = self.loss(frontier)
+        try:
+            return torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
+        except RuntimeError as e:
+            raise self._no_gradient(e) from e
+
+    def note(self, frontier: Sequence[torch.Tensor]) -> bool:
+        """From now on replay the operations noted on this record, where that is the same
+        computation; whether it is. ``note(())`` goes back to autograd."""
+        self._tape = None
+        constants = [v for v in self._constant.values() if isinstance(v, torch.Tensor)]
+        if frontier:
+            with contextlib.suppress(Unfit):
+                self._tape = Tape(self._gradients, frontier, self.leaves, constants)
+        return self._tape is not None
 
     def result(self) -> dict[str, torch.Tensor]:
         """The trained tensors by their names in the weight file."""
