@@ -40,8 +40,9 @@ _INPUT: Final = re.compile(
     re.escape(f"{LABEL}=(" + " ".join(f'"{c}"' for c in COMPONENTS) + ")")
     + r';created=[0-9]{1,15};keyid="(id_[0-9a-f]{40})";alg="ed25519"'
 )
-_SIGNATURE: Final = re.compile(re.escape(LABEL) + r"=:[A-Za-z0-9+/]{86}==:")
-_DIGEST: Final = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
+# The last letter before the padding: unused bits are zero, so that bytes have one spelling.
+_SIGNATURE: Final = re.compile(re.escape(LABEL) + r"=:[A-Za-z0-9+/]{85}[AQgw]==:")
+_DIGEST: Final = re.compile(r"sha-256=:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=:")
 
 Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 Lookup: TypeAlias = Callable[[str], PublicIdentity | None]

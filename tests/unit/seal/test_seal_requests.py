@@ -194,12 +194,29 @@ def test_fewer_covered_components_are_refused_though_well_signed():
     assert code(headers) == "auth.signature-form"
 
 
-def test_every_changed_character_of_the_signature_is_refused():
+@pytest.mark.parametrize("name", ["signature", "content-digest"])
+def test_every_changed_character_is_refused(name):
+    """Also in the unused bits of base64: nothing has two spellings."""
     headers = signed()
-    for at, char in enumerate(headers["signature"]):
-        other = "A" if char != "A" else "B"
-        text = headers["signature"][:at] + other + headers["signature"][at + 1 :]
-        assert code(headers | {"signature": text}).startswith("auth.signature")
+    for at, char in enumerate(headers[name]):
+        for other in "AB+=:":
+            text = headers[name][:at] + other + headers[name][at + 1 :]
+            if other != char:
+                assert code(headers | {name: text}).startswith("auth.")
+
+
+def test_all_spellings_of_base64_bytes_but_one_are_refused():
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    for length, pattern in ((64, requests._SIGNATURE), (32, requests._DIGEST)):
+        start = "casemate" if length == 64 else "sha-256"
+        for last in range(256):
+            text = base64.b64encode(bytes(length - 1) + bytes([last])).decode()
+            assert pattern.fullmatch(f"{start}=:{text}:")
+            at = len(text.rstrip("=")) - 1
+            twin = alphabet[alphabet.index(text[at]) + 1]
+            twin = text[:at] + twin + text[at + 1 :]
+            assert base64.b64decode(twin) == base64.b64decode(text)
+            assert not pattern.fullmatch(f"{start}=:{twin}:")
 
 
 @pytest.mark.parametrize("created", ["0", "99999999999", "1"])
