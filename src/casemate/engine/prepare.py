@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import resource
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -181,18 +181,18 @@ def _times(
             torch.empty(program.dimension),
             torch.empty(program.dimension, dtype=torch.float64),
         )
-        best, spent, runs = math.inf, 0.0, 0
-        while spent < _TIMED_SECONDS or runs < 3:
+        taken: list[float] = []
+        until = time.perf_counter() + _TIMED_SECONDS
+        while len(taken) < 3 or time.perf_counter() < until:
             start = time.perf_counter()
-            gradients(runs % _PROBES, one)
+            gradients(len(taken) % _PROBES, one)
             wide.zero_().add_(one)
             middle = time.perf_counter()
             clip.clip(wide, 1.0)
             grid.to_grid(wide, 2.0**-20)
             end = time.perf_counter()
-            best = min(best, per_unit * (middle - start) + (end - middle))
-            spent, runs = spent + end - start, runs + 1
-        found.append(best)
+            taken.append(per_unit * (middle - start) + (end - middle))
+        found.append(statistics.median(taken))
     return found[0], found[1] / per_unit
 
 
@@ -200,10 +200,10 @@ def _step_time(program: Program, train: TrainSpec) -> float:
     """Seconds of noise and update in one step."""
     flat, gradient = program.flat.clone(), torch.zeros(program.dimension)
     update = optim.optimizer(train.optimizer, train.schedule, train.steps, program.dimension)
-    best = math.inf
-    for _ in range(3):
+    taken = []
+    for _ in range(5):
         start = time.perf_counter()
         noise.gaussian(bytes(32), 0, program.dimension, 2.0**20)
         update(flat, gradient, 0)
-        best = min(best, time.perf_counter() - start)
-    return best
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)

@@ -159,10 +159,11 @@ def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> in
 
 
 def wall_clock(ready: prepare.Ready, run: Run) -> int:
-    """Seconds after which the kernel ends the worker: five times the prediction, and a minute."""
+    """Seconds after which the kernel ends the worker, should the server not have done so: twenty
+    times the prediction, and five minutes."""
     p, plan = ready.prepared, run.plan
     step = p.seconds_per_step + plan.microbatches * p.seconds_per_microbatch
-    return min(2**31 - 1, 60 + math.ceil(5 * (p.seconds_fixed + plan.steps * step)))
+    return min(2**31 - 1, 300 + math.ceil(20 * (p.seconds_fixed + plan.steps * step)))
 
 
 def _write(result: dict[str, torch.Tensor], fd: int) -> int:
