@@ -1,16 +1,17 @@
+# ruff: noqa: E501 - one entry a line
 """Models that mix records, draw at random, or are too large: each refused by node and code."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.graphs import checked
-from support.rawgraph import B, graph, infos, ls, node, r, run
 from torch import nn
 
 from casemate.graph import check
 from casemate.graph.model import DtypeArg, Node, Size
 from casemate.spec.errors import ModelError
+from support.graphs import checked
+from support.rawgraph import B, graph, infos, ls, node, r, run
 
 B2 = Size(a=2)
 

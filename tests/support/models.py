@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Models of many kinds, small, each with inputs for n records and its loss."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def check(
     weights: Mapping[str, TensorInfo],
     *,
     bounds: Mapping[str, tuple[int, int] | None] | None = None,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
+    limits: Limits = Limits(),
 ) -> Checked:
     """Prove what :class:`Checked` says, or raise ``ModelError`` naming the node and the mend.
 

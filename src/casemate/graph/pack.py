@@ -20,7 +20,7 @@ MAX_GRAPH: Final = 32 << 20
 
 
 def pack(graph: Graph, weights: Mapping[str, Tensor]) -> Packed:
-    """The packed bytes of ``graph`` and ``weights``: name -> (dtype, shape, little-endian bytes)."""
+    """The packed bytes; ``weights``: name -> (dtype, shape, row-major little-endian bytes)."""
     text = codec.encode(graph)
     text += b" " * (-len(text) % 8)
     return Packed(len(text).to_bytes(8, "little") + text + tensors.dump(weights))

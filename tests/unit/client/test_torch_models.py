@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.graphs import exported, interpret, tensors
-from support.models import Case, plain, transformers
 
 from casemate.client.torch.loss import make
 from casemate.graph import check
+from support.graphs import exported, interpret, tensors
+from support.models import Case, plain, transformers
 
 CASES = {c.name: c for c in (*plain(), *transformers())}
 TARGETS = ("target", "labels")

@@ -61,7 +61,7 @@ class _Converter:
             if spec.kind is InputKind.USER_INPUT:
                 name = next(data)
                 value = node.meta["val"]
-                shape = (Size(a=1), *(int(d) for d in value.shape[1:]))
+                shape: tuple[int | Size, ...] = (Size(a=1), *(int(d) for d in value.shape[1:]))
                 self.inputs.append(
                     InputSpec(name=name, kind="data", dtype=DTYPES[value.dtype], shape=shape)
                 )
@@ -111,24 +111,25 @@ class _Converter:
         return by_tensor[id(tensor)]
 
     def _node(self, node: fx.Node, taken: set[str]) -> Any:
+        given: Any = node.args
         value = node.meta.get("val")
         if isinstance(value, int | torch.SymInt):
             return affine(value, node)
         if node.target is operator.getitem:
-            source, index = node.args
+            source, index = given
             if str(source.target) == _BATCH_NORM:
                 return self.values[source]
             return Ref(name=f"{self.values[source].name}.{index}")
         op = str(node.target)
         if op in _IDENTITY:
-            return self.values[node.args[0]]
+            return self.values[given[0]]
         args, kwargs = self._arguments(node)
         if op == "aten._to_copy.default" and not kwargs:
             return args[0]
         if op == _BATCH_NORM:  # with frozen statistics: whole again, and one output
             op, args = "aten.batch_norm.default", (*args[:5], False, *args[5:], False)
         if op == "aten.squeeze.default":  # named axes, so that a batch of one record stays
-            sizes = node.args[0].meta["val"].shape
+            sizes = given[0].meta["val"].shape
             axes = [i for i, d in enumerate(sizes) if isinstance(d, int) and d == 1]
             op, args = "aten.squeeze.dims", (args[0], ListArg(items=tuple(axes)))
         name = _free(node.name, taken)
@@ -249,7 +250,7 @@ def _decompositions() -> dict[Any, Any]:
     kept = {*TABLE, *_RENAMED, *_IDENTITY, "aten.sym_size.int", _BATCH_NORM, "aten.squeeze.default"}
     return {
         op: rule
-        for op, rule in torch.export.default_decompositions().items()
+        for op, rule in dict(torch.export.default_decompositions()).items()
         if str(op) not in kept and not any(str(op).startswith(p) for p in _REFUSED)
     }
 

@@ -79,7 +79,7 @@ class Named(nn.Module):
             target = target.to(scores.dtype)
             if target.dim() != scores.dim():
                 scores = scores.reshape(target.shape)
-        each = self.loss(scores, target)
+        each: Tensor = self.loss(scores, target)
         if each.dim() == 1:
             return each
         total = each.flatten(1).sum(1)
@@ -88,7 +88,9 @@ class Named(nn.Module):
         ignore = getattr(self.loss, "ignore_index", None)
         if ignore is None or target.is_floating_point():
             return total / each[0].numel()
-        return total / (target != ignore).flatten(1).sum(1).clamp(min=1)
+        counted: Tensor = (target != ignore).flatten(1).sum(1).clamp(min=1)
+        mean: Tensor = total / counted
+        return mean
 
 
 class Custom(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from casemate.graph.ops.base import Batch, Call, Op, Rule, Value, op
-from casemate.graph.ops.common import broadcast, constant, floats
+from casemate.graph.ops.common import broadcast, floats
 
 _SEQUENCE: Final = "attends from one record to another: the batch is its sequence"
 
@@ -51,7 +51,7 @@ def _scores(call: Call, out: tuple[Value, ...]) -> int:
 
 
 def _attention_flops(call: Call, out: tuple[Value, ...]) -> int:
-    return _scores(call, out) * (2 * (call["query"].dims[-1] + out[0].dims[-1]) + 5)
+    return _scores(call, out) * (2 * (int(call["query"].dims[-1]) + out[0].dims[-1]) + 5)
 
 
 def recurrent(gates: int, states: int) -> Rule:
@@ -87,7 +87,7 @@ def recurrent(gates: int, states: int) -> Rule:
         for i in range(layers * ways):
             ih, hh, *rest = weights[each * i : each * (i + 1)]
             width = features if i < ways else out_size * ways
-            want = [(gates * size,)] * (2 if call["has_biases"] else 0)
+            want: list[tuple[int, ...]] = [(gates * size,)] * (2 if call["has_biases"] else 0)
             want += [(out_size, size)] if out_size != size else []
             if (ih.dims, hh.dims) != ((gates * size, width), (gates * size, out_size)) or [
                 r.dims for r in rest
@@ -109,13 +109,14 @@ def recurrent(gates: int, states: int) -> Rule:
 
 def _recurrent_flops(call: Call, out: tuple[Value, ...]) -> int:
     x = call["input"]
-    steps = x.dims[0] * x.dims[1]
-    return 2 * steps * sum(w.numel for w in call["params"] if w.rank == 2)
+    steps: int = x.dims[0] * x.dims[1]
+    return 2 * steps * sum(int(w.numel) for w in call["params"] if w.rank == 2)
 
 
 def _recurrent_bytes(call: Call, out: tuple[Value, ...]) -> int:
     x = call["input"]
-    return 4 * x.dims[0] * x.dims[1] * sum(w.dims[0] for w in call["params"] if w.rank == 2)
+    steps: int = x.dims[0] * x.dims[1]
+    return 4 * steps * sum(int(w.dims[0]) for w in call["params"] if w.rank == 2)
 
 
 _RNN: Final = (

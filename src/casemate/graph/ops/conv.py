@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Convolutions and pooling: the batch is the first axis, kernels are parameters."""
 
 from __future__ import annotations
@@ -87,16 +88,16 @@ def transposed(n: int) -> Rule:
 
 def _conv_flops(call: Call, out: tuple[Value, ...]) -> int:
     w = call["weight"]
-    per = math.prod(w.dims[1:])
+    per = int(math.prod(w.dims[1:]))
     source = call["input"].numel if call.op.startswith("aten.conv_transpose") else out[0].numel
-    return 2 * source * per
+    return 2 * int(source) * per
 
 
 def _columns(call: Call, out: tuple[Value, ...]) -> int:
     """Bytes of an unfolded input, the most that a convolution's workspace may be."""
     w = call["weight"]
     space = math.prod(out[0].dims[2:]) * out[0].dims[0]
-    return 4 * space * math.prod(w.dims[1:])
+    return 4 * space * int(math.prod(w.dims[1:]))
 
 
 def pooled(

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Constants made in the graph. With the batch in its shape, a constant is the same for each record."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Elementwise operations: every element by itself, operands broadcast."""
 
 from __future__ import annotations
@@ -200,7 +201,9 @@ _BITS: Final = pointwise("self", "other", only=_INTS)
 _LOGIC: Final = pointwise("self", "other", out="bool")
 _MAXIMUM: Final = pointwise("self", "other", bounds=_union)
 _ADD: Final = pointwise("self", "other", bounds=_corners(lambda a, b: a + b))
-_SUB: Final = pointwise("self", "other", bounds=_corners(lambda a, b: a - b))
+_NUMERIC: Final = ("u8", "i32", "i64", "f32")
+_SUB: Final = pointwise("self", "other", only=_NUMERIC, bounds=_corners(lambda a, b: a - b))
+_RSUB: Final = pointwise("self", "other", only=_NUMERIC)
 _MUL: Final = pointwise("self", "other", bounds=_corners(lambda a, b: a * b))
 _MOD: Final = pointwise("self", "other", bounds=_modulo, divides=True)
 
@@ -252,11 +255,11 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::_prelu_kernel(Tensor self, Tensor weight) -> Tensor", _prelu, flops=_ONE),
     *(
         op(f"aten::{n}.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor", rule, flops=_ONE)
-        for n, rule in (("add", _ADD), ("sub", _SUB), ("rsub", pointwise("self", "other")))
+        for n, rule in (("add", _ADD), ("sub", _SUB), ("rsub", _RSUB))
     ),
     *(
         op(f"aten::{n}.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor", rule, flops=_ONE)
-        for n, rule in (("add", _ADD), ("sub", _SUB), ("rsub", pointwise("self", "other")))
+        for n, rule in (("add", _ADD), ("sub", _SUB), ("rsub", _RSUB))
     ),
     *_binary("Tensor", "mul", _MUL),
     *_binary("Scalar", "mul", _MUL),

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Embeddings and indexing. An index made of a record must be proved in range."""
 
 from __future__ import annotations

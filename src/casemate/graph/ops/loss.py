@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Losses without reduction, kept whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Matrix products: the contracted axis is never the batch."""
 
 from __future__ import annotations

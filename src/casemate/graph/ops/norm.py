@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Normalisations, kept whole. Each may look at one record only."""
 
 from __future__ import annotations

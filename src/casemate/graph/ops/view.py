@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one entry a line
 """Operations that move, take, repeat or join elements."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 from casemate.graph.model import Size
 from casemate.graph.ops.base import Batch, Call, Op, Rule, Value, op, per_element
-from casemate.graph.ops.common import broadcast, drop, floats, off_batch, refold, static
+from casemate.graph.ops.common import drop, floats, off_batch, refold, static
 
 MAX_PARTS: Final = 4096
 _TAKES: Final = "takes some records of the batch and not others"
