@@ -13,7 +13,8 @@ def open_(kind, tsm):
 
 @pytest.fixture(autouse=True)
 def quick_chain(monkeypatch):
-    monkeypatch.setattr(simulated, "_chain", lambda _: tee()._chain)
+    chain = tee()._chain
+    monkeypatch.setattr(simulated, "_chain", lambda _: chain)
 
 
 def test_simulation_by_name(tmp_path):

@@ -18,7 +18,7 @@ from support.evidence import FixedClock, attestation, tee
 @pytest.fixture(autouse=True)
 def quick_chain(monkeypatch):
     """New chains take the ready-made RSA keys: what is tested is what becomes of them."""
-    made = tee()._chain
+    made, _ = tee()._chain, tee(1)  # both are made before the patch
     text = chain_text(made)
     monkeypatch.setattr(simulated, "_make_chain", lambda: (made, text))
 
