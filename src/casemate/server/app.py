@@ -21,7 +21,7 @@ from casemate.ledger import catalog
 from casemate.seal import requests
 from casemate.server import permissions
 from casemate.server.routes import ROUTES, Route
-from casemate.server.service import Call, Reply, Service
+from casemate.server.service import Call, Reply, Service, whole
 from casemate.server.throttle import Busy
 from casemate.spec import canonical, codec
 from casemate.spec.errors import AuthError, CasemateError, FormatError, InternalError, LimitError
@@ -69,8 +69,8 @@ def _too_large(limit: int) -> LimitError:
 
 
 async def _body(request: Request, limit: int, seconds: float) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or len(declared) > 15 or int(declared) > limit:
+    declared = whole(request.headers.get("content-length", "0"))
+    if declared is None or declared > limit:
         raise _too_large(limit)
     parts = bytearray()
     try:

@@ -7,7 +7,7 @@ import asyncio
 from casemate.ledger import catalog
 from casemate.seal import stream
 from casemate.server import records
-from casemate.server.service import Call, Reply, Service
+from casemate.server.service import Call, Reply, Service, whole
 from casemate.spec import codec, tensors
 from casemate.spec.data import DatasetInfo, DatasetKey, DatasetSchema, Policy, Registration
 from casemate.spec.errors import AuthError, DataError, FormatError, LimitError
@@ -40,8 +40,8 @@ async def show_upload(call: Call) -> Reply:
 
 
 async def append_upload(call: Call) -> Reply:
-    stated = call.headers.get(OFFSET, "")
-    if not stated.isdecimal() or len(stated) > 16:
+    stated = whole(call.headers.get(OFFSET, ""))
+    if stated is None:
         raise FormatError(
             "format.upload-offset",
             "The header Upload-Offset is not a count of bytes.",
@@ -49,7 +49,7 @@ async def append_upload(call: Call) -> Reply:
             where=OFFSET,
         )
     service = call.service
-    offset = await service.uploads.take(call.caller, call.id, int(stated), call.body)
+    offset = await service.uploads.take(call.caller, call.id, stated, call.body)
     service.metrics.uploaded.inc(len(call.body))
     return Reply(headers={OFFSET: str(offset)})
 

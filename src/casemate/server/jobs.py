@@ -9,7 +9,7 @@ from typing import Final
 from casemate.ledger import ledger
 from casemate.seams import File
 from casemate.server import permissions, records
-from casemate.server.service import Call, Reply
+from casemate.server.service import Call, Reply, whole
 from casemate.server.throttle import Busy
 from casemate.spec import codec
 from casemate.spec.canonical import Json
@@ -118,8 +118,8 @@ def _visible(call: Call, entry: LogEntry) -> bool:
 async def log(call: Call) -> list[Json]:
     """Up to ``LOG_PAGE`` entries from sequence ``from`` on; of those that are others', the digest
     only, so that everyone can check the whole chain."""
-    start = call.query.get("from", "0")
-    if not start.isdecimal() or len(start) > 15:
+    start = whole(call.query.get("from", "0"))
+    if start is None:
         raise FormatError(
             "format.field",
             "from is not a sequence number.",
@@ -130,5 +130,5 @@ async def log(call: Call) -> list[Json]:
         codec.to_json(entry)
         if _visible(call, entry)
         else {"digest": codec.digest(entry), "sequence": entry.sequence}
-        for entry in call.service.store.entries(int(start), LOG_PAGE)
+        for entry in call.service.store.entries(start, LOG_PAGE)
     ]

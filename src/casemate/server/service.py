@@ -57,6 +57,11 @@ class Call:
     body: Any
 
 
+def whole(text: str) -> int | None:
+    """A whole number of at most 15 ASCII digits, as a header or a query may hold; else ``None``."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An answer that is not a value in JSON: octets, text, or headers alone."""
