@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import apsw
 
+from casemate import __version__
 from casemate.ledger import fsck
 from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
 from casemate.ledger.sealed import FOLDER, connect, failure, let_go
@@ -29,7 +30,7 @@ from casemate.spec.receipt import EntryKind, LogEntry
 
 BOOT_BYTES: Final = 16
 FIRST_PREVIOUS: Final = "sha256:" + "0" * 64
-SOFTWARE: Final = "casemate"
+SOFTWARE: Final = f"casemate/{__version__}"
 
 
 @dataclass(frozen=True, slots=True)
