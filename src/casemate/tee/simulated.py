@@ -260,6 +260,24 @@ def _sealing_secret(disk: Disk, rng: Rng) -> bytes:
     return secret
 
 
+def _tcb_bytes() -> bytes:
+    return bytes(_TCB.get(name, 0) for name, _ in collateral.PRODUCTS[PRODUCT].tcb)
+
+
+def _vcek(
+    chain: _Chain, key: ec.EllipticCurvePublicKey, start: datetime, tcb: bytes, hwid: bytes
+) -> x509.Certificate:
+    return _certificate(
+        "SEV-VCEK",
+        f"SEV-{PRODUCT}",
+        key,
+        1,  # AMD writes 0, which RFC 5280 forbids and the builder refuses
+        (start - _DAY, start + 7 * 365 * _DAY),
+        _vcek_extensions(tcb, hwid),
+        chain.ask_key,
+    )
+
+
 class SimulatedTee:
     """See the module. ``root`` is the fingerprint to pin with ``Trust.simulated(root)``."""
 
@@ -267,52 +285,46 @@ class SimulatedTee:
     simulated: Final = True
 
     def __init__(self, disk: Disk, rng: Rng, clock: Clock) -> None:
-        chain = _chain(disk)
+        self._chain = _chain(disk)
         self._secret = _sealing_secret(disk, rng)
-        self.root = parse_certificate(chain.ark, CHAIN_FILE).fingerprint
+        self.root = parse_certificate(self._chain.ark, CHAIN_FILE).fingerprint
         self.measurement = measurement().hex()
         # As on hardware the chip stays the same over restarts.
-        self._chip = hashlib.sha512(b"casemate/simulated-chip/v1" + chain.ark).digest()
+        self._chip = hashlib.sha512(b"casemate/simulated-chip/v1" + self._chain.ark).digest()
         self._report_id = rng.bytes(32)
-        layout = collateral.PRODUCTS[PRODUCT].tcb
-        self._tcb = bytes(_TCB.get(name, 0) for name, _ in layout)
         self._key = ec.generate_private_key(ec.SECP384R1())
         start = datetime.fromtimestamp(clock.wall() // 1, UTC)
-        vcek = _certificate(
-            "SEV-VCEK",
-            f"SEV-{PRODUCT}",
-            self._key.public_key(),
-            1,  # AMD writes 0, which RFC 5280 forbids and the builder refuses
-            (start - _DAY, start + 7 * 365 * _DAY),
-            _vcek_extensions(self._tcb, self._chip),
-            chain.ask_key,
-        )
-        self._files = {
-            "vcek.der": vcek.public_bytes(serialization.Encoding.DER),
-            "ask.pem": chain.ask,
-            "ark.pem": chain.ark,
-        }
+        vcek = _vcek(self._chain, self._key.public_key(), start, _tcb_bytes(), self._chip)
+        self._vcek = vcek.public_bytes(serialization.Encoding.DER)
 
     def attest(self, report_data: bytes) -> Evidence:
         """A fresh report over these 64 bytes; ValueError for another length."""
         if len(report_data) != REPORT_DATA_BYTES:
             raise ValueError(f"report_data has {len(report_data)} bytes, not {REPORT_DATA_BYTES}")
-        signed = self._report(FIELDS[self.kind].of(report_data))
-        r, s = utils.decode_dss_signature(self._key.sign(signed, ec.ECDSA(hashes.SHA384())))
-        signature = b"".join(x.to_bytes(abi.COMPONENT_BYTES, "little") for x in (r, s))
-        report = (signed + signature).ljust(abi.REPORT_BYTES, b"\0")
-        return Evidence(tee=self.kind, simulated=True, files={"report.bin": report, **self._files})
+        return self._evidence(abi.pack(self._fields(FIELDS[self.kind].of(report_data))))
 
     def sealing_key(self, label: str) -> bytes:
         """HKDF-SHA256 of the development secret, for this label."""
         info = b"casemate/simulated-sealing/v1|" + label.encode()
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._secret)
 
-    def _report(self, field: bytes) -> bytes:
-        """Bytes 0x000 to 0x29f."""
+    def _evidence(self, signed: bytes) -> Evidence:
+        """The report of which ``signed`` is bytes 0x000 to 0x29f, with its chain."""
+        r, s = utils.decode_dss_signature(self._key.sign(signed, ec.ECDSA(hashes.SHA384())))
+        signature = b"".join(x.to_bytes(abi.COMPONENT_BYTES, "little") for x in (r, s))
+        files = {
+            "report.bin": (signed + signature).ljust(abi.REPORT_BYTES, b"\0"),
+            "vcek.der": self._vcek,
+            "ask.pem": self._chain.ask,
+            "ark.pem": self._chain.ark,
+        }
+        return Evidence(tee=self.kind, simulated=True, files=files)
+
+    def _fields(self, field: bytes) -> dict[str, int | bytes]:
         major, minor, build = _FIRMWARE
         family, model, step = _CPUID
-        values: dict[str, int | bytes] = {
+        tcb = _tcb_bytes()
+        return {
             "version": 3,
             "policy": _GUEST_POLICY,
             "signature_algo": abi.ECDSA_P384_SHA384,
@@ -325,9 +337,8 @@ class SimulatedTee:
             "cpuid_mod_id": model,
             "cpuid_step": step,
             "chip_id": self._chip,
-            **{f"{x}_tcb": self._tcb for x in ("current", "reported", "committed", "launch")},
+            **{f"{x}_tcb": tcb for x in ("current", "reported", "committed", "launch")},
             **{f"{x}_major": major for x in ("current", "committed")},
             **{f"{x}_minor": minor for x in ("current", "committed")},
             **{f"{x}_build": build for x in ("current", "committed")},
         }
-        return abi.pack(values)
