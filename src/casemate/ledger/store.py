@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import apsw
 
-from casemate import __version__
 from casemate.ledger import fsck
 from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
 from casemate.ledger.sealed import FOLDER, connect, failure, let_go
@@ -30,7 +29,6 @@ from casemate.spec.receipt import EntryKind, LogEntry
 
 BOOT_BYTES: Final = 16
 FIRST_PREVIOUS: Final = "sha256:" + "0" * 64
-SOFTWARE: Final = f"casemate/{__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,15 @@ class Store:
         self._stopped: BaseException | None = None
 
     @classmethod
-    def open(cls, disk: Disk, key: bytes, boot: bytes, rng: Rng) -> Store:
+    def open(
+        cls, disk: Disk, key: bytes, boot: bytes, rng: Rng, *, software: str = "casemate"
+    ) -> Store:
         """Open or make the store for the boot instance ``boot`` (16 bytes, fresh at each start).
 
         Checks all pages and replays the log against the tables; jobs that another boot left
-        reserved or running are abandoned, charged. Raises ``LedgerError``: ``ledger.key`` (wrong
+        reserved or running are abandoned, charged. The start is an entry that names ``software``.
+
+        Raises ``LedgerError``: ``ledger.key`` (wrong
         key), ``ledger.corrupt``, ``ledger.inconsistent`` (broken chain, missing or changed row),
         ``ledger.version``, ``ledger.boot`` (instance used before), ``ledger.stopped`` (disk).
         """
@@ -74,7 +76,7 @@ class Store:
             disk.sync_folder(".")
             connection = connect(mount, key)
             store = cls(mount, connection, boot, rng)
-            store._start()
+            store._start(software)
         except BaseException as e:
             if connection is not None:
                 let_go(connection)
@@ -84,7 +86,7 @@ class Store:
             raise
         return store
 
-    def _start(self) -> None:
+    def _start(self, software: str) -> None:
         if self.one("PRAGMA user_version")[0] == 0 and not self.all("SELECT 1 FROM sqlite_schema"):
             with self.transaction():
                 self._connection.execute(SCHEMA)
@@ -113,7 +115,7 @@ class Store:
                 mend="Draw 16 random bytes at each start.",
             )
         with self.transaction():
-            self.append("start", self.boot.hex(), Started(software=SOFTWARE))
+            self.append("start", self.boot.hex(), Started(software=software))
             left = "SELECT id, request_digest FROM jobs WHERE state IN ('reserved', 'running')"
             for job, request in self.all(left):
                 body = Abandoned(job=job, request_digest=request, reason="crashed")

@@ -308,8 +308,8 @@ def test_seeded_bug_losing_a_reservation_at_restart_is_noticed_by_the_model() ->
 
     real = Store._start
 
-    def forget(self):
-        real(self)
+    def forget(self, software):
+        real(self, software)
         self.run("UPDATE spent SET rdp_nano = 0")
 
     with pytest.MonkeyPatch.context() as patch:
