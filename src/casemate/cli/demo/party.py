@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -207,11 +208,13 @@ def refusal(act: Callable[[], object]) -> Answer:
     return {"refused": None}
 
 
-ROLES: Final[dict[str, type[Party]]] = {
-    "hospital": Hospital,
-    "startup": Startup,
-    "stranger": Stranger,
-    "oracle": Oracle,
+ROLES: Final = {
+    "hospital": "casemate.cli.demo.party:Hospital",
+    "startup": "casemate.cli.demo.party:Startup",
+    "stranger": "casemate.cli.demo.party:Stranger",
+    "oracle": "casemate.cli.demo.party:Oracle",
+    "sms-company": "casemate.cli.demo.sms.party:Company",
+    "sms-scientist": "casemate.cli.demo.sms.party:Scientist",
 }
 
 
@@ -224,7 +227,8 @@ def main() -> None:
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
-    party = ROLES[role](Path(home))
+    module, _, name = ROLES[role].partition(":")
+    party = getattr(import_module(module), name)(Path(home))
     say({"identity": party.identity.id, "done": True})
     for line in sys.stdin:
         task = json.loads(line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import random
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -27,6 +28,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "worst symmetry": (0.15, 0.67),
     "worst fractal dimension": (0.05, 0.21),
 }
+# Where these ten begin among the file's columns: means, standard errors, then worst values.
+WORST: Final = 20
 LABEL: Final = "diagnosis"
 CLASSES: Final = ("malignant", "benign")
 # In the proportion of the whole table.
@@ -47,21 +50,28 @@ class Shares:
     held_out: tuple[Row, ...]
 
 
+def _file() -> Path:
+    """The file in scikit-learn's folder; to import scikit-learn would take seconds."""
+    found = find_spec("sklearn")
+    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+        path = Path(folder) / "datasets" / "data" / "breast_cancer.csv"
+        if path.is_file():
+            return path
+    raise UsageError(
+        "usage.extra",
+        "The demo's data comes with scikit-learn, which is not installed.",
+        mend="Run pip install 'casemate[server]' scikit-learn.",
+    )
+
+
 def load() -> Shares:
     """The table, shared out the same way each time. Raises ``UsageError`` without scikit-learn."""
-    try:
-        from sklearn.datasets import load_breast_cancer
-    except ImportError:
-        raise UsageError(
-            "usage.extra",
-            "The demo's data comes with scikit-learn, which is not installed.",
-            mend="Run pip install 'casemate[server]' scikit-learn.",
-        ) from None
-    found = load_breast_cancer()
-    at = [list(found.feature_names).index(name) for name in BOUNDS]
-    words = [str(found.target_names[int(t)]) for t in found.target]
+    with _file().open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    words = lines[0][2:]
     rows = [
-        (tuple(float(v[i]) for i in at), word) for v, word in zip(found.data, words, strict=True)
+        (tuple(float(v) for v in line[WORST : WORST + len(BOUNDS)]), words[int(line[-1])])
+        for line in lines[1:]
     ]
     chance = random.Random(SEED)
     chance.shuffle(rows)

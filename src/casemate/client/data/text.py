@@ -43,8 +43,29 @@ def tokenize(texts: Sequence[str], folder: str | Path, max_length: int) -> dict[
     so the shape tells nothing of the texts. Raises DataError ``data.tokenizer`` for a folder
     without one, UsageError ``usage.extra`` when ``tokenizers`` or ``numpy`` is missing.
     """
+    tokenizer = _tokenizer(folder, max_length)
+    import numpy as np
+
+    rows = tokenizer.encode_batch([str(text) for text in texts])
+    shape = (len(texts), max_length)
+    return {
+        "input_ids": np.array([row.ids for row in rows], dtype=np.int64).reshape(shape),
+        "attention_mask": np.array([row.attention_mask for row in rows], np.int64).reshape(shape),
+    }
+
+
+def vocabulary(folder: str | Path) -> int:
+    """Number of token ids of a model folder's tokenizer, the declared bound of ``input_ids``.
+
+    Raises as :func:`tokenize`.
+    """
+    size: int = _tokenizer(folder, 512).get_vocab_size(with_added_tokens=True)
+    return size
+
+
+def _tokenizer(folder: str | Path, max_length: int) -> Any:
     try:
-        import numpy as np
+        import numpy as np  # noqa: F401  # what the tokens become
         from tokenizers import Tokenizer
     except ModuleNotFoundError as e:
         raise UsageError(
@@ -68,12 +89,7 @@ def tokenize(texts: Sequence[str], folder: str | Path, max_length: int) -> dict[
             "Name a Hugging Face model folder that holds tokenizer.json, and a longer max_length.",
             str(path),
         ) from None
-    rows = tokenizer.encode_batch([str(text) for text in texts])
-    shape = (len(texts), max_length)
-    return {
-        "input_ids": np.array([row.ids for row in rows], dtype=np.int64).reshape(shape),
-        "attention_mask": np.array([row.attention_mask for row in rows], np.int64).reshape(shape),
-    }
+    return tokenizer
 
 
 def _pad_token(tokenizer: Any) -> dict[str, Any]:
