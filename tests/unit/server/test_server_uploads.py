@@ -118,7 +118,7 @@ def test_the_model_of_a_job_that_ended_is_removed() -> None:
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             info = await owner.push()
             quote = await scientist.quote(info)
-            assert len([u for u in catalog.uploads(desk.service.store)]) == 2
+            assert len(catalog.uploads(desk.service.store)) == 2
             await scientist.finished((await scientist.submit(quote)).job)
             await desk.until(lambda: len(catalog.uploads(desk.service.store)) == 1)
             assert len([n for n in desk.disk.snapshot() if n.startswith("uploads/up_")]) == 2

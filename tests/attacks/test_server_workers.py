@@ -1,0 +1,242 @@
+"""Workers that lie, hang, die, grow or speak out of turn: real processes, without torch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from casemate.server import pool
+from casemate.server.config import Config, Limits
+from casemate.server.logs import Log
+from casemate.server.pool import Pool, Worker, WorkerGone, refusal
+from casemate.spec.messages import Checked, Done, Failed, Ready
+from support.desk import AutoClock, run_async
+
+HEAD = "import os, socket, sys, time\ns = socket.socket(fileno=int(sys.argv[1]))\n"
+READY = b'{"pid":1,"type":"w-ready/v1"}'
+
+
+def _script(body: str) -> Callable[[int, int], Worker]:
+    """A ``spawn`` that runs ``body`` in place of the worker."""
+
+    def spawn(threads: int, file_bytes: int) -> Worker:
+        real = subprocess.Popen
+
+        def popen(args: list[str], **more: object) -> subprocess.Popen[bytes]:
+            return real([sys.executable, "-I", "-c", HEAD + body, args[-1]], **more)  # type: ignore[call-overload,no-any-return]
+
+        pool.subprocess.Popen = popen  # type: ignore[assignment,misc,attr-defined]
+        try:
+            return ORIGINAL(threads, file_bytes)
+        finally:
+            pool.subprocess.Popen = real  # type: ignore[misc,attr-defined]
+
+    return spawn
+
+
+ORIGINAL = pool.spawn
+
+
+def _frame(data: bytes) -> str:
+    return f"s.sendall({len(data).to_bytes(4, 'big') + data!r})\n"
+
+
+def _pool(**limits: object) -> Pool:
+    config = Config(state=Path("unused"), spares=0, threads=1, limits=Limits(**limits))  # type: ignore[arg-type]
+    return Pool(config, Log(lambda line: None, AutoClock()))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("", "closed"),
+        ("s.sendall(b'\\xff\\xff\\xff\\xff')\ntime.sleep(60)", "protocol"),
+        ("s.sendall(b'\\0\\0\\0\\0')\ntime.sleep(60)", "protocol"),
+        (_frame(b"not json at all") + "time.sleep(60)", "protocol"),
+        (_frame(b'{"bytes":1,"type":"w-done/v1"}') + "time.sleep(60)", "protocol"),
+        (_frame(b'{"pid":1,"type":"w-ready/v1","x":1}') + "time.sleep(60)", "protocol"),
+        (_frame(b'{"pid":true,"type":"w-ready/v1"}') + "time.sleep(60)", "protocol"),
+        ("s.sendall(b'\\0\\0')\ntime.sleep(60)", "time"),
+        ("time.sleep(60)", "time"),
+        ("os._exit(3)", "closed"),
+        ("os.kill(os.getpid(), 9)", "closed"),
+    ],
+)
+def test_whatever_it_says_out_of_turn_ends_it(
+    monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    monkeypatch.setattr(pool, "spawn", _script(body))
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        with pytest.raises(WorkerGone) as gone:
+            await worker.expect([Ready], 1.0)
+        assert gone.value.reason == reason
+        await worker.end()
+        assert not Path(f"/proc/{worker.pid}/exe").exists()
+
+    run_async(work())
+
+
+def test_a_message_too_many_or_a_descriptor_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors that a worker attaches never reach the parent's table."""
+    body = (
+        "import array\n"
+        f"d = {len(READY).to_bytes(4, 'big') + READY!r}\n"
+        "r = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0] * 20))]\n"
+        "s.sendmsg([d], r)\ns.sendmsg([d], r)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(pool, "spawn", _script(body))
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        before = len(os.listdir("/proc/self/fd"))
+        await worker.expect([Ready], 10.0)
+        assert len(os.listdir("/proc/self/fd")) == before
+        with pytest.raises(WorkerGone) as gone:
+            await worker.expect([Done, Failed], 10.0)
+        assert gone.value.reason == "protocol"
+        await worker.end()
+
+    run_async(work())
+
+
+def test_one_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "spawn", _script("time.sleep(60)"))
+    monkeypatch.setattr(pool, "SEND_SECONDS", 0.3)
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        big = Failed(phase="run", code="x.y", message="m" * 900_000, mend="", where="")
+        with pytest.raises(WorkerGone):
+            await worker.tell(big)
+        await worker.end()
+
+    run_async(work())
+
+
+def test_one_that_grows_past_its_memory_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = _frame(READY) + "hoard = b'x' * (300 << 20)\ntime.sleep(60)\n"
+    monkeypatch.setattr(pool, "spawn", _script(body))
+
+    async def work() -> None:
+        made = _pool(worker_bytes=100 << 20)
+        async with made.worker() as (worker, _):
+            with pytest.raises(WorkerGone) as gone:
+                await worker.expect([Done], 30.0)
+            assert gone.value.reason == "memory"
+        await made.close()
+
+    run_async(work())
+
+
+def test_its_files_cannot_grow_past_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result's memfd included, by write and by ftruncate."""
+    body = (
+        "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ntime.sleep(0.3)\n"
+        "f = os.memfd_create('r')\nfailed = 0\n"
+        "try: os.ftruncate(f, 2 << 20)\nexcept OSError: failed += 1\n"
+        "n = 0\ntry:\n while n < (2 << 20): n += os.write(f, bytes(65536))\n"
+        "except OSError: failed += 1\n"
+        'm = (\'{"bytes":%d,"type":"w-done/v1"}\' % (failed * 10**9 + n)).encode()\n'
+        "s.sendall(len(m).to_bytes(4, 'big') + m)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(pool, "spawn", _script(body))
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        assert (await worker.expect([Done], 30.0)).bytes == 2 * 10**9 + (1 << 20)
+        await worker.end()
+
+    run_async(work())
+
+
+def test_it_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment, descriptors, folder, session, core limit."""
+    monkeypatch.setenv("SECRET_OF_THE_OPERATOR", "x")
+    body = (
+        "import resource\n"
+        "e = sorted(os.environ)\nn = sorted(int(f) for f in os.listdir('/proc/self/fd'))\n"
+        "time.sleep(0.3)\n"
+        "t = repr((e, len(n), os.getcwd(), os.getsid(0) == os.getpid(),"
+        " resource.getrlimit(resource.RLIMIT_CORE), os.readlink('/proc/self/fd/2')))\n"
+        'm = (\'{"dataset":"\' + t.replace(\'"\', \'\') + \'","type":"w-checked/v1"}\').encode()\n'
+        "s.sendall(len(m).to_bytes(4, 'big') + m)\n"
+    )
+    monkeypatch.setattr(pool, "spawn", _script(body))
+
+    async def work() -> None:
+        secret = os.open("/dev/null", os.O_RDONLY)
+        os.set_inheritable(secret, True)
+        worker = pool.spawn(1, 1 << 20)
+        told = (await worker.expect([Checked], 30.0)).dataset
+        os.close(secret)
+        # LC_CTYPE is the interpreter's own doing (PEP 538).
+        names = [n for n in told.split("]")[0].strip("([").split(", ") if "LC_CTYPE" not in n]
+        assert names == ["'MKL_NUM_THREADS'", "'OMP_NUM_THREADS'", "'OPENBLAS_NUM_THREADS'"]
+        rest = told.split("], ")[1]
+        assert rest == "5, '/', True, (0, 0), '/dev/null')"  # three streams, socket, listing
+        await worker.end()
+
+    run_async(work())
+
+
+def test_a_spare_that_died_is_replaced_and_all_end_at_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "spawn", _script(_frame(READY) + "time.sleep(60)\n"))
+
+    async def work() -> None:
+        config = Config(state=Path("unused"), spares=2, threads=1)
+        made = Pool(config, Log(lambda line: None, AutoClock()))
+        made.top_up()
+        first = await asyncio.shield(made._ready[0])
+        os.kill(first.pid, 9)
+        first._process.wait()
+        async with made.worker() as (worker, prepared):
+            assert worker.pid != first.pid and worker.alive and not prepared
+            await made.keep("q", worker)
+        assert worker.alive
+        async with made.worker("q") as (again, prepared):
+            assert again is worker and prepared
+        assert not worker.alive
+        await asyncio.gather(*made._ready)
+        pids = [w.pid for w in made._live]
+        assert len(pids) == 2
+        await made.close()
+        assert not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("phase", ["check", "prepare", "lock", "run"])
+def test_a_refusal_counts_only_for_the_phase_that_is_due(phase: str) -> None:
+    failed = Failed(phase=phase, code="model.op", message="m", mend="n", where="w")  # type: ignore[arg-type]
+    assert refusal(failed, (phase,)).code == "model.op"
+    assert refusal(failed, ()).code == "job.worker-failed"
+    odd = Failed(phase=phase, code="BAD CODE", message="m", mend="n", where="w")  # type: ignore[arg-type]
+    assert refusal(odd, (phase,)).code == "job.worker-failed"
+    inner = Failed(phase=phase, code="internal.x", message="m", mend="n", where="w")  # type: ignore[arg-type]
+    assert refusal(inner, (phase,)).code == "job.worker-failed"
+
+
+def test_the_watched_numbers_are_the_kernels() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    worker = Worker(process, socket.socket())
+    try:
+        assert 0 < worker.resident() < 1 << 30
+        assert resource.getpagesize() == pool._PAGE
+    finally:
+        worker.kill("done")
+        worker._process.wait()
+        process.communicate()
+        worker._sock.close()
+    assert worker.resident() == 0
