@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.graphs import DTYPES, interpret
-from support.rawgraph import B, data, infos, ls, node, r, weight
 
 from casemate.graph import check
 from casemate.graph.model import DtypeArg, Graph, InputSpec, Node, Size
 from casemate.graph.ops import FAMILIES, TABLE
+from support.graphs import DTYPES, interpret
+from support.rawgraph import B, data, infos, ls, node, r, weight
 
 F32, I64, I32, BOOL, U8 = (DtypeArg(dtype=d) for d in ("f32", "i64", "i32", "bool", "u8"))
 
@@ -66,11 +66,25 @@ def binary() -> list[Node]:
             if n in ("fmod", "remainder") and tag in ("ii", "iq"):
                 continue
             out.append(node(f"{n}_{tag}", f"{n}.{overload}", r(a), r(b)))
-    for n in "add sub mul div rsub remainder fmod eq ne lt le gt ge".split():
+    for n in [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "rsub",
+        "remainder",
+        "fmod",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    ]:
         for tag, number in (("int", 2), ("float", 1.5)):
             out.append(node(f"{n}_s{tag}", f"{n}.Scalar", r("i"), number))
             out.append(node(f"{n}_x{tag}", f"{n}.Scalar", r("x"), number))
-    for n in "bitwise_and bitwise_or bitwise_xor".split():
+    for n in ["bitwise_and", "bitwise_or", "bitwise_xor"]:
         out.append(node(f"{n}_t", f"{n}.Tensor", r("i"), r("q")))
         out.append(node(f"{n}_s", f"{n}.Scalar", r("q"), 3))
         out.append(node(f"{n}_b", f"{n}.Tensor", r("b"), r("b")))
@@ -93,7 +107,7 @@ def binary() -> list[Node]:
         node("le1", "lerp.Scalar", r("x"), r("y"), 0.5), node("le2", "lerp.Tensor", r("x"), r("y"), r("w")),
         node("ac", "addcmul.default", r("x"), r("y"), r("w"), value=2), node("ad", "addcdiv.default", r("x"), r("y"), r("w")),
         node("ge1", "gelu.default", r("x")), node("ge2", "gelu.default", r("x"), approximate="tanh"), node("pr", "_prelu_kernel.default", r("x"), r("w")),
-        *(node(f"a_{n}", f"{n}.default", r("x")) for n in "leaky_relu elu celu softplus softshrink hardshrink hardtanh logit nan_to_num".split()),
+        *(node(f"a_{n}", f"{n}.default", r("x")) for n in ["leaky_relu", "elu", "celu", "softplus", "softshrink", "hardshrink", "hardtanh", "logit", "nan_to_num"]),
         node("th", "threshold.default", r("x"), 0.1, 2), node("de", "detach.default", r("x")),
         *(node(f"to_{d.dtype}_{s}", "_to_copy.default", r(s), dtype=d) for d in (F32, I64, I32, BOOL, U8) for s in ("x", "i", "b")),
     ]  # fmt: skip
@@ -124,7 +138,7 @@ def reduce() -> list[Node]:
         ]
     for n in ("sum", "max", "min", "any", "all", "mean"):
         out.append(node(f"whole_{n}", f"{n}.default", r("m")))
-    for n in "var std var_mean std_mean".split():
+    for n in ["var", "std", "var_mean", "std_mean"]:
         out.append(node(n, f"{n}.correction", r("t"), ls(1, 2), correction=0, keepdim=True))
         out.append(node(n + "1", f"{n}.correction", r("t"), ls(-1)))
     return [

@@ -6,5 +6,6 @@ as the only symbol, and writes the graph in casemate's own format.
 
 from casemate.client.torch.export import export
 from casemate.client.torch.modules import groupnorm, load_weights
+from casemate.client.torch.optim import optimizer, schedule
 
-__all__ = ["export", "groupnorm", "load_weights"]
+__all__ = ["export", "groupnorm", "load_weights", "optimizer", "schedule"]

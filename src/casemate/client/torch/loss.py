@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,18 +80,19 @@ class Named(nn.Module):
             target = target.to(scores.dtype)
             if target.dim() != scores.dim():
                 scores = scores.reshape(target.shape)
-        each: Tensor = self.loss(scores, target)
-        if each.dim() == 1:
-            return each
-        total = each.flatten(1).sum(1)
-        if not self.mean:
-            return total
         ignore = getattr(self.loss, "ignore_index", None)
-        if ignore is None or target.is_floating_point():
-            return total / each[0].numel()
-        counted: Tensor = (target != ignore).flatten(1).sum(1).clamp(min=1)
-        mean: Tensor = total / counted
-        return mean
+        if ignore is None or target.is_floating_point() or target.dim() == 1:
+            each: Tensor = self.loss(scores, target)
+            if each.dim() == 1:
+                return each
+            total = each.flatten(1).sum(1)
+            return total / each[0].numel() if self.mean else total
+        # Classes are kept in range, so that no record can raise an error while the job runs.
+        counted = target != ignore
+        classes = torch.where(counted, target, 0).clamp(0, scores.shape[1] - 1)
+        total = (self.loss(scores, classes) * counted).flatten(1).sum(1)
+        mean: Tensor = total / counted.flatten(1).sum(1).clamp(min=1)
+        return mean if self.mean else total
 
 
 class Custom(nn.Module):

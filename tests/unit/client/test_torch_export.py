@@ -1,0 +1,233 @@
+"""Export: bindings, what is trained, what is refused; weights back; optimizers and schedules."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import lr_scheduler
+
+from casemate.client.torch import export, groupnorm, load_weights, optimizer, schedule
+from casemate.engine.optim import factor
+from casemate.graph import check
+from casemate.spec.data import Column, DatasetSchema
+from casemate.spec.errors import ModelError, UsageError
+from casemate.spec.job import Adam, Schedule, Sgd
+from support.graphs import exported, interpret, tensors
+
+
+def data(n: int = 4) -> dict[str, torch.Tensor]:
+    return {"input": torch.randn(n, 4), "target": torch.randint(3, (n,))}
+
+
+def columns(*names: str, **how: Any) -> tuple[Column, ...]:
+    given: dict[str, Any] = {"dtype": "f32", "low": 0.0, "high": 1.0, **how}
+    return tuple(Column(name=n, **given) for n in names)
+
+
+LABEL = Column(name="sick", dtype="i64", low=0, high=2, role="label")
+
+
+def schema(*given: Column) -> DatasetSchema:
+    return DatasetSchema(name="d", columns=given, rows=10, units=10)
+
+
+def test_bindings_from_a_schema() -> None:
+    packed, bindings = export(
+        nn.Linear(3, 3), schema(*columns("a", "b", "c"), LABEL), loss="cross_entropy"
+    )
+    assert {b.input: b.columns for b in bindings} == {"input": ("a", "b", "c"), "target": ("sick",)}
+    graph, _, infos = tensors(packed)
+    bounds = check.declared_bounds(graph, bindings, [schema(*columns("a", "b", "c"), LABEL)])
+    assert bounds == {"target": (0, 2)}
+    assert check.check(graph, infos, bounds=bounds).dimension == 12
+    with pytest.raises(ModelError) as e:
+        check.check(graph, infos, bounds={"target": (0, 3)})
+    assert e.value.code == "model.index-range"
+
+
+def test_bindings_by_names_and_by_hand() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 3)
+
+        def forward(
+            self, rows: torch.Tensor, extra: torch.Tensor, gain: Any = None
+        ) -> torch.Tensor:
+            return self.a(rows) * extra.unsqueeze(-1)
+
+    given = schema(*columns("p", "q", "extra"), LABEL)
+    _, bindings = export(Two(), given, loss="cross_entropy", inputs={"rows": ["q", "p"]})
+    assert {b.input: b.columns for b in bindings} == {
+        "rows": ("q", "p"), "extra": ("extra",), "target": ("sick",)
+    }  # fmt: skip
+    with pytest.raises(ModelError) as e:
+        export(Two(), given, loss="cross_entropy", inputs={"rows": ["q", "nowhere"]})
+    assert e.value.code == "model.inputs"
+
+
+def test_gradients_stop_where_the_module_stops_them() -> None:
+    class Stops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+            self.c.bias.requires_grad_(False)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = self.a(input).tanh()
+            return self.c(x + self.b(input).detach() + self.b(input))
+
+    torch.manual_seed(0)
+    module, given = Stops(), data(6)
+    graph, weights, infos = tensors(exported(module, given, loss="cross_entropy"))
+    trained = [i for i in graph.inputs if i.kind == "param"]
+    for i in trained:
+        weights[i.tensor].requires_grad_()
+    interpret(graph, weights, given)[graph.loss].sum().backward()
+    functional.cross_entropy(module(given["input"]), given["target"], reduction="sum").backward()
+    for name, parameter in module.named_parameters():
+        ours, theirs = weights[name].grad, parameter.grad
+        if theirs is None:
+            assert ours is None or not ours.any(), name
+        else:
+            torch.testing.assert_close(ours, theirs)
+    assert {i.tensor for i in graph.inputs if i.kind == "frozen"} == {"c.bias"}
+    made = check.check(graph, infos)
+    assert made.dimension == 4 * 4 * 2 + 4 * 2 + 12
+
+
+def test_frozen_prefix() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    module[0].requires_grad_(False)
+    graph, _, infos = tensors(exported(module, data(), loss="cross_entropy"))
+    made = check.check(graph, infos)
+    assert {n.op.split(".")[1] for n in graph.nodes if n.name in made.frozen_prefix} == {
+        "linear",
+        "relu",
+    }
+    assert made.dimension == 27
+
+
+def test_dropout_is_left_out_aloud_and_modes_come_back() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    with pytest.warns(UserWarning, match="Dropout is left out"):
+        packed, _ = export(module, data(), loss="cross_entropy")
+    assert not [n for n in tensors(packed)[0].nodes if "dropout" in n.op]
+    assert module.training and module[1].training
+
+
+def test_batchnorm_is_refused_with_the_mend_that_works() -> None:
+    module = nn.Sequential(nn.Conv1d(2, 6, 1), nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(18, 3))
+    given = {"input": torch.randn(4, 2, 3), "target": torch.randint(3, (4,))}
+    with pytest.raises(ModelError) as e:
+        exported(module, given, loss="cross_entropy")
+    assert (e.value.code, e.value.where) == ("model.batchnorm", "1")
+    assert exported(groupnorm(module), given, loss="cross_entropy")
+    untracked = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).eval()
+    with pytest.raises(ModelError) as e:
+        exported(untracked, data(), loss="cross_entropy")
+    assert e.value.code == "model.batchnorm"
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "code"),
+    [
+        (nn.Linear(4, 3), None, "model.loss"),
+        (nn.Linear(4, 3), "accuracy", "model.loss"),
+        (nn.Linear(4, 3), nn.CTCLoss(), "model.loss"),
+        (nn.Linear(4, 3), lambda o, t: functional.cross_entropy(o, t), "model.mixes-records"),
+        (nn.Linear(4, 3), lambda o, t: o, "model.loss"),
+        (nn.Linear(5, 3), "cross_entropy", "model.export"),
+        (nn.Linear(4, 3).double(), "cross_entropy", "model.dtype"),
+        (nn.Linear(4, 3).requires_grad_(False), "cross_entropy", "model.nothing-trained"),
+        (nn.LSTM(4, 3), "cross_entropy", "model.batch-fixed"),
+    ],
+)
+def test_refusals(module: nn.Module, loss: Any, code: str) -> None:
+    with pytest.raises(ModelError) as e:
+        exported(module, data(), loss=loss)
+    assert e.value.code == code
+    assert e.value.mend
+
+
+def test_weights_come_back_by_name() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    before = module[1].weight.clone()
+    load_weights(module, {"0.weight": torch.ones(3, 4).numpy()})
+    assert (module[0].weight == 1).all() and (module[1].weight == before).all()
+    for bad in ({"2.weight": torch.ones(3, 4)}, {"0.weight": torch.ones(4, 3)}):
+        with pytest.raises(ModelError) as e:
+            load_weights(module, {"1.weight": torch.ones(3, 3), **bad})
+        assert e.value.code == "model.weights"
+    assert (module[1].weight == before).all()
+
+
+def test_tied_weights_are_one_input() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    graph, _, _ = tensors(exported(module, data(), loss="cross_entropy"))
+    assert sorted(i.shape for i in graph.inputs if i.kind == "param") == [(4,), (4,), (4, 4)]
+
+
+def test_optimizers() -> None:
+    w = [nn.Parameter(torch.zeros(2))]
+    assert optimizer(torch.optim.SGD(w, 0.1, momentum=0.9, nesterov=True)) == Sgd(
+        lr=0.1, momentum=0.9, nesterov=True
+    )
+    assert optimizer(torch.optim.AdamW(w, 0.1, weight_decay=0.02)) == Adam(
+        lr=0.1, weight_decay=0.02, decoupled=True
+    )
+    assert optimizer(torch.optim.Adam(w, 0.1, betas=(0.8, 0.9), eps=1e-6)) == Adam(
+        lr=0.1, beta1=0.8, beta2=0.9, eps=1e-6
+    )
+    groups = [{"params": w}, {"params": [nn.Parameter(torch.zeros(1))]}]
+    for bad in (
+        torch.optim.SGD(w, 0.1, dampening=0.5), torch.optim.Adam(w, 0.1, amsgrad=True),
+        torch.optim.SGD(w, 0.1, maximize=True), torch.optim.RMSprop(w, 0.1), torch.optim.SGD(groups, 0.1),  # noqa: E501
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as e:
+            optimizer(bad)
+        assert e.value.code == "usage.optimizer"
+
+
+STEPS = 12
+SCHEDULES = {
+    "step": lambda o: lr_scheduler.StepLR(o, 3, 0.5),
+    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "linear": lambda o: lr_scheduler.LinearLR(o, 1.0, 0.1, STEPS),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, 0.02),
+    "warm-up, cosine": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 1 / 4, 1.0, 3), lr_scheduler.CosineAnnealingLR(o, STEPS - 4)], [4]  # noqa: E501
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_torchs(name: str) -> None:
+    o = torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = SCHEDULES[name](o)
+        said = schedule(given, STEPS)
+        assert optimizer(o).lr == 0.2
+        for t in range(STEPS):
+            theirs = o.param_groups[0]["lr"]
+            assert math.isclose(theirs, 0.2 * factor(said, t, STEPS), rel_tol=1e-6), t
+            o.step()
+            given.step()
+
+
+def test_schedules_without_counterpart() -> None:
+    o = torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.2)
+    for bad in (lr_scheduler.CosineAnnealingLR(o, 5), lr_scheduler.MultiStepLR(o, [3])):
+        with pytest.raises(UsageError) as e:
+            schedule(bad, STEPS)
+        assert e.value.code == "usage.schedule"
+    assert schedule(lr_scheduler.ConstantLR(o, 1.0), STEPS) == Schedule()
