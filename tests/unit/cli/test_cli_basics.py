@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy():
         "from casemate.cli.main import main\n"
         "try:\n    main(['--help'])\n"
         "except SystemExit:\n    pass\n"
-        "print('LOADED', [m for m in sys.modules if m.split('.')[0] in %r])" % (HEAVY,)
+        f"print('LOADED', [m for m in sys.modules if m.split('.')[0] in {HEAVY!r}])"
     )
     status, out, err = run(code=code)
     assert status == 0, err
@@ -64,9 +64,8 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_package_imports_nothing_heavy():
-    code = "import sys, casemate; print([m for m in sys.modules if m.split('.')[0] in %r])" % (
-        (*HEAVY, "click", "tqdm"),
-    )
+    names = (*HEAVY, "click", "tqdm")
+    code = f"import sys, casemate; print([m for m in sys.modules if m.split('.')[0] in {names!r}])"
     assert run(code=code)[1].strip() == "[]"
 
 
@@ -85,7 +84,7 @@ def test_light_modules_work_without_torch_numpy_pyarrow():
         "count = 0\n"
         "for room in ('client', 'cli', 'attest', 'seal', 'spec', 'accounting', 'graph', 'seams'):\n"
         "    top = importlib.import_module('casemate.' + room)\n"
-        "    for m in pkgutil.walk_packages(top.__path__, top.__name__ + '.', onerror=lambda _: 0):\n"
+        "    for m in pkgutil.walk_packages(top.__path__, top.__name__ + '.', lambda _: 0):\n"
         "        if not m.name.startswith('casemate.client.torch'):\n"
         "            importlib.import_module(m.name); count += 1\n"
         "print(count)\n"
