@@ -71,7 +71,7 @@ def sms(
         company.tell("push", encoder=str(folder), scientist=identity, epsilon=epsilon)
         scientist.tell("prepare", encoder=str(folder))
         tell.verified(company.answer())
-        dataset = tell.pushed(company.answers())
+        dataset = tell.dataset(company.answers())
         scientist.answer()
         scientist.answer()
         scientist.tell("train", dataset=dataset, epsilon=epsilon, progress=tell.progress)
@@ -110,7 +110,7 @@ class _Story(Teller):
         self._title("The company verifies the enclave, tokenises at home, pushes token ids")
         self._line(f"{answer['checks']} checks of evidence passed ({answer['seconds']:.1f} s)")
 
-    def pushed(self, answers: Any) -> str:
+    def dataset(self, answers: Any) -> str:
         dataset = ""
         for answer in answers:
             dataset = answer.get("dataset", dataset)

@@ -1,4 +1,4 @@
-"""The two parties of the demo; each runs in a process of its own (:mod:`casemate.cli.demo.party`)."""
+"""The demo's two parties; each runs in a process of its own (:mod:`casemate.cli.demo.party`)."""
 
 from __future__ import annotations
 
