@@ -1,0 +1,203 @@
+"""A real server process with real workers over TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casemate.client import receipts
+from casemate.seal import stream
+from casemate.spec.data import Budget
+from casemate.spec.errors import JobError, LedgerError
+from casemate.spec.receipt import ReceiptBundle
+from support.server import Party, RunningServer, mlp, start, table, train_spec
+
+pytestmark = pytest.mark.e2e
+
+# Long beside the test, short enough that a public tick (1% of it) is not.
+LONG = train_spec(epsilon=1.0, steps=20_000, batch=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[RunningServer]:
+    with start(folder / "state") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def owner(server: RunningServer) -> Party:
+    return Party(server, "owner")
+
+
+@pytest.fixture(scope="module")
+def scientist(server: RunningServer) -> Party:
+    return Party(server, "scientist")
+
+
+def _workers(server: RunningServer) -> dict[int, float]:
+    """The server's worker processes and the CPU seconds of each."""
+    found = {}
+    tick = os.sysconf("SC_CLK_TCK")
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            name = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == server.process.pid and b"casemate.worker" in name:
+            found[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / tick
+    return found
+
+
+def _running(party: Party, job: str) -> None:
+    while (status := party.status(job)).state == "queued":
+        time.sleep(0.02)
+    assert status.state == "running", status
+
+
+def test_two_owners_one_scientist_one_model(
+    server: RunningServer, owner: Party, scientist: Party
+) -> None:
+    other = Party(server, "other")
+    one, two = owner.push(rows=96, seed=1), other.push(rows=64, seed=2)
+    assert (one.state, two.state) == ("ready", "ready")
+    model = mlp()
+    quote = scientist.quote([one, two], model)
+    assert quote.plan.units == 160
+    job = scientist.submit(quote).job
+    status = scientist.wait(job)
+    assert (status.state, status.error) == ("done", None)
+    bundle = scientist.request("GET", f"/v1/jobs/{job}/receipt").value(ReceiptBundle)
+    verified = receipts.verify_receipt(bundle, trust=server.trust)
+    result = scientist.result(job, verified.receipt.result_digest)
+    from casemate.graph import pack
+
+    _, before = pack.unpack(model.data)
+    assert {n: i.shape for n, (i, _) in result.items()} == {
+        n: i.shape for n, (i, _) in before.items()
+    }
+    assert all(bytes(result[n][1]) != bytes(before[n][1]) for n in result)
+    for party, info in ((owner, one), (other, two)):
+        budget = party.dataset(info.dataset).budget
+        assert budget is not None and budget.jobs == 1 and budget.spent_epsilon > 0
+
+
+def test_rows_off_their_schema_are_refused_in_the_worker(owner: Party) -> None:
+    nan = b"\x00\x00\xc0\x7f"
+    assert owner.push(rows=8, wire=table(8, marker=nan)).error == "data.not-finite"
+    assert owner.push(rows=8, wire=table(8)[:-8] + b"\x07" + bytes(7)).error == "data.bounds"
+
+
+def test_a_killed_worker_costs_the_charge_and_not_the_server(
+    server: RunningServer, owner: Party, scientist: Party
+) -> None:
+    info = owner.push(rows=64, budget=Budget(epsilon=50.0, delta=1e-2))
+    quote = scientist.quote([info], train=LONG)
+    before = _workers(server)
+    job = scientist.submit(quote).job
+    _running(scientist, job)
+    busy = 0
+    while not busy:  # the run's worker is one that waited, prepared, and now works
+        now = _workers(server)
+        busy = next((p for p in before if now.get(p, 0.0) > before[p] + 0.2), 0)
+        time.sleep(0.02)
+    # While the run is under way the server answers and the result is nowhere.
+    assert scientist.request("GET", "/v1/datasets").status == 200
+    with pytest.raises(JobError) as early:
+        scientist.request("GET", f"/v1/jobs/{job}/receipt")
+    assert early.value.code == "job.not-done"
+    os.kill(busy, signal.SIGKILL)
+    status = scientist.wait(job)
+    assert (status.state, status.error) == ("failed", "job.failed")
+    budget = owner.dataset(info.dataset).budget
+    assert budget is not None and budget.jobs == 1
+    assert scientist.wait(scientist.submit(scientist.quote([info])).job).state == "done"
+
+
+def test_cancel_kills_the_worker(server: RunningServer, owner: Party, scientist: Party) -> None:
+    info = owner.push(rows=64)
+    quote = scientist.quote([info], train=LONG)
+    job = scientist.submit(quote).job
+    _running(scientist, job)
+    before = set(_workers(server))
+    assert scientist.request("DELETE", f"/v1/jobs/{job}").status == 200
+    assert scientist.status(job).state == "cancelled"
+    assert before - set(_workers(server))
+
+
+def test_a_second_server_on_the_same_folder_is_refused(server: RunningServer) -> None:
+    from casemate.server.config import Config
+    from casemate.server.serve import _alone
+
+    with pytest.raises(LedgerError) as refused, _alone(Config(state=server.state)):
+        pass
+    assert refused.value.code == "ledger.in-use"
+
+
+def test_no_private_key_lies_in_the_state_folder(server: RunningServer) -> None:
+    """Only the simulated TEE, whose files say so, keeps keys there; rows never lie open."""
+    for path in server.state.rglob("*"):
+        if path.is_file() and "SIMULATED" not in path.name:
+            data = path.read_bytes()
+            assert b"PRIVATE KEY" not in data and b'"x":{' not in data and b"SQLite" not in data
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_crash_in_the_run_then_a_restart(
+    folder: Path, server: RunningServer, owner: Party, scientist: Party
+) -> None:
+    """The last test of this server: it is killed as the power would."""
+    info = owner.push(rows=64, budget=Budget(epsilon=20.0, delta=1e-2))
+    done = scientist.submit(scientist.quote([info])).job
+    scientist.wait(done)
+    bundle = scientist.request("GET", f"/v1/jobs/{done}/receipt").value(ReceiptBundle)
+    # Half of an upload.
+    key, wire = os.urandom(32), table(4000)
+    sealed = b"".join(stream.encrypt(key, [wire]))
+    name = str(owner.request("POST", "/v1/uploads", {"size": len(sealed)}).json()["upload"])
+    owner.request("PATCH", f"/v1/uploads/{name}", sealed[:70_000], headers={"upload-offset": "0"})
+    job = scientist.submit(scientist.quote([info], train=LONG)).job
+    _running(scientist, job)
+    server.stop(signal.SIGKILL)
+    with start(folder / "state") as again:
+        assert again.facts["boot"] != server.facts["boot"]
+        assert again.facts["root"] == server.facts["root"]
+        for party in (owner, scientist):
+            party.server = again
+            party.connect()
+        status = scientist.status(job)
+        assert (status.state, status.error) == ("failed", "job.abandoned")
+        budget = owner.dataset(info.dataset).budget
+        assert budget is not None and budget.jobs == 2
+        kept = scientist.request("GET", f"/v1/jobs/{done}/receipt").value(ReceiptBundle)
+        assert kept == bundle
+        verified = receipts.verify_receipt(kept, trust=again.trust)
+        assert scientist.result(done, verified.receipt.result_digest)
+        # The upload goes on where it stood.
+        head = owner.request("HEAD", f"/v1/uploads/{name}").headers["upload-offset"]
+        assert head == "70000"
+        rest = owner.request(
+            "PATCH", f"/v1/uploads/{name}", sealed[70_000:], headers={"upload-offset": head}
+        )
+        assert rest.headers["upload-offset"] == str(len(sealed))
+        again_job = scientist.submit(scientist.quote([info])).job
+        assert scientist.wait(again_job).state == "done"
+        assert again.stop() == 0
+        assert not (again.state / "server.json").exists()
+        log = again.log.read_text()
+    assert "SIMULATED TEE: nothing here is protected" in log
+    for line in log.splitlines():
+        if line.startswith("{"):
+            json.loads(line)
+    assert not _workers(again)
