@@ -177,6 +177,11 @@ class Program:
         self._loss = _reader(Ref(name=self.graph.loss))
 
     @property
+    def replays(self) -> bool:
+        """Whether gradients are replayed rather than had by autograd."""
+        return self._tape is not None
+
+    @property
     def has_prefix(self) -> bool:
         return bool(self._prefix)
 
