@@ -208,14 +208,22 @@ def test_other_refusals_by_node(what: str) -> None:
     assert (e.value.code, e.value.where) == (code, "bad")
 
 
-def test_place_may_not_become_a_value_that_the_loss_reads() -> None:
+PLACES = {
+    "float": node("f", "_to_copy.default", r("a"), dtype=DtypeArg(dtype="f32")),
+    "bool": node("f", "_to_copy.default", r("a"), dtype=DtypeArg(dtype="bool")),
+    "taken apart": node("f", "index.Tensor", r("a1"), ls(None, r("c"))),
+    "joined": node("f", "cat.default", ls(r("a1"), r("a1")), 1),
+    "filled like it": node("f", "zeros_like.default", r("a")),
+    "compared": node("f", "eq.Scalar", r("a"), 0),
+}
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_the_place_in_the_batch_stays_a_place(what: str) -> None:
+    first = (node("a", "arange.default", B), node("a1", "unsqueeze.default", r("a"), 1))
     with pytest.raises(ModelError) as e:
-        run(
-            node("a", "arange.default", B),
-            node("f", "_to_copy.default", r("a"), dtype=DtypeArg(dtype="f32")),
-            node("y", "mul.Tensor", r("f"), r("w")),
-        )
-    assert e.value.code == "model.mixes-records"
+        run(*first, PLACES[what])
+    assert (e.value.code, e.value.where) == ("model.mixes-records", "f")
 
 
 def test_doubling_chain() -> None:

@@ -292,7 +292,7 @@ def op(schema: str, rule: Rule, **more: Any) -> Op:
 
 
 # Tensor arguments that may be given as a Python number.
-_NUMBERS: Final = frozenset({"other", "exponent", "value", "end", "weight"})
+_NUMBERS: Final = frozenset({"other", "exponent", "value"})
 
 
 def _check_kind(call: Call, param: Param, item: Any) -> Any:

@@ -188,11 +188,11 @@ def refold(call: Call, v: Value, size: tuple[Any, ...], how: str) -> Value:
         dims = _solve(v.numel, items)
     else:
         call.mixes(f"{how} so that no axis holds the batch")
-    if math.prod(dims) != v.numel:
+    if math.prod(dims) != v.numel or v.numel == 0:
         call.mixes(f"{how} so that an axis holds parts of several records")
     before, after = v.rows
     left, right = math.prod(dims[:axis]), math.prod(dims[axis + 1 :])
-    if v.numel == 0 or before % left or after % right:
+    if before % left or after % right:
         call.mixes(f"{how} so that the parts of different records stand side by side")
     return v.view(dims, Batch(axis, before // left, after // right))
 

@@ -54,9 +54,10 @@ def _arange(call: Call) -> Value:
         return Value(call["dtype"] or "i64", (1,), Batch(0), slot=True)
     if isinstance(start, Size) or isinstance(step, Size) or step == 0:
         call.argument("counts from or by what is no constant")
-    if not all(math.isfinite(x) for x in (start, end, step)):
+    places = (end - start) / step
+    if not math.isfinite(places):
         call.argument("counts to infinity")
-    count = max(0, math.ceil((end - start) / step))
+    count = max(0, math.ceil(places))
     dtype = call["dtype"] or promote([start, end, step])
     bounds = None
     if dtype != "f32" and all(type(x) is int for x in (start, end, step)) and count:

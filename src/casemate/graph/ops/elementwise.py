@@ -101,12 +101,13 @@ def pointwise(
 
 def _nonzero(call: Call, divisor: Any) -> None:
     known = _range(divisor)
-    if isinstance(divisor, Value) and not divisor.data:
+    if not any(v.data for v in call.tensors()):
         return
-    if known is None or known[0] <= 0 <= known[1]:
+    # -1 too: the smallest integer divided by it traps on some processors.
+    if known is None or known[0] <= 0 <= known[1] or known[0] <= -1 <= known[1]:
         call.refuse(
             "model.index-range",
-            "divides integers by what may be 0, which would raise on some record",
+            "divides integers by what may be 0 or -1, which would raise on some record",
             "Divide by a constant, or .clamp(min=1) the divisor.",
         )
 
@@ -153,13 +154,14 @@ def _fill(call: Call) -> Value:
 def _convert(call: Call) -> Value:
     v = call.value("self")
     dtype = call["dtype"] or v.dtype
+    if v.slot and dtype not in ("i64", "i32"):
+        call.mixes("uses the record's place in the batch", "Use what the record itself holds.")
     if v.floating and dtype in ("u8", "i32", "i64"):
         return Value(dtype, v.dims, v.batch)
     if dtype == "bool":
         return Value(dtype, v.dims, v.batch, (0, 1))
     bounds = _fit(dtype, v.range)
-    keep = v.slot and dtype in ("i64", "i32")
-    return Value(dtype, v.dims, v.batch, bounds, slot=keep)
+    return Value(dtype, v.dims, v.batch, bounds, slot=v.slot)
 
 
 def _copy(call: Call) -> Value:

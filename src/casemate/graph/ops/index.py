@@ -36,6 +36,8 @@ def _index(call: Call) -> Value:
         call.argument("indexes more axes than there are, or none")
     at = [k for k, i in enumerate(given) if i is not None]
     parts: list[Value] = [given[k] for k in at]
+    if v.slot:
+        call.mixes("uses the record's place in the batch", "Use what the record itself holds.")
     if any(i.dtype in ("bool", "u8") for i in parts):
         call.refuse(
             "model.data-dependent",
