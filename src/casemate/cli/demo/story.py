@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -19,8 +20,6 @@ from casemate.cli.demo.show import Teller
 
 CLINIC, CENTRE, STARTUP, STRANGER = "st-anna-clinic", "cancer-centre", "startup", "stranger"
 BUDGET: Final = (8.0, 1e-4)
-# More than is left of that budget after the other jobs, and more than it ever held.
-TOO_MUCH: Final = 7.9
 LANES: Final = 2
 
 
@@ -186,13 +185,15 @@ def _refusals(
     hospitals = (CLINIC, CENTRE)
     before = {name: actors[name].ask("budget") for name in hospitals}
     tell.budgets(before, BUDGET)
+    # Well above what is left: the job's delta is smaller than the budget's, so it may ask for more.
+    too_much = float(math.ceil(1.5 * max(state["left"] for state in before.values()) + 1))
     with figures.timed("two refusals"):
         answer = actors[STARTUP].ask(
-            "overspend", datasets=list(datasets.values()), epsilon=TOO_MUCH
+            "overspend", datasets=list(datasets.values()), epsilon=too_much
         )
         figures.refused["overspend"] = answer["refused"]
         actors[STRANGER].ask("verify", url=known["url"], root=known["root"])
         answer = actors[STRANGER].ask("intrude", dataset=datasets[CLINIC])
         figures.refused["stranger"] = answer["refused"]
     figures.budgets = {name: actors[name].ask("budget") for name in hospitals}
-    tell.refusals(figures, TOO_MUCH, unchanged=figures.budgets == before)
+    tell.refusals(figures, too_much, unchanged=figures.budgets == before)
