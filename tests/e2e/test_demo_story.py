@@ -40,7 +40,8 @@ def test_simulation_is_said_first_and_loudly(told):
 def test_together_beats_the_majority_by_far(told):
     words, _ = told
     assert accuracy(words, "Always the majority class") == pytest.approx(62.7, abs=0.1)
-    # One private job: over 2000 simulated runs of this plan the lowest was 90.5%.
+    # One private job. 2000 runs of this plan in numpy: mean 97.7%, deviation 1.0%, lowest 91.7%;
+    # 85% is twelve deviations below the mean.
     assert accuracy(words, "Both, together") > 85
     assert accuracy(words, "Both, oracle without privacy") > 97
 
