@@ -86,6 +86,13 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     rates: Rates = field(default_factory=Rates)
 
+    @property
+    def worker_memory(self) -> int:
+        """Bytes that one worker may hold: the limit, or its share of three quarters of the
+        machine's memory."""
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(self.limits.worker_bytes, machine * 3 // 4 // max(1, self.workers))
+
 
 def software() -> str:
     """The name and version that receipts and the server's policy carry."""

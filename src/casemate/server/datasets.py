@@ -25,7 +25,6 @@ async def enrol(call: Call) -> PublicIdentity:
             "limit.identities",
             f"This server has its {most} identities.",
             mend="Ask the operator.",
-            status=503,
         )
     catalog.enrol(store, identity)
     return identity

@@ -253,7 +253,7 @@ class Pool:
     async def _watch(self, worker: Worker) -> None:
         """End a worker that holds too much memory; who waits for it gets ``WorkerGone``."""
         while worker.alive:
-            if worker.resident() > self._config.limits.worker_bytes:
+            if worker.resident() > self._config.worker_memory:
                 worker.kill("memory")
                 self._log.event("worker-end", state="memory")
                 return

@@ -54,9 +54,12 @@ class Queue:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for job in jobs:
-                with suppress(CasemateError):
-                    self._end(job, "failed", "job.abandoned", "The server stopped during the run.")
+            with suppress(CasemateError):
+                for job in jobs:  # one that had not been charged yet waits for the next start
+                    if ledger.job(self._service.store, job).state != "queued":
+                        self._end(
+                            job, "failed", "job.abandoned", "The server stopped during the run."
+                        )
 
     def wake(self) -> None:
         """Something may have been queued."""
@@ -112,15 +115,19 @@ class Queue:
             try:
                 while await self._next():
                     pass
-            except CasemateError as e:
-                self._service.log.event("job", code=e.code)
+            except Exception as e:  # the store has stopped: what waits is served after a restart
+                self._service.log.fault(e)
 
     async def _next(self) -> bool:
         """Start the job that waited longest; return when it no longer stands first."""
         await self._slots.acquire()
-        job = ledger.next_queued(self._service.store)
+        job = None
+        try:
+            job = ledger.next_queued(self._service.store)
+        finally:
+            if job is None:
+                self._slots.release()
         if job is None:
-            self._slots.release()
             return False
         left = asyncio.Event()
         work = run.execute(self._service, job.id, lambda ticks: self._tick(job.id, ticks), left.set)

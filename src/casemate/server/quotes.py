@@ -9,6 +9,7 @@ from casemate.plan.check import check_request
 from casemate.plan.compile import compile_plan
 from casemate.plan.quote import DatasetState, quote
 from casemate.server import permissions, records, run
+from casemate.server.pool import WorkerGone
 from casemate.server.service import Call, Service
 from casemate.spec import codec
 from casemate.spec.errors import AuthError, FormatError, LimitError, PolicyError
@@ -87,13 +88,16 @@ async def make(call: Call) -> Quote:
     check_request(request, schemas)
     service.uploads.complete(call.caller, submission.upload, unused=True)
     key = _model_key(call, submission)
-    async with service.queue.preparing(), service.pool.worker() as (worker, _):
-        prepared = await run.prepare(service, worker, request, schemas, submission.upload, key)
-        execution = Execution(threads=service.config.threads)
-        made = await asyncio.to_thread(_price, service, submission, prepared, execution)
-        digest = quotes.add(service.store, made, submission, key)
-        if all(d.refusal is None for d in made.datasets):
-            await service.pool.keep(digest, worker)
+    try:
+        async with service.queue.preparing(), service.pool.worker() as (worker, _):
+            prepared = await run.prepare(service, worker, request, schemas, submission.upload, key)
+            execution = Execution(threads=service.config.threads)
+            made = await asyncio.to_thread(_price, service, submission, prepared, execution)
+            digest = quotes.add(service.store, made, submission, key)
+            if all(d.refusal is None for d in made.datasets):
+                await service.pool.keep(digest, worker)
+    except WorkerGone as e:  # none could be started
+        raise run.worker_gone(e) from None
     return made
 
 

@@ -13,13 +13,14 @@ from typing import Final
 
 from casemate.ledger.quotes import StoredQuote
 from casemate.ledger.store import Link
+from casemate.plan.quote import recompute
 from casemate.seal import dsse, hpke, stream
 from casemate.seams import Disk, Rng
 from casemate.server.config import software
 from casemate.server.keys import BootKeys
 from casemate.spec import canonical, codec, tensors
 from casemate.spec.canonical import Json
-from casemate.spec.errors import FormatError
+from casemate.spec.errors import FormatError, InternalError
 from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
@@ -52,6 +53,18 @@ def check_result(weights: bytes, quote: Quote) -> None:
             "format.result",
             "The result is not the quoted model's weights.",
             mend="Report it: the worker broke its form.",
+        )
+
+
+def check_guarantee(quote: Quote) -> None:
+    """Recompute epsilon and charge from the plan's events after the run (P9); the receipt must not
+    claim less. Raises ``InternalError`` ``internal.guarantee``. Blocks: seconds for a long plan."""
+    charge, epsilon = recompute(quote.plan, quote.delta)
+    if epsilon > quote.epsilon * (1 + 1e-9) or any(d.charge != charge for d in quote.datasets):
+        raise InternalError(
+            "internal.guarantee",
+            "The quote claims less than its events cost.",
+            mend="Report it.",
         )
 
 

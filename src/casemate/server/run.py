@@ -6,9 +6,11 @@ prepare (no data, no keys) -> reserve, durable -> keys -> run -> seal -> commit 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.quotes import StoredQuote
@@ -44,13 +46,14 @@ def worker_gone(gone: WorkerGone) -> JobError:
     )
 
 
-async def _tell(worker: Worker, message: object, files: Sequence[int]) -> None:
-    """Send a message with descriptors, then close ours."""
-    try:
-        await worker.tell(message, files)
-    finally:
-        for fd in files:
-            os.close(fd)
+async def _tell(worker: Worker, message: object, *files: Callable[[], int]) -> None:
+    """Send a message with the descriptors that ``files`` open, then close ours."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for file in files:
+            opened.append(file())
+            stack.callback(os.close, opened[-1])
+        await worker.tell(message, opened)
 
 
 async def prepare(
@@ -70,11 +73,11 @@ async def prepare(
         schemas=schemas,
         inputs=request.inputs,
         train=request.train,
-        memory_bytes=limits.worker_bytes,
+        memory_bytes=service.config.worker_memory,
         threads=threads,
     )
     try:
-        await _tell(worker, message, [service.uploads.descriptor(upload)])
+        await _tell(worker, message, lambda: service.uploads.descriptor(upload))
         prepared: Prepared | Failed = await worker.expect(
             [Prepared, Failed], limits.prepare_seconds
         )
@@ -108,8 +111,8 @@ async def check_dataset(service: Service, dataset: str) -> None:
     error: str | None = None
     try:
         async with service.pool.worker() as (worker, _):
-            files = [service.uploads.descriptor(found.registration.upload)]
-            await _tell(worker, message, files)
+            upload = found.registration.upload
+            await _tell(worker, message, lambda: service.uploads.descriptor(upload))
             seconds = service.config.limits.check_seconds
             answer: Checked | Failed = await worker.expect([Checked, Failed], seconds)
         if isinstance(answer, Failed):
@@ -178,7 +181,9 @@ async def execute(
         await _fail(service, job, ticks, code, message)
     except WorkerGone as e:
         service.log.event("worker-end", job=job, state=e.reason)
-        await _fail(service, job, ticks, "job.failed", FAILED)
+        early = worker_gone(e)
+        code, message = (early.code, early.message) if ticks is None else ("job.failed", FAILED)
+        await _fail(service, job, ticks, code, message)
     except Exception as e:
         service.log.fault(e, job=job)
         await _fail(service, job, ticks, "job.failed", FAILED)
@@ -190,14 +195,10 @@ async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str
     result = os.memfd_create("result", os.MFD_CLOEXEC)
     try:
         datasets = ledger.begin(service.store, job)
-        files = [
-            service.uploads.descriptor(
-                catalog.dataset(service.store, d.dataset).registration.upload
-            )
-            for d in datasets
-        ]
+        uploads = [catalog.dataset(service.store, d.dataset).registration.upload for d in datasets]
+        files = [partial(service.uploads.descriptor, upload) for upload in uploads]
         message = Run(plan=quote.plan, execution=quote.execution, datasets=datasets)
-        await _tell(worker, message, [*files, os.dup(result)])
+        await _tell(worker, message, *files, lambda: os.dup(result))
         seconds = limits.run_floor + limits.run_factor * quote.seconds
         done: Done | Failed = await worker.expect([Done, Failed], seconds)
         await worker.end()  # nobody writes the result any more
@@ -229,6 +230,7 @@ async def _commit(
     store = service.store
     request = stored.quote.request
     scientist = catalog.identity(store, request.scientist)
+    await asyncio.to_thread(release.check_guarantee, stored.quote)
     path, digest = await asyncio.to_thread(
         release.seal_result, service.disk, service.rng, job, scientist, weights
     )
