@@ -184,6 +184,7 @@ def _endpoint(service: Service, route: Route) -> Callable[[Request], Any]:
             response = await _answer(service, route, request)
         except CasemateError as e:
             code = e.code
+            service.watch(e)
             response = _refused(service, e, request.method)
         except ClientDisconnect:
             code = "net.closed"

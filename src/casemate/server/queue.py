@@ -115,8 +115,9 @@ class Queue:
             try:
                 while await self._next():
                     pass
-            except Exception as e:  # the store has stopped: what waits is served after a restart
+            except Exception as e:
                 self._service.log.fault(e)
+                self._service.watch(e)
 
     async def _next(self) -> bool:
         """Start the job that waited longest; return when it no longer stands first."""

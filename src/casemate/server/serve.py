@@ -21,7 +21,7 @@ from casemate.accounting import pld
 from casemate.ledger.store import Store
 from casemate.seams import Clock, Disk, OsDisk, OsRng, Rng, SystemClock
 from casemate.server import app, attestation, keys, release
-from casemate.server.config import Config, policy_digest
+from casemate.server.config import Config, policy_digest, software
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
 from casemate.server.pool import Pool
@@ -65,7 +65,7 @@ def assemble(
     policy = policy_digest(config)
     metrics = Metrics()
     limits, rates = config.limits, config.rates
-    store = Store.open(disk, tee.sealing_key(STORE_LABEL), boot.boot, rng)
+    store = Store.open(disk, tee.sealing_key(STORE_LABEL), boot.boot, rng, software=software())
     disk.make_folder(release.FOLDER)
     service = Service(
         config=config,
@@ -267,7 +267,8 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
 
     ``say`` gets the words at start (standard output when ``None``); logs go to standard error, one
     JSON object a line. When it listens, ``server.json`` stands in the state folder; it is removed
-    at the end. Raises ``usage.tee-*``, ``LedgerError``, ``net.listen``.
+    at the end. Raises ``usage.tee-*``, ``LedgerError``, ``net.listen``; ``ledger.stopped`` also when
+    the store stopped under it, since only a new start sees what the disk really holds.
     """
     forbid_unpickling()
     disk = OsDisk(config.state)
@@ -286,9 +287,12 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
         stack.callback(service.store.close)
         port = sock.getsockname()[1]
         http = server(service, lambda: _announce(service, port, say or say_it))
+        service.stop = lambda: setattr(http, "should_exit", True)
         try:
             asyncio.run(http.serve(sockets=[sock]))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 disk.remove(READY_FILE)
             service.log.event("stop")
+        if service.broken is not None:
+            raise service.broken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from casemate.server.metrics import Metrics
 from casemate.server.pool import Pool
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
+from casemate.spec.errors import LedgerError
 from casemate.spec.evidence import Attestation
 from casemate.tee import Tee
 
@@ -43,6 +44,14 @@ class Service:
     nonces: Nonces
     throttles: Mapping[str, Throttle]
     queue: Queue = field(init=False)
+    stop: Callable[[], None] = lambda: None
+    broken: LedgerError | None = None
+
+    def watch(self, error: BaseException) -> None:
+        """Leave when the store has stopped: crash, start again, read what the disk holds."""
+        if isinstance(error, LedgerError) and error.code == "ledger.stopped":
+            self.broken = self.broken or error
+            self.stop()
 
 
 @dataclass(frozen=True, slots=True)

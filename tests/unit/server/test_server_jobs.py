@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from casemate.client import receipts
 from casemate.ledger import catalog, ledger
+from casemate.server import release, run
 from casemate.server.pool import WorkerGone
 from casemate.spec import codec, tensors
 from casemate.spec.data import Budget, DatasetInfo, Policy
+from casemate.spec.errors import InternalError
 from casemate.spec.messages import CheckDataset, Prepare, Run
 from casemate.spec.receipt import ReceiptBundle
 from support.desk import (
@@ -489,5 +492,77 @@ def test_the_queue_runs_as_many_jobs_at_once_as_it_may() -> None:
             assert states() == ["running", "running", "queued"]
             script.hold.set()
             assert {(await scientist.finished(j)).state for j in jobs} == {"done"}
+
+    run_async(work())
+
+
+def test_a_job_that_is_only_being_prepared_waits_for_the_next_start() -> None:
+    """Nothing was charged, so a shutdown costs it nothing."""
+
+    async def work() -> None:
+        disk = fresh_disk()
+        script = Script()
+        async with Desk(disk, script=script) as desk:
+            owner, scientist, info = await _parties(desk)
+            quote = await scientist.quote(info)
+            desk.service.pool.kept.clear()  # type: ignore[attr-defined]
+            reached = asyncio.Event()
+
+            async def slow(*_: object) -> None:
+                reached.set()
+                await asyncio.sleep(3600)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(run, "prepare", slow)
+                job = (await scientist.submit(quote)).job
+                await reached.wait()
+                await desk._life.__aexit__(None, None, None)
+                assert ledger.job(desk.service.store, job).state == "queued"
+                left = disk.power_cycle(clean=True)
+                desk._life = desk.service.queue.serve()
+                await desk._life.__aenter__()
+        async with Desk(left) as again:
+            assert (await Person(again, scientist.identity).finished(job)).state == "done"
+            budget = (await Person(again, owner.identity).dataset(info.dataset)).budget
+            assert budget is not None and budget.jobs == 1
+
+    run_async(work())
+
+
+def test_a_guarantee_that_the_events_do_not_give_is_never_signed() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            _, scientist, info = await _parties(desk)
+            quote = await scientist.quote(info)
+            release.check_guarantee(quote)
+            part = quote.datasets[0]
+            cheaper = replace(part.charge, rdp_nano=tuple(n - 1 for n in part.charge.rdp_nano))
+            event = replace(quote.plan.events[0], noise_multiplier=0.5)
+            for lie in (
+                replace(quote, epsilon=quote.epsilon * 0.99),
+                replace(quote, datasets=(replace(part, charge=cheaper),)),
+                replace(quote, plan=replace(quote.plan, events=(event,))),
+                replace(quote, plan=replace(quote.plan, delta_truncation=1.5e-7)),
+            ):
+                with pytest.raises(InternalError) as refused:
+                    release.check_guarantee(lie)
+                assert refused.value.code == "internal.guarantee"
+
+    run_async(work())
+
+
+def test_a_store_that_stopped_stops_the_server() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            owner = await desk.person("owner")
+            stopped: list[bool] = []
+            desk.service.stop = lambda: stopped.append(True)
+            desk.disk.fault = (len(desk.disk.trace) + 3, "EIO")
+            answer = await owner.send("POST", "/v1/uploads", {"size": 10})
+            assert answer.status_code == 500
+            again = await owner.send("GET", "/v1/datasets")
+            assert again.status_code == 500
+            assert again.json()["error"]["code"] == "ledger.stopped"
+            assert stopped and desk.service.broken is not None
 
     run_async(work())
