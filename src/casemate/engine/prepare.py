@@ -18,6 +18,7 @@ from casemate.engine.records import record
 from casemate.engine.rows import bound_columns, synthetic
 from casemate.graph import check as graph_check
 from casemate.graph import pack
+from casemate.plan.check import check_inputs
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import LimitError, ModelError
 from casemate.spec.job import InputBinding, TrainSpec
@@ -75,7 +76,10 @@ def prepare(
             mend="Submit the job again with its model.",
         )
     graph, view = pack.unpack(packed)
-    checked = graph_check.check(graph, {name: info for name, (info, _) in view.items()})
+    check_inputs(graph.inputs, inputs, schemas)
+    bounds = graph_check.declared_bounds(graph, inputs, schemas)
+    infos = {name: info for name, (info, _) in view.items()}
+    checked = graph_check.check(graph, infos, bounds=bounds)
     weights = weights_of(view)
     program = Program(graph, weights)
     samples = _samples(program, schemas, inputs)
@@ -121,12 +125,12 @@ def prepare(
 def _samples(
     program: Program, schemas: Sequence[DatasetSchema], inputs: Sequence[InputBinding]
 ) -> dict[str, torch.Tensor]:
-    """Synthetic rows within the first schema's bounds, every schema's binding checked."""
+    """Synthetic rows within the first schema's bounds."""
     rng = np.random.default_rng(0)  # tests kernels, guards nothing
     out = {}
     for spec in program.data:
-        bound = [bound_columns(schema, spec, inputs) for schema in schemas]
-        out[spec.name] = torch.cat([synthetic(bound[0], rng) for _ in range(_PROBES)])
+        columns = bound_columns(schemas[0], spec, inputs)
+        out[spec.name] = torch.cat([synthetic(columns, rng) for _ in range(_PROBES)])
     return out
 
 

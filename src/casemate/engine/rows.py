@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine.program import DTYPES, size_at_one
+from casemate.engine.program import DTYPES
 from casemate.graph.model import InputSpec
 from casemate.spec.data import Column, DatasetSchema
-from casemate.spec.errors import PlanError
 from casemate.spec.job import InputBinding
 
 
@@ -43,37 +42,12 @@ class Rows:
         return kept
 
 
-def _bad_binding(binding: InputBinding, what: str) -> PlanError:
-    return PlanError(
-        "plan.input",
-        f"The model's input {binding.input!r} {what}.",
-        mend="Bind each input to columns whose declared shape and dtype it takes.",
-        where=binding.input,
-    )
-
-
 def bound_columns(
     schema: DatasetSchema, spec: InputSpec, bindings: Sequence[InputBinding]
 ) -> list[Column]:
-    """The columns that feed a data input; ``PlanError`` where shape or dtype does not fit."""
-    binding = next((b for b in bindings if b.input == spec.name), None)
-    if binding is None or not binding.columns:
-        raise _bad_binding(InputBinding(input=spec.name, columns=()), "is bound to no column")
-    columns = []
-    for name in binding.columns:
-        column = schema.column(name)
-        if column is None:
-            raise _bad_binding(binding, f"wants column {name!r}, which {schema.name!r} lacks")
-        columns.append(column)
-    shape = columns[0].shape if len(columns) == 1 else (len(columns),)
-    wanted = tuple(size_at_one(s) for s in spec.shape[1:])
-    if any(c.dtype != spec.dtype for c in columns) or (
-        len(columns) > 1 and any(c.shape for c in columns)
-    ):
-        raise _bad_binding(binding, f"is {spec.dtype} and its columns are not all so")
-    if shape != wanted:
-        raise _bad_binding(binding, f"has shape {wanted} for a record, its columns give {shape}")
-    return columns
+    """The columns that feed a data input, as :func:`casemate.plan.check.check_inputs` admitted."""
+    names = next(b.columns for b in bindings if b.input == spec.name)
+    return [next(c for c in schema.columns if c.name == name) for name in names]
 
 
 def stack(columns: Sequence[Column], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -46,7 +46,8 @@ def check_plan(plan: Plan, train: TrainSpec, dimension: int, units: int) -> None
     scale = plan.sigma / plan.grid
     if scale > noise.MAX_SCALE or not grid.fits(plan.clip, plan.grid, slots(plan), scale):
         raise _refuse("its grid is too fine, or no power of two")
-    if plan.delta_sampler < noise.distance(plan.steps * dimension):
+    words = plan.steps * (dimension + plan.units)  # noise and sampling, each under a key of its own
+    if plan.delta_sampler < noise.distance(words):
         raise _refuse("it does not charge the sampler's distance")
     if [(e.rate, e.steps) for e in plan.events] != [(plan.rate, plan.steps)] or any(
         e.noise_multiplier > plan.noise_multiplier for e in plan.events

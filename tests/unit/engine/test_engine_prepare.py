@@ -103,3 +103,18 @@ def test_an_unknown_op_is_refused_by_name():
     nodes = (*graph.nodes[:-1], lab.node("loss", "aten.nonesuch.default", "%h0"))
     with pytest.raises(ModelError, match="loss"):
         run(dataclasses.replace(graph, nodes=nodes), weights)
+
+
+def test_labels_beyond_the_classes_are_refused_from_the_schema_alone():
+    """Else a record's label would decide whether an error is raised (P6)."""
+    graph, weights = lab.mlp([5, 4, 3])
+    with pytest.raises(ModelError) as refused:
+        run(graph, weights, schemas=[lab.schema(5, 4, 50)])
+    assert refused.value.code == "model.index-range"
+
+
+@pytest.mark.parametrize("columns", [(), ("nothing",), ("y",), ("x", "x"), ("x", "y")])
+def test_bindings_that_do_not_fit_are_refused(columns):
+    bindings = (InputBinding(input="x", columns=columns), lab.BINDINGS[1])
+    with pytest.raises(PlanError):
+        run(*lab.mlp([5, 4, 3]), bindings=bindings)

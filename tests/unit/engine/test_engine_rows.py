@@ -10,7 +10,6 @@ import torch
 
 from casemate.engine import rows
 from casemate.spec.data import Column, DatasetSchema
-from casemate.spec.errors import PlanError
 from casemate.spec.job import InputBinding
 from support import engine_lab as lab
 
@@ -74,15 +73,6 @@ def test_scalar_columns_are_stacked_in_the_bindings_order():
         schema, SPECS[0], [InputBinding(input="x", columns=("c", "a", "b"))]
     )
     assert rows.stack(chosen, table).tolist() == [[2, 0, 1], [2.5, 0.5, 1.5]]
-
-
-@pytest.mark.parametrize(
-    "columns", [(), ("nothing",), ("y",), ("x", "x"), ("x", "y")], ids=lambda c: "+".join(c) or "-"
-)
-def test_bindings_that_do_not_fit_are_refused(columns):
-    schema = lab.schema(3, 2, 4)
-    with pytest.raises(PlanError, match="'x'"):
-        rows.bound_columns(schema, SPECS[0], [InputBinding(input="x", columns=columns)])
 
 
 def test_synthetic_records_keep_the_bounds():
