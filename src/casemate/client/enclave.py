@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from casemate.client import log, models, views
+from casemate.client import log, models, values, views
 from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets, DatasetView
 from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
@@ -24,7 +24,6 @@ from casemate.spec.job import (
     JobRequest,
     NonPrivate,
     Quote,
-    Schedule,
     Submission,
     TrainSpec,
 )
@@ -110,7 +109,7 @@ class Enclave:
         optimizer: Any = "adam",
         lr: float | None = None,
         loss: Any = None,
-        schedule: Schedule | None = None,
+        schedule: Any = None,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
     ) -> QuoteView:
         """What training ``model`` over ``datasets`` would cost; no data is touched.
@@ -119,7 +118,8 @@ class Enclave:
         module or function of (output, label)), or a packed model (``.cmm`` path, ``Packed``).
         ``optimizer``: ``"sgd"``, ``"adam"`` or ``"adamw"`` with ``lr``, a ``torch.optim`` object,
         or ``cm.SGD(...)`` and the like. ``batch_size`` is the expected number of units in a step;
-        give ``epochs`` (over all units of all datasets) or ``steps``. ``inputs`` names the columns
+        give ``epochs`` (over all units of all datasets) or ``steps``. ``schedule``: ``cm.Schedule`` or
+        a ``torch.optim.lr_scheduler`` object stepped after every step. ``inputs`` names the columns
         of each model input where that is not plain from their names.
         Raises ``ModelError``, ``PlanError`` or ``PolicyError`` before anything is spent.
         """
@@ -129,14 +129,16 @@ class Enclave:
                 "usage.datasets", "No dataset was named.", mend="Give one or several dataset ids."
             )
         exported = models.export(model, [i.schema for i in infos], loss=loss, inputs=inputs)
-        train = TrainSpec(
+        train = values.make(
+            TrainSpec,
             batch_size=batch_size,
             steps=_steps(epochs, steps, batch_size, sum(i.schema.units for i in infos)),
             privacy=dp,
             optimizer=models.optimizer(optimizer, lr),
-            schedule=schedule or Schedule(),
+            schedule=models.schedule(schedule, count),
         )
-        request = JobRequest(
+        request = values.make(
+            JobRequest,
             job="job_" + OsRng().bytes(16).hex(),
             scientist=self.identity.id,
             datasets=tuple(

@@ -13,7 +13,7 @@ from casemate.graph import pack
 from casemate.graph.model import Packed
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import UsageError
-from casemate.spec.job import Adam, InputBinding, Sgd
+from casemate.spec.job import Adam, InputBinding, Schedule, Sgd
 
 SUFFIX: Final = ".cmm"
 MAX_FILE: Final = 8 << 30
@@ -65,18 +65,11 @@ def export(
     return Exported(packed, bindings)
 
 
-_TORCH: Final[dict[str, Any]] = {
-    "SGD": lambda d: values.SGD(d["lr"], d["momentum"], d["nesterov"], d["weight_decay"]),
-    "Adam": lambda d: values.Adam(d["lr"], d["betas"], d["eps"], d["weight_decay"]),
-    "AdamW": lambda d: values.AdamW(d["lr"], d["betas"], d["eps"], d["weight_decay"]),
-}
 _NAMED: Final[dict[str, Any]] = {
     "sgd": values.SGD,
     "adam": values.Adam,
     "adamw": values.AdamW,
 }
-# What the engine's optimizers do not have; a torch optimizer with one of these set is refused.
-_ABSENT: Final = ("dampening", "amsgrad", "maximize")
 
 
 def optimizer(given: Any, lr: float | None = None) -> Sgd | Adam:
@@ -90,21 +83,21 @@ def optimizer(given: Any, lr: float | None = None) -> Sgd | Adam:
             )
         made: Sgd | Adam = _NAMED[given.lower()](lr)
         return made
-    kind, defaults = type(given).__name__, getattr(given, "defaults", None)
-    if kind in _TORCH and isinstance(defaults, dict):
-        strange = [name for name in _ABSENT if defaults.get(name)]
-        groups = getattr(given, "param_groups", [])
-        if strange or len(groups) > 1:
-            what = strange[0] if strange else "parameter groups"
-            raise UsageError(
-                "usage.optimizer",
-                f"torch.optim.{kind} with {what} has no counterpart here.",
-                mend="Use one parameter group and the plain form of the optimizer.",
-            )
-        found: Sgd | Adam = _TORCH[kind](defaults)
-        return found
+    if hasattr(given, "param_groups"):
+        from casemate.client import torch as bridge
+
+        return bridge.optimizer(given)
     raise UsageError(
         "usage.optimizer",
         f"{str(given)[:60]!r} is no optimizer that casemate knows.",
         mend="Use 'sgd', 'adam' or 'adamw' with lr, torch.optim.SGD, Adam or AdamW, or cm.SGD(…).",
     )
+
+
+def schedule(given: Any, steps: int) -> Schedule:
+    """The schedule's values from themselves, or from a ``torch.optim.lr_scheduler`` object."""
+    if given is None or isinstance(given, Schedule):
+        return given or Schedule()
+    from casemate.client import torch as bridge
+
+    return bridge.schedule(given, steps)

@@ -15,7 +15,8 @@ from casemate.spec.errors import UsageError
 T = TypeVar("T")
 
 
-def _make(made: type[T], /, **fields: Any) -> T:
+def make(made: type[T], /, **fields: Any) -> T:
+    """``made(**fields)``, with the value's own refusal as ``UsageError`` (``usage.value``)."""
     try:
         return made(**fields)
     except (ValueError, TypeError) as e:
@@ -27,7 +28,7 @@ def _make(made: type[T], /, **fields: Any) -> T:
 
 def Budget(epsilon: float, delta: float) -> data.Budget:  # noqa: N802
     """A dataset's total budget for the life of its ledger: epsilon in (0, 1000], delta ≤ 0.01."""
-    return _make(data.Budget, epsilon=float(epsilon), delta=float(delta))
+    return make(data.Budget, epsilon=float(epsilon), delta=float(delta))
 
 
 def Policy(  # noqa: N802
@@ -54,7 +55,7 @@ def Policy(  # noqa: N802
             mend="Give True, False, 'none' or 'each-quote'.",
             where="Policy",
         )
-    return _make(
+    return make(
         data.Policy,
         scientists=names,
         approval=kind,
@@ -70,19 +71,19 @@ def DP(epsilon: float, delta: float, clip: float = 1.0) -> job.Dp:  # noqa: N802
 
     ``clip`` is C, the bound on the L2 norm of one privacy unit's gradient.
     """
-    return _make(job.Dp, epsilon=float(epsilon), delta=float(delta), clip=float(clip))
+    return make(job.Dp, epsilon=float(epsilon), delta=float(delta), clip=float(clip))
 
 
 def NonPrivate(words: str) -> job.NonPrivate:  # noqa: N802
     """No privacy at all, where every owner's policy permits it: ``words`` repeats the policy's."""
-    return _make(job.NonPrivate, words=words)
+    return make(job.NonPrivate, words=words)
 
 
 def SGD(  # noqa: N802
     lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
 ) -> job.Sgd:
     """SGD as ``torch.optim.SGD`` defines it (dampening 0)."""
-    return _make(
+    return make(
         job.Sgd,
         lr=float(lr),
         momentum=float(momentum),
@@ -114,7 +115,7 @@ def AdamW(  # noqa: N802
 def _adam(
     lr: float, betas: tuple[float, float], eps: float, decay: float, *, decoupled: bool
 ) -> job.Adam:
-    return _make(
+    return make(
         job.Adam,
         lr=float(lr),
         beta1=float(betas[0]),
@@ -133,6 +134,6 @@ def Schedule(  # noqa: N802
     every: int = 1,
 ) -> job.Schedule:
     """Factor on the learning rate; see :class:`casemate.spec.job.Schedule`."""
-    return _make(
+    return make(
         job.Schedule, kind=kind, warmup=warmup, final=float(final), gamma=float(gamma), every=every
     )
