@@ -117,10 +117,10 @@ class Enclave:
         ``model``: a ``torch.nn.Module`` with its ``loss`` (a name such as ``"cross_entropy"``, or a
         module or function of (output, label)), or a packed model (``.cmm`` path, ``Packed``).
         ``optimizer``: ``"sgd"``, ``"adam"`` or ``"adamw"`` with ``lr``, a ``torch.optim`` object,
-        or ``cm.SGD(...)`` and the like. ``batch_size`` is the expected number of units in a step;
-        give ``epochs`` (over all units of all datasets) or ``steps``. ``schedule``: ``cm.Schedule`` or
-        a ``torch.optim.lr_scheduler`` object stepped after every step. ``inputs`` names the columns
-        of each model input where that is not plain from their names.
+        or ``cm.SGD(...)`` and the like. ``schedule``: ``"cosine"`` and the like, ``cm.Schedule``,
+        or a ``torch.optim.lr_scheduler`` object stepped after every step. ``batch_size`` is the
+        expected number of units in a step; give ``epochs`` (over all units of all datasets) or
+        ``steps``. ``inputs`` names the columns of each input where names do not say it.
         Raises ``ModelError``, ``PlanError`` or ``PolicyError`` before anything is spent.
         """
         infos = [self._info(d) for d in datasets]
@@ -129,10 +129,11 @@ class Enclave:
                 "usage.datasets", "No dataset was named.", mend="Give one or several dataset ids."
             )
         exported = models.export(model, [i.schema for i in infos], loss=loss, inputs=inputs)
+        count = _steps(epochs, steps, batch_size, sum(i.schema.units for i in infos))
         train = values.make(
             TrainSpec,
             batch_size=batch_size,
-            steps=_steps(epochs, steps, batch_size, sum(i.schema.units for i in infos)),
+            steps=count,
             privacy=dp,
             optimizer=models.optimizer(optimizer, lr),
             schedule=models.schedule(schedule, count),

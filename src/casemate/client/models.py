@@ -95,9 +95,11 @@ def optimizer(given: Any, lr: float | None = None) -> Sgd | Adam:
 
 
 def schedule(given: Any, steps: int) -> Schedule:
-    """The schedule's values from themselves, or from a ``torch.optim.lr_scheduler`` object."""
+    """The schedule's values from a kind by name, a torch scheduler, themselves, or ``None``."""
     if given is None or isinstance(given, Schedule):
         return given or Schedule()
+    if isinstance(given, str):
+        return values.Schedule(given)  # type: ignore[arg-type]  # it refuses other words
     from casemate.client import torch as bridge
 
     return bridge.schedule(given, steps)

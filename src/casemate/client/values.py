@@ -134,6 +134,13 @@ def Schedule(  # noqa: N802
     every: int = 1,
 ) -> job.Schedule:
     """Factor on the learning rate; see :class:`casemate.spec.job.Schedule`."""
+    if kind not in ("constant", "linear", "cosine", "step"):
+        raise UsageError(
+            "usage.value",
+            f"Schedule: kind is {str(kind)[:40]!r}.",
+            mend="Give 'constant', 'linear', 'cosine' or 'step'.",
+            where="Schedule",
+        )
     return make(
         job.Schedule, kind=kind, warmup=warmup, final=float(final), gamma=float(gamma), every=every
     )

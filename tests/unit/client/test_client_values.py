@@ -76,6 +76,18 @@ def test_optimizers_without_counterpart_are_refused():
         models.optimizer("sgd")
 
 
+def test_schedules_by_name_by_torch_and_by_value():
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=20)
+    assert models.schedule(None, 20) == cm.Schedule()
+    assert models.schedule("cosine", 20) == cm.Schedule("cosine")
+    assert models.schedule(cm.Schedule("step", every=3), 20) == cm.Schedule("step", every=3)
+    assert models.schedule(cosine, 20) == cm.Schedule("cosine")
+    for bad in ("sawtooth", cosine):
+        with pytest.raises(UsageError):
+            models.schedule(bad, 10)
+
+
 def schema(*columns: Column) -> DatasetSchema:
     return DatasetSchema(name="t", columns=columns, rows=4, units=4)
 
