@@ -186,6 +186,22 @@ def _unreachable(url: str, cause: Exception) -> NetError:
     )
 
 
+def _address(url: str) -> tuple[str, str, int]:
+    """The https address without path, its host in ASCII, and its port."""
+    try:
+        parsed = httpx.URL(url)
+        host, port = parsed.raw_host.decode("ascii"), parsed.port or 443
+    except (httpx.InvalidURL, UnicodeError, TypeError):
+        host = ""
+    if not host or parsed.scheme != "https" or parsed.userinfo or port > 65535:
+        raise UsageError(
+            "usage.url",
+            f"{str(url)[:200]!r} is no https address.",
+            mend="Give an address such as https://host:8443.",
+        )
+    return f"https://{parsed.netloc.decode('ascii')}", host, port
+
+
 class Connection:
     """A server at ``url`` under ``trust``; ``identity`` signs the requests.
 
@@ -203,15 +219,7 @@ class Connection:
         now: Callable[[], float] = time.time,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        parsed = httpx.URL(url)
-        if parsed.scheme != "https" or not parsed.host:
-            raise UsageError(
-                "usage.url",
-                f"{url[:200]!r} is no https address.",
-                mend="Give an address such as https://host:8443.",
-            )
-        self.url = f"https://{parsed.netloc.decode('ascii')}"
-        self._host, self._port = parsed.host, parsed.port or 443
+        self.url, self._host, self._port = _address(url)
         self._trust = trust
         self.identity = identity
         self._rng = rng or OsRng()

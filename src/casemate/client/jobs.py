@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -275,20 +276,21 @@ class Run:
         return self._data
 
     def _pull(self, digest: str) -> bytes:
-        sealed = io.BytesIO()
-        path = f"/v1/jobs/{self.job}/result"
-        self._connection.download(path, sealed.write, limit=MAX_RESULT)
-        data = memoryview(sealed.getbuffer())
-        length = int.from_bytes(data[:4], "big")
-        if len(data) < 4 + length or not length:
-            raise NetError(
-                "net.protocol", "The sealed result is cut short.", mend="Ask for it again."
-            )
         identity = self._connection.identity
-        assert identity is not None  # the download was signed
+        assert identity is not None  # the download is signed
         info = RESULT_KEY_INFO.format(job=self.job, digest=digest).encode()
-        key = identity.open(bytes(data[4 : 4 + length]), info=info)
-        plain = b"".join(stream.decrypt(key, [bytes(data[4 + length :])]))
+        with tempfile.TemporaryFile(prefix="casemate-") as sealed:
+            path = f"/v1/jobs/{self.job}/result"
+            size = self._connection.download(path, sealed.write, limit=MAX_RESULT)
+            sealed.seek(0)
+            length = int.from_bytes(sealed.read(4), "big")
+            if not 0 < length <= size - 4:
+                raise NetError(
+                    "net.protocol", "The sealed result is cut short.", mend="Ask for it again."
+                )
+            key = identity.open(sealed.read(length), info=info)
+            parts = iter(partial(sealed.read, stream.CHUNK), b"")
+            plain = b"".join(stream.decrypt(key, parts))
         if "sha256:" + hashlib.sha256(plain).hexdigest() != digest:
             raise ReceiptError(
                 "receipt.weights",

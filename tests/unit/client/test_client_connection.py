@@ -245,7 +245,13 @@ def test_downloads_stream_into_the_sink(fakes, keys, trust, someone):
     assert b"".join(parts) == b"r" * 100_000
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1", "ftp://x", "", "https://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1", "127.0.0.1", "ftp://x", "", "https://", "https://h:99999",
+        "https://h:x", "https://a\nb", "https://me:secret@h", None,
+    ],
+)  # fmt: skip
 def test_only_https_addresses(url, trust, someone):
     with pytest.raises(UsageError) as caught:
         Connection(url, trust=trust, identity=someone)
@@ -257,3 +263,16 @@ def test_without_an_identity_nothing_is_sent(fakes, keys, trust):
     with pytest.raises(AuthError):
         Connection(fake.url, trust=trust).request("GET", "/v1/jobs")
     assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://h", "https://h"),
+        ("https://h:8443/path?x=1", "https://h:8443"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+    ],
+)
+def test_addresses_are_kept_without_path(url, kept, trust, someone):
+    assert Connection(url, trust=trust, identity=someone).url == kept
