@@ -15,10 +15,9 @@ import pytest
 
 from casemate.server import pool
 from casemate.server.config import Config, Limits
-from casemate.server.logs import Log
 from casemate.server.pool import Pool, Worker, WorkerGone, refusal
 from casemate.spec.messages import Checked, Done, Failed, Ready
-from support.desk import AutoClock, run_async
+from support.desk import run_async
 
 HEAD = "import os, socket, sys, time\ns = socket.socket(fileno=int(sys.argv[1]))\n"
 READY = b'{"pid":1,"type":"w-ready/v1"}'
@@ -51,7 +50,7 @@ def _frame(data: bytes) -> str:
 
 def _pool(**limits: object) -> Pool:
     config = Config(state=Path("unused"), spares=0, threads=1, limits=Limits(**limits))  # type: ignore[arg-type]
-    return Pool(config, Log(lambda line: None, AutoClock()))
+    return Pool(config)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_a_spare_that_died_is_replaced_and_all_end_at_close(
 
     async def work() -> None:
         config = Config(state=Path("unused"), spares=2, threads=1)
-        made = Pool(config, Log(lambda line: None, AutoClock()))
+        made = Pool(config)
         made.top_up()
         first = await asyncio.shield(made._ready[0])
         os.kill(first.pid, 9)

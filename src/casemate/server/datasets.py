@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from casemate.ledger import catalog
-from casemate.seal import stream
+from casemate.seal import hpke, stream
 from casemate.server import records
 from casemate.server.service import Call, Reply, Service, whole
 from casemate.spec import codec, tensors
@@ -26,6 +26,7 @@ async def enrol(call: Call) -> PublicIdentity:
             f"This server has its {most} identities.",
             mend="Ask the operator.",
         )
+    hpke.seal(identity.seal_key, b"", info=b"casemate/enrol/v1")  # a key that can be sealed to
     catalog.enrol(store, identity)
     return identity
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from casemate.server.config import Config
-from casemate.server.logs import Log
 from casemate.spec import frames
 from casemate.spec.errors import FAMILIES, CasemateError, InternalError, JobError
 from casemate.spec.messages import Failed, Ready
@@ -175,8 +174,8 @@ def spawn(threads: int, file_bytes: int) -> Worker:
 class Pool:
     """Keeps ``config.spares`` workers ready, and a few that have prepared a quoted model."""
 
-    def __init__(self, config: Config, log: Log) -> None:
-        self._config, self._log = config, log
+    def __init__(self, config: Config) -> None:
+        self._config = config
         self._ready: deque[asyncio.Task[Worker]] = deque()
         self._prepared: dict[str, Worker] = {}
         self._live: set[Worker] = set()
@@ -201,7 +200,6 @@ class Pool:
         except BaseException:
             await self.release(worker, "start")
             raise
-        self._log.event("worker-start")
         return worker
 
     async def _take(self) -> Worker:
@@ -255,8 +253,6 @@ class Pool:
         while worker.alive:
             if worker.resident() > self._config.worker_memory:
                 worker.kill("memory")
-                self._log.event("worker-end", state="memory")
-                return
             await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self) -> None:

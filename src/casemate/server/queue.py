@@ -13,7 +13,7 @@ from typing import Any
 
 from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.ledger import Job
-from casemate.server import records, run
+from casemate.server import records, release, run
 from casemate.server.run import Ticks
 from casemate.server.service import Service
 from casemate.server.throttle import Busy
@@ -44,6 +44,7 @@ class Queue:
             if dataset.state == "checking":
                 self.check(dataset.id)
         self._sweep()
+        release.sweep(self._service.disk, self._service.store)
         loop = asyncio.create_task(self._loop())
         self.wake()
         try:
@@ -134,7 +135,10 @@ class Queue:
         work = run.execute(self._service, job.id, lambda ticks: self._tick(job.id, ticks), left.set)
         task = self._start(self._running, job.id, work)
 
-        def ended(_: object) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._service.log.fault(error, job=job.id)
+                self._service.watch(error)
             self._slots.release()
             self._ticks.pop(job.id, None)
             left.set()

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from casemate.ledger import ledger
 from casemate.ledger.quotes import StoredQuote
-from casemate.ledger.store import Link
+from casemate.ledger.store import Link, Store
 from casemate.plan.quote import recompute
 from casemate.seal import dsse, hpke, stream
 from casemate.seams import Disk, Rng
@@ -20,7 +21,7 @@ from casemate.server.config import software
 from casemate.server.keys import BootKeys
 from casemate.spec import canonical, codec, tensors
 from casemate.spec.canonical import Json
-from casemate.spec.errors import FormatError, InternalError
+from casemate.spec.errors import FormatError, InternalError, JobError
 from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
@@ -41,6 +42,18 @@ UNIT: Final = "one privacy unit of one dataset (zero-out)"
 def blob_path(job: str) -> str:
     """Where a job's sealed result lies on the Disk."""
     return f"{FOLDER}/{job}"
+
+
+def sweep(disk: Disk, store: Store) -> None:
+    """Remove sealed results that no commit names: of runs that ended between the two."""
+    for name in disk.list(FOLDER):
+        try:
+            kept = ledger.job(store, name).blob == blob_path(name)
+        except JobError:
+            kept = False
+        if not kept:
+            disk.remove(blob_path(name))
+    disk.sync_folder(FOLDER)
 
 
 def check_result(weights: bytes, quote: Quote) -> None:

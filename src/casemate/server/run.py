@@ -180,13 +180,13 @@ async def execute(
         code, message = (e.code, e.message) if shown else ("job.failed", FAILED)
         await _fail(service, job, ticks, code, message)
     except WorkerGone as e:
-        service.log.event("worker-end", job=job, state=e.reason)
         early = worker_gone(e)
         code, message = (early.code, early.message) if ticks is None else ("job.failed", FAILED)
         await _fail(service, job, ticks, code, message)
+        service.log.event("worker-end", job=job, state=e.reason)
     except Exception as e:
-        service.log.fault(e, job=job)
         await _fail(service, job, ticks, "job.failed", FAILED)
+        service.log.fault(e, job=job)
 
 
 async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str) -> bytes:

@@ -85,7 +85,7 @@ def assemble(
             tee, boot, policy, [attestation.boot_nonce(boot.boot)]
         )[0],
         uploads=Uploads(disk, store, limits),
-        pool=Pool(config, log),
+        pool=Pool(config),
         nonces=Nonces(limits.nonces_per_identity, limits.nonces),
         throttles={
             name: Throttle(getattr(rates, name), clock)
@@ -267,7 +267,7 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
 
     ``say`` gets the words at start (standard output when ``None``); logs go to standard error, one
     JSON object a line. When it listens, ``server.json`` stands in the state folder; it is removed
-    at the end. Raises ``usage.tee-*``, ``LedgerError``, ``net.listen``; ``ledger.stopped`` also when
+    at the end. Raises ``usage.tee-*``, ``LedgerError``, ``net.listen``, and ``ledger.stopped`` when
     the store stopped under it, since only a new start sees what the disk really holds.
     """
     forbid_unpickling()

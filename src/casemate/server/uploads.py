@@ -9,6 +9,7 @@ by count, never by the clock: an identity that begins one too many loses its old
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from typing import Final
 from weakref import WeakValueDictionary
@@ -186,7 +187,7 @@ class Uploads:
         """Forget an upload and its bytes."""
         catalog.drop_upload(self._store, name)
         for path in (data_path(name), _offset_path(name)):
-            if self._disk.exists(path):
+            with contextlib.suppress(FileNotFoundError):
                 self._disk.remove(path)
         self._disk.sync_folder(FOLDER)
         self._begun.pop(name, None)

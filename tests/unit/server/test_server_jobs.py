@@ -9,6 +9,7 @@ import pytest
 
 from casemate.client import receipts
 from casemate.ledger import catalog, ledger
+from casemate.seal.identity import Identity
 from casemate.server import release, run
 from casemate.server.pool import WorkerGone
 from casemate.spec import codec, tensors
@@ -225,6 +226,7 @@ def test_a_failure_in_the_run_says_nothing_of_the_rows(answer: object) -> None:
             assert spent(await owner.dataset(info.dataset)) > 0
             metrics = (await desk.http.get("/metrics")).text
             assert MARKER not in desk.log_text() + metrics + str(status)
+            assert not [line for line in desk.logs if '"worker-start"' in line]
             with pytest.raises(Refused) as refused:
                 await scientist.ask("GET", f"/v1/jobs/{job}/result")
             assert refused.value.code == "job.not-done"
@@ -294,7 +296,9 @@ def test_a_dataset_refused_at_push_is_told_to_its_owner_alone(code: str, shown: 
             with pytest.raises(Refused) as refused:
                 await scientist.dataset(info.dataset)
             assert refused.value.status == 404
-            assert not [n for n in desk.disk.snapshot() if n.startswith("uploads/up_")]
+            await desk.until(
+                lambda: not [n for n in desk.disk.snapshot() if n.startswith("uploads/up_")]
+            )
             assert MARKER not in desk.log_text()
 
     run_async(work())
@@ -369,7 +373,8 @@ def test_revoking_ends_a_run_that_reads_the_dataset() -> None:
             await owner.ask("DELETE", f"/v1/datasets/{info.dataset}")
             status = await scientist.status(job)
             assert (status.state, status.error) == ("failed", "policy.revoked")
-            assert not [n for n in desk.disk.snapshot() if n.startswith(f"uploads/{info.dataset}")]
+            await desk.until(lambda: len(catalog.uploads(desk.service.store)) == 0)
+            assert not [n for n in desk.disk.snapshot() if n.startswith("uploads/up_")]
 
     run_async(work())
 
@@ -564,5 +569,34 @@ def test_a_store_that_stopped_stops_the_server() -> None:
             assert again.status_code == 500
             assert again.json()["error"]["code"] == "ledger.stopped"
             assert stopped and desk.service.broken is not None
+
+    run_async(work())
+
+
+def test_a_result_without_its_commit_is_swept_at_start() -> None:
+    async def work() -> None:
+        disk = fresh_disk()
+        async with Desk(disk) as desk:
+            _, scientist, info = await _parties(desk)
+            job = (await scientist.submit(await scientist.quote(info))).job
+            await scientist.finished(job)
+            for name in ("job_" + "0" * 32, "stray"):
+                disk.open(f"results/{name}", create=True).close()
+            left = disk.power_cycle(clean=True)
+        async with Desk(left):
+            assert left.list("results") == [job]
+
+    run_async(work())
+
+
+def test_a_key_that_nothing_can_be_sealed_to_is_refused_at_enrolment() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            good = Identity.generate("x")
+            bad = replace(good.public, seal_key=b"\xff" * len(good.public.seal_key))
+            person = Person(desk, replace(good, public=bad))
+            with pytest.raises(Refused) as refused:
+                await person.enrol()
+            assert refused.value.code == "format.seal-key"
 
     run_async(work())
