@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from casemate.spec.errors import UsageError
+from casemate.spec.errors import AuthError, UsageError
 
 if TYPE_CHECKING:
     from casemate.attest.trust import Trust
@@ -135,7 +136,13 @@ def identity_path(given: str | None = None) -> Path:
 def load_identity(given: str | None = None) -> Identity:
     from casemate.seal.identity import Identity
 
-    return Identity.load(identity_path(given), os.environ.get("CASEMATE_PASSPHRASE"))
+    path, passphrase = identity_path(given), os.environ.get("CASEMATE_PASSPHRASE")
+    try:
+        return Identity.load(path, passphrase)
+    except AuthError as e:
+        if e.code != "auth.passphrase" or passphrase is not None or not sys.stdin.isatty():
+            raise
+    return Identity.load(path, click.prompt("Passphrase", hide_input=True, err=True))
 
 
 @dataclass(frozen=True, slots=True)

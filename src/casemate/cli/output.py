@@ -10,11 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
 from casemate.spec.errors import CasemateError, UsageError
+
+# A pipe has no width; ids should stand on one line there.
+PIPE_WIDTH: Final = 160
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +95,10 @@ def emit(form: str, data: object, table: Callable[[], Any] | None = None) -> Non
 def console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = PIPE_WIDTH
+    return made
 
 
 def rows_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
