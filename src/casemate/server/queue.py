@@ -171,6 +171,7 @@ class Queue:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         self._end(job, state, code, message)
+        self._sweep()
 
     async def stop_revoked(self, dataset: str) -> None:
         """End the jobs that run on a dataset whose key was destroyed."""
