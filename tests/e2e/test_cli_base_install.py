@@ -107,4 +107,4 @@ def test_receipts_are_checked_without_extras_but_for_the_second_accountant(base)
         "except Exception as error:\n    print(error.code)\n"
     )
     done = run(base, "-c", code)
-    assert done.stdout.splitlines()[1] == "usage.extra-missing", done.stderr
+    assert done.stdout.splitlines()[1] == "usage.extra", done.stderr

@@ -32,7 +32,7 @@ def _epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
         from dp_accounting.pld import privacy_loss_distribution as pld
     except ImportError as e:
         raise UsageError(
-            "usage.extra-missing",
+            "usage.extra",
             "The tight epsilon needs the package dp-accounting.",
             mend='Install it: pip install "casemate[audit]".',
         ) from e
@@ -61,6 +61,6 @@ def epsilon(events: Sequence[DpEvent], delta: float) -> float:
     Within about 1% of the exact value up to 10^6 steps.
 
     Doroshenko, Ghazi, Kamath, Kumar, Manurangsi 2022, arXiv:2207.04380 (connect the dots).
-    Raises UsageError ``usage.extra-missing`` without dp-accounting.
+    Raises UsageError ``usage.extra`` without dp-accounting.
     """
     return _epsilon(tuple(events), delta)

@@ -260,7 +260,7 @@ def _tight(receipt: Receipt, extra: float) -> Check:
     try:
         epsilon = pld.epsilon(plan.events, guarantee.delta - extra)
     except UsageError as e:
-        if not e.code.startswith("usage.extra"):
+        if e.code != "usage.extra":
             raise
         return Check("epsilon (PLD)", f"not recomputed: {e.mend}", "unchecked")
     if guarantee.epsilon < epsilon * (1 - RELATIVE_SLACK):

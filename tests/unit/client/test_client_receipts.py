@@ -265,7 +265,7 @@ def test_a_run_without_privacy_says_so(bundle, keys, trust):
 
 def test_what_is_not_checked_is_said(bundle, keys, trust, monkeypatch):
     def absent(*_):
-        raise UsageError("usage.extra-missing", "No dp-accounting.", mend="Install it.")
+        raise UsageError("usage.extra", "No dp-accounting.", mend="Install it.")
 
     monkeypatch.setattr(pld, "epsilon", absent)
     made = bundle(claims(epsilon=0.0)(dataclasses.replace(receipt_without_pld(keys))))
