@@ -236,12 +236,12 @@ class Run:
         """Wait for the end, with a progress bar of public ticks; raises ``JobError`` on failure."""
         from tqdm.auto import tqdm
 
-        with tqdm(desc=self.job[:12], unit="tick", disable=not progress, leave=True) as bar:
+        form = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
+        total = self.status.ticks
+        with tqdm(desc=self.job[:12], total=total, disable=not progress, bar_format=form) as bar:
             for status in self.ticks():
-                bar.total = status.ticks
-                bar.set_postfix_str(status.state, refresh=False)
-                bar.update((status.ticks if status.state == "done" else status.tick) - bar.n)
-                bar.refresh()
+                bar.n = total if status.state == "done" else min(status.tick, total)
+                bar.set_postfix_str(status.state)
         raise_if_failed(status)
         return self
 

@@ -77,11 +77,13 @@ def run_of(connection, trust) -> Run:
 
 def test_watching_ends_with_the_job(connected, trust, capsys):
     fake, connection = connected
-    serve_states(fake, status("queued"), status(tick=3), status(tick=3), status("done", 10))
+    first = status("queued")
+    serve_states(fake, first, first, status(tick=3), status(tick=3), status("done", 10))
     run = run_of(connection, trust)
     assert run.watch() is run
     shown = capsys.readouterr().err
-    assert "10/10" in shown
+    assert " 30%" in shown
+    assert "100%" in shown
     assert "done" in shown
     serve_states(fake, status("queued"), status(tick=3), status(tick=3), status("done", 10))
     assert [s.state for s in run.ticks()] == ["queued", "running", "done"]
