@@ -276,3 +276,22 @@ def test_without_an_identity_nothing_is_sent(fakes, keys, trust):
 )
 def test_addresses_are_kept_without_path(url, kept, trust, someone):
     assert Connection(url, trust=trust, identity=someone).url == kept
+
+
+def test_nothing_else_in_client_and_cli_opens_sockets():
+    import re
+    from pathlib import Path
+
+    import casemate
+
+    root = Path(casemate.__file__).parent
+    opens = re.compile(
+        r"^\s*(?:import|from) (?:socket|ssl|httpx|httpcore|http\.client|urllib)\b", re.M
+    )
+    found = {
+        p.relative_to(root).as_posix()
+        for room in ("client", "cli")
+        for p in (root / room).rglob("*.py")
+        if opens.search(p.read_text(encoding="utf-8"))
+    }
+    assert found == {"client/connection.py", "cli/doctor.py"}, "doctor looks at OpenSSL's version"
