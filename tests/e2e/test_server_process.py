@@ -136,7 +136,7 @@ def test_a_second_server_on_the_same_folder_is_refused(server: RunningServer) ->
     from casemate.server.config import Config
     from casemate.server.serve import _alone
 
-    with pytest.raises(LedgerError) as refused, _alone(Config(state=server.state)):
+    with pytest.raises(LedgerError) as refused, _alone(Config(state=server.state, dev=True)):
         pass
     assert refused.value.code == "ledger.in-use"
 

@@ -92,7 +92,7 @@ def serve(
     run(
         Config(
             state=Path(state) if state is not None else _state(),
-            tee="simulated" if dev else tee,
+            tee=tee,
             dev=dev,
             **settings,
         ),

@@ -70,14 +70,15 @@ class Config:
     """One server. ``state`` is its folder; ``port`` 0 takes a free one.
 
     ``workers``: jobs that run at once. ``spares``: workers that wait with their imports done.
-    ``threads``: threads of one worker. ``attest_window``: seconds in which nonces are gathered for
+    ``tee``: see :func:`casemate.tee.open`; ``dev`` means a simulated one. ``threads``: of one worker.
+    ``attest_window``: seconds in which nonces are gathered for
     one report.
     """
 
     state: Path
     host: str = "127.0.0.1"
     port: int = 8443
-    tee: str = "simulated"
+    tee: str = "auto"
     dev: bool = False
     workers: int = 1
     spares: int = 1

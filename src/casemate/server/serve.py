@@ -60,7 +60,7 @@ def assemble(
     Raises ``usage.tee-*`` and ``LedgerError``.
     """
     log = Log(write_log, clock)
-    tee: Tee = open_tee(config.tee, disk=disk, rng=rng, clock=clock)
+    tee: Tee = open_tee("simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock)
     boot = keys.make(rng, [config.host, "localhost", "127.0.0.1", "::1"])
     policy = policy_digest(config)
     metrics = Metrics()
