@@ -64,10 +64,11 @@ def run_file(path: Path) -> Any:
 
 
 def _summary(packed: Any) -> tuple[dict[str, object], list[tuple[str, object]]]:
+    """JSON and rows of an admitted model. Raises ``ModelError`` naming the node otherwise."""
     from casemate.graph import check, pack
 
     graph, weights = pack.unpack(packed.data)
-    checked = check.check(graph, {name: info for name, (info, _) in weights.items()})
+    check.check(graph, {name: info for name, (info, _) in weights.items()})
     trained = {i.tensor for i in graph.inputs if i.kind == "param"}
     parameters = sum(_size(info.shape) for name, (info, _) in weights.items() if name in trained)
     ops = sorted({n.op for n in graph.nodes})
@@ -87,7 +88,6 @@ def _summary(packed: Any) -> tuple[dict[str, object], list[tuple[str, object]]]:
         ("operations", ", ".join(ops)),
         ("records", "independent: proved on the graph"),
     ]
-    del checked  # it raises, naming the node, or the model is admitted
     return shape, rows
 
 
