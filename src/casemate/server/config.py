@@ -70,9 +70,8 @@ class Config:
     """One server. ``state`` is its folder; ``port`` 0 takes a free one.
 
     ``workers``: jobs that run at once. ``spares``: workers that wait with their imports done.
-    ``tee``: see :func:`casemate.tee.open`; ``dev`` means a simulated one. ``threads``: of one worker.
-    ``attest_window``: seconds in which nonces are gathered for
-    one report.
+    ``tee``: as :func:`casemate.tee.open` takes it; ``dev`` means a simulated one. ``threads``: of
+    one worker. ``attest_window``: seconds in which nonces are gathered for one report.
     """
 
     state: Path
