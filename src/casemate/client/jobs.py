@@ -237,7 +237,10 @@ class Run:
         from tqdm.auto import tqdm
 
         form = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
-        total = self.status.ticks
+        now = self.status
+        total = now.ticks
+        if now.state not in FINAL:
+            receipts.warm()
         with tqdm(desc=self.job[:12], total=total, disable=not progress, bar_format=form) as bar:
             for status in self.ticks():
                 bar.n = total if status.state == "done" else min(status.tick, total)
