@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, quotes
+from casemate.ledger import catalog
 from casemate.ledger.catalog import Dataset
 from casemate.ledger.quotes import StoredQuote
 from casemate.ledger.store import Store
@@ -15,7 +15,6 @@ from casemate.spec.job import Charge, DatasetUse, NonPrivate, Quote
 
 def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Dataset, Charge]]:
     """Each dataset of a job that policies and budgets allow now, with its charge."""
-    quotes.require_valid(stored)
     plan = stored.quote.plan
     if plan.private != bool(plan.events):
         raise _bad_quote("a private plan has events, another has none")
@@ -87,6 +86,12 @@ def _check_policy(found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: Rdp
             use.epoch != found.epoch,
             "policy.stale-epoch",
             "is in another epoch",
+            "Ask for a new quote.",
+        ),
+        (
+            stored.void is not None,
+            stored.void or "",
+            "is part of a quote that an owner's change made void",
             "Ask for a new quote.",
         ),
         (
