@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -217,16 +217,18 @@ class Trust:
     def sev_snp(
         cls,
         *,
-        measurements: tuple[str, ...] | Unchecked,
-        products: tuple[str, ...] = tuple(AMD),
+        measurements: Sequence[str] | Unchecked,
+        products: Sequence[str] = tuple(AMD),
         **other: Any,
     ) -> Trust:
         """Accept AMD SEV-SNP hardware of these product lines under AMD's own roots.
 
         ``other`` are fields of :class:`SnpPolicy` in place of :data:`SNP_DEFAULTS`.
         """
-        roots = {line: AMD[line] for line in _known(products)}
-        return cls(simulation=False, policies={"sev-snp": _snp(measurements, roots=roots, **other)})
+        roots = {line: AMD[line] for line in _known(_toml(products))}
+        given = {name: _toml(field) for name, field in other.items()}
+        policy = _snp(_toml(measurements), roots=roots, **given)
+        return cls(simulation=False, policies={"sev-snp": policy})
 
     @classmethod
     def load(cls, path: str | Path) -> Trust:
@@ -289,7 +291,7 @@ def _known(products: object) -> tuple[str, ...]:
 
 
 def _toml(data: Any) -> Any:
-    """TOML's value as a field's: lists as tuples, ``{ unchecked = "..." }`` as Unchecked."""
+    """A value as a field's: lists as tuples, ``{ unchecked = "..." }`` as Unchecked."""
     if isinstance(data, list):
         return tuple(map(_toml, data))
     if isinstance(data, dict) and set(data) == {"unchecked"}:
