@@ -39,6 +39,8 @@ def convolution(n: int) -> Rule:
             call.argument("has impossible groups or weights")
         if x.dims[1] != w.dims[1] * groups or (b is not None and b.dims != w.dims[:1]):
             call.shape(f"convolves {x.dims} with {w.dims} in {groups} groups")
+        if not x.dims[1]:  # torch then gives no output channels either
+            call.shape("convolves no channels")
         kernel = [d * (k - 1) + 1 for d, k in zip(dilation, w.dims[2:], strict=True)]
         if isinstance(call["padding"], str):
             if call["padding"] not in ("same", "valid") or (
@@ -110,6 +112,9 @@ def pooled(
         span = g * (k - 1) + 1
         if 2 * p > k or d + 2 * p < span:
             call.shape(f"pools {d} by {k}")
+        # A window may straddle the whole input; torch's backward then writes outside its memory.
+        if p and g > d:
+            call.shape(f"pools {d} by places {g} apart")
         size = -(-(d + 2 * p - span) // s) if call["ceil_mode"] else (d + 2 * p - span) // s
         # The last window must start inside the input or its left padding.
         own.append(size if call["ceil_mode"] and size * s >= d + p else size + 1)
