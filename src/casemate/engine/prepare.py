@@ -43,7 +43,8 @@ class Ready:
 def weights_of(
     view: Mapping[str, tuple[TensorInfo, memoryview]],
 ) -> dict[str, torch.Tensor]:
-    """Tensors of a weight file, each a copy of its own."""
+    """Tensors of a weight file, each a copy of its own. Raises ``ModelError`` ``model.form``: a
+    bool must be 0 or 1, as the proof of ranges takes it."""
     out = {}
     for name, (info, raw) in view.items():
         flat = (
@@ -51,6 +52,13 @@ def weights_of(
             if len(raw)
             else torch.empty(0, dtype=DTYPES[info.dtype])
         )
+        if info.dtype == "bool" and bool((flat.view(torch.uint8) > 1).any()):
+            raise ModelError(
+                "model.form",
+                f"Tensor {name[:120]!r} holds bytes that are no bool.",
+                mend="Export the model again with casemate.",
+                where=name[:120],
+            )
         out[name] = flat.reshape(info.shape)
     return out
 

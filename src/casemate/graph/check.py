@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from casemate.graph.model import MAX_NODES, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops import TABLE, Batch, Value, bind
+from casemate.graph.ops.base import held
 from casemate.graph.unknown import reason
 from casemate.spec.data import ITEM_BYTES, DatasetSchema
 from casemate.spec.errors import ModelError
@@ -235,7 +236,7 @@ class _Walk:
         data = any(v.data for v in given)
         for name, v in zip(names, outs, strict=True):
             _limit("Node", node.name, v, self.limits)
-            self.values[name] = dataclasses.replace(v, data=data)
+            self.values[name] = dataclasses.replace(v, bounds=held(v.dtype, v.bounds), data=data)
         trains = any(r in self.trained for r in references(node))
         of_record = any(v.batch is not None for v in outs)
         if trains:

@@ -39,6 +39,14 @@ INTEGER_RANGE: Final = {
 }
 
 
+def held(dtype: str, found: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Bounds that the dtype holds; ``None`` for others, since what leaves the dtype wraps."""
+    limits = INTEGER_RANGE.get(dtype)
+    if found is None or limits is None or found[0] < limits[0] or found[1] > limits[1]:
+        return None
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """Dtype, extents (per record along the batch axis), and the batch; ``None`` for R.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from casemate.graph.ops.base import INTEGER_RANGE, Call, Op, Rule, Value, op, per_element
+from casemate.graph.ops.base import INTEGER_RANGE, Call, Op, Rule, Value, held, op, per_element
 from casemate.graph.ops.common import broadcast, floats, promote
 
 Range: TypeAlias = "tuple[int, int] | None"
@@ -16,13 +16,6 @@ def _range(item: Any) -> Range:
     if isinstance(item, Value):
         return item.range
     return (int(item), int(item)) if type(item) in (int, bool) else None
-
-
-def _fit(dtype: str, found: Range) -> Range:
-    limits = INTEGER_RANGE.get(dtype)
-    if found is None or limits is None or found[0] < limits[0] or found[1] > limits[1]:
-        return None
-    return found
 
 
 def _corners(f: Callable[[int, int], int]) -> Callable[[Call, list[Range]], Range]:
@@ -46,10 +39,11 @@ def _union(call: Call, given: list[Range]) -> Range:
 
 
 def _floor(call: Call, given: list[Range]) -> Range:
+    """Of both roundings, down and toward 0."""
     a, b = given
     if a is None or b is None or b[0] != b[1] or b[0] <= 0:
         return None
-    return a[0] // b[0], a[1] // b[0]
+    return a[0] // b[0], -(-a[1] // b[0]) if a[1] < 0 else a[1] // b[0]
 
 
 def _modulo(call: Call, given: list[Range]) -> Range:
@@ -58,6 +52,8 @@ def _modulo(call: Call, given: list[Range]) -> Range:
 
 
 def _clamped(call: Call, given: list[Range]) -> Range:
+    if None in given[1:]:
+        return None
     known = given[0] or INTEGER_RANGE["i64"]
     low, high = call.args.get("min"), call.args.get("max")
     if type(low) is int:
@@ -92,18 +88,21 @@ def pointwise(
         if out == "float" and dtype != "f32":
             dtype = "f32"
         if divides and dtype != "f32":
-            _nonzero(call, call["other"])
-        found = bounds(call, [_range(x) for x in items]) if bounds and dtype != "f32" else None
-        return Value(dtype, dims, batch, _fit(dtype, found))
+            _nonzero(call, call["other"], dtype)
+        # Operands are cut to the result's dtype before anything else.
+        given = [held(dtype, _range(x)) for x in items]
+        found = bounds(call, given) if bounds and dtype != "f32" else None
+        return Value(dtype, dims, batch, held(dtype, found))
 
     return rule
 
 
-def _nonzero(call: Call, divisor: Any) -> None:
-    known = _range(divisor)
+def _nonzero(call: Call, divisor: Any, dtype: str) -> None:
     if not any(v.data for v in call.tensors()):
         return
-    # -1 too: the smallest integer divided by it traps on some processors.
+    # The divisor is cut to the result's dtype too: 2^32 - 1 divides an int32 as -1.
+    known = held(dtype, _range(divisor))
+    # -1 too: the smallest integer divided by it traps, and the process dies.
     if known is None or known[0] <= 0 <= known[1] or known[0] <= -1 <= known[1]:
         call.refuse(
             "model.index-range",
@@ -148,7 +147,7 @@ def _fill(call: Call) -> Value:
         call.refuse("model.dtype", f"fills {v.dtype} with a float", "Call .float() first.")
     dims, batch = broadcast(call, call.tensors())
     found = [_range(number)] if mask is None else [v.range, _range(number)]
-    return Value(v.dtype, dims, batch, _fit(v.dtype, _union(call, found)))
+    return Value(v.dtype, dims, batch, held(v.dtype, _union(call, found)))
 
 
 def _convert(call: Call) -> Value:
@@ -160,7 +159,7 @@ def _convert(call: Call) -> Value:
         return Value(dtype, v.dims, v.batch)
     if dtype == "bool":
         return Value(dtype, v.dims, v.batch, (0, 1))
-    bounds = _fit(dtype, v.range)
+    bounds = held(dtype, v.range)
     return Value(dtype, v.dims, v.batch, bounds, slot=v.slot)
 
 
@@ -169,7 +168,7 @@ def _copy(call: Call) -> Value:
     dims, batch = broadcast(call, [v, src])
     if dims != v.dims:
         call.shape(f"copies {src.dims} into {v.dims}")
-    return Value(v.dtype, dims, batch, _fit(v.dtype, src.range))
+    return Value(v.dtype, dims, batch, held(v.dtype, src.range))
 
 
 def _detach(call: Call) -> Value:

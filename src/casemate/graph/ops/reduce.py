@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from casemate.graph.ops.base import INTEGER_RANGE, Call, Op, Rule, Value, op, per_input
+from casemate.graph.ops.base import Call, Op, Rule, Value, held, op, per_input
 from casemate.graph.ops.common import drop, floats, off_batch, static
 
 _OVER: Final = "reduces over the batch"
@@ -27,8 +27,7 @@ def _axes(call: Call, v: Value, name: str = "dim") -> tuple[int, ...]:
 def _summed(v: Value, count: int) -> tuple[int, int] | None:
     if v.range is None:
         return None
-    low, high = min(0, v.range[0] * count), max(0, v.range[1] * count)
-    return (low, high) if high <= INTEGER_RANGE["i64"][1] else None
+    return min(0, v.range[0] * count), max(0, v.range[1] * count)
 
 
 def reduction(*, dtype: str = "", only_floats: bool = False, adds: bool = False) -> Rule:
@@ -46,8 +45,8 @@ def reduction(*, dtype: str = "", only_floats: bool = False, adds: bool = False)
         if only_floats and out != "f32" and dtype == "":
             call.refuse("model.dtype", f"is not defined for {out}", "Call .float() first.")
         count = math.prod(v.dims[a] for a in axes)
-        bounds = _summed(v, count) if adds and out == "i64" else v.range if out == v.dtype else None
-        return Value(out, dims, batch, bounds if out != "f32" else None)
+        bounds = _summed(v, count) if adds else v.range if out == v.dtype else None
+        return Value(out, dims, batch, held(out, bounds))
 
     return rule
 
@@ -79,10 +78,10 @@ def along(*, integers: str = "", only_floats: bool = True) -> Rule:
         out = call.args.get("dtype") or v.dtype
         if only_floats and out != "f32":
             call.refuse("model.dtype", f"is not defined for {out}", "Call .float() first.")
-        if integers and out != "f32":
+        if integers and out != "f32" and not call.args.get("dtype"):
             out = integers
-        bounds = _summed(v, v.dims[axis] if v.rank else 1) if integers and out == "i64" else None
-        return Value(out, v.dims, v.batch, bounds)
+        bounds = _summed(v, v.dims[axis] if v.rank else 1) if integers else None
+        return Value(out, v.dims, v.batch, held(out, bounds))
 
     return rule
 
