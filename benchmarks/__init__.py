@@ -1,1 +1,1 @@
-"""Measurements, each started by ``python -m benchmarks.NAME``; docs/benchmarks.md has the figures."""
+"""Measurements, started by ``python -m benchmarks.NAME``; docs/benchmarks.md has the figures."""

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def command(kind: str, folder: Path, *more: str) -> list[str]:
     """What starts this file as ``kind``, isolated as a worker is."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.processes import {kind}"
+    paths = [str(ROOT), str(ROOT / "src")]
+    code = f"import sys; sys.path[:0] = {paths!r}; from benchmarks.processes import {kind}"
     return [sys.executable, "-I", "-B", "-c", f"{code}; sys.exit({kind}())", str(folder), *more]
 
 
