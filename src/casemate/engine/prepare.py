@@ -19,9 +19,10 @@ from casemate.engine.rows import bound_columns, synthetic
 from casemate.graph import check as graph_check
 from casemate.graph import pack
 from casemate.plan.check import check_inputs
+from casemate.plan.compile import EXTRA_PART
 from casemate.spec.data import DatasetSchema
-from casemate.spec.errors import LimitError, ModelError
-from casemate.spec.job import InputBinding, TrainSpec
+from casemate.spec.errors import LimitError, ModelError, PlanError
+from casemate.spec.job import Dp, InputBinding, TrainSpec
 from casemate.spec.messages import Prepared
 from casemate.spec.tensors import TensorInfo
 
@@ -74,7 +75,8 @@ def prepare(
     """Parse, check, build and probe the model. Deterministic but for the measured times.
 
     packed: its bytes, whose digest must be ``model_digest``. memory_bytes: the cap for the run.
-    Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding) or ``LimitError`` (memory).
+    Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding, the delta) or ``LimitError``
+    (memory).
     """
     torch.set_num_threads(1)
     if "sha256:" + hashlib.sha256(packed).hexdigest() != model_digest:
@@ -89,6 +91,8 @@ def prepare(
     infos = {name: info for name, (info, _) in view.items()}
     checked = graph_check.check(graph, infos, bounds=bounds)
     weights = weights_of(view)
+    units = sum(s.units for s in schemas)
+    check_generator(train, units, checked.dimension)
     program = Program(graph, weights)
     samples = _samples(program, schemas, inputs)
     probe(program, samples)
@@ -128,6 +132,21 @@ def prepare(
         path=(PATH,),
     )
     return Ready(program, keep, prepared)
+
+
+def check_generator(train: TrainSpec, units: int, dimension: int) -> None:
+    """Refuse a delta too small for the generator's distance, before the job is charged: see
+    :func:`casemate.engine.train.check_plan`. Raises ``PlanError``."""
+    if not isinstance(train.privacy, Dp):
+        return
+    least = noise.distance(train.steps * (dimension + units)) / EXTRA_PART
+    if train.privacy.delta < least * (1 + 2.0**-40):
+        raise PlanError(
+            "plan.delta",
+            f"The job draws too many random numbers for delta {train.privacy.delta:g}.",
+            mend=f"Ask for a delta of at least {least * 1.01:.2g}.",
+            where="train.privacy.delta",
+        )
 
 
 def _samples(

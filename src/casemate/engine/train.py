@@ -37,7 +37,7 @@ def check_plan(plan: Plan, train: TrainSpec, dimension: int, units: int) -> None
         raise _refuse("its normaliser or slots are not positive")
     if not plan.private:
         return
-    if not (plan.clip > 0 and plan.grid > 0 and plan.sigma >= plan.grid):
+    if not (plan.clip >= clip.SMALLEST and plan.grid > 0 and plan.sigma >= plan.grid):
         raise _refuse("clip, grid and sigma are out of order")
     if plan.sensitivity < grid.sensitivity(plan.clip, dimension, plan.grid):
         raise _refuse("its sensitivity is below that of the clip and the grid")

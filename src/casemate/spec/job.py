@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Literal
+from typing import Final, Literal
 
 from casemate.spec.codec import value
+
+_LARGEST: Final = 1e6
+
+
+def _between(low: float, high: float, **fields: float) -> None:
+    for name, x in fields.items():
+        if not low <= x <= high:
+            raise ValueError(f"{name} must be in [{low:g}, {high:g}]")
 
 
 @value("sgd/v1")
@@ -16,6 +25,9 @@ class Sgd:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _between(0, _LARGEST, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 @value("adam/v1")
@@ -28,6 +40,10 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decoupled: bool = False
+
+    def __post_init__(self) -> None:
+        _between(0, _LARGEST, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        _between(0, math.nextafter(1, 0), beta1=self.beta1, beta2=self.beta2)
 
 
 @value("schedule/v1")
@@ -44,6 +60,12 @@ class Schedule:
     gamma: float = 1.0
     every: int = 1
 
+    def __post_init__(self) -> None:
+        _between(0, 1000, final=self.final)
+        _between(0, 1, gamma=self.gamma)
+        _between(0, 10_000_000, warmup=self.warmup)
+        _between(1, 10_000_000, every=self.every)
+
 
 @value("dp/v1")
 class Dp:
@@ -55,8 +77,9 @@ class Dp:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon <= 1000 or not 0 < self.delta <= 0.01 or not 0 < self.clip <= 1e6:
-            raise ValueError("epsilon must be in (0, 1000], delta in (0, 0.01], clip in (0, 1e6]")
+        if not 0 < self.epsilon <= 1000 or not 0 < self.delta <= 0.01:
+            raise ValueError("epsilon must be in (0, 1000], delta in (0, 0.01]")
+        _between(1e-30, _LARGEST, clip=self.clip)
 
 
 @value("non-private/v1")
