@@ -16,12 +16,14 @@ MODULES = sorted(SRC.rglob("*.py"))
 
 # Each runs, or builds objects from, code that its input names.
 FORBIDDEN_MODULES = {
-    "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle",
+    "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve",
+    "jsonpickle",
     "torch.jit", "torch.package", "torch.hub", "sympy",
 }  # fmt: skip
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "sympify", "parse_expr",
-    "torch.load", "torch.export.load", "torch.jit.load", "torch.hub.load", "torch._inductor.aoti_load_package",
+    "torch.load", "torch.export.load", "torch.jit.load", "torch.hub.load",
+    "torch._inductor.aoti_load_package",
     "yaml.load", "yaml.unsafe_load", "pickle.load", "pickle.loads", "numpy.load", "np.load",
     "pandas.read_pickle", "pd.read_pickle", "read_pickle", "torch.from_file",
 }  # fmt: skip
