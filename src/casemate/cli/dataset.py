@@ -100,10 +100,12 @@ def push(
 def _bar() -> Any:
     from tqdm import tqdm
 
-    bar = tqdm(desc="upload", unit="B", unit_scale=True)
+    bar: Any = None
 
     def progress(done: int, total: int) -> None:
-        bar.total = total
+        nonlocal bar  # made when bytes flow: a table that is refused shows no bar
+        if bar is None:
+            bar = tqdm(desc="upload", unit="B", unit_scale=True, total=total)
         bar.update(done - bar.n)
         if done == total:
             bar.close()
@@ -171,7 +173,8 @@ def budget(dataset_id: str, target: config.Target, form: str) -> None:
     rows = [] if state is None else [
         ("budget", f"epsilon {state.budget.epsilon:g} at delta {state.budget.delta:g}"),
         ("spent", f"epsilon {state.spent_epsilon:.4f} in {state.jobs} job(s)"),
-        ("left", f"epsilon {state.left_epsilon:.4f}"),
+        ("left", f"epsilon {state.left_epsilon:.4f} for one more job (jobs compose, so that spent"
+                 " and left may come to more than the budget)"),
     ]  # fmt: skip
     output.emit(
         form,

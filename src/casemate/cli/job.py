@@ -201,10 +201,13 @@ def watch(job_id: str, target: config.Target, form: str) -> None:
 @config.target_options
 @output.format_option
 def cancel(job_id: str, target: config.Target, form: str) -> None:
-    """Stop JOB. What it reserved of the budgets stays spent."""
+    """Stop JOB; one that has ended stays as it is. What was charged of the budgets stays spent."""
     with target.connect() as enclave:
-        enclave.job(job_id).cancel()
-    output.emit(form, {"job": job_id, "cancelled": True}, lambda: f"cancelled {job_id}")
+        run = enclave.job(job_id)
+        run.cancel()
+        state = run.status.state
+    shape = {"job": job_id, "cancelled": state == "cancelled", "state": state}
+    output.emit(form, shape, lambda: f"{job_id} {state}")
 
 
 @job.command()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from casemate.cli import output
-from casemate.spec.errors import UsageError
+from casemate.spec.errors import CasemateError, UsageError
 
 
 @click.group()
@@ -34,8 +36,27 @@ def load_model(named: str) -> Any:
         )
     # A class and a function are both called; an instance of a module is taken as it is.
     if isinstance(found, type) or not hasattr(found, "state_dict"):
-        found = found()
+        with _own_code(
+            path, f"{path}:{name}", "Mend it, so that it can be called without arguments."
+        ):
+            found = found()
     return found
+
+
+@contextmanager
+def _own_code(path: str | Path, what: str, mend: str) -> Iterator[None]:
+    """What the scientist's own file raises is a fault of that file."""
+    try:
+        yield
+    except CasemateError:
+        raise
+    except Exception as e:
+        raise UsageError(
+            "usage.model",
+            f"{what} fails: {type(e).__name__}: {str(e)[:200]}.",
+            mend=mend,
+            where=str(path),
+        ) from e
 
 
 def run_file(path: Path) -> Any:
@@ -50,14 +71,8 @@ def run_file(path: Path) -> Any:
     sys.modules[spec.name] = found
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        spec.loader.exec_module(found)
-    except Exception as e:
-        raise UsageError(
-            "usage.model",
-            f"{path} fails: {type(e).__name__}: {str(e)[:200]}.",
-            mend="Mend your file; python FILE.py should run.",
-            where=str(path),
-        ) from e
+        with _own_code(path, str(path), "Mend your file; python FILE.py should run."):
+            spec.loader.exec_module(found)
     finally:
         sys.path.pop(0)
     return found

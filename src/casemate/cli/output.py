@@ -114,8 +114,10 @@ def rows_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]
         show_header=bool(head),
     )
     for i, name in enumerate(head or [""] * max((len(r) for r in rows), default=0)):
+        # An id is copied from here, so it stays in one piece.
+        ids = bool(head) and i == 0
         table.add_column(
-            name, overflow="fold", no_wrap=False, style="bold" if i == 0 and not head else None
+            name, overflow="fold", no_wrap=ids, style="bold" if i == 0 and not head else None
         )
     for row in rows:
         cells = [f"{c:.4g}" if isinstance(c, float) else clean(c) for c in row]
