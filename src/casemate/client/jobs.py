@@ -142,7 +142,7 @@ class Jobs:
                 q.request.scientist,
                 f"{q.epsilon:.3f}" if q.plan.private else "none",
                 ", ".join(d.dataset[:11] + "…" for d in q.datasets),
-                "waits" if any(d.approval_needed for d in q.datasets) else "-",
+                "needed" if any(d.approval_needed for d in q.datasets) else "-",
             )
             for q in found
         )
