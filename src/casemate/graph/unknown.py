@@ -57,6 +57,13 @@ REASONS: Final[tuple[tuple[re.Pattern[str], str, str, str], ...]] = tuple(
             "lays all records' indices in one list",
             "Use Embedding, then mean or sum over axis 1.",
         ),
+        (
+            r"aten\.(_fft|fft_|view_as_complex|view_as_real|_?complex|polar)",
+            "model.op-unknown",
+            "computes with complex numbers",
+            "Keep real and imaginary parts apart: a transform is a product with a matrix of cosines"
+            " and one of sines.",
+        ),
         (r"aten\.", "model.op-unknown", "is not in the table of operations", _INDEPENDENT),
         (r"", "model.op-unknown", "is no ATen operation", _INDEPENDENT),
     )

@@ -236,7 +236,7 @@ TABLE: Final[tuple[Op, ...]] = (
     *_unary("relu neg abs sign sgn floor ceil trunc round square", _SAME, 1),
     *_unary(
         "sigmoid tanh exp exp2 expm1 log log1p log2 log10 sqrt rsqrt reciprocal sin cos tan asin "
-        "acos atan sinh cosh asinh acosh atanh erf erfc",
+        "acos atan sinh cosh asinh acosh atanh erf erfc lgamma",
         _MATH, 5,
     ),
     *_unary("silu mish hardswish hardsigmoid log_sigmoid selu", _FLOAT, 5),
