@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_impls import register_op_impl
 from torch.export.graph_signature import InputKind
 
 from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops import TABLE
 from casemate.graph.ops.base import PLACE_NAMES
 from casemate.graph.pack import Tensor
+from casemate.graph.unknown import reason
 from casemate.spec.errors import ModelError
 
 DTYPES: Final = {
@@ -30,7 +32,10 @@ _IDENTITY: Final = {
 }
 _BATCH_NORM: Final = "aten._native_batch_norm_legit_no_training.default"
 # Ops that are refused by name rather than written with others.
-_REFUSED: Final = ("aten.embedding_bag", "aten._embedding_bag", "aten.native_dropout", "aten.rrelu")
+_REFUSED: Final = (
+    "aten.embedding_bag", "aten._embedding_bag", "aten.native_dropout", "aten.rrelu",
+    "aten.binary_cross_entropy.",
+)  # fmt: skip
 # Ops written by another name, so that the table need not know both.
 _RENAMED: Final = {
     "aten.view.default": "aten.reshape.default",
@@ -91,7 +96,9 @@ class _Converter:
             raise ModelError(
                 "model.dtype",
                 f"{path!r} is {tensor.dtype}.",
-                mend="Convert it with .float() first.",
+                mend="Keep real and imaginary parts as two tensors."
+                if tensor.is_complex()
+                else "Convert it with .float() first.",
                 where=path,
             )
         trained = spec.kind is InputKind.PARAMETER and tensor.requires_grad
@@ -244,13 +251,29 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
     return live
 
 
+def _bilinear(a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
+    out = ((a.unsqueeze(-2).unsqueeze(-2) @ weight).squeeze(-2) * b.unsqueeze(-2)).sum(-1)
+    return out if bias is None else out + bias
+
+
+def _cosine_loss(a: Any, b: Any, y: Any, margin: float = 0.0, reduction: int = 1) -> Any:
+    """As torch writes it, with its own 1e-12 under the root."""
+    norms = ((a * a).sum(-1) + 1e-12) * ((b * b).sum(-1) + 1e-12)
+    cosine = (a * b).sum(-1) / norms.sqrt()
+    each = torch.where(y == 1, 1 - cosine, 0.0) + torch.where(y == -1, (cosine - margin).relu(), 0)
+    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
 # Composite ops that are written with others although the table does not know them, by torch itself.
 def _decompositions() -> dict[Any, Any]:
     """torch's own decompositions of every op that the table does not hold whole."""
     kept = {*TABLE, *_RENAMED, *_IDENTITY, "aten.sym_size.int", _BATCH_NORM, "aten.squeeze.default"}
+    aten = torch.ops.aten
+    rules = dict(torch.export.default_decompositions())
+    rules |= {aten.bilinear.default: _bilinear, aten.cosine_embedding_loss.default: _cosine_loss}
     return {
         op: rule
-        for op, rule in dict(torch.export.default_decompositions()).items()
+        for op, rule in rules.items()
         if str(op) not in kept and not any(str(op).startswith(p) for p in _REFUSED)
     }
 
@@ -278,7 +301,27 @@ def _detach_no_grad(program: Any) -> None:
         module.recompile()
 
 
+def _class_loss_shape(mode: Any, op: Any, scores: Any, *more: Any, **named: Any) -> Any:
+    """The result's shape of a loss over classes; torch 2.13 takes a kept one for a scalar."""
+    reduction = more[2] if len(more) > 2 else named.get("reduction", 1)
+    with mode:
+        if reduction or scores.dim() < 2:
+            return scores.new_empty(())
+        return scores.new_empty((scores.shape[0], *scores.shape[2:]))
+
+
+def _refuse_by_name(program: Any) -> None:
+    """Speak of what was written rather than of what it would be written with."""
+    for node in program.graph.nodes:
+        if any(str(node.target).startswith(p) for p in _REFUSED):
+            code, what, mend = reason(str(node.target))
+            _refuse_node(node, code, what, mend)
+
+
 def convert(program: Any, module: nn.Module, names: list[str]) -> tuple[Graph, dict[str, Tensor]]:
     """Graph and weights of an exported program whose user inputs are ``names`` in order."""
     _detach_no_grad(program)
+    _refuse_by_name(program)
+    for op in (torch.ops.aten.cross_entropy_loss.default, torch.ops.aten.nll_loss_nd.default):
+        register_op_impl(op)(_class_loss_shape)  # torch drops it when it has decomposed
     return _Converter(program.run_decompositions(_decompositions()), module, names).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,6 +30,12 @@ _ADMITTED: Final = (
     *_CLASSES, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss,
     nn.PoissonNLLLoss, nn.SoftMarginLoss,
 )  # fmt: skip
+
+_INSTEAD: Final[dict[type, str]] = {
+    nn.BCELoss: "Leave the sigmoid out and use nn.BCEWithLogitsLoss.",
+    nn.GaussianNLLLoss: "Write it out: lambda outputs, target: ((outputs[:, 0] - target) ** 2"
+    " * torch.exp(-outputs[:, 1]) + outputs[:, 1]) / 2, where outputs[:, 1] is the log variance.",
+}
 
 
 def _outputs(outputs: Any) -> Any:
@@ -123,10 +130,13 @@ def make(loss: object) -> nn.Module:
     if isinstance(loss, _ADMITTED):
         return Named(loss)
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        instead = _INSTEAD.get(type(loss), "")
         raise ModelError(
             "model.loss",
             f"{type(loss).__name__} has no per-record form here.",
-            mend="Pass a function of (outputs, target) that gives one loss for each record.",
+            mend=instead
+            or "Pass a function of (outputs, target) that gives one loss for each record; most of"
+            " torch.nn.functional do with reduction='none'.",
         )
     name = getattr(loss, "__name__", "")
     if name in NAMES and getattr(functional, name, None) is loss:
@@ -134,5 +144,21 @@ def make(loss: object) -> nn.Module:
     if callable(loss):
         return Custom(loss)
     raise ModelError(
-        "model.loss", "No loss was given.", mend="Give loss='cross_entropy', or a function."
+        "model.loss",
+        "No loss was given.",
+        mend="Give loss='cross_entropy', or a function: lambda outputs: outputs, where the module"
+        " gives each record's loss itself.",
     )
+
+
+def targets(loss: nn.Module) -> list[str]:
+    """What the loss takes beside the outputs: the names of its parameters without default."""
+    if isinstance(loss, Named):
+        return ["target"]
+    function = loss.function if isinstance(loss, Custom) else loss
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ["target"]
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters[1:] if p.kind in plain and p.default is p.empty]
