@@ -1,6 +1,6 @@
 """One job, from its turn in the queue to its commit.
 
-prepare (no data, no keys) -> reserve, durable -> keys -> run -> seal -> commit at a public tick.
+prepare (no data, no keys) -> reserve, durable -> keys -> run -> seal -> commit at a public moment.
 """
 
 from __future__ import annotations
@@ -128,21 +128,29 @@ async def check_dataset(service: Service, dataset: str) -> None:
 
 
 class Ticks:
-    """Public time: ``quote.ticks`` steps over the predicted seconds, nothing finer (P6)."""
+    """Public time: ``quote.ticks`` steps over the predicted seconds, nothing finer (P6).
+
+    Progress is a matter of the clock alone; the end is not, since work on one row may take longer
+    than on another, by a model made for that. So ends are shown at few moments: when the predicted
+    time is over, then at ever longer distances. An end says which of them was the first to come.
+    """
 
     def __init__(self, quote: Quote, started: float) -> None:
         self.started = started
         self.ticks = max(1, quote.ticks)
-        self.seconds = max(1e-3, quote.seconds) / self.ticks
+        self.predicted = max(1e-3, quote.seconds)
 
     def tick(self, now: float) -> int:
         """Elapsed over predicted time, short of the end until the job has ended."""
-        return min(self.ticks - 1, int((now - self.started) / self.seconds))
+        return min(self.ticks - 1, int((now - self.started) / self.predicted * self.ticks))
 
     def wait(self, now: float) -> float:
-        """Seconds from ``now`` to the next public tick."""
-        passed = math.floor((now - self.started) / self.seconds) + 1
-        return self.started + passed * self.seconds - now
+        """Seconds from ``now`` to the next moment at which an end may be shown: the predicted time
+        after the start, or 2^(k/2) times that."""
+        end = self.predicted
+        while end <= now - self.started:
+            end *= math.sqrt(2)
+        return self.started + end - now
 
 
 async def execute(
@@ -226,7 +234,7 @@ def _read(fd: int, count: int) -> bytes:
 async def _commit(
     service: Service, stored: StoredQuote, job: str, weights: bytes, ticks: Ticks
 ) -> None:
-    """Seal the result, wait for the next public tick, then the one commit."""
+    """Seal the result, wait for the next public moment (:class:`Ticks`), then the one commit."""
     store = service.store
     request = stored.quote.request
     scientist = catalog.identity(store, request.scientist)
@@ -257,7 +265,7 @@ async def _commit(
 
 
 async def _fail(service: Service, job: str, ticks: Ticks | None, code: str, message: str) -> None:
-    """End a job without a result; at a public tick once it has read rows."""
+    """End a job without a result; at a public moment once it has read rows."""
     if ticks is not None:
         await service.clock.sleep(ticks.wait(service.clock.monotonic()))
     ended = ledger.abandon(service.store, job, "failed", code, message)
