@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from casemate.engine.program import DTYPES, Program, size_at_one
-from casemate.spec.errors import ModelError
 
 # ``gradients(row, out)``: writes row's gradient into ``out`` (d,), float32; row -1 is the dummy.
 Gradients: TypeAlias = Callable[[int, torch.Tensor], None]
@@ -32,8 +31,8 @@ def record(
 ) -> Gradients:
     """One record per call. ``keep``: evaluate the frozen prefix of every row now, once.
 
-    A record on which the model fails (an index out of range, say) has gradient zero: an error would
-    tell of the row (P6).
+    A record on which the model fails, in whatever way, has gradient zero: an error would tell of
+    the row (P6). That a model can run at all is settled in ``prepare``.
     """
     buffers = dummy(program)
 
@@ -45,7 +44,7 @@ def record(
                 buffer.copy_(inputs[name][row : row + 1])
         try:
             return program.prefix(buffers)
-        except ModelError:
+        except Exception:
             return None
 
     if keep:
@@ -55,11 +54,12 @@ def record(
 
     def gradients(row: int, out: torch.Tensor) -> None:
         values = source(row)
+        if values is None:
+            out.zero_()
+            return
         try:
-            if values is None:
-                raise ModelError("model.run", "The prefix failed.", mend="", where="")
             program.gradient(values, out)
-        except ModelError:
+        except Exception:
             out.zero_()
 
     return gradients
