@@ -86,7 +86,11 @@ def _size(item: int | Size) -> int:
     return item.a if isinstance(item, Size) else item
 
 
-def _weight(spec: InputSpec, weights: Mapping[str, TensorInfo]) -> Value:
+def _weight(
+    spec: InputSpec,
+    weights: Mapping[str, TensorInfo],
+    bounds: Mapping[str, tuple[int, int] | None] | None,
+) -> Value:
     name, dims = spec.name, tuple(_size(d) for d in spec.shape)
     if any(isinstance(d, Size) for d in spec.shape):
         _form(name, f"Input {name!r} is no data and has the batch in its shape.")
@@ -98,7 +102,8 @@ def _weight(spec: InputSpec, weights: Mapping[str, TensorInfo]) -> Value:
     if spec.kind == "param" and spec.dtype != "f32":
         message = f"Parameter {spec.tensor!r} is {spec.dtype}, not float32."
         _refuse("model.dtype", message, "Call .float() on the module.", name)
-    return Value(spec.dtype, dims)
+    known = bounds.get(name) if bounds is not None and spec.kind == "frozen" else None
+    return Value(spec.dtype, dims, bounds=known)
 
 
 def _data(spec: InputSpec, bounds: Mapping[str, tuple[int, int] | None] | None) -> Value:
@@ -136,7 +141,7 @@ def _inputs(
             if spec.tensor in tensors:
                 _form(name, f"Tensor {spec.tensor!r} is named by two inputs.")
             tensors.add(spec.tensor)
-            values[name] = _weight(spec, weights)
+            values[name] = _weight(spec, weights, bounds)
         _limit("Input", name, values[name], limits)
     if unused := sorted(set(weights) - tensors):
         _form("", f"Tensor {unused[0]!r} belongs to no input.")
@@ -271,9 +276,9 @@ def check(
     """Prove what :class:`Checked` says, or raise ``ModelError`` naming the node and the mend.
 
     ``weights``: what the weights' file holds. ``bounds``: of the integer data inputs, as
-    :func:`declared_bounds` gives them; with them every index that is made of a record is proved in
-    range, so that no record can raise an error. Without them (``None``) that proof is left out: the
-    scientist's side has no schema yet.
+    :func:`declared_bounds` gives them, and of integer constants; with them every index that is made
+    of a record is proved in range, so that no record can raise an error. Without them (``None``)
+    that proof is left out: the scientist's side has no schema yet.
 
     The proof of independence carries the batch axis through every node (three states suffice, R and
     B here; see casemate.graph.ops.base): the loss of record b is a function of record b and of the
