@@ -155,7 +155,8 @@ def targets(loss: nn.Module) -> list[str]:
     """What the loss takes beside the outputs: the names of its parameters without default."""
     if isinstance(loss, Named):
         return ["target"]
-    function = loss.function if isinstance(loss, Custom) else loss
+    given = loss.function if isinstance(loss, Custom) else loss
+    function = given.forward if isinstance(given, nn.Module) else given
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
