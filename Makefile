@@ -44,8 +44,8 @@ demo-sms: setup
 	@$(VENV)/bin/casemate demo sms
 
 lint: setup
-	@$(VENV)/bin/ruff check src tests examples
-	@$(VENV)/bin/ruff format --check src tests examples
+	@$(VENV)/bin/ruff check src tests examples benchmarks
+	@$(VENV)/bin/ruff format --check src tests examples benchmarks
 	@$(VENV)/bin/lint-imports
 
 types: setup

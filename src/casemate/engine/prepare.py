@@ -18,7 +18,6 @@ from casemate.engine.records import record
 from casemate.engine.rows import bound_columns, synthetic
 from casemate.graph import check as graph_check
 from casemate.graph import pack
-from casemate.graph.model import Graph
 from casemate.plan.check import check_inputs
 from casemate.plan.compile import EXTRA_PART
 from casemate.spec.data import DatasetSchema
@@ -65,19 +64,6 @@ def weights_of(
     return out
 
 
-def _constant_bounds(
-    graph: Graph, view: Mapping[str, tuple[TensorInfo, memoryview]]
-) -> dict[str, tuple[int, int]]:
-    """Inclusive bounds of the constant int64 inputs (offsets, tables), from their values."""
-    out = {}
-    for spec in graph.inputs:
-        info, raw = view.get(spec.tensor, (None, None))
-        if spec.kind == "frozen" and info is not None and info.dtype == "i64" and raw:
-            values = np.frombuffer(raw, dtype="<i8")
-            out[spec.name] = int(values.min()), int(values.max())
-    return out
-
-
 def prepare(
     packed: bytes,
     model_digest: str,
@@ -101,8 +87,7 @@ def prepare(
         )
     graph, view = pack.unpack(packed)
     check_inputs(graph.inputs, inputs, schemas)
-    bounds = graph_check.declared_bounds(graph, inputs, schemas)
-    bounds |= _constant_bounds(graph, view)
+    bounds = graph_check.known_bounds(graph, view, inputs, schemas)
     infos = {name: info for name, (info, _) in view.items()}
     checked = graph_check.check(graph, infos, bounds=bounds)
     weights = weights_of(view)

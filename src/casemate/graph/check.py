@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 from casemate.graph.model import MAX_NODES, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops import TABLE, Batch, Value, bind
 from casemate.graph.ops.base import held
+from casemate.graph.pack import Weights
 from casemate.graph.unknown import reason
 from casemate.spec.data import ITEM_BYTES, DatasetSchema
 from casemate.spec.errors import ModelError
@@ -171,6 +172,23 @@ def declared_bounds(
     return out
 
 
+def known_bounds(
+    graph: Graph,
+    weights: Weights,
+    bindings: Sequence[InputBinding],
+    schemas: Sequence[DatasetSchema],
+) -> dict[str, tuple[int, int] | None]:
+    """:func:`declared_bounds`, and those of constant int64 inputs (offsets, tables) by value."""
+    out = declared_bounds(graph, bindings, schemas)
+    for spec in graph.inputs:
+        if spec.kind == "frozen" and spec.tensor in weights:
+            info, raw = weights[spec.tensor]
+            if info.dtype == "i64" and raw:
+                values = raw.cast("q")
+                out[spec.name] = min(values), max(values)
+    return out
+
+
 def _resolve(node: Node, arg: Any, values: Mapping[str, Value]) -> Any:
     if isinstance(arg, Ref):
         if arg.name not in values:
@@ -276,9 +294,9 @@ def check(
     """Prove what :class:`Checked` says, or raise ``ModelError`` naming the node and the mend.
 
     ``weights``: what the weights' file holds. ``bounds``: of the integer data inputs, as
-    :func:`declared_bounds` gives them, and of integer constants; with them every index that is made
-    of a record is proved in range, so that no record can raise an error. Without them (``None``)
-    that proof is left out: the scientist's side has no schema yet.
+    :func:`known_bounds` gives them, and of integer constants; with them every index that is made
+    of a record is proved in range, so that no record can raise an error. Without them (``None``:
+    there is no schema yet) that proof is left out.
 
     The proof of independence carries the batch axis through every node (three states suffice, R and
     B here; see casemate.graph.ops.base): the loss of record b is a function of record b and of the

@@ -64,7 +64,11 @@ def export(
     _refuse_modules(module)
     graph, weights = trace(module, made, specs)
     packed = pack(graph, weights)
-    check.check(graph, {n: info for n, (info, _) in unpack(packed.data)[1].items()})
+    view = unpack(packed.data)[1]
+    bounds = None
+    if isinstance(data, DatasetSchema):
+        bounds = check.known_bounds(graph, view, bindings, [data])
+    check.check(graph, {n: info for n, (info, _) in view.items()}, bounds=bounds)
     return packed, bindings
 
 
