@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,12 +52,7 @@ def server() -> int:
         (queue.Queue, "_sweep", "server.sweep"),
     ):
         marks.wrap(owner, attribute, name)
-    popen = subprocess.Popen
-
-    def start(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        return popen(command("worker", folder, arguments[-1]), **options)
-
-    pool.subprocess.Popen = start  # type: ignore[misc,assignment]
+    pool.command = lambda fd: command("worker", folder, str(fd))
     from casemate.server.serve import serve  # now: its table of routes holds what is marked
 
     serve(Config(state=state, port=0, dev=True, threads=1))

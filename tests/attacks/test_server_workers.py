@@ -23,25 +23,9 @@ HEAD = "import os, socket, sys, time\ns = socket.socket(fileno=int(sys.argv[1]))
 READY = b'{"pid":1,"type":"w-ready/v1"}'
 
 
-def _script(body: str) -> Callable[[int, int], Worker]:
-    """A ``spawn`` that runs ``body`` in place of the worker."""
-
-    def spawn(threads: int, file_bytes: int) -> Worker:
-        real = subprocess.Popen
-
-        def popen(args: list[str], **more: object) -> subprocess.Popen[bytes]:
-            return real([sys.executable, "-I", "-c", HEAD + body, args[-1]], **more)  # type: ignore[call-overload,no-any-return]
-
-        pool.subprocess.Popen = popen  # type: ignore[assignment,misc,attr-defined]
-        try:
-            return ORIGINAL(threads, file_bytes)
-        finally:
-            pool.subprocess.Popen = real  # type: ignore[misc,attr-defined]
-
-    return spawn
-
-
-ORIGINAL = pool.spawn
+def _script(body: str) -> Callable[[int], list[str]]:
+    """A ``pool.command`` that runs ``body`` in place of the worker."""
+    return lambda fd: [sys.executable, "-I", "-c", HEAD + body, str(fd)]
 
 
 def _frame(data: bytes) -> str:
@@ -72,7 +56,7 @@ def _pool(**limits: object) -> Pool:
 def test_whatever_it_says_out_of_turn_ends_it(
     monkeypatch: pytest.MonkeyPatch, body: str, reason: str
 ) -> None:
-    monkeypatch.setattr(pool, "spawn", _script(body))
+    monkeypatch.setattr(pool, "command", _script(body))
 
     async def work() -> None:
         worker = pool.spawn(1, 1 << 20)
@@ -93,7 +77,7 @@ def test_a_message_too_many_or_a_descriptor_gains_nothing(monkeypatch: pytest.Mo
         "r = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0] * 20))]\n"
         "s.sendmsg([d], r)\ns.sendmsg([d], r)\ntime.sleep(60)\n"
     )
-    monkeypatch.setattr(pool, "spawn", _script(body))
+    monkeypatch.setattr(pool, "command", _script(body))
 
     async def work() -> None:
         worker = pool.spawn(1, 1 << 20)
@@ -109,7 +93,7 @@ def test_a_message_too_many_or_a_descriptor_gains_nothing(monkeypatch: pytest.Mo
 
 
 def test_one_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "spawn", _script("time.sleep(60)"))
+    monkeypatch.setattr(pool, "command", _script("time.sleep(60)"))
     monkeypatch.setattr(pool, "SEND_SECONDS", 0.3)
 
     async def work() -> None:
@@ -124,7 +108,7 @@ def test_one_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_one_that_grows_past_its_memory_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     body = _frame(READY) + "hoard = b'x' * (300 << 20)\ntime.sleep(60)\n"
-    monkeypatch.setattr(pool, "spawn", _script(body))
+    monkeypatch.setattr(pool, "command", _script(body))
 
     async def work() -> None:
         made = _pool(worker_bytes=100 << 20)
@@ -148,7 +132,7 @@ def test_its_files_cannot_grow_past_the_limit(monkeypatch: pytest.MonkeyPatch) -
         'm = (\'{"bytes":%d,"type":"w-done/v1"}\' % (failed * 10**9 + n)).encode()\n'
         "s.sendall(len(m).to_bytes(4, 'big') + m)\ntime.sleep(60)\n"
     )
-    monkeypatch.setattr(pool, "spawn", _script(body))
+    monkeypatch.setattr(pool, "command", _script(body))
 
     async def work() -> None:
         worker = pool.spawn(1, 1 << 20)
@@ -170,7 +154,7 @@ def test_it_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         'm = (\'{"dataset":"\' + t.replace(\'"\', \'\') + \'","type":"w-checked/v1"}\').encode()\n'
         "s.sendall(len(m).to_bytes(4, 'big') + m)\n"
     )
-    monkeypatch.setattr(pool, "spawn", _script(body))
+    monkeypatch.setattr(pool, "command", _script(body))
 
     async def work() -> None:
         secret = os.open("/dev/null", os.O_RDONLY)
@@ -191,7 +175,7 @@ def test_it_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_spare_that_died_is_replaced_and_all_end_at_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "spawn", _script(_frame(READY) + "time.sleep(60)\n"))
+    monkeypatch.setattr(pool, "command", _script(_frame(READY) + "time.sleep(60)\n"))
 
     async def work() -> None:
         config = Config(state=Path("unused"), spares=2, threads=1)

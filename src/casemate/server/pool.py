@@ -143,8 +143,13 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
+def command(fd: int) -> list[str]:
+    """The worker's program, told its end of the socket pair."""
+    return [sys.executable, "-I", "-B", "-m", "casemate.worker", str(fd)]
+
+
 def spawn(threads: int, file_bytes: int) -> Worker:
-    """Start ``python -m casemate.worker FD`` with nothing but one end of a socket pair.
+    """Start :func:`command` with nothing but one end of a socket pair.
 
     Its standard streams are /dev/null: a traceback could hold rows. No file of its, the result's
     memfd included, can grow past ``file_bytes``.
@@ -154,7 +159,7 @@ def spawn(threads: int, file_bytes: int) -> Worker:
         ours.setblocking(False)
         fd = theirs.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-m", "casemate.worker", str(fd)],
+            command(fd),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
