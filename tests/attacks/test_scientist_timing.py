@@ -31,9 +31,11 @@ def steals_a_count_by_slow_rows() -> None:
         # Nothing is told of a run within its prediction, and little of a longer one.
         assert {end for t, end in shown.items() if t < predicted} == {round(predicted, 6)}
         longest = max(shown)
-        assert len(set(shown.values())) <= 2 * math.log2(longest / predicted) + 3
-        # Nor does anyone wait for long.
-        assert all(end <= 1.42 * t + 1e-6 for t, end in shown.items() if t >= predicted)
+        assert len(set(shown.values())) <= math.log2(20 * longest / predicted) + 3
+        # Nor does anyone wait for long: no longer than the prediction was wrong, or 5% of it.
+        for t, end in shown.items():
+            if t >= predicted:
+                assert end - t <= max(0.05 * predicted, t - predicted) + 1e-6
 
 
 def test_steals_a_count_by_slow_rows() -> None:

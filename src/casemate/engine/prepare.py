@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from casemate.engine import clip, grid, noise, optim
+from casemate.engine import clip, noise, optim, sampling
 from casemate.engine.program import DTYPES, Program
 from casemate.engine.records import record
-from casemate.engine.rows import bound_columns, synthetic
+from casemate.engine.rows import Rows, bound_columns, synthetic
+from casemate.engine.train import clipped_sum
 from casemate.graph import check as graph_check
 from casemate.graph import pack
 from casemate.plan.check import check_inputs
@@ -29,6 +30,7 @@ from casemate.spec.tensors import TensorInfo
 PATH = "record"
 _PROBES = 6
 _TIMED_SECONDS = 0.2
+_TIMED_SLOTS = 3
 _MIB = 1 << 20
 
 
@@ -115,7 +117,7 @@ def prepare(
             mend="Make the model smaller, or ask the operator for a larger limit.",
         )
     slot, whole = _times(program, samples, keep, per_unit)
-    step = _step_time(program, train)
+    step = _step_time(program, train, units)
     fixed = rows * (whole - slot / per_unit) if keep else 0.0
     fixed += data_bytes / 200e6
     prepared = Prepared(
@@ -204,36 +206,31 @@ def probe(program: Program, samples: Mapping[str, torch.Tensor]) -> None:
 def _times(
     program: Program, samples: Mapping[str, torch.Tensor], keep: bool, per_unit: int
 ) -> tuple[float, float]:
-    """Seconds of one slot, and of one row with its prefix."""
+    """Seconds of one slot, and of one row with its prefix: means over the loop that a run has."""
+    order = np.arange(_PROBES)
+    rows = Rows(
+        dict(samples), np.ones(_PROBES, dtype=bool), order, np.arange(_PROBES + 1), per_unit
+    )
     found = []
     for kept in (keep, False):
         gradients = record(program, samples, _PROBES, kept)
-        one, wide = (
-            torch.empty(program.dimension),
-            torch.empty(program.dimension, dtype=torch.float64),
-        )
-        taken: list[float] = []
-        until = time.perf_counter() + _TIMED_SECONDS
-        while len(taken) < 3 or time.perf_counter() < until:
-            start = time.perf_counter()
-            gradients(len(taken) % _PROBES, one)
-            wide.zero_().add_(one)
-            middle = time.perf_counter()
-            clip.clip(wide, 1.0)
-            grid.to_grid(wide, 2.0**-20)
-            end = time.perf_counter()
-            taken.append(per_unit * (middle - start) + (end - middle))
-        found.append(statistics.median(taken))
+        passes, start = 0, time.perf_counter()
+        while passes < 2 or time.perf_counter() < start + _TIMED_SECONDS:
+            chosen = order[:_TIMED_SLOTS]
+            clipped_sum(_TIMED_SLOTS, 1.0, 2.0**-20, gradients, rows, chosen, program.dimension)
+            passes += 1
+        found.append((time.perf_counter() - start) / passes / _TIMED_SLOTS)
     return found[0], found[1] / per_unit
 
 
-def _step_time(program: Program, train: TrainSpec) -> float:
-    """Seconds of noise and update in one step."""
+def _step_time(program: Program, train: TrainSpec, units: int) -> float:
+    """Seconds of sampling, noise and update in one step."""
     flat, gradient = program.flat.clone(), torch.zeros(program.dimension)
     update = optim.optimizer(train.optimizer, train.schedule, train.steps, program.dimension)
     taken = []
     for _ in range(5):
         start = time.perf_counter()
+        sampling.sample(bytes(32), 0, units, min(1.0, train.batch_size / units))
         noise.gaussian(bytes(32), 0, program.dimension, 2.0**20)
         update(flat, gradient, 0)
         taken.append(time.perf_counter() - start)

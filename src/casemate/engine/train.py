@@ -122,10 +122,23 @@ def grid_sum(
     dimension: int,
 ) -> torch.Tensor:
     """The exact sum of the chosen units' clipped contributions in grid steps, int64 (d,)."""
+    return clipped_sum(slots(plan), plan.clip, plan.grid, gradients, rows, chosen, dimension)
+
+
+def clipped_sum(
+    count: int,
+    bound: float,
+    step: float,
+    gradients: Gradients,
+    rows: Rows,
+    chosen: npt.NDArray[np.int64],
+    dimension: int,
+) -> torch.Tensor:
+    """:func:`grid_sum` of ``count`` slots with clip ``bound`` and grid ``step``."""
     total = torch.zeros(dimension, dtype=torch.int64)
-    for real, contribution in _slots(plan, gradients, rows, chosen, dimension):
-        clip.clip(contribution, plan.clip)
-        steps = grid.to_grid(contribution, plan.grid)
+    for real, contribution in _slots(count, gradients, rows, chosen, dimension):
+        clip.clip(contribution, bound)
+        steps = grid.to_grid(contribution, step)
         total.add_(steps, alpha=int(real))
     return total
 
@@ -139,14 +152,14 @@ def plain_sum(
 ) -> torch.Tensor:
     """Without privacy (P10): the sum of the chosen units' gradients, float64 (d,)."""
     total = torch.zeros(dimension, dtype=torch.float64)
-    for real, contribution in _slots(plan, gradients, rows, chosen, dimension):
+    for real, contribution in _slots(slots(plan), gradients, rows, chosen, dimension):
         if real and bool(torch.isfinite(contribution).all()):
             total.add_(contribution)
     return total
 
 
 def _slots(
-    plan: Plan,
+    count: int,
     gradients: Gradients,
     rows: Rows,
     chosen: npt.NDArray[np.int64],
@@ -159,7 +172,7 @@ def _slots(
     """
     one = torch.empty(dimension)
     contribution, waste = (torch.empty(dimension, dtype=torch.float64) for _ in range(2))
-    for slot in range(slots(plan)):
+    for slot in range(count):
         real = slot < len(chosen)
         members = rows.of_unit(int(chosen[slot])) if real else ()
         contribution.zero_()

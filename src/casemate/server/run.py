@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -132,7 +131,7 @@ class Ticks:
 
     Progress is a matter of the clock alone; the end is not, since work on one row may take longer
     than on another, by a model made for that. So ends are shown at few moments: when the predicted
-    time is over, then at ever longer distances. An end says which of them was the first to come.
+    time is over, then at distances that double. An end says which of them was the first to come.
     """
 
     def __init__(self, quote: Quote, started: float) -> None:
@@ -146,10 +145,11 @@ class Ticks:
 
     def wait(self, now: float) -> float:
         """Seconds from ``now`` to the next moment at which an end may be shown: the predicted time
-        after the start, or 2^(k/2) times that."""
-        end = self.predicted
-        while end <= now - self.started:
-            end *= math.sqrt(2)
+        after the start, or that and 0.05 * 2^k of it."""
+        passed = now - self.started
+        end, more = self.predicted, 0.05 * self.predicted
+        while end <= passed:
+            end, more = self.predicted + more, 2 * more
         return self.started + end - now
 
 
