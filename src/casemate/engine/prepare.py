@@ -14,7 +14,7 @@ import torch
 
 from casemate.engine import clip, noise, optim, sampling
 from casemate.engine.program import DTYPES, Program
-from casemate.engine.records import record
+from casemate.engine.records import Gradients, record
 from casemate.engine.rows import Rows, bound_columns, synthetic
 from casemate.engine.train import clipped_sum
 from casemate.graph import check as graph_check
@@ -30,7 +30,6 @@ from casemate.spec.tensors import TensorInfo
 PATH = "record"
 _PROBES = 6
 _TIMED_SECONDS = 0.2
-_TIMED_SLOTS = 3
 _MIB = 1 << 20
 
 
@@ -206,20 +205,25 @@ def probe(program: Program, samples: Mapping[str, torch.Tensor]) -> None:
 def _times(
     program: Program, samples: Mapping[str, torch.Tensor], keep: bool, per_unit: int
 ) -> tuple[float, float]:
-    """Seconds of one slot, and of one row with its prefix: means over the loop that a run has."""
-    order = np.arange(_PROBES)
-    rows = Rows(
-        dict(samples), np.ones(_PROBES, dtype=bool), order, np.arange(_PROBES + 1), per_unit
-    )
+    """Seconds of one slot, and of one row with its prefix: as in the loop that a run has."""
+    order, valid = np.arange(_PROBES), np.ones(_PROBES, dtype=bool)
+    rows = Rows(dict(samples), valid, order, np.arange(_PROBES + 1), per_unit)
     found = []
     for kept in (keep, False):
         gradients = record(program, samples, _PROBES, kept)
-        passes, start = 0, time.perf_counter()
-        while passes < 2 or time.perf_counter() < start + _TIMED_SECONDS:
-            chosen = order[:_TIMED_SLOTS]
-            clipped_sum(_TIMED_SLOTS, 1.0, 2.0**-20, gradients, rows, chosen, program.dimension)
-            passes += 1
-        found.append((time.perf_counter() - start) / passes / _TIMED_SLOTS)
+
+        def seconds(count: int, gradients: Gradients = gradients) -> float:
+            chosen = np.resize(order, count)
+            start = time.perf_counter()
+            clipped_sum(count, 1.0, 2.0**-20, gradients, rows, chosen, program.dimension)
+            return (time.perf_counter() - start) / count
+
+        # As many slots at once as a step may have, if they are quick.
+        count = max(3, min(256, int(_TIMED_SECONDS / 8 / seconds(3))))
+        taken = [seconds(count)]
+        while count * sum(taken) < _TIMED_SECONDS:
+            taken.append(seconds(count))
+        found.append(statistics.median(taken))
     return found[0], found[1] / per_unit
 
 

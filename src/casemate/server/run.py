@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from casemate.ledger import catalog, ledger, quotes
@@ -130,8 +131,8 @@ class Ticks:
     """Public time: ``quote.ticks`` steps over the predicted seconds, nothing finer (P6).
 
     Progress is a matter of the clock alone; the end is not, since work on one row may take longer
-    than on another, by a model made for that. So ends are shown at few moments: when the predicted
-    time is over, then at distances that double. An end says which of them was the first to come.
+    than on another, by a model made for that. So ends are shown at few :func:`moments`. An end says
+    which of them was the first to come.
     """
 
     def __init__(self, quote: Quote, started: float) -> None:
@@ -144,13 +145,17 @@ class Ticks:
         return min(self.ticks - 1, int((now - self.started) / self.predicted * self.ticks))
 
     def wait(self, now: float) -> float:
-        """Seconds from ``now`` to the next moment at which an end may be shown: the predicted time
-        after the start, or that and 0.05 * 2^k of it."""
-        passed = now - self.started
-        end, more = self.predicted, 0.05 * self.predicted
-        while end <= passed:
-            end, more = self.predicted + more, 2 * more
-        return self.started + end - now
+        """Seconds from ``now`` to the next of :func:`moments` of the predicted time."""
+        passed = (now - self.started) / self.predicted
+        end = next(moment for moment in moments() if moment > passed)
+        return self.started + end * self.predicted - now
+
+
+def moments() -> Iterator[float]:
+    """When an end may be shown, as parts of the predicted time: from a half in eighths of an octave
+    to the whole, then at distances that double from a twentieth."""
+    yield from (2 ** (k / 8 - 1) for k in range(9))
+    yield from (1 + 0.05 * 2**k for k in itertools.count())
 
 
 async def execute(
