@@ -334,7 +334,7 @@ def test_progress_is_elapsed_over_predicted_time_and_the_end_waits_for_a_public_
             return seen
 
     early, late = run_async(ticks_seen(True)), run_async(ticks_seen(False))
-    # Done after 0 or after 2 ticks of real time: both are shown when half the predicted time is over.
+    # Done after 0 or after 2 ticks of real time: both are shown at half the predicted time.
     count = early[-1][1]
     assert count > 4
     assert early == late
