@@ -152,9 +152,9 @@ class Ticks:
 
 
 def moments() -> Iterator[float]:
-    """When an end may be shown, as parts of the predicted time: from a half in eighths of an octave
-    to the whole, then at distances that double from a twentieth."""
-    yield from (2 ** (k / 8 - 1) for k in range(9))
+    """When an end may be shown, as parts of the predicted time: from a half to the whole in
+    sixteenths of an octave, then at distances that double from a twentieth."""
+    yield from (2 ** (k / 16 - 1) for k in range(17))
     yield from (1 + 0.05 * 2**k for k in itertools.count())
 
 
