@@ -27,9 +27,6 @@ from casemate.server.serve import assemble
 from casemate.spec import canonical, codec, tensors
 from casemate.spec.data import Budget, DatasetInfo, DatasetKey, Policy, Registration
 from casemate.spec.job import (
-    DatasetUse,
-    InputBinding,
-    JobRequest,
     JobStatus,
     Quote,
     Submission,
@@ -47,7 +44,7 @@ from casemate.spec.messages import (
 )
 from casemate.tee.simulated import CHAIN_FILE, SEALING_FILE, SimulatedTee
 from support.disk import SimDisk
-from support.server import CLASSES, FEATURES, mlp, schema, table, train_spec
+from support.server import CLASSES, FEATURES, job_request, mlp, schema, table
 
 T = TypeVar("T")
 URL = "https://desk.example:8443"
@@ -375,20 +372,7 @@ class Person:
         job: str | None = None,
     ) -> Submission:
         model = model or mlp()
-        request = JobRequest(
-            job=job or "job_" + os.urandom(16).hex(),
-            scientist=self.id,
-            datasets=tuple(
-                DatasetUse(dataset=d.dataset, policy_digest=d.policy_digest, epoch=d.epoch)
-                for d in datasets
-            ),
-            model_digest=model.digest,
-            inputs=(
-                InputBinding(input="x", columns=("x",)),
-                InputBinding(input="y", columns=("y",)),
-            ),
-            train=train or train_spec(),
-        )
+        request = job_request(self.id, datasets, model, train, job)
         key = os.urandom(32)
         place = await self.upload(b"".join(stream.encrypt(key, [model.data])))
         sealed = self.seal(key, Submission.info(codec.digest(request)))

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,30 @@ def train_spec(
     )
 
 
+def job_request(
+    scientist: str,
+    datasets: Sequence[DatasetInfo],
+    model: pack.Packed,
+    train: TrainSpec | None = None,
+    job: str | None = None,
+) -> JobRequest:
+    """A job of :func:`mlp`'s inputs under a fresh id."""
+    return JobRequest(
+        job=job or "job_" + os.urandom(16).hex(),
+        scientist=scientist,
+        datasets=tuple(
+            DatasetUse(dataset=d.dataset, policy_digest=d.policy_digest, epoch=d.epoch)
+            for d in datasets
+        ),
+        model_digest=model.digest,
+        inputs=(
+            InputBinding(input="x", columns=("x",)),
+            InputBinding(input="y", columns=("y",)),
+        ),
+        train=train or train_spec(),
+    )
+
+
 @dataclass
 class Party:
     """One identity with its own connection."""
@@ -279,20 +303,7 @@ class Party:
         train: TrainSpec | None = None,
         **changes: Any,
     ) -> JobRequest:
-        made = JobRequest(
-            job="job_" + os.urandom(16).hex(),
-            scientist=self.id,
-            datasets=tuple(
-                DatasetUse(dataset=d.dataset, policy_digest=d.policy_digest, epoch=d.epoch)
-                for d in datasets
-            ),
-            model_digest=model.digest,
-            inputs=(
-                InputBinding(input="x", columns=("x",)),
-                InputBinding(input="y", columns=("y",)),
-            ),
-            train=train or train_spec(),
-        )
+        made = job_request(self.id, datasets, model, train)
         return dataclasses.replace(made, **changes)
 
     def submission(self, request: JobRequest, model: pack.Packed) -> Submission:
