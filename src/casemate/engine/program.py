@@ -31,8 +31,8 @@ Values: TypeAlias = dict[str, Any]
 Read: TypeAlias = Callable[[Values], Any]
 
 
-def size_at_one(size: int | Size) -> int:
-    return size if isinstance(size, int) else size.a + size.c
+def size_at(size: int | Size, batch: int = 1) -> int:
+    return size if isinstance(size, int) else size.a * batch + size.c
 
 
 def resolve(op: str) -> Callable[..., Any]:
@@ -49,16 +49,16 @@ def resolve(op: str) -> Callable[..., Any]:
     return found
 
 
-def _reader(arg: object) -> Read:
+def _reader(arg: object, batch: int) -> Read:
     """A function from the values so far to the argument."""
     if isinstance(arg, Ref):
         return lambda values: values[arg.name]
     if isinstance(arg, ListArg):
-        items = [_reader(item) for item in arg.items]
+        items = [_reader(item, batch) for item in arg.items]
         return lambda values: [item(values) for item in items]
     constant: object = arg
     if isinstance(arg, Size):
-        constant = size_at_one(arg)
+        constant = size_at(arg, batch)
     elif isinstance(arg, DtypeArg):
         constant = DTYPES[arg.dtype]
     elif arg in ("inf", "-inf"):  # as graphs write scalars that JSON has no number for
@@ -85,11 +85,11 @@ def uses(node: Node) -> list[str]:
 class _Call:
     """A node made ready to run."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, batch: int) -> None:
         self.node = node
         self.op = resolve(node.op)
-        self.args = [_reader(a) for a in node.args]
-        self.kwargs = {k: _reader(a) for k, a in node.kwargs.items()}
+        self.args = [_reader(a, batch) for a in node.args]
+        self.kwargs = {k: _reader(a, batch) for k, a in node.kwargs.items()}
 
     def __call__(self, values: Values) -> None:
         args = [a(values) for a in self.args]
@@ -115,8 +115,10 @@ class Program:
     results.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor]) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, weights: Mapping[str, torch.Tensor], batch: int = 1
+    ) -> None:
+        self.graph, self.batch = graph, batch
         self.data: list[InputSpec] = [i for i in graph.inputs if i.kind == "data"]
         self.trained: list[InputSpec] = [i for i in graph.inputs if i.kind == "param"]
         if not self.trained:
@@ -137,7 +139,7 @@ class Program:
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         views, at = [], 0
         for spec in self.trained:
-            shape = [size_at_one(s) for s in spec.shape]
+            shape = [size_at(s) for s in spec.shape]
             count = 1
             for side in shape:
                 count *= side
@@ -156,12 +158,12 @@ class Program:
             reads = {maker(name) for name in uses(node)}
             if reads & of_trained:
                 of_trained.add(node.name)
-                rest.append(_Call(node))
+                rest.append(_Call(node, self.batch))
             elif reads & of_data:
                 of_data.add(node.name)
-                prefix.append(_Call(node))
+                prefix.append(_Call(node, self.batch))
             else:
-                constants.append(_Call(node))
+                constants.append(_Call(node, self.batch))
         wanted = {n for call in rest for n in uses(call.node)} | {self.graph.loss}
         self.frontier = sorted(n for n in wanted if maker(n) in of_data)
         kept = {maker(name) for name in self.frontier}
@@ -174,7 +176,7 @@ class Program:
         with torch.no_grad():
             for call in constants:
                 self._run(call, self._constant)
-        self._loss = _reader(Ref(name=self.graph.loss))
+        self._loss = _reader(Ref(name=self.graph.loss), self.batch)
 
     @property
     def replays(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from casemate.engine.program import DTYPES, Program, size_at_one
+from casemate.engine.program import DTYPES, Program, size_at
 
 # ``gradients(row, out)``: writes row's gradient into ``out`` (d,), float32; row -1 is the dummy.
 Gradients: TypeAlias = Callable[[int, torch.Tensor], None]
@@ -21,7 +21,7 @@ Gradients: TypeAlias = Callable[[int, torch.Tensor], None]
 def dummy(program: Program) -> dict[str, torch.Tensor]:
     """A record of zeros."""
     return {
-        i.name: torch.zeros([size_at_one(s) for s in i.shape], dtype=DTYPES[i.dtype])
+        i.name: torch.zeros([size_at(s) for s in i.shape], dtype=DTYPES[i.dtype])
         for i in program.data
     }
 
