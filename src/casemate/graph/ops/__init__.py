@@ -12,6 +12,7 @@ from casemate.graph.ops import (
     create,
     elementwise,
     index,
+    joint,
     loss,
     matmul,
     norm,
@@ -20,7 +21,7 @@ from casemate.graph.ops import (
 )
 from casemate.graph.ops.base import Batch, Call, Op, Value, bind
 
-__all__ = ["FAMILIES", "TABLE", "Batch", "Call", "Op", "Value", "bind"]
+__all__ = ["FAMILIES", "JOINT", "TABLE", "Batch", "Call", "Op", "Value", "bind"]
 
 FAMILIES: Final[dict[str, tuple[Op, ...]]] = {
     "elementwise": elementwise.TABLE,
@@ -38,3 +39,6 @@ FAMILIES: Final[dict[str, tuple[Op, ...]]] = {
 TABLE: Final[dict[str, Op]] = {
     entry.schema.name: entry for family in FAMILIES.values() for entry in family
 }
+
+# What the joint graph of forward and backward may hold besides: no model may.
+JOINT: Final[dict[str, Op]] = TABLE | {entry.schema.name: entry for entry in joint.TABLE}

@@ -1,6 +1,7 @@
 """Values, ATen schemas and bound calls: what the rules of the operations are written with.
 
-A value is R (the same whatever the batch holds) or B (one slice per record). A B value has one
+A value is R (the same whatever the batch holds), B (one slice per record) or, in the joint graph of
+forward and backward alone, S (a linear image of a sum over records). A B value has one
 batch axis; where the batch was folded with other axes that axis is ``outer * B * inner`` long, and
 record b owns the places ``(o * B + b) * inner + i``. No other axis depends on B, so a rule sees
 plain ints: ``dims`` holds, at the batch axis, ``outer * inner``.
@@ -13,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 from casemate.graph.model import DtypeArg, Size
 from casemate.spec.data import ITEM_BYTES
@@ -55,6 +56,7 @@ class Value:
     data: the value depends on a record, so that an index made of it must be proved in range: an
         error at run time would tell of the record.
     slot: the value is the record's own place in the batch, as ``arange(B)`` makes it.
+    summed: the value is S.
     """
 
     dtype: str
@@ -63,6 +65,7 @@ class Value:
     bounds: tuple[int, int] | None = None
     data: bool = False
     slot: bool = False
+    summed: bool = False
 
     @property
     def shape(self) -> tuple[int | Size, ...]:
@@ -284,6 +287,16 @@ class Op:
         prove. flops: of the forward, per record (B) or in all (R). backward: its FLOPs over the
         forward's. view: no new memory is needed. workspace: extra bytes while it runs, forward and
         backward. slots: it only moves elements, so that it may take ``arange(B)``.
+
+    For the joint graph of forward and backward (:mod:`casemate.graph.joint`):
+    contract: the outputs when this call sums over the batch, those sums as S, or ``None`` when it
+        does not; asked before ``rule``. site: the kind of such a sum, by which the engine knows how
+        to have the norm of each record's term (:mod:`casemate.engine.sites`: outer, sum,
+        convolution, embedding, norm); "" where that is had one record at a time.
+    linear: how the op takes S values: ``add`` (linear in all its tensors together, all of them S),
+        ``each`` (linear in each of them, one S and the others R), ``first`` (linear in the first
+        alone, the others R), "" (not at all).
+    isometric: as a map of one S value it keeps the Euclidean norm.
     """
 
     schema: Schema
@@ -293,6 +306,10 @@ class Op:
     view: bool = False
     workspace: Count = _zero
     slots: bool = False
+    contract: Callable[[Call], Outputs | None] | None = None
+    site: str = ""
+    linear: Literal["", "add", "each", "first"] = ""
+    isometric: bool = False
 
 
 def op(schema: str, rule: Rule, **more: Any) -> Op:

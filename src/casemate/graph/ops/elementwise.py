@@ -209,20 +209,21 @@ _MUL: Final = pointwise("self", "other", bounds=_corners(lambda a, b: a * b))
 _MOD: Final = pointwise("self", "other", bounds=_modulo, divides=True)
 
 
-def _unary(names: str, rule: Rule, flops: int) -> list[Op]:
+def _unary(names: str, rule: Rule, flops: int, **more: Any) -> list[Op]:
     return [
-        op(f"aten::{n}(Tensor self) -> Tensor", rule, flops=per_element(flops))
+        op(f"aten::{n}(Tensor self) -> Tensor", rule, flops=per_element(flops), **more)
         for n in names.split()
     ]
 
 
-def _binary(overload: str, names: str, rule: Rule, flops: int = 1) -> list[Op]:
+def _binary(overload: str, names: str, rule: Rule, flops: int = 1, **more: Any) -> list[Op]:
     kind = "Scalar" if overload == "Scalar" else "Tensor"
     return [
         op(
             f"aten::{n}.{overload}(Tensor self, {kind} other) -> Tensor",
             rule,
             flops=per_element(flops),
+            **more,
         )
         for n in names.split()
     ]
@@ -233,7 +234,8 @@ _ONE: Final = per_element(1)
 _FEW: Final = per_element(5)
 
 TABLE: Final[tuple[Op, ...]] = (
-    *_unary("relu neg abs sign sgn floor ceil trunc round square", _SAME, 1),
+    *_unary("neg", _SAME, 1, linear="first", isometric=True),
+    *_unary("relu abs sign sgn floor ceil trunc round square", _SAME, 1),
     *_unary(
         "sigmoid tanh exp exp2 expm1 log log1p log2 log10 sqrt rsqrt reciprocal sin cos tan asin "
         "acos atan sinh cosh asinh acosh atanh erf erfc lgamma",
@@ -255,17 +257,17 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::nan_to_num(Tensor self, float? nan=None, float? posinf=None, float? neginf=None) -> Tensor", _FLOAT, flops=_ONE),
     op("aten::_prelu_kernel(Tensor self, Tensor weight) -> Tensor", _prelu, flops=_ONE),
     *(
-        op(f"aten::{n}.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor", rule, flops=_ONE)
+        op(f"aten::{n}.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor", rule, flops=_ONE, linear="add")
         for n, rule in (("add", _ADD), ("sub", _SUB), ("rsub", _RSUB))
     ),
     *(
         op(f"aten::{n}.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor", rule, flops=_ONE)
         for n, rule in (("add", _ADD), ("sub", _SUB), ("rsub", _RSUB))
     ),
-    *_binary("Tensor", "mul", _MUL),
-    *_binary("Scalar", "mul", _MUL),
-    *_binary("Tensor", "div", _TRUE_DIVIDE),
-    *_binary("Scalar", "div", _TRUE_DIVIDE),
+    *_binary("Tensor", "mul", _MUL, linear="each"),
+    *_binary("Scalar", "mul", _MUL, linear="first"),
+    *_binary("Tensor", "div", _TRUE_DIVIDE, linear="first"),
+    *_binary("Scalar", "div", _TRUE_DIVIDE, linear="first"),
     op("aten::div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor", _divide, flops=_ONE),
     op("aten::floor_divide(Tensor self, Tensor other) -> Tensor", _DIVIDE, flops=_ONE),
     *_binary("Scalar", "remainder", _MOD),
@@ -312,5 +314,5 @@ TABLE: Final[tuple[Op, ...]] = (
         "bool? pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor",
         _convert, slots=True,
     ),
-    op("aten::detach(Tensor(a) self) -> Tensor(a)", _detach, view=True, slots=True),
+    op("aten::detach(Tensor(a) self) -> Tensor(a)", _detach, view=True, slots=True, linear="first", isometric=True),
 )  # fmt: skip

@@ -84,6 +84,24 @@ def _mm(call: Call) -> Value:
     return product(call, a, b)
 
 
+def _contracted(call: Call) -> Value | None:
+    """``mm`` and ``bmm`` over the batch: both factors hold it, folded alike, on the inner axis."""
+    a, b = call.value("self"), call.value("mat2")
+    if a.rank != b.rank or a.rank not in (2, 3) or not (a.floating and b.floating):
+        return None
+    left, right = a.batch, b.batch
+    if left is None or right is None or left.axis != a.rank - 1 or right.axis != b.rank - 2:
+        return None
+    if (left.outer, left.inner) != (right.outer, right.inner):
+        call.mixes(_PAIRS)
+    if a.dims[:-2] != b.dims[:-2] or a.dims[-1] != b.dims[-2]:
+        call.shape(f"multiplies {a.dims} by {b.dims}")
+    return Value("f32", (*a.dims[:-1], b.dims[-1]), summed=True)
+
+
+_OUTER: Final = {"contract": _contracted, "site": "outer", "linear": "each"}
+
+
 def _vector(call: Call) -> Value:
     name = "vec" if "vec" in call.args else "tensor"
     a, b = call.value("self"), call.value(name)
@@ -119,8 +137,8 @@ TABLE: Final[tuple[Op, ...]] = (
         flops=lambda c, out: 2 * out[0].numel * int(c["weight"].dims[1]),
     ),
     op("aten::matmul(Tensor self, Tensor other) -> Tensor", _matmul, flops=_flops),
-    op("aten::mm(Tensor self, Tensor mat2) -> Tensor", _mm, flops=_flops),
-    op("aten::bmm(Tensor self, Tensor mat2) -> Tensor", _mm, flops=_flops),
+    op("aten::mm(Tensor self, Tensor mat2) -> Tensor", _mm, flops=_flops, **_OUTER),
+    op("aten::bmm(Tensor self, Tensor mat2) -> Tensor", _mm, flops=_flops, **_OUTER),
     op("aten::mv(Tensor self, Tensor vec) -> Tensor", _vector, flops=_flops),
     op("aten::dot(Tensor self, Tensor tensor) -> Tensor", _vector, flops=_flops),
     op(

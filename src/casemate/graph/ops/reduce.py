@@ -51,6 +51,25 @@ def reduction(*, dtype: str = "", only_floats: bool = False, adds: bool = False)
     return rule
 
 
+def _sum_of_records(call: Call) -> Value | None:
+    """A sum over axes among which the batch's is."""
+    v = call.value("self")
+    if v.batch is None or not v.floating or call.args.get("dtype") not in (None, "f32"):
+        return None
+    axes = call.axes(call.args.get("dim"), v.rank)
+    if v.batch.axis not in axes:
+        return None
+    keep = bool(call.args.get("keepdim", False))
+    if keep:
+        dims = tuple(1 if i in axes else d for i, d in enumerate(v.dims))
+    else:
+        dims = tuple(d for i, d in enumerate(v.dims) if i not in axes)
+    return Value("f32", dims, summed=True)
+
+
+_ADDS: Final = {"contract": _sum_of_records, "site": "sum", "linear": "first"}
+
+
 def _with_indices(call: Call) -> tuple[Value, Value]:
     v = call.value("self")
     axis = call.axis(call["dim"], v.rank)
@@ -129,8 +148,8 @@ _FEW: Final = per_input(4)
 _ONE: Final = per_input(1)
 
 TABLE: Final[tuple[Op, ...]] = (
-    op("aten::sum(Tensor self, *, ScalarType? dtype=None) -> Tensor", _SUM, flops=_ONE),
-    op(f"aten::sum.dim_IntList(Tensor self, int[1]? dim, {_D}", _SUM, flops=_ONE),
+    op("aten::sum(Tensor self, *, ScalarType? dtype=None) -> Tensor", _SUM, flops=_ONE, **_ADDS),
+    op(f"aten::sum.dim_IntList(Tensor self, int[1]? dim, {_D}", _SUM, flops=_ONE, **_ADDS),
     op("aten::mean(Tensor self, *, ScalarType? dtype=None) -> Tensor", _MEAN, flops=_ONE),
     op(f"aten::mean.dim(Tensor self, int[1]? dim, {_D}", _MEAN, flops=_ONE),
     op(f"aten::prod.dim_int(Tensor self, int dim, {_D}", reduction(only_floats=True), flops=_ONE),

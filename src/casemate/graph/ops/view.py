@@ -461,20 +461,20 @@ def _glu(call: Call) -> Value:
     return Value("f32", tuple(d // 2 if i == axis else d for i, d in enumerate(v.dims)), v.batch)
 
 
-def _view(schema: str, rule: Rule) -> Op:
-    return op(schema, rule, view=True, slots=True)
+def _view(schema: str, rule: Rule, *, isometric: bool = False) -> Op:
+    return op(schema, rule, view=True, slots=True, linear="first", isometric=isometric)
 
 
 _UP: Final = "SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"
 
 TABLE: Final[tuple[Op, ...]] = (
-    _view("aten::reshape(Tensor(a) self, SymInt[] shape) -> Tensor(a)", _reshape),
-    _view("aten::permute(Tensor(a) self, int[] dims) -> Tensor(a)", _permute),
-    _view("aten::transpose.int(Tensor(a) self, int dim0, int dim1) -> Tensor(a)", _transpose),
-    _view("aten::t(Tensor(a) self) -> Tensor(a)", _t),
-    _view("aten::unsqueeze(Tensor(a) self, int dim) -> Tensor(a)", _unsqueeze),
-    _view("aten::squeeze.dim(Tensor(a) self, int dim) -> Tensor(a)", _squeeze),
-    _view("aten::squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)", _squeeze),
+    _view("aten::reshape(Tensor(a) self, SymInt[] shape) -> Tensor(a)", _reshape, isometric=True),
+    _view("aten::permute(Tensor(a) self, int[] dims) -> Tensor(a)", _permute, isometric=True),
+    _view("aten::transpose.int(Tensor(a) self, int dim0, int dim1) -> Tensor(a)", _transpose, isometric=True),
+    _view("aten::t(Tensor(a) self) -> Tensor(a)", _t, isometric=True),
+    _view("aten::unsqueeze(Tensor(a) self, int dim) -> Tensor(a)", _unsqueeze, isometric=True),
+    _view("aten::squeeze.dim(Tensor(a) self, int dim) -> Tensor(a)", _squeeze, isometric=True),
+    _view("aten::squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)", _squeeze, isometric=True),
     _view("aten::expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)", _expand),
     _view("aten::select.int(Tensor(a) self, int dim, SymInt index) -> Tensor(a)", _select),
     _view("aten::slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)", _slice),
@@ -483,11 +483,11 @@ TABLE: Final[tuple[Op, ...]] = (
     _view("aten::unbind.int(Tensor(a -> *) self, int dim=0) -> Tensor(a)[]", _unbind),
     _view("aten::diagonal(Tensor(a) self, int offset=0, int dim1=0, int dim2=1) -> Tensor(a)", _diagonal),
     _view("aten::unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)", _unfold),
-    op("aten::cat(Tensor[] tensors, int dim=0) -> Tensor", _cat),
-    op("aten::stack(Tensor[] tensors, int dim=0) -> Tensor", _stack),
+    op("aten::cat(Tensor[] tensors, int dim=0) -> Tensor", _cat, linear="add"),
+    op("aten::stack(Tensor[] tensors, int dim=0) -> Tensor", _stack, linear="add"),
     op("aten::flip(Tensor self, int[] dims) -> Tensor", _flip),
     op("aten::roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor", _roll),
-    op("aten::repeat(Tensor self, SymInt[] repeats) -> Tensor", _repeat),
+    op("aten::repeat(Tensor self, SymInt[] repeats) -> Tensor", _repeat, linear="first"),
     op("aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor", _repeat_interleave),
     op("aten::constant_pad_nd(Tensor self, SymInt[] pad, Scalar value=0) -> Tensor", _pad),
     *(

@@ -1,0 +1,126 @@
+"""The joint graph of forward and backward, and the proof of what its values are.
+
+Every value is R (it does not depend on the batch), B (one slice per record) or S (a linear image of
+a sum over records of functions of one record each); see :mod:`casemate.graph.ops.base`. When the
+losses are B and every parameter's gradient is S, R zero or nothing, the gradient is a sum of
+contributions of single records, backward included, and clipping each bounds what a record can do
+(rules P3 and P5). Default deny: an op without an entry is refused, and so is a value that would be
+none of the three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.graph.model import ListArg, Node, Ref
+from casemate.graph.ops import JOINT, Value, bind
+from casemate.graph.ops.base import Call, Op
+from casemate.spec.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """Forward and backward as nodes in order of execution.
+
+    inputs: the values that come in, by name. loss: the per-record losses; gradients: for each
+    trained parameter the value that is the gradient of their sum, or ``None`` where it is zero.
+    """
+
+    inputs: Mapping[str, Value]
+    nodes: tuple[Node, ...]
+    loss: str
+    gradients: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """values: all by name, with their state. contractions: S values that come of a sum over records
+    in the node itself, with that node. linear: S values that come of other S values."""
+
+    joint: Joint
+    values: Mapping[str, Value]
+    contractions: Mapping[str, Node]
+    linear: Mapping[str, Node]
+
+
+def entry(node: Node) -> Op:
+    """The op's entry in the table. Raises ``ModelError``."""
+    found = JOINT.get(node.op)
+    if found is None:
+        raise ModelError(
+            "model.op-unknown",
+            f"Node {node.name!r} of the gradient uses {node.op[:120]}, which has no rule.",
+            mend="Nothing: such a model takes the engine's slower path.",
+            where=node.source or node.name,
+        )
+    return found
+
+
+def bound(node: Node, values: Mapping[str, Any]) -> Call:
+    """The node's arguments by name; ``values`` stands for the references."""
+
+    def resolve(arg: Any) -> Any:
+        if isinstance(arg, Ref):
+            return values[arg.name]
+        return tuple(resolve(x) for x in arg.items) if isinstance(arg, ListArg) else arg
+
+    args = tuple(resolve(a) for a in node.args)
+    kwargs = {k: resolve(a) for k, a in node.kwargs.items()}
+    return bind(entry(node).schema, node.name, node.source[:200], args, kwargs)
+
+
+def _outputs(call: Call, op: Op) -> tuple[tuple[Value, ...], bool, bool]:
+    """Outputs, whether they are several, and whether the node contracts the batch."""
+    given = call.tensors()
+    if any(v.slot for v in given) and not op.slots:
+        call.mixes("uses the record's place in the batch")
+    sums = [v.summed for v in given]
+    if any(sums):
+        if any(v.batch is not None for v in given):
+            call.mixes("combines a sum over records with single records")
+        allowed = {
+            "add": all(sums),
+            "each": sum(sums) == 1,
+            "first": sums == [True] + [False] * (len(sums) - 1),
+        }
+        if not allowed.get(op.linear, False):
+            call.mixes("is no linear function of a sum over records")
+        made = op.rule(call)
+        outs = made if isinstance(made, tuple) else (made,)
+        outs = tuple(dataclasses.replace(v, summed=True) for v in outs)
+        return outs, isinstance(made, tuple), False
+    contracted = op.contract(call) if op.contract is not None else None
+    made = contracted if contracted is not None else op.rule(call)
+    outs = made if isinstance(made, tuple) else (made,)
+    return outs, isinstance(made, tuple), any(v.summed for v in outs)
+
+
+def prove(joint: Joint) -> Proved:
+    """The state of every value. Raises ``ModelError`` naming the node that mixes records, or that
+    has no rule."""
+    values = dict(joint.inputs)
+    contractions: dict[str, Node] = {}
+    linear: dict[str, Node] = {}
+    for node in joint.nodes:
+        outs, several, contracts = _outputs(bound(node, values), entry(node))
+        for i, v in enumerate(outs):
+            name = f"{node.name}.{i}" if several else node.name
+            values[name] = v
+            if v.summed:
+                (contractions if contracts else linear)[name] = node
+    loss = values[joint.loss]
+    if loss.batch is None or loss.summed:
+        raise _refuse(joint.loss, "The losses are not one for each record.")
+    for name in joint.gradients:
+        if name is not None and not values[name].summed:
+            raise _refuse(name, "A parameter's gradient is no sum over records.")
+    return Proved(joint, values, contractions, linear)
+
+
+def _refuse(name: str, message: str) -> ModelError:
+    return ModelError(
+        "model.mixes-records", message, mend="Nothing: it takes the slower path.", where=name
+    )
