@@ -27,10 +27,15 @@ def subkey(key: bytes, purpose: str) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(key)
 
 
-def blocks(key: bytes, step: int, first: int, count: int) -> bytes:
-    """``count`` 16-byte blocks of ``step``'s stream, from block number ``first``."""
+def check_range(step: int, first: int, count: int) -> None:
+    """Raises ``ValueError`` where a counter would leave its 8 bytes."""
     if not (0 <= step < 2**64 and first >= 0 and first + count <= 2**64):
         raise ValueError("step and block numbers must fit 64 bits")
+
+
+def blocks(key: bytes, step: int, first: int, count: int) -> bytes:
+    """``count`` 16-byte blocks of ``step``'s stream, from block number ``first``."""
+    check_range(step, first, count)
     counter = step.to_bytes(8, "big") + first.to_bytes(8, "big")
     out = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
     return out.update(bytes(BLOCK * count)) + out.finalize()

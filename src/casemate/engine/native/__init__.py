@@ -146,6 +146,8 @@ def _built(folder: int, compiler: list[str], source: bytes) -> str:
         try:
             with open(fd, "wb") as out:  # noqa: PTH123
                 out.write(made.read_bytes())
+                out.flush()
+                os.fsync(fd)
             os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             os.unlink(part, dir_fd=folder)
