@@ -1,0 +1,271 @@
+"""The kernels of native/norms.cpp, on float32 tensors of the CPU.
+
+A record is handled by the same instructions on its own memory, in an order that depends on the
+shapes alone, so its result has the same bits in every slot and whatever the others hold (P13).
+Doors and shapes: the package's page. MemoryError when there is no room for scratch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+
+from casemate.engine import native
+from casemate.engine.kernels import twins
+
+Tensor = torch.Tensor
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_NO_PADDING = -(2**63)
+
+# name -> argument types, and whether it answers with a status
+_DOORS: dict[str, tuple[tuple[type, ...], bool]] = {
+    "row_squares": ((_P, _I, _I, _P), False),
+    "gram_pair": ((_P, _P, _I, _I, _I, _I, ctypes.c_int, _P, _P), True),
+    "formed_outer": ((_P, _P, _I, _I, _I, _I, _P), True),
+    "formed_sum": ((_P, _I, _I, _I, _P), True),
+    "embedding": ((_P, _P, _I, _I, _I, _I, _P, _P), True),
+    "conv": ((_P, _P, _P, _P, _P), True),
+    "conv_scale": ((_P, _P, _P, _P), True),
+    "conv_gram": ((_P, _P, _P, _P), True),
+    "scale_rows": ((_P, _I, _I, _P, _P, _P), False),
+    "accumulate": ((_P, _P, _I, _D), False),
+    "finish": ((_P, _I, _D, _P), False),
+    "weighted_sum": ((_P, _I, _I, _P, _P), False),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The helper with its doors declared; None where it cannot be had."""
+    found = native.library("norms")
+    if found is not None:
+        for name, (arguments, status) in _DOORS.items():
+            door = getattr(found, "norms_" + name)
+            door.argtypes = arguments
+            door.restype = ctypes.c_int if status else None
+    return found
+
+
+def _call(name: str, *arguments: object) -> None:
+    if getattr(library(), "norms_" + name)(*arguments):
+        raise MemoryError("no room for a kernel's scratch")
+
+
+def _doubles(like: Tensor) -> Tensor:
+    return torch.empty(like.shape[0], dtype=torch.float64)
+
+
+def row_squares(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = _doubles(x)
+    _call("row_squares", x.data_ptr(), len(x), math.prod(x.shape[1:]), out.data_ptr())
+    return out
+
+
+def rank_one(g: Tensor, x: Tensor) -> Tensor:
+    return row_squares(g) * row_squares(x)
+
+
+def gram_pair(g: Tensor, x: Tensor, precise: bool = False) -> tuple[Tensor, Tensor]:
+    g, x = g.contiguous(), x.contiguous()
+    b, tokens, m = g.shape
+    n2, scale = _doubles(g), _doubles(g)
+    _call(
+        "gram_pair", g.data_ptr(), x.data_ptr(), b, tokens, m, x.shape[2], int(precise),
+        n2.data_ptr(), scale.data_ptr(),
+    )  # fmt: skip
+    return n2, scale
+
+
+def formed_outer(g: Tensor, x: Tensor) -> Tensor:
+    g, x = g.contiguous(), x.contiguous()
+    (b, tokens, m), n = g.shape, x.shape[2]
+    out = torch.empty((b, m * n))
+    _call("formed_outer", g.data_ptr(), x.data_ptr(), b, tokens, m, n, out.data_ptr())
+    return out
+
+
+def formed_sum(g: Tensor) -> Tensor:
+    g = g.contiguous()
+    out = torch.empty((g.shape[0], g.shape[2]))
+    _call("formed_sum", g.data_ptr(), *g.shape, out.data_ptr())
+    return out
+
+
+def embedding_gram(
+    index: Tensor, g: Tensor, padding_idx: int | None = None
+) -> tuple[Tensor, Tensor]:
+    index, g = index.long().contiguous(), g.contiguous()
+    n2, scale = _doubles(g), _doubles(g)
+    none = _NO_PADDING if padding_idx is None else padding_idx
+    _call(
+        "embedding", index.data_ptr(), g.data_ptr(), *g.shape, none, n2.data_ptr(),
+        scale.data_ptr(),
+    )  # fmt: skip
+    return n2, scale
+
+
+def _strides(t: Tensor, dims: int) -> list[int]:
+    """Strides of record, channel and three spatial axes; axes of one entry continue the next."""
+    space = [1] * (3 - dims) + list(t.shape[2:])
+    steps = [0] * (3 - dims) + list(t.stride()[2:])
+    for d in (2, 1, 0):
+        if space[d] == 1:
+            steps[d] = steps[d + 1] * space[d + 1] if d < 2 else 1
+    return [t.stride(0), t.stride(1), *steps]
+
+
+@functools.lru_cache(maxsize=512)
+def _packed(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    return (_I * len(values))(*values)
+
+
+def _shape(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ctypes.Array[ctypes.c_int64]:
+    dims = len(kernel)
+    lead = [1] * (3 - dims)
+    return _packed(
+        (
+            x.shape[0], x.shape[1], g.shape[1], groups, *lead, *x.shape[2:], *lead, *g.shape[2:],
+            *lead, *kernel, *lead, *stride, *([0] * (3 - dims)), *padding, *lead, *dilation,
+            *_strides(x, dims), *_strides(g, dims),
+        )
+    )  # fmt: skip
+
+
+def conv_formed(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+) -> Tensor:
+    if transposed:
+        x, g = g, x
+    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+    out = torch.empty((x.shape[0], g.shape[1], x.shape[1] // groups, *kernel))
+    _call("conv", x.data_ptr(), g.data_ptr(), shape, None, out.data_ptr())
+    return out
+
+
+def conv_norms(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+) -> Tensor:
+    if transposed:
+        x, g = g, x
+    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+    out = _doubles(x)
+    _call("conv", x.data_ptr(), g.data_ptr(), shape, out.data_ptr(), None)
+    return out
+
+
+def conv_scale(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+) -> Tensor:
+    if transposed:
+        x, g = g, x
+    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+    out = _doubles(x)
+    _call("conv_scale", x.data_ptr(), g.data_ptr(), shape, out.data_ptr())
+    return out
+
+
+def conv_gram(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+) -> tuple[Tensor, Tensor]:
+    if transposed:
+        x, g = g, x
+    if groups != 1 or any(s != 1 for s in stride):
+        seen, out = twins.unfolded(x, g, kernel, stride, padding, dilation, groups)
+        n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2))
+        return n2.view(-1, groups).sum(1), scale.view(-1, groups).square().sum(1).sqrt()
+    n2 = _doubles(x)
+    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+    _call("conv_gram", x.data_ptr(), g.data_ptr(), shape, n2.data_ptr())
+    scale = conv_scale(x, g, kernel, stride, padding, dilation)
+    again = ~torch.isfinite(n2) & torch.isfinite(scale)
+    for i in again.nonzero().flatten().tolist():
+        seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], kernel, stride, padding, dilation, 1)
+        n2[i] = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise=True)[0][0]
+    return torch.where(torch.isfinite(scale), n2, scale), scale
+
+
+def scale_rows(g: Tensor, c: Tensor, keep: Tensor, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        g = g if _dense_rows(g) else g.contiguous()
+        out = torch.empty_like(g)
+    elif not (_dense_rows(g) and out.stride() == g.stride()):
+        return twins.scale_rows(g, c, keep, out)
+    c, keep = c.contiguous(), keep.contiguous()
+    size = math.prod(g.shape[1:])
+    _call("scale_rows", g.data_ptr(), len(g), size, c.data_ptr(), keep.data_ptr(), out.data_ptr())
+    return out
+
+
+def _dense_rows(g: Tensor) -> bool:
+    """Whether rows lie one after the other, each in one piece, whatever its inner order."""
+    if g.is_contiguous():
+        return True
+    size = math.prod(g.shape[1:])
+    return g.stride(0) == size and g[0].numel() == size and _dense(g[0])
+
+
+def _dense(t: Tensor) -> bool:
+    expected = 1
+    for step, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size != 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True
+
+
+def accumulate(total: Tensor, part: Tensor, inverse_step: float) -> None:
+    part = part.contiguous()
+    _call("accumulate", total.data_ptr(), part.data_ptr(), total.numel(), inverse_step)
+
+
+def finish(total: Tensor, factor: float, out: Tensor) -> None:
+    _call("finish", total.data_ptr(), total.numel(), factor, out.data_ptr())
+
+
+def weighted_sum(formed: Tensor, c: Tensor) -> Tensor:
+    formed, c = formed.contiguous(), c.contiguous()
+    out = torch.empty(formed.shape[1])
+    _call("weighted_sum", formed.data_ptr(), *formed.shape, c.data_ptr(), out.data_ptr())
+    return out

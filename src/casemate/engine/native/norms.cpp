@@ -1,0 +1,965 @@
+// Per-record gradient norms and per-record gradients; doors in casemate/engine/kernels.
+//
+// A record is handled by the same instructions on its own memory, in an order that depends on the
+// shapes alone: loads are unaligned, nothing is peeled for alignment, there is no reduction that a
+// compiler may reorder (no -ffast-math), so bits depend neither on the slot nor on other records.
+// Dense products run in float32 for at most CHUNK terms and are added up in float64 beyond that.
+// Vectors are those of GCC and Clang; their width is the machine's.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+using i64 = int64_t;
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+constexpr int WIDE = 4;     // vectors in the widest tile
+constexpr int CELLS = 24;   // accumulators of a tile
+#elif defined(__AVX__)
+constexpr int W = 8;
+constexpr int WIDE = 2;
+constexpr int CELLS = 12;
+#else
+constexpr int W = 4;
+constexpr int WIDE = 2;
+constexpr int CELLS = 12;
+#endif
+constexpr i64 CHUNK = 256;
+constexpr int ROWS = 12;    // rows of a tile, at most
+constexpr double FLOOR = 0x1p-125;   // 2^-149 / 2^-24: underflow in units of gamma
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int vi __attribute__((vector_size(W * 4)));
+typedef float vh __attribute__((vector_size(W * 2)));
+typedef double vd __attribute__((vector_size(W * 4)));
+
+template <class V, class E>
+inline V load(const E *p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V, class E>
+inline void store(E *p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
+inline vd widen(const float *p) { return __builtin_convertvector(load<vh>(p), vd); }
+
+template <class E>
+struct lanes;
+template <>
+struct lanes<float> {
+    typedef vf vec;
+    static constexpr int n = W;
+};
+template <>
+struct lanes<double> {
+    typedef vd vec;
+    static constexpr int n = W / 2;
+};
+
+inline double total(vd v) {
+    double s = 0;
+    for (int l = 0; l < W / 2; l++) s += v[l];
+    return s;
+}
+inline i64 up(i64 n, i64 k) { return (n + k - 1) / k * k; }
+
+// Scratch of one thread, grown when needed and kept.
+struct Scratch {
+    void *data = nullptr;
+    size_t size = 0;
+    ~Scratch() { std::free(data); }
+    template <class E>
+    E *get(i64 count) {
+        size_t bytes = (static_cast<size_t>(count) * sizeof(E) + 127) / 64 * 64;
+        if (bytes > size) {
+            std::free(data);
+            data = std::aligned_alloc(64, bytes);
+            size = data ? bytes : 0;
+        }
+        return static_cast<E *>(data);
+    }
+};
+thread_local Scratch scratch[8];
+
+double squares(const float *x, i64 n) {
+    vd a[4] = {};
+    i64 j = 0;
+    for (; j + 2 * W <= n; j += 2 * W)
+        for (int q = 0; q < 4; q++) {
+            vd v = widen(x + j + q * (W / 2));
+            a[q] += v * v;
+        }
+    double s = total((a[0] + a[1]) + (a[2] + a[3]));
+    for (; j < n; j++) s += static_cast<double>(x[j]) * x[j];
+    return s;
+}
+
+// ---- the tile: out[r][l] = sum_k s[r][si[k]] * v[vi[k] + l], R rows, N vectors ----
+
+template <class E, int R, int N>
+void tile(i64 count, const E *const *s, const i64 *si, const E *v, const i64 *vi, E *out) {
+    typedef typename lanes<E>::vec V;
+    constexpr int L = lanes<E>::n;
+    const E *row[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) row[r] = s[r];
+    V a[R][N];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) a[r][n] = V{};
+    for (i64 k = 0; k < count; k++) {
+        const i64 at = si[k];
+        const E *p = v + vi[k];
+        V b[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) b[n] = load<V>(p + n * L);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            const E x = row[r][at];
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) a[r][n] += b[n] * x;
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) store(out + (r * N + n) * L, a[r][n]);
+}
+
+template <class E>
+using Tile = void (*)(i64, const E *const *, const i64 *, const E *, const i64 *, E *);
+
+template <class E, int N, int R = ROWS>
+struct Table {
+    static Tile<E> pick(int rows) {
+        if constexpr (R * N <= CELLS) {
+            if (rows == R) return tile<E, R, N>;
+        }
+        if constexpr (R > 1) return Table<E, N, R - 1>::pick(rows);
+        return nullptr;
+    }
+};
+template <class E>
+Tile<E> choose(int rows, int vectors) {
+    if constexpr (WIDE == 4) {
+        if (vectors == 4) return Table<E, 4>::pick(rows);
+    }
+    return vectors == 2 ? Table<E, 2>::pick(rows) : Table<E, 1>::pick(rows);
+}
+
+inline int vectors_for(i64 left) {
+    for (int n = WIDE; n > 1; n /= 2)
+        if (left > n / 2) return n > left ? n / 2 : n;
+    return 1;
+}
+inline i64 rows_for(i64 vectors) { return CELLS / vectors < ROWS ? CELLS / vectors : ROWS; }
+
+constexpr int BLOCK = CELLS * W;   // elements of a tile, at most
+
+// A tile over any number of terms: float32 over CHUNK of them, float64 beyond.
+template <class E>
+void product(int rows, int vectors, i64 count, const E *const *s, const i64 *si, const E *v,
+             const i64 *vi, double *out) {
+    alignas(64) E part[BLOCK];
+    const Tile<E> run = choose<E>(rows, vectors);
+    const int size = rows * vectors * lanes<E>::n;
+    const i64 chunk = sizeof(E) == 4 ? CHUNK : count;
+    for (i64 k = 0; k < count || k == 0; k += chunk) {
+        const i64 here = count - k < chunk ? count - k : chunk;
+        run(here, s, si + k, v, vi + k, part);
+        if (k == 0)
+            for (int j = 0; j < size; j++) out[j] = part[j];
+        else
+            for (int j = 0; j < size; j++) out[j] += part[j];
+        if (chunk == 0) break;
+    }
+}
+
+// Balanced blocks: `total` rows in blocks of at most `most`.
+inline i64 block_size(i64 left, i64 most) {
+    const i64 blocks = (left + most - 1) / most;
+    return (left + blocks - 1) / blocks;
+}
+
+double sum_squares(const double *p, int size) {
+    vd a[2] = {};
+    for (int j = 0; j < size; j += W) {
+        vd u = load<vd>(p + j), v = load<vd>(p + j + W / 2);
+        a[0] += u * u;
+        a[1] += v * v;
+    }
+    return total(a[0] + a[1]);
+}
+
+// The sum of a tile's squares.
+double product_squares(int rows, int vectors, i64 count, const float *const *s, const i64 *si,
+                       const float *v, const i64 *vi, double *box) {
+    if (count > CHUNK) {
+        product<float>(rows, vectors, count, s, si, v, vi, box);
+        return sum_squares(box, rows * vectors * W);
+    }
+    alignas(64) float part[BLOCK];
+    choose<float>(rows, vectors)(count, s, si, v, vi, part);
+    return squares(part, rows * vectors * W);
+}
+
+// ---- transposing ----
+
+template <int S>
+inline void exchange(vf *r) {
+    vi lo, hi;
+    for (int l = 0; l < W; l++) {
+        lo[l] = l & S ? W + (l ^ S) : l;
+        hi[l] = l & S ? W + l : l | S;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++)
+        if (!(i & S)) {
+            const vf a = r[i], b = r[i | S];
+            r[i] = __builtin_shuffle(a, b, lo);
+            r[i | S] = __builtin_shuffle(a, b, hi);
+        }
+}
+
+// to[c * ldt + r] = from[r * ldf + c]; r < rows, c < columns
+void transpose(const float *from, i64 ldf, i64 rows, i64 columns, float *to, i64 ldt) {
+    const i64 rw = rows / W * W, cw = columns / W * W;
+    for (i64 r = 0; r < rw; r += W)
+        for (i64 c = 0; c < cw; c += W) {
+            vf v[W];
+#pragma GCC unroll 16
+            for (int i = 0; i < W; i++) v[i] = load<vf>(from + (r + i) * ldf + c);
+            if constexpr (W > 8) exchange<8>(v);
+            if constexpr (W > 4) exchange<4>(v);
+            exchange<2>(v);
+            exchange<1>(v);
+#pragma GCC unroll 16
+            for (int i = 0; i < W; i++) store(to + (c + i) * ldt + r, v[i]);
+        }
+    for (i64 r = 0; r < rw; r++)
+        for (i64 c = cw; c < columns; c++) to[c * ldt + r] = from[r * ldf + c];
+    for (i64 r = rw; r < rows; r++)
+        for (i64 c = 0; c < columns; c++) to[c * ldt + r] = from[r * ldf + c];
+}
+inline void zero_columns(float *p, i64 rows, i64 ld, i64 from, i64 to) {
+    for (i64 r = 0; r < rows; r++)
+        for (i64 c = from; c < to; c++) p[r * ld + c] = 0;
+}
+
+// ---- pairs of Gram matrices ----
+
+// One operand of a Gram matrix: tokens as rows for the scalars, as columns for the vectors.
+template <class E>
+struct Operand {
+    const E *rows;
+    i64 ld;
+    const E *panel;
+    i64 width, features;
+};
+
+// sum over t <= s of w (x_t . x_s)(g_t . g_s), w = 1 on the diagonal and 2 above it.
+template <class E>
+double pair_sum(i64 tokens, const Operand<E> &x, const Operand<E> &g, const i64 *plain,
+                const i64 *xs, const i64 *gs) {
+    constexpr int L = lanes<E>::n;
+    alignas(64) double bx[BLOCK], bg[BLOCK];
+    const E *sx[ROWS], *sg[ROWS];
+    double sum = 0;
+    for (i64 s = 0; s < tokens;) {
+        const int n = vectors_for((tokens - s + L - 1) / L);
+        const i64 end = s + n * L;
+        const i64 rows = end < tokens ? end : tokens;
+        for (i64 t = 0; t < rows;) {
+            const int r = static_cast<int>(block_size(rows - t, rows_for(n)));
+            for (int i = 0; i < r; i++) {
+                sx[i] = x.rows + (t + i) * x.ld;
+                sg[i] = g.rows + (t + i) * g.ld;
+            }
+            product<E>(r, n, x.features, sx, plain, x.panel + s, xs, bx);
+            product<E>(r, n, g.features, sg, plain, g.panel + s, gs, bg);
+            double part = 0;
+            if (t + r <= s) {
+                vd a[2] = {};
+                for (int j = 0; j < r * n * L; j += W / 2) {
+                    a[0] += load<vd>(bx + j) * load<vd>(bg + j);
+                }
+                part = 2 * total(a[0] + a[1]);
+            } else {
+                for (int i = 0; i < r; i++)
+                    for (int l = 0; l < n * L; l++) {
+                        const double w = s + l > t + i ? 2 : (s + l == t + i ? 1 : 0);
+                        if (w != 0) part += w * (bx[i * n * L + l] * bg[i * n * L + l]);
+                    }
+            }
+            sum += part;
+            t += r;
+        }
+        s = end;
+    }
+    return sum;
+}
+
+template <class E>
+double pair_of(const float *x, const float *g, i64 T, i64 n, i64 m, i64 width, const i64 *plain,
+               const i64 *table);
+
+template <>
+double pair_of<float>(const float *x, const float *g, i64 T, i64 n, i64 m, i64 width,
+                      const i64 *plain, const i64 *table) {
+    float *px = scratch[0].get<float>((n + m) * width + 64);
+    if (!px) return NAN;
+    float *pg = px + n * width;
+    transpose(x, n, T, n, px, width);
+    transpose(g, m, T, m, pg, width);
+    zero_columns(px, n + m, width, T, width);
+    return pair_sum<float>(T, {x, n, px, width, n}, {g, m, pg, width, m}, plain, table, table);
+}
+template <>
+double pair_of<double>(const float *x, const float *g, i64 T, i64 n, i64 m, i64 width,
+                       const i64 *plain, const i64 *table) {
+    double *px = scratch[1].get<double>((n + m) * (width + T) + 64);
+    if (!px) return NAN;
+    double *pg = px + n * width, *rx = pg + m * width, *rg = rx + n * T;
+    std::memset(px, 0, sizeof(double) * (n + m) * width);
+    for (i64 t = 0; t < T; t++) {
+        for (i64 j = 0; j < n; j++) px[j * width + t] = rx[t * n + j] = x[t * n + j];
+        for (i64 j = 0; j < m; j++) pg[j * width + t] = rg[t * m + j] = g[t * m + j];
+    }
+    return pair_sum<double>(T, {rx, n, px, width, n}, {rg, m, pg, width, m}, plain, table, table);
+}
+
+// S of the doors, with what underflow can do to float32 products: see kernels/bounds.py.
+double with_floor(double s, double sum_x, double sum_g, double n, double m, double tokens) {
+    return std::sqrt(s * s + FLOOR * (n * sum_g * sum_g + m * sum_x * sum_x) +
+                     FLOOR * FLOOR * tokens * tokens * n * m);
+}
+
+// ---- convolutions: everything in three dimensions ----
+
+struct Geometry {
+    i64 b, C, O, groups;
+    i64 in[3], out[3], kernel[3], stride[3], pad[3], dil[3];
+    i64 xs[5], gs[5];   // strides: record, channel, three of space
+    i64 T() const { return out[0] * out[1] * out[2]; }
+    i64 K() const { return kernel[0] * kernel[1] * kernel[2]; }
+    i64 wide(int d) const {   // padded extent that is reached
+        return (out[d] - 1) * stride[d] + (kernel[d] - 1) * dil[d] + 1;
+    }
+    i64 reached() const { return wide(0) * wide(1) * wide(2); }
+};
+
+// Positions in the padded box, in elements, for the outputs and for the taps.
+void positions(const Geometry &q, i64 step, i64 *at, i64 *tap) {
+    const i64 h = q.wide(1), w = q.wide(2);
+    for (i64 a = 0; a < q.out[0]; a++)
+        for (i64 i = 0; i < q.out[1]; i++)
+            for (i64 j = 0; j < q.out[2]; j++)
+                *at++ = step * ((a * q.stride[0] * h + i * q.stride[1]) * w + j * q.stride[2]);
+    for (i64 a = 0; a < q.kernel[0]; a++)
+        for (i64 i = 0; i < q.kernel[1]; i++)
+            for (i64 j = 0; j < q.kernel[2]; j++)
+                *tap++ = step * ((a * q.dil[0] * h + i * q.dil[1]) * w + j * q.dil[2]);
+}
+
+// The part [lo, hi) of a padded axis that holds input.
+inline void inside(const Geometry &q, int d, i64 *lo, i64 *hi) {
+    const i64 w = q.wide(d);
+    *lo = q.pad[d] < w ? q.pad[d] : w;
+    *hi = q.pad[d] + q.in[d] < w ? q.pad[d] + q.in[d] : w;
+}
+
+// Channels [first, first + count) of one record, padded, as planes: to[c * ld + position].
+void planes(const Geometry &q, const float *x, i64 first, i64 count, i64 ld, float *to) {
+    const i64 h = q.wide(1), w = q.wide(2);
+    i64 lo[3], hi[3];
+    for (int d = 0; d < 3; d++) inside(q, d, lo + d, hi + d);
+    if (ld != (hi[0] - lo[0]) * (hi[1] - lo[1]) * (hi[2] - lo[2]))
+        std::memset(to, 0, sizeof(float) * ld * count);
+    if (q.xs[1] == 1 && count >= 4) {
+        for (i64 a = lo[0]; a < hi[0]; a++)
+            for (i64 i = lo[1]; i < hi[1]; i++) {
+                const float *from = x + first + (a - q.pad[0]) * q.xs[2] +
+                                    (i - q.pad[1]) * q.xs[3] + (lo[2] - q.pad[2]) * q.xs[4];
+                transpose(from, q.xs[4], hi[2] - lo[2], count, to + (a * h + i) * w + lo[2], ld);
+            }
+        return;
+    }
+    for (i64 c = 0; c < count; c++)
+        for (i64 a = lo[0]; a < hi[0]; a++)
+            for (i64 i = lo[1]; i < hi[1]; i++) {
+                const float *from = x + (first + c) * q.xs[1] + (a - q.pad[0]) * q.xs[2] +
+                                    (i - q.pad[1]) * q.xs[3] + (lo[2] - q.pad[2]) * q.xs[4];
+                float *p = to + c * ld + (a * h + i) * w + lo[2];
+                const i64 n = hi[2] - lo[2];
+                if (q.xs[4] == 1)
+                    for (i64 j = 0; j < n; j++) p[j] = from[j];
+                else
+                    for (i64 j = 0; j < n; j++) p[j] = from[j * q.xs[4]];
+            }
+}
+
+// The same, channels last: to[position][width], zeros beyond `count`.
+void pixels(const Geometry &q, const float *x, i64 first, i64 count, i64 width, float *to) {
+    const i64 h = q.wide(1), w = q.wide(2);
+    i64 lo[3], hi[3];
+    for (int d = 0; d < 3; d++) inside(q, d, lo + d, hi + d);
+    std::memset(to, 0, sizeof(float) * q.reached() * width);
+    for (i64 a = lo[0]; a < hi[0]; a++)
+        for (i64 i = lo[1]; i < hi[1]; i++) {
+            const float *from = x + first * q.xs[1] + (a - q.pad[0]) * q.xs[2] +
+                                (i - q.pad[1]) * q.xs[3] + (lo[2] - q.pad[2]) * q.xs[4];
+            float *p = to + ((a * h + i) * w + lo[2]) * width;
+            const i64 n = hi[2] - lo[2];
+            if (q.xs[4] == 1 && q.xs[1] != 1)
+                transpose(from, q.xs[1], count, n, p, width);
+            else if (q.xs[1] == 1 && count == W)
+                for (i64 j = 0; j < n; j++)
+                    store(p + j * width, load<vf>(from + j * q.xs[4]));
+            else if (q.xs[1] == 1)
+                for (i64 j = 0; j < n; j++)
+                    std::memcpy(p + j * width, from + j * q.xs[4], sizeof(float) * count);
+            else
+                for (i64 j = 0; j < n; j++)
+                    for (i64 c = 0; c < count; c++)
+                        p[j * width + c] = from[j * q.xs[4] + c * q.xs[1]];
+        }
+}
+
+// The output gradient as an input of a 1x1x1 convolution: planes() and pixels() then copy it.
+Geometry gradient_side(const Geometry &q) {
+    Geometry p = q;
+    for (int d = 0; d < 3; d++) {
+        p.in[d] = q.out[d];
+        p.kernel[d] = p.stride[d] = p.dil[d] = 1;
+        p.pad[d] = 0;
+    }
+    for (int d = 0; d < 5; d++) p.xs[d] = q.gs[d];
+    if (q.gs[4] * q.out[2] == q.gs[3] && q.gs[3] * q.out[1] == q.gs[2]) {   // one long row
+        p.in[0] = p.in[1] = p.out[0] = p.out[1] = 1;
+        p.in[2] = p.out[2] = q.T();
+    }
+    return p;
+}
+
+struct Want {
+    double *norm;    // adds the squares, or
+    float *formed;   // writes (O, C / groups, K)
+};
+
+// Vectors over output channels, scalars from the input's planes.
+int outputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, const float *g,
+                       i64 group, const i64 *table, Want want) {
+    const i64 T = q.T(), K = q.K(), size = q.reached();
+    const i64 c = q.C / q.groups, o = q.O / q.groups, width = up(o, W);
+    const i64 *at = table, *tap = at + T, *across = tap + K;
+    float *px = scratch[0].get<float>(c * size), *pg = scratch[1].get<float>(T * width);
+    if (!px || !pg) return -1;
+    planes(q, x, group * c, c, size, px);
+    pixels(side, g, group * o, o, width, pg);
+    alignas(64) double box[BLOCK];
+    const float *rows[ROWS];
+    for (i64 first = 0; first < width;) {
+        const int n = vectors_for((width - first) / W);
+        for (i64 r = 0; r < c * K;) {
+            const int count = static_cast<int>(block_size(c * K - r, rows_for(n)));
+            for (int j = 0; j < count; j++) rows[j] = px + (r + j) / K * size + tap[(r + j) % K];
+            if (want.formed) {
+                product<float>(count, n, T, rows, at, pg + first, across, box);
+                for (i64 l = 0; l < n * W && first + l < o; l++)
+                    for (int j = 0; j < count; j++)
+                        want.formed[(group * o + first + l) * c * K + r + j] =
+                            static_cast<float>(box[j * n * W + l]);
+            } else {
+                *want.norm += product_squares(count, n, T, rows, at, pg + first, across, box);
+            }
+            r += count;
+        }
+        first += n * W;
+    }
+    return 0;
+}
+
+// Vectors over input channels, scalars from the output gradient's planes.
+int inputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, const float *g,
+                      i64 group, const i64 *table, Want want) {
+    const i64 T = q.T(), K = q.K();
+    const i64 c = q.C / q.groups, o = q.O / q.groups, width = up(c, W);
+    const i64 *at = table, *tap = at + T, *across = tap + K;
+    float *px = scratch[0].get<float>(q.reached() * width), *pg = scratch[1].get<float>(o * T);
+    if (!px || !pg) return -1;
+    pixels(q, x, group * c, c, width, px);
+    planes(side, g, group * o, o, T, pg);
+    alignas(64) double box[BLOCK];
+    const float *rows[ROWS];
+    for (i64 k = 0; k < K; k++)
+        for (i64 first = 0; first < width;) {
+            const int n = vectors_for((width - first) / W);
+            for (i64 r = 0; r < o;) {
+                const int count = static_cast<int>(block_size(o - r, rows_for(n)));
+                for (int j = 0; j < count; j++) rows[j] = pg + (r + j) * T;
+                const float *v = px + tap[k] + first;
+                if (want.formed) {
+                    product<float>(count, n, T, rows, across, v, at, box);
+                    for (int j = 0; j < count; j++)
+                        for (i64 l = 0; l < n * W && first + l < c; l++)
+                            want.formed[((group * o + r + j) * c + first + l) * K + k] =
+                                static_cast<float>(box[j * n * W + l]);
+                } else {
+                    *want.norm += product_squares(count, n, T, rows, across, v, at, box);
+                }
+                r += count;
+            }
+            first += n * W;
+        }
+    return 0;
+}
+
+// Depthwise, channels in vectors: taps R at a time.
+template <int R>
+void taps(i64 T, const float *x, const i64 *at, const i64 *tap, const float *g, i64 width,
+          float *out) {
+    vf a[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) a[r] = vf{};
+    for (i64 t = 0; t < T; t++) {
+        const vf v = load<vf>(g + t * width);
+        const float *p = x + at[t];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) a[r] += v * load<vf>(p + tap[r]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) store(out + r * W, a[r]);
+}
+typedef void (*Taps)(i64, const float *, const i64 *, const i64 *, const float *, i64, float *);
+template <int R = ROWS>
+Taps choose_taps(int rows) {
+    if (rows == R) return taps<R>;
+    if constexpr (R > 1) return choose_taps<R - 1>(rows);
+    return nullptr;
+}
+
+int depthwise_pixels(const Geometry &q, const Geometry &side, const float *x, const float *g,
+                     const i64 *table, Want want) {
+    const i64 T = q.T(), K = q.K(), size = q.reached();
+    const i64 *at = table, *tap = at + T;   // in steps of W
+    float *px = scratch[0].get<float>(size * W), *pg = scratch[1].get<float>(T * W);
+    if (!px || !pg) return -1;
+    float part[ROWS * W];
+    double box[ROWS * W];
+    for (i64 first = 0; first < q.C; first += W) {
+        const i64 count = q.C - first < W ? q.C - first : W;
+        pixels(q, x, first, count, W, px);
+        pixels(side, g, first, count, W, pg);
+        for (i64 k = 0; k < K;) {
+            const int r = static_cast<int>(block_size(K - k, ROWS));
+            const Taps run = choose_taps(r);
+            for (i64 t = 0; t < T; t += CHUNK) {
+                run(T - t < CHUNK ? T - t : CHUNK, px, at + t, tap + k, pg + t * W, W, part);
+                for (int j = 0; j < r * W; j++) box[j] = (t ? box[j] : 0.0) + part[j];
+            }
+            if (want.formed) {
+                for (i64 l = 0; l < count; l++)
+                    for (int j = 0; j < r; j++)
+                        want.formed[(first + l) * K + k + j] = static_cast<float>(box[j * W + l]);
+            } else {
+                *want.norm += sum_squares(box, r * W);
+            }
+            k += r;
+        }
+    }
+    return 0;
+}
+
+int one_record(const Geometry &q, const Geometry &side, const float *x, const float *g,
+               const i64 *by_plane, const i64 *by_pixel, bool outputs, Want want) {
+    if (q.C == q.groups && q.O == q.groups && q.groups > 1)
+        return depthwise_pixels(q, side, x, g, by_pixel, want);
+    for (i64 group = 0; group < q.groups; group++) {
+        const int bad = outputs ? outputs_in_vectors(q, side, x, g, group, by_plane, want)
+                                : inputs_in_vectors(q, side, x, g, group, by_pixel, want);
+        if (bad) return bad;
+    }
+    return 0;
+}
+
+int convolve(const Geometry &q, const float *x, const float *g, double *norms, float *formed) {
+    const i64 T = q.T(), K = q.K(), c = q.C / q.groups, o = q.O / q.groups;
+    const bool depthwise = c == 1 && o == 1 && q.groups > 1;
+    const bool outputs = !depthwise && up(o, W) * c <= up(c, W) * o;
+    const i64 step = depthwise ? W : (outputs ? 1 : up(c, W));
+    i64 *table = scratch[2].get<i64>(2 * T + K);
+    if (!table) return -1;
+    positions(q, step, table, table + T);
+    for (i64 t = 0; t < T; t++) table[T + K + t] = outputs ? t * up(o, W) : t;
+    const Geometry side = gradient_side(q);
+    for (i64 i = 0; i < q.b; i++) {
+        double norm = 0;
+        Want want = {&norm, formed ? formed + i * q.O * c * K : nullptr};
+        const int bad =
+            one_record(q, side, x + i * q.xs[0], g + i * q.gs[0], table, table, outputs, want);
+        if (bad) return bad;
+        if (norms) norms[i] = norm;
+    }
+    return 0;
+}
+
+inline void add_squares(const float *x, i64 n, double *to) {
+    for (i64 j = 0; j < n; j++) to[j] += static_cast<double>(x[j]) * x[j];
+}
+
+// S: sum over tokens of |g_t||u_t|, u_t what the kernel sees there; over groups, the root of the
+// sum of squares. Also the sums of both lengths, for the floor.
+int lengths(const Geometry &q, const float *x, const float *g, const i64 *tap, double *out) {
+    const i64 T = q.T(), K = q.K(), size = q.reached();
+    const i64 c = q.C / q.groups, o = q.O / q.groups, h = q.wide(1), w = q.wide(2);
+    const Geometry side = gradient_side(q);
+    constexpr i64 SOME = 16;   // channels at a time
+    float *p = scratch[0].get<float>(SOME * (size > T ? size : T));
+    double *box = scratch[1].get<double>(size + 2 * T);
+    if (!p || !box) return -1;
+    double *u = box + size, *v = u + T, all = 0, sum_u = 0, sum_v = 0;
+    for (i64 group = 0; group < q.groups; group++) {
+        std::memset(box, 0, sizeof(double) * (size + 2 * T));
+        for (i64 j = 0; j < c; j += SOME) {
+            const i64 some = c - j < SOME ? c - j : SOME;
+            planes(q, x, group * c + j, some, size, p);
+            for (i64 e = 0; e < some; e++) add_squares(p + e * size, size, box);
+        }
+        for (i64 j = 0; j < o; j += SOME) {
+            const i64 some = o - j < SOME ? o - j : SOME;
+            planes(side, g, group * o + j, some, T, p);
+            for (i64 e = 0; e < some; e++) add_squares(p + e * T, T, v);
+        }
+        for (i64 k = 0; k < K; k++) {
+            double *to = u;
+            for (i64 a = 0; a < q.out[0]; a++)
+                for (i64 i = 0; i < q.out[1]; i++) {
+                    const double *from =
+                        box + tap[k] + (a * q.stride[0] * h + i * q.stride[1]) * w;
+                    for (i64 j = 0; j < q.out[2]; j++) *to++ += from[j * q.stride[2]];
+                }
+        }
+        double s = 0;
+        for (i64 t = 0; t < T; t++) {
+            const double a = std::sqrt(u[t]), e = std::sqrt(v[t]);
+            s += a * e;
+            sum_u += a;
+            sum_v += e;
+        }
+        all += s * s;
+    }
+    out[0] = std::sqrt(all);
+    out[1] = sum_u;
+    out[2] = sum_v;
+    return 0;
+}
+
+// One group, strides of one: the Gram matrix of the padded input summed along its diagonals (the
+// taps) times that of the output gradient, both in one padded box, pairs with f >= f(t) only.
+double box_gram(const Geometry &q, const Geometry &side, const float *x, const float *g,
+                const i64 *at, const i64 *tap, i64 *where, i64 *inner, i64 *strided) {
+    const i64 T = q.T(), K = q.K(), size = q.reached(), h = q.wide(1), w = q.wide(2);
+    const i64 ld = up(size, WIDE * W), row = ld + up(tap[K - 1], W) + WIDE * W;
+    i64 lo[3], hi[3], count = 0;
+    for (int d = 0; d < 3; d++) inside(q, d, lo + d, hi + d);
+    for (i64 f = 0; f < size; f++) {
+        const i64 a = f / (h * w), i = f / w % h, j = f % w;
+        const bool in = a >= lo[0] && a < hi[0] && i >= lo[1] && i < hi[1] && j >= lo[2] &&
+                        j < hi[2];
+        where[f] = in ? count : -1;
+        if (in) inner[count++] = f;
+    }
+    float *px = scratch[0].get<float>(q.C * ld), *pg = scratch[1].get<float>(q.O * ld);
+    float *gram = scratch[3].get<float>(count * row + 1);
+    if (!px || !pg || !gram) return NAN;
+    planes(q, x, 0, q.C, ld, px);
+    planes(side, g, 0, q.O, ld, pg);
+    for (i64 k = 0; k < (q.C > q.O ? q.C : q.O); k++) strided[k] = k * ld;
+    for (i64 i = 0; i < count; i++)
+        for (i64 f = ld; f < row; f++) gram[i * row + f] = 0;
+    alignas(64) double box[BLOCK];
+    const float *rows[ROWS];
+    for (i64 s = 0; s < ld;) {
+        const int n = vectors_for((ld - s) / W);
+        const i64 end = s + n * W;
+        i64 below = 0;   // interior positions before the end of these columns
+        while (below < count && inner[below] < end) below++;
+        for (i64 i = 0; i < below;) {
+            const int r = static_cast<int>(block_size(below - i, rows_for(n)));
+            for (int j = 0; j < r; j++) rows[j] = px + inner[i + j];
+            product<float>(r, n, q.C, rows, strided, px + s, strided, box);
+            for (int j = 0; j < r; j++)
+                for (int l = 0; l < n * W; l++)
+                    gram[(i + j) * row + s + l] = static_cast<float>(box[j * n * W + l]);
+            i += r;
+        }
+        s = end;
+    }
+    double sum = 0;
+    for (i64 s = 0; s < size;) {
+        const int n = vectors_for((ld - s) / W);
+        const i64 end = s + n * W;
+        i64 below = 0;
+        while (below < T && at[below] < end) below++;
+        for (i64 t = 0; t < below;) {
+            const int r = static_cast<int>(block_size(below - t, rows_for(n)));
+            for (int j = 0; j < r; j++) rows[j] = pg + at[t + j];
+            product<float>(r, n, q.O, rows, strided, pg + s, strided, box);
+            for (int j = 0; j < r; j++) {
+                vf u[WIDE] = {};
+                for (i64 k = 0; k < K; k++) {
+                    const i64 i = where[at[t + j] + tap[k]];
+                    if (i < 0) continue;
+                    const float *p = gram + i * row + s + tap[k];
+                    for (int e = 0; e < n; e++) u[e] += load<vf>(p + e * W);
+                }
+                float one[WIDE * W];
+                for (int e = 0; e < n; e++) store(one + e * W, u[e]);
+                const double *b = box + j * n * W;
+                const i64 diagonal = at[t + j] - s;
+                if (diagonal < 0) {
+                    vd a = {};
+                    for (int l = 0; l < n * W; l += W / 2) a += widen(one + l) * load<vd>(b + l);
+                    sum += 2 * total(a);
+                } else {
+                    sum += one[diagonal] * b[diagonal];
+                    for (i64 l = diagonal + 1; l < n * W; l++) sum += 2 * (one[l] * b[l]);
+                }
+            }
+            t += r;
+        }
+        s = end;
+    }
+    return sum;
+}
+
+}  // namespace
+
+extern "C" {
+
+void norms_row_squares(const float *x, i64 b, i64 n, double *out) {
+    for (i64 i = 0; i < b; i++) out[i] = squares(x + i * n, n);
+}
+
+int norms_conv(const float *x, const float *g, const i64 *shape, double *norms, float *formed) {
+    Geometry q;
+    static_assert(sizeof q == 32 * sizeof(i64), "the layout of the shape array");
+    std::memcpy(&q, shape, sizeof q);
+    return convolve(q, x, g, norms, formed);
+}
+
+// shape as norms_conv. out: S with the floor in it.
+int norms_conv_scale(const float *x, const float *g, const i64 *shape, double *out) {
+    Geometry q;
+    std::memcpy(&q, shape, sizeof q);
+    const i64 T = q.T(), K = q.K();
+    i64 *table = scratch[2].get<i64>(T + K);
+    if (!table) return -1;
+    positions(q, 1, table, table + T);
+    const double n = static_cast<double>(q.C / q.groups * K), m = q.O / q.groups;
+    for (i64 i = 0; i < q.b; i++) {
+        double s[3];
+        if (lengths(q, x + i * q.xs[0], g + i * q.gs[0], table + T, s)) return -1;
+        out[i] = with_floor(s[0], s[1], s[2], n, m, static_cast<double>(T) * q.groups);
+    }
+    return 0;
+}
+
+// Strides of one and one group only. Where a value is too large for float32 products: NaN.
+int norms_conv_gram(const float *x, const float *g, const i64 *shape, double *n2) {
+    Geometry q;
+    std::memcpy(&q, shape, sizeof q);
+    const i64 T = q.T(), K = q.K(), size = q.reached(), most = q.C > q.O ? q.C : q.O;
+    i64 *table = scratch[2].get<i64>(T + K + 2 * size + most);
+    if (!table) return -1;
+    positions(q, 1, table, table + T);
+    Geometry side = q;   // the gradient in the input's box
+    for (int d = 0; d < 3; d++) {
+        side.in[d] = q.out[d];
+        side.pad[d] = 0;
+    }
+    for (int d = 0; d < 5; d++) side.xs[d] = q.gs[d];
+    i64 *where = table + T + K;
+    for (i64 i = 0; i < q.b; i++)
+        n2[i] = box_gram(q, side, x + i * q.xs[0], g + i * q.gs[0], table, table + T, where,
+                         where + size, where + 2 * size);
+    return 0;
+}
+
+// x (b, T, n), g (b, T, m) -> out (b, m, n)
+int norms_formed_outer(const float *g, const float *x, i64 b, i64 T, i64 m, i64 n, float *out) {
+    const i64 width = up(n, W);
+    i64 *table = scratch[2].get<i64>(2 * T);
+    float *panel = width == n ? nullptr : scratch[0].get<float>(T * width);
+    if (!table || (width != n && !panel)) return -1;
+    for (i64 t = 0; t < T; t++) {
+        table[t] = t * m;
+        table[T + t] = t * width;
+    }
+    alignas(64) double box[BLOCK];
+    const float *rows[ROWS];
+    for (i64 i = 0; i < b; i++) {
+        const float *v = x + i * T * n;
+        if (panel) {
+            for (i64 t = 0; t < T; t++) {
+                std::memcpy(panel + t * width, v + t * n, sizeof(float) * n);
+                for (i64 l = n; l < width; l++) panel[t * width + l] = 0;
+            }
+            v = panel;
+        }
+        for (i64 first = 0; first < n;) {
+            const int k = vectors_for((width - first) / W);
+            const i64 keep = first + k * W < n ? k * W : n - first;
+            for (i64 r = 0; r < m;) {
+                const int count = static_cast<int>(block_size(m - r, rows_for(k)));
+                for (int j = 0; j < count; j++) rows[j] = g + i * T * m + r + j;
+                product<float>(count, k, T, rows, table, v + first, table + T, box);
+                for (int j = 0; j < count; j++) {
+                    float *to = out + (i * m + r + j) * n + first;
+                    for (i64 l = 0; l < keep; l++) to[l] = static_cast<float>(box[j * k * W + l]);
+                }
+                r += count;
+            }
+            first += k * W;
+        }
+    }
+    return 0;
+}
+
+// g (b, T, m) -> out (b, m), added up in float64
+int norms_formed_sum(const float *g, i64 b, i64 T, i64 m, float *out) {
+    double *sum = scratch[1].get<double>(m);
+    if (!sum) return -1;
+    for (i64 i = 0; i < b; i++) {
+        for (i64 j = 0; j < m; j++) sum[j] = 0;
+        for (i64 t = 0; t < T; t++) {
+            const float *p = g + (i * T + t) * m;
+            for (i64 j = 0; j < m; j++) sum[j] += p[j];
+        }
+        for (i64 j = 0; j < m; j++) out[i * m + j] = static_cast<float>(sum[j]);
+    }
+    return 0;
+}
+
+// Rows of one index are added up in float64, in the order of tokens.
+int norms_embedding(const i64 *index, const float *g, i64 b, i64 T, i64 m, i64 padding, double *n2,
+                    double *scale) {
+    i64 *order = scratch[2].get<i64>(T);
+    double *sum = scratch[1].get<double>(m);
+    if (!order || !sum) return -1;
+    for (i64 i = 0; i < b; i++) {
+        const i64 *at = index + i * T;
+        i64 count = 0;
+        for (i64 t = 0; t < T; t++)
+            if (at[t] != padding) order[count++] = t;
+        std::sort(order, order + count,
+                  [at](i64 a, i64 c) { return at[a] < at[c] || (at[a] == at[c] && a < c); });
+        double norm = 0, s = 0;
+        for (i64 k = 0; k < count;) {
+            const i64 row = at[order[k]], from = k;
+            while (k < count && at[order[k]] == row) {
+                const float *p = g + (i * T + order[k]) * m;
+                s += std::sqrt(squares(p, m));
+                if (k == from)
+                    for (i64 j = 0; j < m; j++) sum[j] = p[j];
+                else
+                    for (i64 j = 0; j < m; j++) sum[j] += p[j];
+                k++;
+            }
+            vd a[2] = {};
+            i64 j = 0;
+            for (; j + W <= m; j += W) {
+                const vd u = load<vd>(sum + j), v = load<vd>(sum + j + W / 2);
+                a[0] += u * u;
+                a[1] += v * v;
+            }
+            double part = total(a[0] + a[1]);
+            for (; j < m; j++) part += sum[j] * sum[j];
+            norm += part;
+        }
+        n2[i] = norm;
+        scale[i] = s;
+    }
+    return 0;
+}
+
+void norms_scale_rows(const float *g, i64 b, i64 n, const float *c, const uint8_t *keep,
+                      float *out) {
+    for (i64 i = 0; i < b; i++) {
+        if (!keep[i]) {
+            std::memset(out + i * n, 0, sizeof(float) * n);
+            continue;
+        }
+        const float w = c[i];
+        for (i64 j = 0; j < n; j++) out[i * n + j] = g[i * n + j] * w;
+    }
+}
+
+void norms_accumulate(i64 *total, const float *part, i64 d, double inverse_step) {
+    for (i64 j = 0; j < d; j++) {
+        const double v = std::rint(part[j] * inverse_step);
+        total[j] += static_cast<i64>(std::fabs(v) < 0x1p62 ? v : 0.0);
+    }
+}
+
+void norms_finish(const i64 *total, i64 d, double factor, float *out) {
+    for (i64 j = 0; j < d; j++)
+        out[j] = static_cast<float>(static_cast<double>(total[j]) * factor);
+}
+
+void norms_weighted_sum(const float *formed, i64 b, i64 n, const float *c, float *out) {
+    constexpr i64 PART = 2048;
+    for (i64 first = 0; first < n; first += PART) {
+        const i64 count = n - first < PART ? n - first : PART;
+        float *to = out + first;
+        for (i64 j = 0; j < count; j++) to[j] = 0;
+        for (i64 i = 0; i < b; i++) {
+            const float w = c[i];
+            if (w == 0) continue;
+            const float *p = formed + i * n + first;
+            for (i64 j = 0; j < count; j++) to[j] += w * p[j];
+        }
+    }
+}
+
+int norms_gram_pair(const float *g, const float *x, i64 b, i64 T, i64 m, i64 n, int precise,
+                    double *n2, double *scale) {
+    const i64 width = up(T, WIDE * W), most = n > m ? n : m;
+    i64 *table = scratch[2].get<i64>(2 * most);
+    if (!table) return -1;
+    for (i64 k = 0; k < most; k++) {
+        table[k] = k;
+        table[most + k] = k * width;
+    }
+    for (i64 i = 0; i < b; i++) {
+        const float *xi = x + i * T * n, *gi = g + i * T * m;
+        double s = 0, sx = 0, sg = 0, top = 0;
+        for (i64 t = 0; t < T; t++) {
+            const double a = std::sqrt(squares(xi + t * n, n)), c = std::sqrt(squares(gi + t * m, m));
+            s += a * c;
+            sx += a;
+            sg += c;
+            top = a > top ? a : top;
+            top = c > top ? c : top;
+        }
+        const bool exact = precise || !(top <= 0x1p60);
+        if (!std::isfinite(sx) || !std::isfinite(sg)) {
+            n2[i] = scale[i] = sx + sg;
+            continue;
+        }
+        n2[i] = exact ? pair_of<double>(xi, gi, T, n, m, width, table, table + most)
+                      : pair_of<float>(xi, gi, T, n, m, width, table, table + most);
+        scale[i] = exact ? s : with_floor(s, sx, sg, n, m, T);
+    }
+    return 0;
+}
+
+}
