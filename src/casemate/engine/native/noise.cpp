@@ -177,7 +177,6 @@ void expand(const uint8_t* key, Schedule* s) {
 
 #if defined(__VAES__) && defined(__AVX512F__) && defined(__AVX512BW__)
 typedef __m512i Lanes;
-#define LANES(op) _mm512_##op
 inline Lanes all(__m128i one) { return _mm512_broadcast_i32x4(one); }
 inline Lanes count(uint64_t step, uint64_t n) {
   return _mm512_set_epi64(n + 3, step, n + 2, step, n + 1, step, n, step);
