@@ -31,7 +31,7 @@ def same(key, step, count, scale):
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(tmp_path, tmp_path_factory, monkeypatch):
     """Noise by a build of one's own: of a changed source, or by another compiler command."""
 
     def use(*changes, cxx=""):
@@ -42,7 +42,7 @@ def build(tmp_path, monkeypatch):
         (tmp_path / "noise.cpp").write_text(source)
         with monkeypatch.context() as m:
             m.setattr(native, "_SOURCES", tmp_path)
-            m.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+            m.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
             if cxx:
                 m.setenv("CXX", cxx)
             library, reason = native._load.__wrapped__("noise")
