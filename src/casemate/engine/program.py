@@ -129,7 +129,7 @@ class Program:
             )
         self.flat = torch.cat([weights[i.tensor].reshape(-1) for i in self.trained]).contiguous()
         self.dimension = self.flat.numel()
-        self._constant: Values = {
+        self.constant: Values = {
             i.name: weights[i.tensor] for i in graph.inputs if i.kind == "frozen"
         }
         self.leaves = self._views(self.flat)
@@ -175,7 +175,7 @@ class Program:
         self._rest = rest
         with torch.no_grad():
             for call in constants:
-                self._run(call, self._constant)
+                self._run(call, self.constant)
         self._loss = _reader(Ref(name=self.graph.loss), self.batch)
 
     @property
@@ -200,7 +200,7 @@ class Program:
 
     def prefix(self, record: Mapping[str, torch.Tensor]) -> list[Any]:
         """Frontier values of one record from its data inputs, batch 1. Raises ``ModelError``."""
-        values: Values = {**self._constant, **record}
+        values: Values = {**self.constant, **record}
         with torch.no_grad():
             for call in self._prefix:
                 self._run(call, values)
@@ -208,7 +208,7 @@ class Program:
 
     def loss(self, frontier: Sequence[Any]) -> torch.Tensor:
         """The record's loss, shape (1,), with autograd's graph behind it. Raises ``ModelError``."""
-        values: Values = dict(self._constant)
+        values: Values = dict(self.constant)
         values.update(zip(self.frontier, frontier, strict=True))
         values.update(zip([i.name for i in self.trained], self.leaves, strict=True))
         with torch.enable_grad():
@@ -241,7 +241,10 @@ class Program:
         )
 
     def _gradients(self, frontier: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
-        loss = self.loss(frontier)
+        return self.gradients_of(self.loss(frontier))
+
+    def gradients_of(self, loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Of the sum of losses by each trained tensor, ``None`` for zero. Raises ``ModelError``."""
         try:
             return torch.autograd.grad(loss.sum(), self.leaves, allow_unused=True)
         except RuntimeError as e:
@@ -251,7 +254,7 @@ class Program:
         """From now on replay the operations noted on this record, where that is the same
         computation; whether it is. ``note(())`` goes back to autograd."""
         self._tape = None
-        constants = [v for v in self._constant.values() if isinstance(v, torch.Tensor)]
+        constants = [v for v in self.constant.values() if isinstance(v, torch.Tensor)]
         if frontier:
             with contextlib.suppress(Unfit):
                 self._tape = Tape(self._gradients, frontier, self.leaves, constants)

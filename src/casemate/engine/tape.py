@@ -7,7 +7,7 @@ the same bits (``prepare.probe`` compares them on rows of every magnitude), in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,17 @@ _REFUSED = (
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
 )
+
+
+def random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call's result depends on more than its arguments, or its shape on their values.
+
+    Attention is marked as random for the sake of its dropout alone.
+    """
+    if "dropout_p" in (a.name for a in func._schema.arguments):
+        at = [a.name for a in func._schema.arguments].index("dropout_p")
+        return bool(args[at] if at < len(args) else kwargs.get("dropout_p", 0.0))
+    return any(tag in func.tags for tag in _REFUSED)
 
 
 class Unfit(Exception):
@@ -45,7 +56,9 @@ class _Call:
     reads: list[int] = field(default_factory=list)
 
 
-class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation that torch runs below autograd: (op, args, kwargs, result)."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.entries: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
@@ -87,7 +100,7 @@ class Tape:
         self._guarded = shared | {v.untyped_storage().data_ptr() for v in frontier}
         for value in (*leaves, *constants):
             self._fixed.add(self._new(value))
-        log = _Log()
+        log = Log()
         with log:
             found = gradients(frontier)
         self._alive.append(log.entries)
@@ -117,7 +130,7 @@ class Tape:
     def _note(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, shared: set[int]
     ) -> None:
-        if any(tag in func.tags for tag in _REFUSED) or any(
+        if random(func, args, kwargs) or any(
             isinstance(v, torch.Tensor) for v in kwargs.values()
         ):
             raise Unfit(f"{func} cannot be replayed")
