@@ -485,23 +485,23 @@ TABLE: Final[tuple[Op, ...]] = (
     _view("aten::unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)", _unfold),
     op("aten::cat(Tensor[] tensors, int dim=0) -> Tensor", _cat, linear="add"),
     op("aten::stack(Tensor[] tensors, int dim=0) -> Tensor", _stack, linear="add"),
-    op("aten::flip(Tensor self, int[] dims) -> Tensor", _flip),
-    op("aten::roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor", _roll),
+    op("aten::flip(Tensor self, int[] dims) -> Tensor", _flip, linear="first", isometric=True),
+    op("aten::roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor", _roll, linear="first", isometric=True),
     op("aten::repeat(Tensor self, SymInt[] repeats) -> Tensor", _repeat, linear="first"),
-    op("aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor", _repeat_interleave),
+    op("aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor", _repeat_interleave, linear="first"),
     op("aten::constant_pad_nd(Tensor self, SymInt[] pad, Scalar value=0) -> Tensor", _pad),
     *(
         op(f"aten::{kind}_pad{n}d(Tensor self, SymInt[{2 * n}] padding) -> Tensor", edge_pad(n, reflects=kind == "reflection"))
         for kind in ("reflection", "replication")
         for n in (1, 2, 3)
     ),
-    op("aten::select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor", _select_scatter),
-    op("aten::slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor", _slice_scatter),
-    op("aten::tril(Tensor self, SymInt diagonal=0) -> Tensor", _triangle),
-    op("aten::triu(Tensor self, SymInt diagonal=0) -> Tensor", _triangle),
-    op("aten::pixel_shuffle(Tensor self, int upscale_factor) -> Tensor", _shuffle),
-    op("aten::pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor", _shuffle),
-    op("aten::im2col(Tensor self, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor", _im2col),
+    op("aten::select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor", _select_scatter, linear="add"),
+    op("aten::slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor", _slice_scatter, linear="add"),
+    op("aten::tril(Tensor self, SymInt diagonal=0) -> Tensor", _triangle, linear="first"),
+    op("aten::triu(Tensor self, SymInt diagonal=0) -> Tensor", _triangle, linear="first"),
+    op("aten::pixel_shuffle(Tensor self, int upscale_factor) -> Tensor", _shuffle, linear="first", isometric=True),
+    op("aten::pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor", _shuffle, linear="first", isometric=True),
+    op("aten::im2col(Tensor self, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor", _im2col, linear="first"),
     *(
         op(f"aten::upsample_nearest{n}d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor", upsample(n))
         for n in (1, 2, 3)

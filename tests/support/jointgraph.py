@@ -1,0 +1,176 @@
+"""Forward and backward of single nodes, noted below autograd as nodes that the proof can read.
+
+A noter of its own, so that the rules are not tested by the engine's. What runs is noted at two
+batch sizes, and an int that differs between them becomes the size that gives both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
+from support.graphs import DTYPES
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SIZES = (5, 7)  # the batch sizes; no extent of a test's own is one of them or a multiple
+
+
+class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.entries.append((func, args, dict(kwargs or {}), out))
+        return out
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Without oneDNN, so that recurrent networks fall into cells."""
+    before = torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+def functional(name: str) -> str:
+    """``aten.add_.Tensor`` as ``aten.add.Tensor``."""
+    space, op, overload = name.split(".")
+    return f"{space}.{op.removesuffix('_') if not op.endswith('__') else op}.{overload}"
+
+
+@dataclass(slots=True)
+class _Raw:
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outs: list[str | None]
+    several: bool
+
+
+@dataclass(slots=True)
+class Noted:
+    """nodes in order; outputs: names of what the function gave, ``None`` as it gave it."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str | None, ...]
+
+
+_PLACE = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator")
+
+
+def _raw(
+    run: Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor | None]],
+    inputs: Mapping[str, torch.Tensor],
+) -> tuple[list[_Raw], tuple[str | None, ...], list[torch.Tensor | None]]:
+    names = {id(v): k for k, v in inputs.items()}
+    alive: list[Any] = list(inputs.values())
+    log = _Log()
+    with log:
+        found = list(run(inputs))
+    alive.append(log.entries)
+    out: list[_Raw] = []
+
+    def read(arg: Any) -> Any:
+        if isinstance(arg, torch.Tensor):
+            return Ref(name=names[id(arg)])
+        if isinstance(arg, list | tuple):
+            return tuple(read(x) for x in arg)
+        if isinstance(arg, torch.dtype):
+            return DtypeArg(dtype=NAMES.get(arg, str(arg)))
+        return arg
+
+    for i, (func, args, kwargs, made) in enumerate(log.entries):
+        given = tuple(read(a) for a in args)
+        named = {k: read(v) for k, v in kwargs.items() if k not in _PLACE}
+        several = isinstance(made, list | tuple)
+        outs: list[str | None] = []
+        for k, v in enumerate(made if several else (made,)):
+            if isinstance(v, torch.Tensor):
+                outs.append(f"n{i}.{k}" if several else f"n{i}")
+                names[id(v)] = f"n{i}.{k}" if several else f"n{i}"
+                alive.append(v)
+            else:
+                outs.append(None)
+        out.append(_Raw(functional(str(func)), given, named, outs, several))
+    return out, tuple(None if g is None else names[id(g)] for g in found), found
+
+
+def _merge(a: Any, b: Any) -> Any:
+    """What stands for ``a`` at the first batch size and for ``b`` at the second."""
+    if isinstance(a, tuple):
+        assert isinstance(b, tuple) and len(a) == len(b)
+        return ListArg(items=tuple(_merge(x, y) for x, y in zip(a, b, strict=True)))
+    if type(a) is int and type(b) is int and a != b:
+        slope, rest = divmod(b - a, SIZES[1] - SIZES[0])
+        assert rest == 0
+        return Size(a=slope, c=a - slope * SIZES[0])
+    if type(a) is float and a in (float("inf"), float("-inf")):
+        return str(a)
+    assert a == b or (a != a and b != b), (a, b)
+    return a
+
+
+def note(
+    run: Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor | None]],
+    inputs: Callable[[int], Mapping[str, torch.Tensor]],
+) -> Noted:
+    """The operations of ``run`` on the inputs at each batch size."""
+    with plain():
+        (first, outs, _), (second, outs2, _) = (_raw(run, inputs(n)) for n in SIZES)
+    assert [x.op for x in first] == [x.op for x in second] and outs == outs2
+    nodes = []
+    for i, (x, y) in enumerate(zip(first, second, strict=True)):
+        args = tuple(_merge(p, q) for p, q in zip(x.args, y.args, strict=True))
+        kwargs = {k: _merge(v, y.kwargs[k]) for k, v in x.kwargs.items()}
+        nodes.append(Node(name=f"n{i}", op=x.op, args=args, kwargs=kwargs))
+    return Noted(tuple(nodes), outs)
+
+
+def overload(op: str) -> Any:
+    space, name, last = op.split(".")
+    return getattr(getattr(getattr(torch.ops, space), name), last)
+
+
+def replay(
+    nodes: Sequence[Node], inputs: Mapping[str, torch.Tensor], batch: int
+) -> dict[str, torch.Tensor]:
+    """Every value of the nodes at this batch."""
+    values: dict[str, Any] = dict(inputs)
+
+    def read(arg: Any) -> Any:
+        if isinstance(arg, Ref):
+            return values[arg.name]
+        if isinstance(arg, Size):
+            return arg.a * batch + arg.c
+        if isinstance(arg, DtypeArg):
+            return DTYPES[arg.dtype]
+        if isinstance(arg, ListArg):
+            return [read(x) for x in arg.items]
+        return float(arg) if arg in ("inf", "-inf") else arg
+
+    with torch.no_grad(), plain():
+        for node in nodes:
+            kwargs = {k: read(a) for k, a in node.kwargs.items()}
+            made = overload(node.op)(*(read(a) for a in node.args), **kwargs)
+            if isinstance(made, torch.Tensor):
+                values[node.name] = made
+            else:
+                values.update({f"{node.name}.{i}": x for i, x in enumerate(made)})
+    return values
