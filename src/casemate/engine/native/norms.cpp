@@ -31,6 +31,7 @@ constexpr int CELLS = 12;
 #endif
 constexpr i64 CHUNK = 256;
 constexpr int ROWS = 12;    // rows of a tile, at most
+constexpr int NARROW = 2;    // vectors in a tile of a symmetric matrix: less beyond the diagonal
 constexpr double FLOOR = 0x1p-125;   // 2^-149 / 2^-24: underflow in units of gamma
 
 typedef float vf __attribute__((vector_size(W * 4)));
@@ -155,8 +156,8 @@ Tile<E> choose(int rows, int vectors) {
     return vectors == 2 ? Table<E, 2>::pick(rows) : Table<E, 1>::pick(rows);
 }
 
-inline int vectors_for(i64 left) {
-    for (int n = WIDE; n > 1; n /= 2)
+inline int vectors_for(i64 left, int widest = WIDE) {
+    for (int n = widest; n > 1; n /= 2)
         if (left > n / 2) return n > left ? n / 2 : n;
     return 1;
 }
@@ -274,7 +275,7 @@ double pair_sum(i64 tokens, const Operand<E> &x, const Operand<E> &g, const i64 
     const E *sx[ROWS], *sg[ROWS];
     double sum = 0;
     for (i64 s = 0; s < tokens;) {
-        const int n = vectors_for((tokens - s + L - 1) / L);
+        const int n = vectors_for((tokens - s + L - 1) / L, NARROW);
         const i64 end = s + n * L;
         const i64 rows = end < tokens ? end : tokens;
         for (i64 t = 0; t < rows;) {
@@ -615,6 +616,49 @@ inline void add_squares(const float *x, i64 n, double *to) {
     for (i64 j = 0; j < n; j++) to[j] += static_cast<double>(x[j]) * x[j];
 }
 
+// lengths() for depthwise, channels in vectors; at and tap in steps of W.
+int depthwise_lengths(const Geometry &q, const float *x, const float *g, const i64 *at,
+                      const i64 *tap, double *out) {
+    const i64 T = q.T(), K = q.K(), size = q.reached() * W;
+    const Geometry side = gradient_side(q);
+    float *p = scratch[0].get<float>(size > T * W ? size : T * W);
+    double *box = scratch[1].get<double>(size);
+    if (!p || !box) return -1;
+    double all = 0, sum_u = 0, sum_v = 0;
+    for (i64 first = 0; first < q.C; first += W) {
+        const i64 count = q.C - first < W ? q.C - first : W;
+        pixels(q, x, first, count, W, p);
+        for (i64 j = 0; j < size; j++) box[j] = static_cast<double>(p[j]) * p[j];
+        pixels(side, g, first, count, W, p);
+        double s[W] = {}, su[W] = {}, sv[W] = {};
+        for (i64 t = 0; t < T; t++) {
+            vd a = {}, b = {};
+            for (i64 k = 0; k < K; k++) {
+                a += load<vd>(box + at[t] + tap[k]);
+                b += load<vd>(box + at[t] + tap[k] + W / 2);
+            }
+            double u[W];
+            store(u, a);
+            store(u + W / 2, b);
+            for (int l = 0; l < W; l++) {
+                const double e = std::sqrt(u[l]), f = std::fabs(p[t * W + l]);
+                s[l] += e * f;
+                su[l] += e;
+                sv[l] += f;
+            }
+        }
+        for (int l = 0; l < W; l++) {
+            all += s[l] * s[l];
+            sum_u += su[l];
+            sum_v += sv[l];
+        }
+    }
+    out[0] = std::sqrt(all);
+    out[1] = sum_u;
+    out[2] = sum_v;
+    return 0;
+}
+
 // S: sum over tokens of |g_t||u_t|, u_t what the kernel sees there; over groups, the root of the
 // sum of squares. Also the sums of both lengths, for the floor.
 int lengths(const Geometry &q, const float *x, const float *g, const i64 *tap, double *out) {
@@ -667,7 +711,7 @@ int lengths(const Geometry &q, const float *x, const float *g, const i64 *tap, d
 double box_gram(const Geometry &q, const Geometry &side, const float *x, const float *g,
                 const i64 *at, const i64 *tap, i64 *where, i64 *inner, i64 *strided) {
     const i64 T = q.T(), K = q.K(), size = q.reached(), h = q.wide(1), w = q.wide(2);
-    const i64 ld = up(size, WIDE * W), row = ld + up(tap[K - 1], W) + WIDE * W;
+    const i64 ld = up(size, W), row = ld + up(tap[K - 1], W) + WIDE * W;
     i64 lo[3], hi[3], count = 0;
     for (int d = 0; d < 3; d++) inside(q, d, lo + d, hi + d);
     for (i64 f = 0; f < size; f++) {
@@ -688,7 +732,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
     alignas(64) double box[BLOCK];
     const float *rows[ROWS];
     for (i64 s = 0; s < ld;) {
-        const int n = vectors_for((ld - s) / W);
+        const int n = vectors_for((ld - s) / W, NARROW);
         const i64 end = s + n * W;
         i64 below = 0;   // interior positions before the end of these columns
         while (below < count && inner[below] < end) below++;
@@ -705,7 +749,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
     }
     double sum = 0;
     for (i64 s = 0; s < size;) {
-        const int n = vectors_for((ld - s) / W);
+        const int n = vectors_for((ld - s) / W, NARROW);
         const i64 end = s + n * W;
         i64 below = 0;
         while (below < T && at[below] < end) below++;
@@ -763,11 +807,15 @@ int norms_conv_scale(const float *x, const float *g, const i64 *shape, double *o
     const i64 T = q.T(), K = q.K();
     i64 *table = scratch[2].get<i64>(T + K);
     if (!table) return -1;
-    positions(q, 1, table, table + T);
+    const bool depthwise = q.C == q.groups && q.O == q.groups && q.groups > 1;
+    positions(q, depthwise ? W : 1, table, table + T);
     const double n = static_cast<double>(q.C / q.groups * K), m = q.O / q.groups;
     for (i64 i = 0; i < q.b; i++) {
         double s[3];
-        if (lengths(q, x + i * q.xs[0], g + i * q.gs[0], table + T, s)) return -1;
+        const float *xi = x + i * q.xs[0], *gi = g + i * q.gs[0];
+        if (depthwise ? depthwise_lengths(q, xi, gi, table, table + T, s)
+                      : lengths(q, xi, gi, table + T, s))
+            return -1;
         out[i] = with_floor(s[0], s[1], s[2], n, m, static_cast<double>(T) * q.groups);
     }
     return 0;
@@ -932,7 +980,7 @@ void norms_weighted_sum(const float *formed, i64 b, i64 n, const float *c, float
 
 int norms_gram_pair(const float *g, const float *x, i64 b, i64 T, i64 m, i64 n, int precise,
                     double *n2, double *scale) {
-    const i64 width = up(T, WIDE * W), most = n > m ? n : m;
+    const i64 width = up(T, W), most = n > m ? n : m;
     i64 *table = scratch[2].get<i64>(2 * most);
     if (!table) return -1;
     for (i64 k = 0; k < most; k++) {
