@@ -1,0 +1,106 @@
+"""Kernels against float64, record by record; compiled ones and their twins by the same checks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casemate.engine import kernels
+from casemate.engine.kernels import bounds, compiled, twins
+from support import kernel_checks as checks
+
+needs_compiled = pytest.mark.skipif(compiled.library() is None, reason="no compiler")
+BOTH = [pytest.param("compiled", marks=needs_compiled), "twins"]
+both = pytest.mark.parametrize("name", BOTH)
+size = st.integers(1, 40)
+
+
+@both
+@settings(max_examples=40)
+@given(st.integers(1, 4), size, size, size, st.integers(0, 9))
+def test_dense(name: str, b: int, tokens: int, m: int, n: int, seed: int) -> None:
+    checks.dense(checks.KERNELS[name], b, tokens, m, n, seed)
+
+
+@both
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 1, 512, 784), (2, 130, 17, 600), (2, 64, 64, 64), (1, 300, 3, 2)]
+)
+def test_dense_wide(name: str, shape: tuple[int, int, int, int]) -> None:
+    checks.dense(checks.KERNELS[name], *shape)
+
+
+@both
+@settings(max_examples=30)
+@given(st.integers(1, 3), size, size, st.integers(1, 9), st.integers(0, 9))
+def test_embedding(name: str, b: int, tokens: int, width: int, rows: int, seed: int) -> None:
+    checks.embedding(checks.KERNELS[name], b, tokens, width, rows, seed)
+
+
+@both
+@pytest.mark.parametrize("check", ["chunks", "scaling", "summing", "weighting", "not_finite"])
+def test_rules(name: str, check: str) -> None:
+    getattr(checks, check)(checks.KERNELS[name])
+
+
+@needs_compiled
+def test_bits_do_not_depend_on_the_slot() -> None:
+    checks.slots(compiled)
+
+
+@needs_compiled
+def test_integer_sums_have_the_same_bits() -> None:
+    part = torch.randn(4099) * torch.logspace(-30, 30, 4099)
+    sums = [torch.zeros(4099, dtype=torch.int64) for _ in range(2)]
+    outs = [torch.empty(4099) for _ in range(2)]
+    for m, total, out in zip((compiled, twins), sums, outs, strict=True):
+        m.accumulate(total, part, 2.0**12)
+        m.finish(total, 2.0**-12 / 3, out)
+    assert torch.equal(*sums)
+    assert checks.same_bits(*outs)
+
+
+def test_doors_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, x = torch.randn(2, 3, 4), torch.randn(2, 3, 5)
+    rule = ((1,), (1,), (0,), (1,))
+
+    def results() -> list[torch.Tensor]:
+        total, out = torch.zeros(2, dtype=torch.int64), torch.empty(2)
+        kernels.accumulate(total, g[:, 0, 0].contiguous(), 2.0**20)
+        kernels.finish(total, 2.0**-20, out)
+        xs, gs = x.transpose(1, 2), g.transpose(1, 2)
+        return [
+            *kernels.gram_pair(g, x), kernels.row_squares(g), kernels.rank_one(g[:, 0], x[:, 0]),
+            kernels.formed_outer(g, x), kernels.formed_sum(g),
+            *kernels.embedding_gram(torch.zeros((2, 3), dtype=torch.int64), g),
+            kernels.conv_formed(xs, gs, *rule), kernels.conv_norms(xs, gs, *rule),
+            kernels.conv_scale(xs, gs, *rule), *kernels.conv_gram(xs, gs, *rule),
+            kernels.scale_rows(g, torch.ones(2), torch.ones(2, dtype=torch.bool)), out,
+            kernels.weighted_sum(x[:, 0], torch.ones(2)),
+        ]  # fmt: skip
+
+    first = results()
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert not kernels.native()
+    for a, b in zip(first, results(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_need_their_types() -> None:
+    with pytest.raises(TypeError):
+        kernels.accumulate(torch.zeros(2), torch.zeros(2), 1.0)
+    with pytest.raises(TypeError):
+        kernels.finish(torch.zeros(2, dtype=torch.int64), 1.0, torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(TypeError):
+        kernels.accumulate(torch.zeros(4, dtype=torch.int64)[::2], torch.zeros(2), 1.0)
+
+
+def test_gamma() -> None:
+    assert bounds.gamma(1, 0.25) == 0.25 / 0.75
+    with pytest.raises(ValueError, match="too many"):
+        bounds.gamma(2**23, bounds.U32)
+    # The compiled kernels' does not grow with the number of terms.
+    short, long = (bounds.gram_pair(8, n, n, precise=False, native=True) for n in (256, 2**20))
+    assert long < 1.01 * short

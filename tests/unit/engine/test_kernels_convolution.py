@@ -1,0 +1,70 @@
+"""Convolutions against float64 autograd, one record at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casemate.engine.kernels import compiled, twins
+from support import kernel_checks as checks
+from support.kernel_checks import Convolution
+
+needs_compiled = pytest.mark.skipif(compiled.library() is None, reason="no compiler")
+both = pytest.mark.parametrize("name", [pytest.param("compiled", marks=needs_compiled), "twins"])
+
+
+@both
+def test_grid(name: str) -> None:
+    cases = checks.grid()
+    assert sum(checks.convolution(checks.KERNELS[name], c) for c in cases) > 300
+
+
+@both
+@pytest.mark.parametrize("case", checks.WIDE, ids=str)
+def test_wide(name: str, case: Convolution) -> None:
+    assert checks.convolution(checks.KERNELS[name], case)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Convolution:
+    dims = draw(st.integers(1, 3))
+
+    def axes(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    groups = draw(st.sampled_from((1, 1, 2, 3, 17)))
+    return Convolution(
+        groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 5)),
+        axes(1, 9 if dims < 3 else 4), axes(1, 4), axes(1, 3), axes(0, 3), axes(1, 2),
+        groups, draw(st.booleans()), draw(st.booleans()),
+    )  # fmt: skip
+
+
+@both
+@settings(max_examples=60)
+@given(convolutions(), st.integers(1, 3), st.integers(0, 99))
+def test_any(name: str, case: Convolution, b: int, seed: int) -> None:
+    checks.convolution(checks.KERNELS[name], case, b, seed)
+
+
+@needs_compiled
+def test_layouts_are_not_copied_and_any_stride_is_read() -> None:
+    case = Convolution(5, 7, (6, 8), (3, 3), (1, 1), (1, 1), (1, 1))
+    data = case.data(3)
+    assert data is not None
+    x, g, _ = data
+    expected = twins.conv_norms(x, g, *case.rule)
+    wide = torch.randn(3, 5, 6, 16)
+    wide[..., ::2] = x
+    for odd in (
+        wide[..., ::2],
+        x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+        x.contiguous(memory_format=torch.channels_last),
+    ):
+        assert torch.allclose(compiled.conv_norms(odd, g, *case.rule), expected, rtol=1e-5)
+        assert torch.allclose(compiled.conv_gram(odd, g, *case.rule)[0], expected, rtol=1e-5)
+    same = torch.randn(3, 1, 1, 1).expand(3, 5, 6, 8)
+    one = compiled.conv_norms(same, g, *case.rule)
+    assert torch.allclose(one, twins.conv_norms(same, g, *case.rule), rtol=1e-4)
