@@ -1,0 +1,1 @@
+"""The engine's step beside plain PyTorch and other private steps: ``python -m benchmarks.engine``."""
