@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import support.kernel_checks as checks
 from casemate.engine.kernels import bounds, compiled, twins
-from support import kernel_checks as checks
 
 needs_compiled = pytest.mark.skipif(compiled.library() is None, reason="no compiler")
 both = pytest.mark.parametrize("name", [pytest.param("compiled", marks=needs_compiled), "twins"])

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -222,7 +223,7 @@ class Convolution:
     last: bool = False  # channels last in memory
 
     @property
-    def rule(self) -> tuple[object, ...]:
+    def rule(self) -> tuple[Any, ...]:
         return (
             self.kernel, self.stride, self.padding, self.dilation, self.groups, self.transposed
         )  # fmt: skip

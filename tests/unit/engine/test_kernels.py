@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import support.kernel_checks as checks
 from casemate.engine import kernels
 from casemate.engine.kernels import bounds, compiled, twins
-from support import kernel_checks as checks
 
 needs_compiled = pytest.mark.skipif(compiled.library() is None, reason="no compiler")
 BOTH = [pytest.param("compiled", marks=needs_compiled), "twins"]

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import support.kernel_checks as checks
 from casemate.engine.kernels import compiled, twins
-from support import kernel_checks as checks
 from support.kernel_checks import Convolution
 
 needs_compiled = pytest.mark.skipif(compiled.library() is None, reason="no compiler")

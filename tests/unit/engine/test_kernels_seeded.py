@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 
+import support.kernel_checks as checks
 from casemate.engine import native
 from casemate.engine.kernels import bounds, compiled, twins
-from support import kernel_checks as checks
 from support.kernel_checks import Convolution
 
 needs_compiler = pytest.mark.skipif(
