@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
+from casemate.graph.ops import Value
 from support.graphs import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-SIZES = (5, 7)  # the batch sizes; no extent of a test's own is one of them or a multiple
+SIZES = (7, 11)
 
 
 class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -49,14 +50,22 @@ def plain() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
+# What is not as it would be without the last underscore; memory not yet written starts as zeros.
+_FUNCTIONAL = {
+    "aten.transpose_.default": "aten.transpose.int",
+    "aten.empty_like.default": "aten.zeros_like.default",
+}
+
+
 def functional(name: str) -> str:
     """``aten.add_.Tensor`` as ``aten.add.Tensor``."""
-    space, op, overload = name.split(".")
-    return f"{space}.{op.removesuffix('_') if not op.endswith('__') else op}.{overload}"
+    space, op, last = name.split(".")
+    return _FUNCTIONAL.get(name, f"{space}.{op.removesuffix('_')}.{last}")
 
 
 @dataclass(slots=True)
 class _Raw:
+    name: str
     op: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -66,10 +75,13 @@ class _Raw:
 
 @dataclass(slots=True)
 class Noted:
-    """nodes in order; outputs: names of what the function gave, ``None`` as it gave it."""
+    """nodes in order, those that nothing reads left out; outputs: names of what the function gave,
+    ``None`` as it gave it; found: that at the last batch size; seen: all ops, read or not."""
 
     nodes: tuple[Node, ...]
     outputs: tuple[str | None, ...]
+    found: tuple[torch.Tensor | None, ...]
+    seen: frozenset[str]
 
 
 _PLACE = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator")
@@ -108,7 +120,7 @@ def _raw(
                 alive.append(v)
             else:
                 outs.append(None)
-        out.append(_Raw(functional(str(func)), given, named, outs, several))
+        out.append(_Raw(f"n{i}", functional(str(func)), given, named, outs, several))
     return out, tuple(None if g is None else names[id(g)] for g in found), found
 
 
@@ -127,31 +139,51 @@ def _merge(a: Any, b: Any) -> Any:
     return a
 
 
+def _reads(arg: Any) -> list[str]:
+    if isinstance(arg, Ref):
+        return [arg.name]
+    return [n for x in arg for n in _reads(x)] if isinstance(arg, tuple) else []
+
+
 def note(
     run: Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor | None]],
     inputs: Callable[[int], Mapping[str, torch.Tensor]],
 ) -> Noted:
     """The operations of ``run`` on the inputs at each batch size."""
     with plain():
-        (first, outs, _), (second, outs2, _) = (_raw(run, inputs(n)) for n in SIZES)
+        (first, outs, _), (second, outs2, found) = (_raw(run, inputs(n)) for n in SIZES)
     assert [x.op for x in first] == [x.op for x in second] and outs == outs2
-    nodes = []
-    for i, (x, y) in enumerate(zip(first, second, strict=True)):
+    needed = {n for n in outs if n is not None}
+    nodes: list[Node] = []
+    for x, y in reversed(list(zip(first, second, strict=True))):
+        name = x.name
+        if not needed.intersection(x.outs):
+            continue
         args = tuple(_merge(p, q) for p, q in zip(x.args, y.args, strict=True))
         kwargs = {k: _merge(v, y.kwargs[k]) for k, v in x.kwargs.items()}
-        nodes.append(Node(name=f"n{i}", op=x.op, args=args, kwargs=kwargs))
-    return Noted(tuple(nodes), outs)
+        nodes.insert(0, Node(name=name, op=x.op, args=args, kwargs=kwargs))
+        needed.update(n for a in (*x.args, *x.kwargs.values()) for n in _reads(a))
+    return Noted(tuple(nodes), outs, tuple(found), frozenset(x.op for x in first))
 
 
 def overload(op: str) -> Any:
+    """The function; one that views memory reshapes, since strides are no part of a graph."""
     space, name, last = op.split(".")
+    if op in ("aten.view.default", "aten._unsafe_view.default"):
+        name = "reshape"
     return getattr(getattr(getattr(torch.ops, space), name), last)
 
 
+Hook: TypeAlias = "Callable[[Node, tuple[Any, ...], dict[str, Any]], None]"
+
+
 def replay(
-    nodes: Sequence[Node], inputs: Mapping[str, torch.Tensor], batch: int
+    nodes: Sequence[Node],
+    inputs: Mapping[str, torch.Tensor],
+    batch: int,
+    hook: Hook | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Every value of the nodes at this batch."""
+    """Every value of the nodes at this batch; ``hook`` sees each node with its arguments."""
     values: dict[str, Any] = dict(inputs)
 
     def read(arg: Any) -> Any:
@@ -168,9 +200,25 @@ def replay(
     with torch.no_grad(), plain():
         for node in nodes:
             kwargs = {k: read(a) for k, a in node.kwargs.items()}
-            made = overload(node.op)(*(read(a) for a in node.args), **kwargs)
+            args = tuple(read(a) for a in node.args)
+            if hook is not None:
+                hook(node, args, kwargs)
+            made = overload(node.op)(*args, **kwargs)
             if isinstance(made, torch.Tensor):
                 values[node.name] = made
             else:
-                values.update({f"{node.name}.{i}": x for i, x in enumerate(made)})
+                made = {f"{node.name}.{i}": x for i, x in enumerate(made)}
+                values.update({k: x for k, x in made.items() if isinstance(x, torch.Tensor)})
     return values
+
+
+def take(x: torch.Tensor, v: Value, records: Sequence[int]) -> torch.Tensor:
+    """These records of a B value, in this order; places in the batch are counted anew."""
+    if v.batch is None:
+        return x
+    if v.slot:
+        records = range(len(records))
+    k, o, i = v.batch.axis, v.batch.outer, v.batch.inner
+    y = x.movedim(k, 0)
+    y = y.reshape(o, -1, i, *y.shape[1:])[:, list(records)]
+    return y.reshape(-1, *y.shape[3:]).movedim(0, k).contiguous()

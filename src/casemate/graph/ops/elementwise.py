@@ -279,7 +279,7 @@ TABLE: Final[tuple[Op, ...]] = (
     *_binary("Tensor", "bitwise_and bitwise_or bitwise_xor", _BITS),
     *_binary("Scalar", "bitwise_and bitwise_or bitwise_xor", _BITS),
     *_binary("other", "min max", _MAXIMUM),
-    *_binary("Tensor", "xlogy", _TRUE_DIVIDE, 5),
+    *_binary("Tensor", "xlogy", _TRUE_DIVIDE, 5, linear="first"),
     *(
         op(f"aten::{n}(Tensor self, Tensor other) -> Tensor", rule, flops=_ONE)
         for n, rule in (

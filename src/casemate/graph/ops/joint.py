@@ -256,19 +256,28 @@ def _add_at(call: Call) -> Value:
 
 def _added(call: Call, v: Value, new: Value, taken: Value) -> Value:
     matches(call, new, taken)
-    sums = v.batch is None and new.batch is not None
-    if ((sums or new.summed) and not zero(v)) or (v.summed and not zero(new)):
-        call.mixes(_AFFINE)
-    if sums:
+    if v.batch is None and new.batch is not None:
+        if not zero(v):
+            call.mixes(_AFFINE)
         return summed(v.dims, new.batch)
+    _sums_or_zeros(call, v, new)
     return Value("f32", v.dims, v.batch)
+
+
+def _sums_or_zeros(call: Call, *values: Any) -> None:
+    """Refuse S beside what is neither S nor 0."""
+    if not _all_linear(*values):
+        call.mixes(_AFFINE)
+
+
+def _all_linear(*values: Any) -> bool:
+    sums = [isinstance(v, Value) and v.summed for v in values]
+    return not any(sums) or all(s or zero(v) for s, v in zip(sums, values, strict=True))
 
 
 def _scatter_add(call: Call) -> Outputs:
     """scatter_add and scatter.src: S only into zeros."""
-    v, src = call.value("self"), call.value("src")
-    if v.summed or (src.summed and not zero(v)):
-        call.mixes(_AFFINE)
+    _sums_or_zeros(call, call.value("self"), call.value("src"))
     return index._scatter(call)
 
 
@@ -288,10 +297,13 @@ def _float_sums(call: Call) -> bool:
     return call.args.get("dtype") in (None, "f32")
 
 
-def _choice(call: Call) -> bool:
-    """``where``: the operand that is no S is 0, and the condition none."""
-    sides = [call[n] for n in ("self", "other")]
-    return all(zero(x) or (isinstance(x, Value) and x.summed) for x in sides)
+def _sides(*names: str) -> Any:
+    """Those of the operands that are no S are 0."""
+
+    def condition(call: Call) -> bool:
+        return _all_linear(*(call[n] for n in names))
+
+    return condition
 
 
 def _plus(call: Call) -> bool:
@@ -299,7 +311,7 @@ def _plus(call: Call) -> bool:
 
 
 def _replaces(call: Call) -> bool:
-    return bool(call.value("src").summed)
+    return call.value("src").summed and call.value("self").floating
 
 
 def again_for_sums(entry: Op, condition: Any, **more: Any) -> Op:
@@ -315,6 +327,7 @@ def again_for_sums(entry: Op, condition: Any, **more: Any) -> Op:
 
 def _known_zero(entry: Op) -> Op:
     """A constant, with the bounds (0, 0) where it is 0, and the fold of the batch it is made for."""
+    zeros = "zero" in entry.schema.name
 
     def rule(call: Call) -> Value:
         v = one(entry.rule, call)
@@ -323,12 +336,12 @@ def _known_zero(entry: Op) -> Op:
             fold = Batch(v.batch.axis, base.batch.outer, base.batch.inner)
             if fold.outer * fold.inner == v.dims[fold.axis]:
                 v = v.view(v.dims, fold)
-        names = ("zeros", "zeros_like", "new_zeros", "_efficientzerotensor", "zero")
-        fill = call.args.get("fill_value", call.args.get("s"))
-        number = 0 if call.op.split(".")[1] in names else fill
+        number = 0 if zeros else call.args.get("fill_value", call.args.get("s"))
         return dataclasses.replace(v, bounds=(0, 0)) if number == 0 else v
 
-    return dataclasses.replace(entry, rule=rule)
+    # Zeros are a linear function of whatever they are made like.
+    made_like = zeros and any(p.kind == "Tensor" for p in entry.schema.params)
+    return dataclasses.replace(entry, rule=rule, linear="first" if made_like else "")
 
 
 def _empty(call: Call) -> Value:
@@ -356,19 +369,17 @@ def _entries(*families: tuple[Op, ...]) -> dict[str, Op]:
 
 
 _HAVE: Final = _entries(elementwise.TABLE, reduce.TABLE, view.TABLE, matmul.TABLE, index.TABLE, create.TABLE)  # fmt: skip
-_ALWAYS: Final = _float_sums
 _CONDITIONS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     **{f"{n}.Tensor": (_plus, {}) for n in ("add", "sub", "rsub")},
-    **{n: (_ALWAYS, {}) for n in ("sum.default", "sum.dim_IntList")},
-    **{n: (_ALWAYS, {"linear": "first"}) for n in ("mean.default", "mean.dim", "cumsum.default", "_to_copy.default")},
-    "where.self": (_choice, {"linear": "each"}),
-    "where.ScalarOther": (_choice, {"linear": "each"}),
-    "where.ScalarSelf": (_choice, {"linear": "each"}),
+    **{n: (_float_sums, {}) for n in ("sum.default", "sum.dim_IntList")},
+    **{n: (_float_sums, {"linear": "first"}) for n in ("mean.default", "mean.dim", "cumsum.default", "_to_copy.default")},
+    "where.self": (_sides("self", "other"), {"linear": "each"}),
     "masked_fill.Scalar": (_other("value"), {"linear": "first"}),
     "masked_fill.Tensor": (_other("value"), {"linear": "first"}),
     "constant_pad_nd.default": (_other("value"), {"linear": "first"}),
     "scatter.value": (_other("value"), {"linear": "first"}),
     "copy.default": (_replaces, {"linear": "each"}),
+    **{f"{n}_scatter.default": (_sides("self", "src"), {"linear": "each"}) for n in ("select", "slice")},
 }  # fmt: skip
 _CONSTANTS: Final = "zeros.default zeros_like.default new_zeros.default full.default full_like.default new_full.default scalar_tensor.default"
 
@@ -437,7 +448,6 @@ _OWN: Final[tuple[Op, ...]] = (
     *(again_for_sums(_HAVE[n], condition, **more) for n, (condition, more) in _CONDITIONS.items()),
     *(_known_zero(_HAVE[n]) for n in _CONSTANTS.split()),
     _known_zero(op(f"aten::_efficientzerotensor(SymInt[] size, *, ScalarType? dtype=None, {_PLACES}) -> Tensor", create.sized(0))),
-    _known_zero(op("aten::zero(Tensor self) -> Tensor", like("self"))),
     op(f"aten::empty.memory_format(SymInt[] size, *, ScalarType? dtype=None, {_PLACES}, MemoryFormat? memory_format=None) -> Tensor", _empty),
     *(dataclasses.replace(_HAVE[n], contract=_mv, linear="each") for n in ("mv.default", "dot.default")),
 )  # fmt: skip

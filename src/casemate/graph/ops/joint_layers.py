@@ -221,19 +221,17 @@ def _layer_stats(call: Call, v: Value) -> Value:
 def _layer_norm(call: Call) -> tuple[Value, ...]:
     out = _last_axes(call)
     stats = _layer_stats(call, out)
-    return (out, stats, stats) if "bias" in call.args else (out, stats)
+    return out, stats, stats
 
 
 def _layer_norm_backward(call: Call) -> tuple[Value, ...]:
-    """Of layer_norm, and of rms_norm, which has neither mean nor bias."""
     floats(call, "grad_out", "mean", "rstd")
     out = _last_axes(call)
     matches(call, call.value("grad_out"), out)
     for name in ("mean", "rstd"):
-        if name in call.args:
-            matches(call, call.value(name), _layer_stats(call, out))
+        matches(call, call.value(name), _layer_stats(call, out))
     own = summed(tuple(call["normalized_shape"]), out.batch)
-    return _wanted(call, out, *[own] * (2 if "bias" in call.args else 1))
+    return _wanted(call, out, own, own)
 
 
 def _grouped(call: Call) -> tuple[Value, Value]:
@@ -321,10 +319,12 @@ def _batch_norm_backward(call: Call) -> tuple[Value, ...]:
 
 def _flash(call: Call) -> tuple[Value, ...]:
     q, k, v = (call.value(n) for n in ("query", "key", "value"))
-    # The kernel broadcasts the mask alone.
-    if {q.rank, k.rank, v.rank} != {4} or len({(x.dims[:2], x.batch) for x in (q, k, v)}) != 1:
+    # The kernel broadcasts the mask alone; fewer heads of the keys serve several of the queries.
+    if {q.rank, k.rank, v.rank} != {4} or len({(x.dims[0], x.batch) for x in (q, k, v)}) != 1:
         call.mixes(_ASIDE)
-    out = _attention(again(call, enable_gqa=False))
+    if k.dims[1] != v.dims[1]:
+        call.shape(f"attends to {k.dims[1]} heads with {v.dims[1]}")
+    out = _attention(again(call, enable_gqa=q.dims[1] != k.dims[1]))
     return out, Value("f32", out.dims[:3], out.batch)
 
 
@@ -395,8 +395,6 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::col2im(Tensor self, SymInt[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor", _col2im, flops=per_input(1), linear="first"),
     op("aten::native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)", _layer_norm, flops=_NORM),
     _sums(f"aten::native_layer_norm_backward(Tensor grad_out, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, {_THREE}", _layer_norm_backward, "norm", flops=_NORM),
-    op("aten::_fused_rms_norm(Tensor input, int[] normalized_shape, Tensor? weight, float? eps) -> (Tensor, Tensor)", _layer_norm, flops=_NORM),
-    _sums("aten::_fused_rms_norm_backward(Tensor grad_out, Tensor input, int[] normalized_shape, Tensor rstd, Tensor? weight, bool[2] output_mask) -> (Tensor, Tensor)", _layer_norm_backward, "norm", flops=_NORM),
     op("aten::native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, SymInt C, SymInt HxW, int group, float eps) -> (Tensor, Tensor, Tensor)", _group_norm, flops=_NORM),
     _sums(f"aten::native_group_norm_backward(Tensor grad_out, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, SymInt N, SymInt C, SymInt HxW, int group, {_THREE}", _group_norm_backward, "norm", flops=_NORM),
     op("aten::native_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)", _batch_norm, flops=_NORM),

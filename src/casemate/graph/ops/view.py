@@ -488,15 +488,15 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::flip(Tensor self, int[] dims) -> Tensor", _flip, linear="first", isometric=True),
     op("aten::roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor", _roll, linear="first", isometric=True),
     op("aten::repeat(Tensor self, SymInt[] repeats) -> Tensor", _repeat, linear="first"),
-    op("aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor", _repeat_interleave, linear="first"),
+    op("aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor", _repeat_interleave),
     op("aten::constant_pad_nd(Tensor self, SymInt[] pad, Scalar value=0) -> Tensor", _pad),
     *(
         op(f"aten::{kind}_pad{n}d(Tensor self, SymInt[{2 * n}] padding) -> Tensor", edge_pad(n, reflects=kind == "reflection"))
         for kind in ("reflection", "replication")
         for n in (1, 2, 3)
     ),
-    op("aten::select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor", _select_scatter, linear="add"),
-    op("aten::slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor", _slice_scatter, linear="add"),
+    op("aten::select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor", _select_scatter),
+    op("aten::slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor", _slice_scatter),
     op("aten::tril(Tensor self, SymInt diagonal=0) -> Tensor", _triangle, linear="first"),
     op("aten::triu(Tensor self, SymInt diagonal=0) -> Tensor", _triangle, linear="first"),
     op("aten::pixel_shuffle(Tensor self, int upscale_factor) -> Tensor", _shuffle, linear="first", isometric=True),
