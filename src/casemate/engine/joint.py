@@ -22,8 +22,8 @@ from casemate.graph.model import DtypeArg, Graph, ListArg, Node, Ref, Size
 from casemate.graph.ops import Batch, Value
 from casemate.graph.ops.base import PLACE_NAMES
 
-# Two sizes that no axis of a model is likely to be confused with matter not: only differences do.
 BATCHES: Final = (2, 3)
+SEED: Final = "seed"
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 _PLACES: Final = (torch.layout, torch.device, torch.memory_format, torch.Generator)
 # In-place operations whose other form is not the same name without the underscore.
@@ -36,17 +36,18 @@ _OTHER_FORM: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """joint: the graph. places: of each node, arguments on layout and memory that the graph's
-    format leaves out. frontier, leaves, constants: names of the inputs: in the order of
-    ``Program.frontier`` and ``Program.leaves``; constants with their names in the program. seed:
-    the input (B,) by which each record's loss is multiplied before the gradient is taken."""
+    """joint: the graph. Its inputs: ``d0``... the data in the order of ``Program.data``, ``p0``...
+    the trained tensors, those of ``constants`` with their names in the program, and :data:`SEED`,
+    (B,), by which each record's loss is multiplied before the gradient is taken.
+
+    places: of each node, arguments on layout and memory that the graph's format leaves out.
+    frontier: the values, in the order of ``Program.frontier``, that no trained tensor is needed for.
+    """
 
     joint: Joint
     places: Mapping[str, Mapping[str, Any]]
     frontier: tuple[str, ...]
-    leaves: tuple[str, ...]
     constants: Mapping[str, str]
-    seed: str
 
 
 class _Run:
@@ -57,11 +58,9 @@ class _Run:
         self.alive: list[Any] = []
         self.stale: set[int] = set()
         self.by_storage: dict[int, list[torch.Tensor]] = {}
-        frontier = program.prefix(record)
-        if not all(isinstance(v, torch.Tensor) for v in frontier):
-            raise Unfit("a value that is no tensor crosses the frontier")
-        for i, v in enumerate(frontier):
-            self.add(v, f"f{i}")
+        data = {spec.name: record[spec.name] for spec in program.data}
+        for i, v in enumerate(data.values()):
+            self.add(v, f"d{i}")
         for i, v in enumerate(program.leaves):
             self.add(v, f"p{i}")
         self.constants: dict[str, str] = {}
@@ -72,11 +71,11 @@ class _Run:
         log = Log()
         # Fused recurrent layers hide their contractions; the cells do not.
         with torch.backends.mkldnn.flags(enabled=False), log:  # type: ignore[attr-defined]
-            self.loss = program.loss(frontier)
-            found = program.gradients_of(self.loss)
+            self.frontier = program.prefix(data)
+            self.loss = program.loss(self.frontier)
+            self.found = program.gradients_of(self.loss)
         self.entries = log.entries
-        self.found = found
-        self.alive += [log.entries, frontier, found]
+        self.alive += [log.entries, data]
 
     def add(self, value: torch.Tensor, name: str) -> None:
         self.names[id(value)] = name
@@ -185,12 +184,14 @@ def note(graph: Graph, values: Mapping[str, Value], programs: Sequence[Program],
     """
     first, second = (_Run(p, r) for p, r in zip(programs, records, strict=True))
     program = programs[0]
-    inputs = {f"f{i}": values[name] for i, name in enumerate(program.frontier)}
+    inputs = {f"d{i}": values[spec.name] for i, spec in enumerate(program.data)}
     inputs |= {f"p{i}": values[spec.name] for i, spec in enumerate(program.trained)}
     inputs |= {key: values[name] for key, name in first.constants.items()}
-    inputs["seed"] = Value("f32", (1,), Batch(0))
+    inputs[SEED] = Value("f32", (1,), Batch(0))
     if len(first.entries) != len(second.entries):
         raise Unfit("the number of operations changes with the batch")
+    if not all(isinstance(v, torch.Tensor) for v in first.frontier):
+        raise Unfit("a value that is no tensor crosses the frontier")
     nodes: list[Node] = []
     places: dict[str, Mapping[str, Any]] = {}
     loss = ""
@@ -220,8 +221,8 @@ def note(graph: Graph, values: Mapping[str, Value], programs: Sequence[Program],
         elif sums and args and id(args[0]) in sums:
             if func is not torch.ops.aten.expand.default or seeded:
                 raise Unfit("the gradient does not start at the losses")
-            first.add(out, "seed")
-            second.add(out2, "seed")
+            first.add(out, SEED)
+            second.add(out2, SEED)
             seeded = True
         else:
             nodes.append(_node(f"v{len(nodes)}", func, (args, args2), (kwargs, kwargs2),
@@ -235,10 +236,8 @@ def note(graph: Graph, values: Mapping[str, Value], programs: Sequence[Program],
     return Noted(
         joint=Joint(inputs, tuple(nodes), loss, tuple(gradients)),
         places=places,
-        frontier=tuple(f"f{i}" for i in range(len(program.frontier))),
-        leaves=tuple(f"p{i}" for i in range(len(program.trained))),
+        frontier=tuple(first.name(v) for v in first.frontier),
         constants=first.constants,
-        seed="seed",
     )
 
 
@@ -278,7 +277,7 @@ def _outputs(
         if func._schema.is_mutable:
             if several or out is not given[0]:
                 raise Unfit(f"{func} writes to what it does not give back")
-            if run.names[id(out)][0] in "fpc":
+            if run.names[id(out)][0] in "dpcs":
                 raise Unfit(f"{func} writes to what must stay")
             run.written(out)
         for i, value in enumerate(out if several else (out,)):

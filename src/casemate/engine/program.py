@@ -9,7 +9,7 @@ through the closed table of ``graph.ops``; a name that is not in it is never loo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -35,9 +35,9 @@ def size_at(size: int | Size, batch: int = 1) -> int:
     return size if isinstance(size, int) else size.a * batch + size.c
 
 
-def resolve(op: str) -> Callable[..., Any]:
+def resolve(op: str, table: Collection[str] = TABLE) -> Callable[..., Any]:
     """The torch overload of an op in the closed table; ``ModelError`` for any other name."""
-    if op not in TABLE:
+    if op not in table:
         raise ModelError(
             "model.op",
             f"The operation {op[:80]!r} is not in the closed table.",
@@ -49,12 +49,12 @@ def resolve(op: str) -> Callable[..., Any]:
     return found
 
 
-def _reader(arg: object, batch: int) -> Read:
+def reader(arg: object, batch: int) -> Read:
     """A function from the values so far to the argument."""
     if isinstance(arg, Ref):
         return lambda values: values[arg.name]
     if isinstance(arg, ListArg):
-        items = [_reader(item, batch) for item in arg.items]
+        items = [reader(item, batch) for item in arg.items]
         return lambda values: [item(values) for item in items]
     constant: object = arg
     if isinstance(arg, Size):
@@ -88,8 +88,8 @@ class _Call:
     def __init__(self, node: Node, batch: int) -> None:
         self.node = node
         self.op = resolve(node.op)
-        self.args = [_reader(a, batch) for a in node.args]
-        self.kwargs = {k: _reader(a, batch) for k, a in node.kwargs.items()}
+        self.args = [reader(a, batch) for a in node.args]
+        self.kwargs = {k: reader(a, batch) for k, a in node.kwargs.items()}
 
     def __call__(self, values: Values) -> None:
         args = [a(values) for a in self.args]
@@ -118,7 +118,7 @@ class Program:
     def __init__(
         self, graph: Graph, weights: Mapping[str, torch.Tensor], batch: int = 1
     ) -> None:
-        self.graph, self.batch = graph, batch
+        self.graph, self.weights, self.batch = graph, weights, batch
         self.data: list[InputSpec] = [i for i in graph.inputs if i.kind == "data"]
         self.trained: list[InputSpec] = [i for i in graph.inputs if i.kind == "param"]
         if not self.trained:
@@ -176,7 +176,7 @@ class Program:
         with torch.no_grad():
             for call in constants:
                 self._run(call, self.constant)
-        self._loss = _reader(Ref(name=self.graph.loss), self.batch)
+        self._loss = reader(Ref(name=self.graph.loss), self.batch)
 
     @property
     def replays(self) -> bool:

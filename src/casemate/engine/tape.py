@@ -29,6 +29,8 @@ def random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if "dropout_p" in (a.name for a in func._schema.arguments):
         at = [a.name for a in func._schema.arguments].index("dropout_p")
         return bool(args[at] if at < len(args) else kwargs.get("dropout_p", 0.0))
+    if func is torch.ops.aten.index.Tensor:  # the shape is dynamic with masks alone
+        return any(i is not None and i.dtype == torch.bool for i in args[1])
     return any(tag in func.tags for tag in _REFUSED)
 
 

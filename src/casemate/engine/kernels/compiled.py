@@ -30,7 +30,7 @@ _DOORS: dict[str, tuple[tuple[type, ...], bool]] = {
     "embedding": ((_P, _P, _I, _I, _I, _I, _P, _P), True),
     "conv": ((_P, _P, _P, _P, _P), True),
     "conv_scale": ((_P, _P, _P, _P), True),
-    "conv_gram": ((_P, _P, _P, _P), True),
+    "conv_gram": ((_P, _P, _P, _P, _P), True),
     "scale_rows": ((_P, _I, _I, _P, _P, _P), False),
     "accumulate": ((_P, _P, _I, _D), False),
     "finish": ((_P, _I, _D, _P), False),
@@ -214,10 +214,9 @@ def conv_gram(
         seen, out = twins.unfolded(x, g, kernel, stride, padding, dilation, groups)
         n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2))
         return n2.view(-1, groups).sum(1), scale.view(-1, groups).square().sum(1).sqrt()
-    n2 = _doubles(x)
+    n2, scale = _doubles(x), _doubles(x)
     shape = _shape(x, g, kernel, stride, padding, dilation, groups)
-    _call("conv_gram", x.data_ptr(), g.data_ptr(), shape, n2.data_ptr())
-    scale = conv_scale(x, g, kernel, stride, padding, dilation)
+    _call("conv_gram", x.data_ptr(), g.data_ptr(), shape, n2.data_ptr(), scale.data_ptr())
     again = ~torch.isfinite(n2) & torch.isfinite(scale)
     for i in again.nonzero().flatten().tolist():
         seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], kernel, stride, padding, dilation, 1)

@@ -377,6 +377,25 @@ inline void inside(const Geometry &q, int d, i64 *lo, i64 *hi) {
     *hi = q.pad[d] + q.in[d] < w ? q.pad[d] + q.in[d] : w;
 }
 
+// to[r * ldt + j] = from[r * ldf + j * step]
+template <int N>
+void copy_short(const float *from, i64 ldf, i64 rows, float *to, i64 ldt) {
+    for (i64 r = 0; r < rows; r++) std::memcpy(to + r * ldt, from + r * ldf, sizeof(float) * N);
+}
+void copy_rows(const float *from, i64 ldf, i64 step, i64 rows, i64 n, float *to, i64 ldt) {
+    if (step == 1) {
+        if (n == 2) return copy_short<2>(from, ldf, rows, to, ldt);
+        if (n == 4) return copy_short<4>(from, ldf, rows, to, ldt);
+        if (n == 8) return copy_short<8>(from, ldf, rows, to, ldt);
+        if (n == 16) return copy_short<16>(from, ldf, rows, to, ldt);
+        for (i64 r = 0; r < rows; r++)
+            for (i64 j = 0; j < n; j++) to[r * ldt + j] = from[r * ldf + j];
+        return;
+    }
+    for (i64 r = 0; r < rows; r++)
+        for (i64 j = 0; j < n; j++) to[r * ldt + j] = from[r * ldf + j * step];
+}
+
 // Channels [first, first + count) of one record, padded, as planes: to[c * ld + position].
 void planes(const Geometry &q, const float *x, i64 first, i64 count, i64 ld, float *to) {
     const i64 h = q.wide(1), w = q.wide(2);
@@ -393,18 +412,17 @@ void planes(const Geometry &q, const float *x, i64 first, i64 count, i64 ld, flo
             }
         return;
     }
-    for (i64 c = 0; c < count; c++)
-        for (i64 a = lo[0]; a < hi[0]; a++)
-            for (i64 i = lo[1]; i < hi[1]; i++) {
-                const float *from = x + (first + c) * q.xs[1] + (a - q.pad[0]) * q.xs[2] +
-                                    (i - q.pad[1]) * q.xs[3] + (lo[2] - q.pad[2]) * q.xs[4];
-                float *p = to + c * ld + (a * h + i) * w + lo[2];
-                const i64 n = hi[2] - lo[2];
-                if (q.xs[4] == 1)
-                    for (i64 j = 0; j < n; j++) p[j] = from[j];
-                else
-                    for (i64 j = 0; j < n; j++) p[j] = from[j * q.xs[4]];
-            }
+    const i64 n = hi[2] - lo[2], rows = (hi[0] - lo[0]) * (hi[1] - lo[1]);
+    const float *base = x + first * q.xs[1] + (lo[2] - q.pad[2]) * q.xs[4];
+    if (q.xs[4] == 1 && rows * n == ld && q.xs[1] == ld && rows == 1) {
+        std::memcpy(to, base + (lo[0] - q.pad[0]) * q.xs[2] + (lo[1] - q.pad[1]) * q.xs[3],
+                    sizeof(float) * ld * count);
+        return;
+    }
+    for (i64 a = lo[0]; a < hi[0]; a++)
+        for (i64 i = lo[1]; i < hi[1]; i++)
+            copy_rows(base + (a - q.pad[0]) * q.xs[2] + (i - q.pad[1]) * q.xs[3], q.xs[1],
+                      q.xs[4], count, n, to + (a * h + i) * w + lo[2], ld);
 }
 
 // The same, channels last: to[position][width], zeros beyond `count`.
@@ -434,6 +452,11 @@ void pixels(const Geometry &q, const float *x, i64 first, i64 count, i64 width, 
         }
 }
 
+// Whether the axes of space lie in memory as one.
+inline bool one_row(const i64 *strides, const i64 *size) {
+    return strides[4] * size[2] == strides[3] && strides[3] * size[1] == strides[2];
+}
+
 // The output gradient as an input of a 1x1x1 convolution: planes() and pixels() then copy it.
 Geometry gradient_side(const Geometry &q) {
     Geometry p = q;
@@ -443,11 +466,28 @@ Geometry gradient_side(const Geometry &q) {
         p.pad[d] = 0;
     }
     for (int d = 0; d < 5; d++) p.xs[d] = q.gs[d];
-    if (q.gs[4] * q.out[2] == q.gs[3] && q.gs[3] * q.out[1] == q.gs[2]) {   // one long row
+    if (one_row(q.gs, q.out)) {   // one long axis
         p.in[0] = p.in[1] = p.out[0] = p.out[1] = 1;
         p.in[2] = p.out[2] = q.T();
     }
     return p;
+}
+
+// A pointwise convolution over one long axis, where memory allows it.
+void flatten(Geometry &q) {
+    for (int d = 0; d < 3; d++)
+        if (q.kernel[d] != 1 || q.stride[d] != 1 || q.pad[d] != 0 || q.in[d] != q.out[d]) return;
+    if (!one_row(q.xs, q.in) || !one_row(q.gs, q.out)) return;
+    const i64 T = q.T();
+    for (int d = 0; d < 2; d++) q.in[d] = q.out[d] = 1;
+    q.in[2] = q.out[2] = T;
+}
+Geometry geometry(const i64 *shape) {
+    Geometry q;
+    static_assert(sizeof q == 32 * sizeof(i64), "the layout of the shape array");
+    std::memcpy(&q, shape, sizeof q);
+    flatten(q);
+    return q;
 }
 
 struct Want {
@@ -612,8 +652,44 @@ int convolve(const Geometry &q, const float *x, const float *g, double *norms, f
     return 0;
 }
 
-inline void add_squares(const float *x, i64 n, double *to) {
-    for (i64 j = 0; j < n; j++) to[j] += static_cast<double>(x[j]) * x[j];
+// to[j] += sum over channels of x[c * ld + j]^2, j < n
+void add_squares(const float *x, i64 channels, i64 ld, i64 n, double *to) {
+    if (ld == n && (W / 2) % n == 0) {   // several channels to a vector
+        vd a = {};
+        i64 k = 0;
+        for (; k + W / 2 <= channels * n; k += W / 2) {
+            const vd v = widen(x + k);
+            a += v * v;
+        }
+        for (int l = 0; l < W / 2; l++) to[l % n] += a[l];
+        for (; k < channels * n; k++) to[k % n] += static_cast<double>(x[k]) * x[k];
+        return;
+    }
+    for (i64 c = 0; c < channels; c++)
+        for (i64 j = 0; j < n; j++) to[j] += static_cast<double>(x[c * ld + j]) * x[c * ld + j];
+}
+
+// From squares by padded position and by output: u is scratch (T), out the three sums of lengths().
+void add_lengths(const Geometry &q, const double *box, const double *v, const i64 *tap, double *u,
+                 double *out) {
+    const i64 T = q.T(), K = q.K(), h = q.wide(1), w = q.wide(2);
+    std::memset(u, 0, sizeof(double) * T);
+    for (i64 k = 0; k < K; k++) {
+        double *to = u;
+        for (i64 a = 0; a < q.out[0]; a++)
+            for (i64 i = 0; i < q.out[1]; i++) {
+                const double *from = box + tap[k] + (a * q.stride[0] * h + i * q.stride[1]) * w;
+                for (i64 j = 0; j < q.out[2]; j++) *to++ += from[j * q.stride[2]];
+            }
+    }
+    double s = 0;
+    for (i64 t = 0; t < T; t++) {
+        const double a = std::sqrt(u[t]), e = std::sqrt(v[t]);
+        s += a * e;
+        out[1] += a;
+        out[2] += e;
+    }
+    out[0] += s * s;
 }
 
 // lengths() for depthwise, channels in vectors; at and tap in steps of W.
@@ -662,56 +738,39 @@ int depthwise_lengths(const Geometry &q, const float *x, const float *g, const i
 // S: sum over tokens of |g_t||u_t|, u_t what the kernel sees there; over groups, the root of the
 // sum of squares. Also the sums of both lengths, for the floor.
 int lengths(const Geometry &q, const float *x, const float *g, const i64 *tap, double *out) {
-    const i64 T = q.T(), K = q.K(), size = q.reached();
-    const i64 c = q.C / q.groups, o = q.O / q.groups, h = q.wide(1), w = q.wide(2);
+    const i64 T = q.T(), size = q.reached(), c = q.C / q.groups, o = q.O / q.groups;
     const Geometry side = gradient_side(q);
-    constexpr i64 SOME = 16;   // channels at a time
+    constexpr i64 SOME = 64;   // channels at a time
     float *p = scratch[0].get<float>(SOME * (size > T ? size : T));
     double *box = scratch[1].get<double>(size + 2 * T);
     if (!p || !box) return -1;
-    double *u = box + size, *v = u + T, all = 0, sum_u = 0, sum_v = 0;
+    double *v = box + size;
+    out[0] = out[1] = out[2] = 0;
     for (i64 group = 0; group < q.groups; group++) {
-        std::memset(box, 0, sizeof(double) * (size + 2 * T));
+        std::memset(box, 0, sizeof(double) * (size + T));
         for (i64 j = 0; j < c; j += SOME) {
             const i64 some = c - j < SOME ? c - j : SOME;
             planes(q, x, group * c + j, some, size, p);
-            for (i64 e = 0; e < some; e++) add_squares(p + e * size, size, box);
+            add_squares(p, some, size, size, box);
         }
         for (i64 j = 0; j < o; j += SOME) {
             const i64 some = o - j < SOME ? o - j : SOME;
             planes(side, g, group * o + j, some, T, p);
-            for (i64 e = 0; e < some; e++) add_squares(p + e * T, T, v);
+            add_squares(p, some, T, T, v);
         }
-        for (i64 k = 0; k < K; k++) {
-            double *to = u;
-            for (i64 a = 0; a < q.out[0]; a++)
-                for (i64 i = 0; i < q.out[1]; i++) {
-                    const double *from =
-                        box + tap[k] + (a * q.stride[0] * h + i * q.stride[1]) * w;
-                    for (i64 j = 0; j < q.out[2]; j++) *to++ += from[j * q.stride[2]];
-                }
-        }
-        double s = 0;
-        for (i64 t = 0; t < T; t++) {
-            const double a = std::sqrt(u[t]), e = std::sqrt(v[t]);
-            s += a * e;
-            sum_u += a;
-            sum_v += e;
-        }
-        all += s * s;
+        add_lengths(q, box, v, tap, v + T, out);
     }
-    out[0] = std::sqrt(all);
-    out[1] = sum_u;
-    out[2] = sum_v;
+    out[0] = std::sqrt(out[0]);
     return 0;
 }
 
 // One group, strides of one: the Gram matrix of the padded input summed along its diagonals (the
 // taps) times that of the output gradient, both in one padded box, pairs with f >= f(t) only.
 double box_gram(const Geometry &q, const Geometry &side, const float *x, const float *g,
-                const i64 *at, const i64 *tap, i64 *where, i64 *inner, i64 *strided) {
+                const i64 *at, const i64 *tap, i64 *where, i64 *inner, i64 *strided, double *s3) {
     const i64 T = q.T(), K = q.K(), size = q.reached(), h = q.wide(1), w = q.wide(2);
-    const i64 ld = up(size, W), row = ld + up(tap[K - 1], W) + WIDE * W;
+    // Below a vector's width rows are packed; lanes beyond `size` then hold what is not used.
+    const i64 ld = size < W ? size : up(size, W), row = ld + up(tap[K - 1], W) + WIDE * W;
     i64 lo[3], hi[3], count = 0;
     for (int d = 0; d < 3; d++) inside(q, d, lo + d, hi + d);
     for (i64 f = 0; f < size; f++) {
@@ -721,18 +780,26 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
         where[f] = in ? count : -1;
         if (in) inner[count++] = f;
     }
-    float *px = scratch[0].get<float>(q.C * ld), *pg = scratch[1].get<float>(q.O * ld);
+    float *px = scratch[0].get<float>(q.C * ld + W), *pg = scratch[1].get<float>(q.O * ld + W);
+    double *squared = scratch[4].get<double>(2 * size + 2 * T);
     float *gram = scratch[3].get<float>(count * row + 1);
-    if (!px || !pg || !gram) return NAN;
+    if (!px || !pg || !gram || !squared) return NAN;
     planes(q, x, 0, q.C, ld, px);
     planes(side, g, 0, q.O, ld, pg);
+    double *v = squared + 2 * size;
+    std::memset(squared, 0, sizeof(double) * 2 * size);
+    add_squares(px, q.C, ld, size, squared);
+    add_squares(pg, q.O, ld, size, squared + size);
+    for (i64 t = 0; t < T; t++) v[t] = squared[size + at[t]];
+    s3[0] = s3[1] = s3[2] = 0;
+    add_lengths(q, squared, v, tap, v + T, s3);
     for (i64 k = 0; k < (q.C > q.O ? q.C : q.O); k++) strided[k] = k * ld;
     for (i64 i = 0; i < count; i++)
         for (i64 f = ld; f < row; f++) gram[i * row + f] = 0;
     alignas(64) double box[BLOCK];
     const float *rows[ROWS];
     for (i64 s = 0; s < ld;) {
-        const int n = vectors_for((ld - s) / W, NARROW);
+        const int n = vectors_for((ld - s + W - 1) / W, NARROW);
         const i64 end = s + n * W;
         i64 below = 0;   // interior positions before the end of these columns
         while (below < count && inner[below] < end) below++;
@@ -749,7 +816,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
     }
     double sum = 0;
     for (i64 s = 0; s < size;) {
-        const int n = vectors_for((ld - s) / W, NARROW);
+        const int n = vectors_for((ld - s + W - 1) / W, NARROW);
         const i64 end = s + n * W;
         i64 below = 0;
         while (below < T && at[below] < end) below++;
@@ -775,7 +842,8 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
                     sum += 2 * total(a);
                 } else {
                     sum += one[diagonal] * b[diagonal];
-                    for (i64 l = diagonal + 1; l < n * W; l++) sum += 2 * (one[l] * b[l]);
+                    const i64 last = size - s < n * W ? size - s : n * W;
+                    for (i64 l = diagonal + 1; l < last; l++) sum += 2 * (one[l] * b[l]);
                 }
             }
             t += r;
@@ -794,16 +862,12 @@ void norms_row_squares(const float *x, i64 b, i64 n, double *out) {
 }
 
 int norms_conv(const float *x, const float *g, const i64 *shape, double *norms, float *formed) {
-    Geometry q;
-    static_assert(sizeof q == 32 * sizeof(i64), "the layout of the shape array");
-    std::memcpy(&q, shape, sizeof q);
-    return convolve(q, x, g, norms, formed);
+    return convolve(geometry(shape), x, g, norms, formed);
 }
 
 // shape as norms_conv. out: S with the floor in it.
 int norms_conv_scale(const float *x, const float *g, const i64 *shape, double *out) {
-    Geometry q;
-    std::memcpy(&q, shape, sizeof q);
+    const Geometry q = geometry(shape);
     const i64 T = q.T(), K = q.K();
     i64 *table = scratch[2].get<i64>(T + K);
     if (!table) return -1;
@@ -822,9 +886,8 @@ int norms_conv_scale(const float *x, const float *g, const i64 *shape, double *o
 }
 
 // Strides of one and one group only. Where a value is too large for float32 products: NaN.
-int norms_conv_gram(const float *x, const float *g, const i64 *shape, double *n2) {
-    Geometry q;
-    std::memcpy(&q, shape, sizeof q);
+int norms_conv_gram(const float *x, const float *g, const i64 *shape, double *n2, double *scale) {
+    const Geometry q = geometry(shape);
     const i64 T = q.T(), K = q.K(), size = q.reached(), most = q.C > q.O ? q.C : q.O;
     i64 *table = scratch[2].get<i64>(T + K + 2 * size + most);
     if (!table) return -1;
@@ -836,9 +899,12 @@ int norms_conv_gram(const float *x, const float *g, const i64 *shape, double *n2
     }
     for (int d = 0; d < 5; d++) side.xs[d] = q.gs[d];
     i64 *where = table + T + K;
-    for (i64 i = 0; i < q.b; i++)
+    for (i64 i = 0; i < q.b; i++) {
+        double s[3] = {NAN, NAN, NAN};
         n2[i] = box_gram(q, side, x + i * q.xs[0], g + i * q.gs[0], table, table + T, where,
-                         where + size, where + 2 * size);
+                         where + size, where + 2 * size, s);
+        scale[i] = with_floor(std::sqrt(s[0]), s[1], s[2], static_cast<double>(q.C * K), q.O, T);
+    }
     return 0;
 }
 

@@ -1,0 +1,252 @@
+"""The path ``graph``: a microbatch at a time, with per-record norms and no per-record gradients.
+
+The joint graph of forward and backward is run once up to the operands of its contractions; the
+norm of each unit's contribution is had there (:mod:`casemate.engine.sites`), and each contraction is
+made with the output gradients times the clip factors (Lee and Kifer 2021, "Scaling up
+differentially private deep learning with fast per-example gradient clipping"; Bu et al.,
+arXiv:2210.00038). The microbatch's sum is then put on the integer grid.
+
+What P3 needs (see :func:`factors`): with n the norm and S the spread of a unit's contribution as
+defined in ``sites``, c is chosen so that c n <= C and that what the second contraction's rounding
+may hide is at most ``ROUNDING`` C a microbatch. Zeroing out a unit changes one microbatch, so the
+sum moves by at most C (1 + ETA) + 2 ROUNDING C + grid sqrt(d).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from casemate.engine import kernels
+from casemate.engine.joint import BATCHES, SEED, Noted, note
+from casemate.engine.nodes import Env, Runner, from_rows, to_rows
+from casemate.engine.program import DTYPES, Program, maker, size_at, uses
+from casemate.engine.rows import Rows
+from casemate.engine.sites import Planner, Shape, Site
+from casemate.graph.check import Checked
+from casemate.graph.joint import Proved, prove
+
+ROUNDING: Final = 2.0**-7
+ETA: Final = 2.0**-20
+_U32: Final = 2.0**-24
+# Rows of a microbatch are a multiple of this: no kernel then has a ragged end among rows.
+TILE: Final = 16
+
+
+def factors(
+    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip factors of units (u,), float32, and which units count.
+
+    Over sites, with n2 and S as the site's way gives them: N^2 = sum n2 + gamma S^2 bounds the
+    squared norm from above; scaling in float32 and the float64 sums here add a relative 2^-24 S
+    and less than ETA. Q^2 = sum (error S)^2 bounds what a unit brings into the rounding of the sums
+    (triangle inequality over units and sites), so c <= ROUNDING C / (u Q) keeps that below
+    ROUNDING C in all. A factor is rounded towards zero. A unit whose bound is not finite does not
+    count (its operands are taken out before anything is multiplied).
+    """
+    total = torch.zeros(units, dtype=torch.float64)
+    spread = torch.zeros(units, dtype=torch.float64)
+    rounding = torch.zeros(units, dtype=torch.float64)
+    for site, norm in zip(sites, norms, strict=True):
+        s2 = norm.squared if norm.spread is None else norm.spread.square()
+        total += norm.squared + site.way.gamma * s2
+        rounding += site.way.error**2 * s2
+        if site.way.bytes == 0:
+            spread += s2
+    largest = total.clamp(min=0.0).sqrt() + _U32 * spread.sqrt()
+    good = torch.isfinite(largest)
+    if not math.isfinite(bound):
+        return good.to(torch.float32), good
+    by_norm = bound / largest
+    by_rounding = ROUNDING * bound / (units * rounding.sqrt())
+    c = torch.minimum(by_norm, by_rounding).clamp(max=1.0)
+    c = torch.where(good, c, 0.0)
+    exact = c.to(torch.float32)
+    down = torch.nextafter(exact, torch.zeros_like(exact))
+    return torch.where(exact.to(torch.float64) > c, down, exact), good
+
+
+class Batched:
+    """``program`` evaluated ``shape.rows`` rows at a time."""
+
+    def __init__(self, program: Program, noted: Noted, proved: Proved, shape: Shape, keep: bool):
+        self.program, self.noted, self.proved, self.shape = program, noted, proved, shape
+        at = Program(program.graph, program.weights, shape.rows)
+        constants = {key: at.constant[name] for key, name in noted.constants.items()}
+        self.runner = Runner(noted, proved, shape.rows, constants, program.leaves)
+        self.data = [f"d{i}" for i in range(len(program.data))]
+        self.frontier = [n for n in dict.fromkeys(noted.frontier)]
+        self.keep = keep
+        planner = Planner(proved, self.runner, shape)
+        self.sites = planner.sites()
+        self.wanted = self._operands()
+        source = self.frontier if keep else self.data
+        self._forward = self.runner.function([*source, SEED], self.wanted)
+        self._prefix = self.runner.function(self.data, self.frontier) if keep else None
+        self.planner = planner
+        self._buffers = {
+            name: torch.zeros(proved.values[name].sizes(shape.rows), dtype=DTYPES[proved.values[name].dtype])
+            for name in source
+        }
+        self._ends = self._linear_order()
+
+    def _operands(self) -> list[str]:
+        out: dict[str, None] = {}
+        for site in self.sites:
+            for name in site.totals:
+                inside = self.runner.ancestors([name]) & self.runner.summed
+                for node in inside:
+                    for r in uses(self.runner.nodes[node]):
+                        v = self.proved.values[r]
+                        if v.batch is not None:
+                            out[r] = None
+        return list(out)
+
+    def _linear_order(self) -> list[Any]:
+        """Linear nodes that lead from the sites' totals to the gradients."""
+        have = frozenset(n for s in self.sites for n in s.totals)
+        goals = [g for g in self.proved.joint.gradients if g is not None]
+        inside = self.runner.ancestors(goals, have) & self.runner.summed
+        return [n for n in self.proved.joint.nodes if n.name in inside]
+
+    def operands(self, frontier: Mapping[str, torch.Tensor], seed: torch.Tensor) -> Env:
+        """Operands of all contractions for one microbatch."""
+        for name, buffer in self._buffers.items():
+            buffer.copy_(frontier[name])
+        with torch.inference_mode():
+            made = self._forward(self.runner.fixed, *self._buffers.values(), seed)
+        return {**self.runner.fixed, **dict(zip(self.wanted, made, strict=True))}
+
+    def choose(self, env: Env, most: int) -> None:
+        """Time the ways of every site on these operands and take the quickest that fit."""
+        known: dict[Any, str] = {}
+        for site in self.sites:
+            key = (site.name.rstrip("0123456789"), tuple(w.name for w in site.ways),
+                   tuple((w.bytes, w.gamma) for w in site.ways))  # fmt: skip
+            with torch.inference_mode():
+                if key in known:
+                    site.way = next(w for w in site.ways if w.name == known[key])
+                else:
+                    self.planner.choose(site, env, most)
+                    known[key] = site.way.name
+
+    def parts(self, env: Env, bound: float) -> tuple[list[torch.Tensor | None], torch.Tensor]:
+        """The clipped sum of one microbatch, a tensor for each trained one (``None`` for zero), and
+        the units' factors."""
+        with torch.inference_mode():
+            norms = [site.way.norm(env) for site in self.sites]
+            c, good = factors(self.sites, norms, bound, self.shape.units)
+            if not bool(good.all()):
+                self._blank(env, good)
+            k = self.shape.per_unit
+            weights = c if k == 1 else c.repeat_interleave(k)
+            rows = good if k == 1 else good.repeat_interleave(k)
+            sums: Env = dict(env)
+            for site in self.sites:
+                for name, total in site.totals.items():
+                    sums[name] = total(env, weights, rows)
+            for node in self._ends:
+                self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
+        return [None if g is None else sums[g] for g in self.proved.joint.gradients], c
+
+    def _blank(self, env: Env, good: torch.Tensor) -> None:
+        """Zero the operands of units that do not count: what they hold may not be multiplied."""
+        rows = good.repeat_interleave(self.shape.per_unit)
+        for name in self.wanted:
+            value, t = self.proved.values[name], env[name]
+            if t.is_floating_point():
+                flat = to_rows(t, value, self.shape.rows).clone()
+                flat[~rows] = 0.0
+                env[name] = from_rows(flat, value)
+
+    def sums(
+        self, rows: Rows, bound: float, step: float, slots: int
+    ) -> Any:
+        """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0."""
+        units, k = self.shape.units, self.shape.per_unit
+        store = self._stored(rows) if self.keep else None
+        data = [rows.inputs[spec.name] for spec in self.program.data]
+        dummy = [torch.zeros((1, *t.shape[1:]), dtype=t.dtype) for t in data]
+        index = torch.zeros(self.shape.rows, dtype=torch.int64)
+        seed = torch.zeros(self.shape.rows)
+        offsets = np.cumsum([0] + [leaf.numel() for leaf in self.program.leaves])
+
+        def fetch() -> dict[str, torch.Tensor]:
+            if store is not None:
+                return {n: from_rows(store[n][index], self.proved.values[n]) for n in self.frontier}
+            out = {}
+            for name, t, empty in zip(self.data, data, dummy, strict=True):
+                got = t[index] if len(t) else empty.expand(self.shape.rows, *t.shape[1:]).clone()
+                got[index < 0] = 0
+                out[name] = got
+            return out
+
+        def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+            self.runner.refresh()
+            dtype = torch.int64 if step else torch.float64
+            sum_ = torch.zeros(self.program.dimension, dtype=dtype)
+            for first in range(0, slots, units):
+                index.fill_(-1)
+                seed.zero_()
+                for slot, unit in enumerate(chosen[first : first + units]):
+                    members = rows.of_unit(int(unit))
+                    if len(members):
+                        at = slot * k
+                        index[at : at + k] = int(members[0])
+                        index[at : at + len(members)] = torch.from_numpy(members)
+                        seed[at : at + len(members)] = 1.0
+                parts, _ = self.parts(self.operands(fetch(), seed), bound)
+                for part, start, leaf in zip(parts, offsets, self.program.leaves, strict=False):
+                    if part is not None:
+                        place = sum_[start : start + leaf.numel()]
+                        flat = part.reshape(-1)
+                        if step:
+                            kernels.accumulate(place, flat, 1.0 / step)
+                        else:
+                            place += flat
+            return sum_
+
+        return total
+
+    def _stored(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """Frontier values of every row, and of the dummy as the last, a microbatch at a time."""
+        assert self._prefix is not None
+        count, size = rows.count, self.shape.rows
+        store: dict[str, torch.Tensor] = {}
+        self.runner.refresh()
+        for first in range(0, count + 1, size):
+            inputs = []
+            for spec in self.program.data:
+                t = rows.inputs[spec.name]
+                block = torch.zeros((size, *t.shape[1:]), dtype=t.dtype)
+                got = t[first : first + size]
+                block[: len(got)] = got
+                inputs.append(block)
+            with torch.inference_mode():
+                made = self._prefix(self.runner.fixed, *inputs)
+            for name, value in zip(self.frontier, made, strict=True):
+                flat = to_rows(value, self.proved.values[name], size)
+                if name not in store:
+                    store[name] = torch.zeros((count + 1, flat.shape[1]), dtype=flat.dtype)
+                place = store[name][first : first + size]
+                place.copy_(flat[: len(place)])
+        return store
+
+
+def build(
+    program: Program, checked: Checked, records: Mapping[str, torch.Tensor], shape: Shape, keep: bool
+) -> Batched:
+    """The path for a model, or ``Unfit`` or ``ModelError`` where it cannot be taken.
+
+    records: at least three made-up records by data input.
+    """
+    few = [Program(program.graph, program.weights, b) for b in BATCHES]
+    noted = note(program.graph, checked.values, few,
+                 [{k: v[:b].clone() for k, v in records.items()} for b in BATCHES])  # fmt: skip
+    return Batched(program, noted, prove(noted.joint), shape, keep)

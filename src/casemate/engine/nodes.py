@@ -1,0 +1,277 @@
+"""Running a proved joint graph at one batch size.
+
+The nodes become the source of one Python function, whose locals are the values; a value is dropped
+after its last use. Names in it are the graph's own (``v`` and a number), constants are bound from
+outside, and every operation is resolved through the closed table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from casemate.engine.joint import Noted
+from casemate.engine.program import maker, reader, resolve, uses
+from casemate.graph import joint as graph_joint
+from casemate.graph.joint import Proved
+from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
+from casemate.graph.ops import JOINT, Value
+
+Env: TypeAlias = dict[str, Any]
+
+
+def to_rows(t: torch.Tensor, v: Value, rows: int) -> torch.Tensor:
+    """A B value as (rows, elements of one record)."""
+    assert v.batch is not None
+    k, b = v.batch.axis, v.batch
+    if k == 0 and b.outer == 1:
+        return t.reshape(rows, -1)
+    before, after = math.prod(v.dims[:k]), math.prod(v.dims[k + 1 :])
+    t = t.reshape(before * b.outer, rows, b.inner * after)
+    return t.transpose(0, 1).reshape(rows, -1)
+
+
+def from_rows(flat: torch.Tensor, v: Value) -> torch.Tensor:
+    """The inverse of :func:`to_rows`; contiguous."""
+    assert v.batch is not None
+    rows, k, b = len(flat), v.batch.axis, v.batch
+    before, after = math.prod(v.dims[:k]), math.prod(v.dims[k + 1 :])
+    t = flat.reshape(rows, before * b.outer, b.inner * after).transpose(0, 1)
+    return t.reshape(v.sizes(rows)).contiguous()
+
+
+class Runner:
+    """The nodes of ``proved`` at ``rows`` records. ``constants``: R and B values that come from the
+    model at this batch size, by name; ``leaves``: the trained tensors."""
+
+    def __init__(
+        self,
+        noted: Noted,
+        proved: Proved,
+        rows: int,
+        constants: Mapping[str, torch.Tensor],
+        leaves: Sequence[torch.Tensor],
+    ) -> None:
+        self.noted, self.proved, self.rows = noted, proved, rows
+        self.nodes = {n.name: n for n in proved.joint.nodes}
+        self.inputs: Env = dict(constants)
+        self.inputs |= {f"p{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+        self.of_batch = {
+            n.name
+            for n in proved.joint.nodes
+            if any(self._value(o).batch is not None for o in self.outs(n))
+        }
+        self.summed = {maker(n) for n in (*proved.contractions, *proved.linear)}
+        self.fixed: Env = {}
+        self.refresh()
+
+    def _value(self, name: str) -> Value:
+        return self.proved.values[name]
+
+    def outs(self, node: Node) -> list[str]:
+        """Names of a node's outputs."""
+        if node.name in self.proved.values:
+            return [node.name]
+        out, i = [], 0
+        while f"{node.name}.{i}" in self.proved.values:
+            out.append(f"{node.name}.{i}")
+            i += 1
+        return out
+
+    def ancestors(self, names: Sequence[str], stop: frozenset[str] = frozenset()) -> set[str]:
+        """Nodes that the values are made by, up to the values of ``stop``."""
+        seen: set[str] = set()
+        todo = [n for n in names if n not in stop]
+        while todo:
+            node = maker(todo.pop())
+            if node in seen or node not in self.nodes:
+                continue
+            seen.add(node)
+            todo += [n for n in uses(self.nodes[node]) if n not in stop]
+        return seen
+
+    def refresh(self) -> None:
+        """Evaluate what depends on the trained tensors alone: once a step."""
+        env = dict(self.inputs)
+        with torch.inference_mode():
+            for node in self.proved.joint.nodes:
+                if node.name not in self.of_batch and node.name not in self.summed:
+                    self._store(node, env, self.call(node, env, self.rows))
+        self.fixed = env
+
+    @staticmethod
+    def _store(node: Node, env: Env, made: Any) -> None:
+        if isinstance(made, list | tuple):
+            env.update({f"{node.name}.{i}": v for i, v in enumerate(made)})
+        else:
+            env[node.name] = made
+
+    def call(
+        self, node: Node, env: Mapping[str, Any], batch: int, changed: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The node's result at a batch size; ``changed`` replaces arguments by name."""
+        op = resolve(node.op, JOINT)
+        args = [reader(a, batch)(env) for a in node.args]  # type: ignore[arg-type]
+        kwargs = {k: reader(a, batch)(env) for k, a in node.kwargs.items()}  # type: ignore[arg-type]
+        kwargs.update(self.noted.places.get(node.name, {}))
+        for name, value in (changed or {}).items():
+            names = [p.name for p in graph_joint.entry(node).schema.params]
+            at = names.index(name)
+            if at < len(args):
+                args[at] = value
+            else:
+                kwargs[name] = value
+        return op(*args, **kwargs)
+
+    def without_sums(self, node: Node) -> dict[str, Any]:
+        """Arguments that keep a contraction from making its sums beside what records need."""
+        return self._masked(node, lambda v: not v.summed)
+
+    def _masked(self, node: Node, wanted: Callable[[Value], bool]) -> dict[str, Any]:
+        names = [p.name for p in graph_joint.entry(node).schema.params]
+        if "output_mask" not in names:
+            return {}
+        call = graph_joint.bound(node, self.proved.values)
+        mask = [
+            bool(on) and wanted(self._value(o))
+            for on, o in zip(call["output_mask"], self.outs(node), strict=True)
+        ]
+        return {"output_mask": mask}
+
+    # --- one function for the part that is evaluated for each microbatch ---
+
+    def function(
+        self, inputs: Sequence[str], wanted: Sequence[str], probes: Mapping[str, Any] | None = None
+    ) -> Callable[..., tuple[Any, ...]]:
+        """``f(fixed, *inputs)`` giving the B values ``wanted``, with nodes up to ``inputs`` left
+        out. ``probes``: replacements of operations by node."""
+        inside = self.ancestors(wanted, frozenset(inputs))
+        order = [n for n in self.proved.joint.nodes if n.name in inside and n.name in self.of_batch]
+        made = set(inputs) | {o for n in order for o in self.outs(n)}
+        space: dict[str, Any] = {}
+        last: dict[str, int] = {}
+        for i, node in enumerate(order):
+            for name in uses(node):
+                last[name] = i
+        lines = [f"def run(fixed, {', '.join(map(_local, inputs))}):"]
+        outside = sorted({n for node in order for n in uses(node)} - made)
+        lines += [f"    {_local(n)} = fixed[{n!r}]" for n in outside]
+        keep = set(wanted)
+        for i, node in enumerate(order):
+            space[f"o_{node.name}"] = (probes or {}).get(node.name) or _overload(node.op)
+            changed = self.without_sums(node)
+            args = self._arguments(node, changed, space)
+            outs = self.outs(node)
+            used = [o if (o in keep or last.get(o, -1) > i) else "" for o in outs]
+            if outs == [node.name]:
+                lines.append(f"    {_local(node.name)} = o_{node.name}({args})")
+            else:
+                targets = ", ".join(_local(o) if o else "_" for o in used)
+                lines.append(f"    {targets}, = o_{node.name}({args})")
+            gone = [
+                _local(n) for n in dict.fromkeys(uses(node))
+                if last[n] == i and n in made and n not in keep
+            ]  # fmt: skip
+            if gone:
+                lines.append(f"    del {', '.join(gone)}")
+        lines.append(f"    return ({''.join(_local(n) + ', ' for n in wanted)})")
+        exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102 - ours
+        return space["run"]  # type: ignore[no-any-return]
+
+    def _arguments(self, node: Node, changed: Mapping[str, Any], space: dict[str, Any]) -> str:
+        params = [p.name for p in graph_joint.entry(node).schema.params]
+        items = []
+        for name, arg in zip(params, node.args, strict=False):
+            items.append(self._source(changed.get(name, arg), space))
+        named = {**node.kwargs, **{k: v for k, v in changed.items() if params.index(k) >= len(node.args)}}
+        named |= self.noted.places.get(node.name, {})
+        items += [f"{k}={self._source(v, space)}" for k, v in named.items()]
+        return ", ".join(items)
+
+    def _source(self, arg: Any, space: dict[str, Any]) -> str:
+        if isinstance(arg, Ref):
+            return _local(arg.name)
+        if isinstance(arg, ListArg | list):
+            items = arg.items if isinstance(arg, ListArg) else arg
+            return f"[{', '.join(self._source(x, space) for x in items)}]"
+        if type(arg) in (int, bool) or arg is None:
+            return repr(arg)
+        value = reader(arg, self.rows)({}) if isinstance(arg, Size | DtypeArg | str) else arg
+        name = f"k_{len(space)}"
+        space[name] = value
+        return name
+
+    # --- one record at a time ---
+
+    def looped(self, name: str, shape: Any) -> Callable[[Env], torch.Tensor]:
+        """An S value's term of every unit, (units, elements) float32: its contractions and what
+        follows them evaluated one record at a time, each in the same buffers."""
+        inside = [
+            n for n in self.proved.joint.nodes
+            if n.name in self.ancestors([name]) and n.name in self.summed
+        ]  # fmt: skip
+        made = {o for n in inside for o in self.outs(n)}
+        reads = sorted({r for n in inside for r in uses(n)} - made)
+        of_records = [r for r in reads if self._value(r).batch is not None]
+        masks = {n.name: self._masked(n, lambda v: v.summed) for n in inside}
+        size = math.prod(self._value(name).dims)
+
+        def form(env: Env) -> torch.Tensor:
+            out = torch.empty(self.rows, size)
+            one: Env = {**self.fixed}
+            flat = {}
+            for r in of_records:
+                flat[r] = to_rows(env[r], self._value(r), self.rows)
+                one[r] = torch.empty(self._value(r).sizes(1), dtype=env[r].dtype)
+            for i in range(self.rows):
+                for r in of_records:
+                    one[r].copy_(from_rows(flat[r][i : i + 1], self._value(r)))
+                for node in inside:
+                    self._store(node, one, self.call(node, one, 1, masks[node.name]))
+                out[i].copy_(one[name].reshape(-1))
+            if shape.per_unit > 1:
+                return out.reshape(shape.units, shape.per_unit, -1).sum(1)
+            return out
+
+        return form
+
+    def placement(self, contraction: str, chain: Sequence[Node]) -> torch.Tensor | None:
+        """Where each entry of a contraction lands in what the chain makes of it, flat int64; ``None``
+        unless each lands once, as it is, with zeros elsewhere."""
+        dims = self._value(contraction).dims
+        count = math.prod(dims)
+        value = torch.arange(1, count + 1, dtype=torch.float64).reshape(dims)
+        at = contraction
+        for node in chain:
+            sums = [n for n in uses(node) if self._value(n).summed]
+            out = node.name
+            if graph_joint.entry(node).linear == "add":
+                if any(self._value(n).dims != tuple(value.shape) for n in sums):
+                    return None
+            else:
+                value = self.call(node, {**self.fixed, at: value}, self.rows)
+            at = out
+        flat = value.reshape(-1)
+        landed = torch.nonzero(flat).reshape(-1)
+        numbers = flat[landed]
+        if numbers.numel() != count or not torch.equal(
+            numbers.sort().values, torch.arange(1, count + 1, dtype=torch.float64)
+        ):
+            return None
+        return landed[numbers.argsort()]
+
+    def finish(self, gradients: Sequence[str], env: Env) -> Env:
+        """Run the linear nodes from the contractions in ``env`` to ``gradients``."""
+        return env
+
+
+def _local(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _overload(op: str) -> Any:
+    found = resolve(op, JOINT)
+    return getattr(found, "_op", found)
