@@ -54,6 +54,9 @@ def dense(m: ModuleType, b: int, tokens: int, rows: int, columns: int, seed: int
         close_scale(scale, s)
     formed = m.formed_outer(g, x)
     assert formed.shape == (b, rows * columns)
+    out = torch.full_like(formed, torch.nan)
+    assert m.formed_outer(g, x, out) is out
+    assert torch.equal(out, formed)
     assert formed.dtype == torch.float32
     oracle = torch.einsum("bti,btj->bij", g.double(), x.double()).flatten(1)
     error = (formed.double() - oracle).norm(dim=1)
@@ -289,6 +292,9 @@ def convolution(m: ModuleType, c: Convolution, b: int = 2, seed: int = 0) -> boo
     tokens, size, native = math.prod(seen.shape[2:]), oracle[0].numel(), is_native(m)
     formed = m.conv_formed(x, g, *c.rule)
     assert formed.shape == oracle.shape
+    out = torch.full_like(formed, torch.nan)
+    assert m.conv_formed(x, g, *c.rule, out) is out
+    assert torch.equal(out, formed)
     error = (formed.double() - oracle).flatten(1).norm(dim=1)
     assert bool((error <= bounds.formed_norm(tokens, native=native) * s + 1e-13 * s).all()), c
     scale = m.conv_scale(x, g, *c.rule)

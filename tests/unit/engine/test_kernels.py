@@ -97,6 +97,12 @@ def test_sums_need_their_types() -> None:
         kernels.accumulate(torch.zeros(4, dtype=torch.int64)[::2], torch.zeros(2), 1.0)
 
 
+@needs_compiled
+def test_out_must_fit() -> None:
+    with pytest.raises(TypeError):
+        compiled.formed_outer(torch.ones(2, 3, 4), torch.ones(2, 3, 5), torch.empty(2, 21))
+
+
 def test_gamma() -> None:
     assert bounds.gamma(1, 0.25) == 0.25 / 0.75
     with pytest.raises(ValueError, match="too many"):

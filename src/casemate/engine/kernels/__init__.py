@@ -8,6 +8,7 @@ arXiv:2205.10683), or A itself, and what a step does with it then.
 
 Squared norms n2 are float64 (b,). Beside them stands S_i = sum_t |g_it||x_it| >= |A_i| where tokens
 can cancel; ``bounds`` holds for each door gamma with |n2 - |A_i|^2| <= gamma S_i^2 and its proof.
+n2 itself may be negative where tokens cancel; n2 + gamma S^2 never is.
 An operand that is not finite gives an n2 that is not finite, and none of a finite one is.
 
 Operands are float32. On the CPU ``compiled`` does the work where :func:`native` says so, one
@@ -75,12 +76,15 @@ def gram_pair(g: Tensor, x: Tensor, precise: bool = False) -> tuple[Tensor, Tens
     return twins.gram_pair(g, x, precise)
 
 
-def formed_outer(g: Tensor, x: Tensor) -> Tensor:
+def formed_outer(g: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """The gradients themselves, (b, m * n) float32, for g (b, T, m), x (b, T, n).
 
-    Their squares: bounds.formed with S as for gram_pair.
+    Their squares: bounds.formed with S as for gram_pair, and bounds.formed_norm, which is far
+    tighter where n is much below S. ``out``, if given, is filled and returned; fresh memory costs
+    more than the arithmetic where few tokens make large gradients.
     """
-    return compiled.formed_outer(g, x) if native(g, x) else twins.formed_outer(g, x)
+    door = compiled.formed_outer if native(g, x) else twins.formed_outer
+    return door(g, x, out)
 
 
 def formed_sum(g: Tensor) -> Tensor:
@@ -111,14 +115,15 @@ def conv_formed(
     dilation: Sequence[int],
     groups: int = 1,
     transposed: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Weight gradients (b, O, C / groups, *kernel), float32, of a convolution in 1 to 3 dimensions.
 
     x (b, C, *in), g (b, O, *out), of any strides; ``transposed``: (b, C, O / groups, *kernel).
-    Squares: bounds.formed(T, size) with S of :func:`conv_scale`.
+    Squares: bounds.formed(T, size) or formed_norm, S of :func:`conv_scale`. ``out`` as above.
     """
     door = compiled.conv_formed if native(x, g) else twins.conv_formed
-    return door(x, g, kernel, stride, padding, dilation, groups, transposed)
+    return door(x, g, kernel, stride, padding, dilation, groups, transposed, out)
 
 
 def conv_norms(
@@ -133,7 +138,8 @@ def conv_norms(
 ) -> Tensor:
     """n2 of the same, forming each gradient tile by tile in registers and never writing it out.
 
-    Costs the FLOPs of the plain weight gradient. gamma: bounds.conv_norms with :func:`conv_scale`.
+    Costs the FLOPs of the plain weight gradient. gamma: bounds.conv_norms with :func:`conv_scale`;
+    n2^(1/2) + bounds.formed_norm S is the tighter bound, for which a rough S will do.
     """
     door = compiled.conv_norms if native(x, g) else twins.conv_norms
     return door(x, g, kernel, stride, padding, dilation, groups, transposed)

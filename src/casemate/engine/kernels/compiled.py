@@ -59,6 +59,14 @@ def _doubles(like: Tensor) -> Tensor:
     return torch.empty(like.shape[0], dtype=torch.float64)
 
 
+def _filled(out: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    if out is None:
+        return torch.empty(shape)
+    if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
+        raise TypeError(f"out: a contiguous float32 tensor of shape {shape} is needed")
+    return out
+
+
 def row_squares(x: Tensor) -> Tensor:
     x = x.contiguous()
     out = _doubles(x)
@@ -81,10 +89,10 @@ def gram_pair(g: Tensor, x: Tensor, precise: bool = False) -> tuple[Tensor, Tens
     return n2, scale
 
 
-def formed_outer(g: Tensor, x: Tensor) -> Tensor:
+def formed_outer(g: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     g, x = g.contiguous(), x.contiguous()
     (b, tokens, m), n = g.shape, x.shape[2]
-    out = torch.empty((b, m * n))
+    out = _filled(out, (b, m * n))
     _call("formed_outer", g.data_ptr(), x.data_ptr(), b, tokens, m, n, out.data_ptr())
     return out
 
@@ -153,11 +161,12 @@ def conv_formed(
     dilation: Sequence[int],
     groups: int = 1,
     transposed: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     if transposed:
         x, g = g, x
     shape = _shape(x, g, kernel, stride, padding, dilation, groups)
-    out = torch.empty((x.shape[0], g.shape[1], x.shape[1] // groups, *kernel))
+    out = _filled(out, (x.shape[0], g.shape[1], x.shape[1] // groups, *kernel))
     _call("conv", x.data_ptr(), g.data_ptr(), shape, None, out.data_ptr())
     return out
 

@@ -66,8 +66,12 @@ def _finite(n2: Tensor, scale: Tensor) -> Tensor:
     return torch.where(torch.isfinite(scale), n2, scale)
 
 
-def formed_outer(g: Tensor, x: Tensor) -> Tensor:
-    return torch.bmm(g.transpose(1, 2), x).flatten(1)
+def _into(out: Tensor | None, formed: Tensor) -> Tensor:
+    return formed if out is None else out.copy_(formed)
+
+
+def formed_outer(g: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    return _into(out, torch.bmm(g.transpose(1, 2), x).flatten(1))
 
 
 def formed_sum(g: Tensor) -> Tensor:
@@ -142,12 +146,13 @@ def conv_formed(
     dilation: Sequence[int],
     groups: int = 1,
     transposed: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     if transposed:
         x, g = g, x
-    seen, out = unfolded(x, g, kernel, stride, padding, dilation, groups)
-    product = torch.bmm(out, seen.transpose(1, 2))
-    return product.reshape(x.shape[0], g.shape[1], x.shape[1] // groups, *kernel)
+    seen, gradient = unfolded(x, g, kernel, stride, padding, dilation, groups)
+    product = torch.bmm(gradient, seen.transpose(1, 2))
+    return _into(out, product.reshape(x.shape[0], g.shape[1], x.shape[1] // groups, *kernel))
 
 
 def conv_norms(

@@ -549,10 +549,15 @@ int inputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, c
                 const float *v = px + tap[k] + first;
                 if (want.formed) {
                     product<float>(count, n, T, rows, across, v, at, box);
-                    for (int j = 0; j < count; j++)
-                        for (i64 l = 0; l < n * W && first + l < c; l++)
-                            want.formed[((group * o + r + j) * c + first + l) * K + k] =
-                                static_cast<float>(box[j * n * W + l]);
+                    const i64 some = c - first < n * W ? c - first : n * W;
+                    for (int j = 0; j < count; j++) {
+                        float *to = want.formed + ((group * o + r + j) * c + first) * K + k;
+                        const double *from = box + j * n * W;
+                        if (K == 1)
+                            for (i64 l = 0; l < some; l++) to[l] = static_cast<float>(from[l]);
+                        else
+                            for (i64 l = 0; l < some; l++) to[l * K] = static_cast<float>(from[l]);
+                    }
                 } else {
                     *want.norm += product_squares(count, n, T, rows, across, v, at, box);
                 }
@@ -634,7 +639,9 @@ int one_record(const Geometry &q, const Geometry &side, const float *x, const fl
 int convolve(const Geometry &q, const float *x, const float *g, double *norms, float *formed) {
     const i64 T = q.T(), K = q.K(), c = q.C / q.groups, o = q.O / q.groups;
     const bool depthwise = c == 1 && o == 1 && q.groups > 1;
-    const bool outputs = !depthwise && up(o, W) * c <= up(c, W) * o;
+    // Vectors where fewer lanes are idle, but along rows of what is written out.
+    const bool along = formed && K == 1 && 9 * up(c, W) * o <= 10 * up(o, W) * c;
+    const bool outputs = !depthwise && !along && up(o, W) * c <= up(c, W) * o;
     const i64 step = depthwise ? W : (outputs ? 1 : up(c, W));
     i64 *table = scratch[2].get<i64>(2 * T + K);
     if (!table) return -1;
