@@ -64,5 +64,10 @@ bench-overhead: setup
 bench-install: setup
 	@$(PY) -m benchmarks.install
 
+# docs/benchmarks-fortified.md: PyTorch, Opacus, Flower (in a venv under build/), casemate.
+.PHONY: bench-fortified
+bench-fortified: setup
+	@$(PY) -m benchmarks.fortified
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

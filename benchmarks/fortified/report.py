@@ -1,0 +1,190 @@
+"""From runs to medians, spreads, ratios and a table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fortified.variants import AS_IT_COMES, LABELS, NEEDS_ENCLAVE, Result
+
+OVER_FLOWER = 10.0
+OVER_BARE = 1.05
+
+
+def machine() -> Result:
+    """What the figures depend on; nothing that names the host."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+    return {
+        "processor": name or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "python -m benchmarks.fortified " + " ".join(sys.argv[1:]),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def spread(values: Sequence[float]) -> Result:
+    """Median, least, most."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summary(runs: Sequence[Result]) -> list[Result]:
+    """A line for each variant; ``status`` says what was not measured, and what failed."""
+    lines = []
+    for name, label in LABELS.items():
+        of = [r for r in runs if r["variant"] == name]
+        good = [r["result"] for r in of if "result" in r]
+        line: Result = {"variant": name, "label": label, "runs": len(good), "status": "measured"}
+        errors = [r["error"] for r in of if "error" in r]
+        if errors:
+            line |= {"status": "failed", "error": errors[-1]}
+        elif not good:
+            line["status"] = "not measured"
+            if name in NEEDS_ENCLAVE:
+                line["why"] = "no enclave: give --enclave URL --trust FILE"
+        if good:
+            for key in ("seconds", "cpu", "accuracy"):
+                line[key] = spread([g[key] for g in good])
+            stages = {k: spread([g["fixed"][k] for g in good]) for k in good[0]["fixed"]}
+            line["fixed"] = stages
+            line["fixed_seconds"] = spread([sum(g["fixed"].values()) for g in good])
+            for key in ("records", "steps", "slots", "how", "noise", "epsilon", "simulated"):
+                if key in good[-1]:
+                    line[key] = good[-1][key]
+            inside = good[0].get("within", {})
+            line["within"] = {k: spread([g["within"][k] for g in good]) for k in inside}
+        lines.append(line)
+    return lines
+
+
+def ratios(runs: Sequence[Result], probes: Result) -> list[Result]:
+    """What the targets ask for. Ratios are taken within one repeat, then their median."""
+    by: dict[str, dict[int, Result]] = {}
+    for r in runs:
+        if "result" in r:
+            by.setdefault(r["variant"], {})[r["repeat"]] = r["result"]
+
+    def paired(name: str, top: str, bottom: str, value: Any, target: Any = None) -> None:
+        both = sorted(set(by.get(top, {})) & set(by.get(bottom, {})))
+        if not both:
+            return
+        found = spread([value(by[top][i]) / value(by[bottom][i]) for i in both])
+        line: Result = {"ratio": name, **found}
+        if target is not None:
+            limit, reached = target
+            line |= {"target": limit, "reached": reached(found["median"], limit)}
+        out.append(line)
+
+    def seconds(r: Result) -> float:
+        return float(r["seconds"])
+
+    def cpu(r: Result) -> float:
+        return float(r["cpu"])
+
+    def job(r: Result) -> float:
+        """The loop or the run, and what stands for it in the quote or ``prepare``."""
+        own = [v for k, v in r["fixed"].items() if k.startswith(("quote", "prepare"))]
+        return float(r["seconds"] + sum(own))
+
+    out: list[Result] = []
+    over = (OVER_FLOWER, lambda found, limit: found >= limit)
+    under = (OVER_BARE, lambda found, limit: found <= limit)
+    for real, what in (("flower_opacus", "2 nodes"), ("flower_opacus_simulation", "simulation")):
+        name = f"Flower + Opacus at its best ({what}) / casemate with DP"
+        paired(name, real, "casemate_dp", seconds, over)
+        paired(f"{name}, CPU seconds", real, "casemate_dp", cpu)
+        times = probes["opacus"]["times"]
+        slower = times.get(str(AS_IT_COMES), 0.0) / min(times.values())
+        if slower:
+            paired(
+                f"Flower + Opacus as it comes ({what}) / casemate with DP: predicted, the line"
+                f" above times {slower:.1f} by the probe",
+                real,
+                "casemate_dp",
+                seconds,
+            )
+            if out and "predicted" in out[-1]["ratio"]:
+                out[-1] |= {k: out[-1][k] * slower for k in ("median", "min", "max")}
+    paired("PyTorch + Opacus / casemate with DP", "pytorch_opacus", "casemate_dp", seconds)
+    paired("Flower (2 nodes) / casemate", "flower", "casemate", seconds)
+    paired("casemate / PyTorch", "casemate", "pytorch", seconds)
+    paired("casemate with DP / PyTorch", "casemate_dp", "pytorch", seconds)
+    paired("casemate with DP / casemate", "casemate_dp", "casemate", seconds)
+    for tail, what in (("", ""), ("_dp", " with DP")):
+        whole, loop = f"casemate{tail}", f"bare{tail}"
+        paired(f"whole system / bare engine loop{what}", whole, loop, seconds, under)
+        paired(
+            f"the same with quote and prepare{what}, once a job",
+            whole,
+            loop,
+            job,
+        )
+    return out
+
+
+def _range(found: Result, form: str) -> str:
+    return f"{found['median']:{form}} ({found['min']:{form}} to {found['max']:{form}})"
+
+
+def show(result: Result) -> str:
+    """Tables in Markdown."""
+    s, m = result["settings"], result["machine"]
+    work = s["work"]
+    size = "SMALL RUN, not the full benchmark: " if result["quick"] else ""
+    lines = [
+        f"{size}one epoch of EfficientNet-B0 (GroupNorm) over {work['images']} images 3x32x32"
+        f" ({work['data']}), {result['repeats']} repeat(s); expected batch {work['batch']}, Poisson"
+        f" sampling, clip {work['clip']:g}, Adam {work['lr']:g}; private ones at"
+        f" (epsilon {s['epsilon']:g}, delta {s['delta']:g}); accuracy on {work['test']} images.",
+        f"{m['date']}, {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB, load"
+        f" {m['load']} at the end, Python {m['python']}, one thread a process. `{m['command']}`",
+        "",
+        "| variant | epoch, s: median (range) | CPU s | fixed, s | epsilon | noise | accuracy"
+        " | how |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in result["variants"]:
+        if "seconds" not in line:
+            why = line.get("why") or line.get("error", "").strip().splitlines()[-1:] or ""
+            lines.append(f"| {line['label']} | {line['status']} | | | | | | {why} |")
+            continue
+        epsilon = f"{line['epsilon']:.3g}" if "epsilon" in line else "none"
+        marks = "" if line["status"] == "measured" else " (a run failed)"
+        marks += " (simulated TEE)" if line.get("simulated") else ""
+        lines.append(
+            f"| {line['label']}{marks} | {_range(line['seconds'], '.1f')}"
+            f" | {line['cpu']['median']:.1f} | {line['fixed_seconds']['median']:.1f} | {epsilon}"
+            f" | {line['noise']:.3f} | {line['accuracy']['median']:.1%} | {line['how']} |"
+        )
+    lines += ["", "| variant | stage | s: median (range) |", "|---|---|---|"]
+    for line in result["variants"]:
+        for kind, word in (("fixed", "fixed"), ("within", "within the epoch's time")):
+            for name, found in line.get(kind, {}).items():
+                lines.append(f"| {line['label']} | {word}: {name} | {_range(found, '.1f')} |")
+    lines += ["", "| ratio | median (range) | target |", "|---|---|---|"]
+    for line in result["ratios"]:
+        word = {True: "reached", False: "missed", None: ""}[line.get("reached")]
+        goal = f"{line['target']:g}: {word}" if "target" in line else ""
+        lines.append(f"| {line['ratio']} | {_range(line, '.2f')} | {goal} |")
+    lines += ["", "| probe: how a peer runs | ms a record |", "|---|---|"]
+    for kind in ("eager", "opacus"):
+        for name, seconds in sorted(result["probes"][kind]["times"].items(), key=lambda x: x[1]):
+            lines.append(f"| {name} | {1e3 * seconds:.2f} |")
+    short = [
+        f"{line['label']} {line['seconds']['median']:.0f} s"
+        for line in result["variants"]
+        if "seconds" in line and line["seconds"]["median"] < 60
+    ]
+    if short:
+        lines += ["", f"Less than a minute of work in a round: {', '.join(short)}."]
+    return "\n".join(lines)
