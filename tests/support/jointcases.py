@@ -13,7 +13,7 @@ import torch
 
 from casemate.graph import check, joint
 from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
-from casemate.graph.ops import TABLE, Batch, Value, bind
+from casemate.graph.ops import JOINT, TABLE, Batch, Value, bind
 from casemate.spec.errors import ModelError
 from support.graphs import DTYPES, interpret
 from support.jointgraph import SIZES, note, overload, replay, take
@@ -401,4 +401,45 @@ def problems(case: Case) -> list[str]:
             out.append(f"{k} mixes records")
         elif not v.slot and not all(close(take(x, v, [i]), a[k]) for i, a in enumerate(alone)):
             out.append(f"{k} is no function of the record alone")
+    return out
+
+
+def shows(case: Case) -> bool:
+    """Whether a bug in the rules shows: in the numbers, in torch, or as a refusal."""
+    try:
+        return problems(case) != []
+    except (
+        ModelError, RuntimeError, IndexError, TypeError, ValueError, AssertionError, AttributeError,
+        KeyError, ZeroDivisionError,
+    ):  # fmt: skip
+        return True
+
+
+def nonlinear(case: Case) -> list[str]:
+    """Outputs that are proved S and that are no linear function of the S operands."""
+    node, values = case.nodes[0], case.prove()
+    torch.manual_seed(5)
+    one, two, both, twice = (dict(case.data) for _ in range(4))
+    for k, v in case.inputs.items():
+        if v.summed:
+            one[k], two[k] = torch.randn(v.dims), torch.randn(v.dims) * 3
+            both[k], twice[k] = one[k] + two[k], -2.5 * one[k]
+    a, b, c, d = (replay(case.nodes, x, 1) for x in (one, two, both, twice))
+    out = []
+    for k in [n for n in a if n.partition(".")[0] == node.name]:
+        if not values[k].summed or not a[k].numel():
+            continue
+        if not a[k].dtype.is_floating_point:
+            out.append(f"{node.op}: {k} is rounded")
+            continue
+        finite = torch.isfinite(a[k]) & torch.isfinite(b[k])
+        zero = torch.zeros(())
+        pairs = ((c[k], a[k] + b[k]), (d[k], -2.5 * a[k]))
+        cut = [[torch.where(finite, x, zero) for x in pair] for pair in pairs]
+        if not all(close(x, y) for x, y in cut):
+            out.append(f"{node.op}: {k} is not linear")
+        if JOINT[node.op].isometric and sum(v.summed for v in case.inputs.values()) == 1:
+            (given,) = (x for n, x in one.items() if case.inputs[n].summed)
+            if not close(a[k].norm(), given.norm()):
+                out.append(f"{node.op}: {k} has another norm")
     return out

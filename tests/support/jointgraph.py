@@ -63,6 +63,14 @@ def functional(name: str) -> str:
     return _FUNCTIONAL.get(name, f"{space}.{op.removesuffix('_')}.{last}")
 
 
+def seen(run: Callable[[], object]) -> frozenset[str]:
+    """The operations that run."""
+    log = _Log()
+    with plain(), log:
+        run()
+    return frozenset(functional(str(entry[0])) for entry in log.entries)
+
+
 @dataclass(slots=True)
 class _Raw:
     name: str
