@@ -77,7 +77,7 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("all += s[l] * s[l];", "all += s[l];", depthwise),
     ("k += r;\n        }\n    }\n    return 0;", "k += r + 1;\n        }\n    }\n    return 0;",
      many_taps),
-    ("group * o + first + l) * c * K", "first + l) * c * K", grouped),
+    ("(group * o + first) * c * K", "first * c * K", grouped),
 ]  # fmt: skip
 QUICK = {0, 2, 12}
 

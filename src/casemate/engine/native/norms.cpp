@@ -31,6 +31,7 @@ constexpr int CELLS = 12;
 #endif
 constexpr i64 CHUNK = 256;
 constexpr int ROWS = 12;    // rows of a tile, at most
+constexpr int STAGE = 96 + 11;   // 96 rows and not another tile
 constexpr int NARROW = 2;    // vectors in a tile of a symmetric matrix: less beyond the diagonal
 constexpr double FLOOR = 0x1p-125;   // 2^-149 / 2^-24: underflow in units of gamma
 
@@ -210,6 +211,17 @@ double product_squares(int rows, int vectors, i64 count, const float *const *s, 
     alignas(64) float part[BLOCK];
     choose<float>(rows, vectors)(count, s, si, v, vi, part);
     return squares(part, rows * vectors * W);
+}
+
+// The tile itself, rounded to float32.
+void product_floats(int rows, int vectors, i64 count, const float *const *s, const i64 *si,
+                    const float *v, const i64 *vi, double *box, float *out) {
+    if (count <= CHUNK) {
+        choose<float>(rows, vectors)(count, s, si, v, vi, out);
+        return;
+    }
+    product<float>(rows, vectors, count, s, si, v, vi, box);
+    for (int j = 0; j < rows * vectors * W; j++) out[j] = static_cast<float>(box[j]);
 }
 
 // ---- transposing ----
@@ -506,6 +518,8 @@ int outputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, 
     planes(q, x, group * c, c, size, px);
     pixels(side, g, group * o, o, width, pg);
     alignas(64) double box[BLOCK];
+    alignas(64) float stage[STAGE * WIDE * W];   // rows to be written out together, transposed
+    i64 held = 0;
     const float *rows[ROWS];
     for (i64 first = 0; first < width;) {
         const int n = vectors_for((width - first) / W);
@@ -513,11 +527,14 @@ int outputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, 
             const int count = static_cast<int>(block_size(c * K - r, rows_for(n)));
             for (int j = 0; j < count; j++) rows[j] = px + (r + j) / K * size + tap[(r + j) % K];
             if (want.formed) {
-                product<float>(count, n, T, rows, at, pg + first, across, box);
-                for (i64 l = 0; l < n * W && first + l < o; l++)
-                    for (int j = 0; j < count; j++)
-                        want.formed[(group * o + first + l) * c * K + r + j] =
-                            static_cast<float>(box[j * n * W + l]);
+                product_floats(count, n, T, rows, at, pg + first, across, box, stage + held * n * W);
+                held += count;
+                if (held + ROWS > STAGE || r + count == c * K) {
+                    const i64 some = o - first < n * W ? o - first : n * W;
+                    float *to = want.formed + (group * o + first) * c * K + r + count - held;
+                    transpose(stage, n * W, held, some, to, c * K);
+                    held = 0;
+                }
             } else {
                 *want.norm += product_squares(count, n, T, rows, at, pg + first, across, box);
             }
@@ -539,6 +556,7 @@ int inputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, c
     pixels(q, x, group * c, c, width, px);
     planes(side, g, group * o, o, T, pg);
     alignas(64) double box[BLOCK];
+    alignas(64) float part[BLOCK];
     const float *rows[ROWS];
     for (i64 k = 0; k < K; k++)
         for (i64 first = 0; first < width;) {
@@ -548,15 +566,15 @@ int inputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, c
                 for (int j = 0; j < count; j++) rows[j] = pg + (r + j) * T;
                 const float *v = px + tap[k] + first;
                 if (want.formed) {
-                    product<float>(count, n, T, rows, across, v, at, box);
+                    product_floats(count, n, T, rows, across, v, at, box, part);
                     const i64 some = c - first < n * W ? c - first : n * W;
                     for (int j = 0; j < count; j++) {
                         float *to = want.formed + ((group * o + r + j) * c + first) * K + k;
-                        const double *from = box + j * n * W;
+                        const float *from = part + j * n * W;
                         if (K == 1)
-                            for (i64 l = 0; l < some; l++) to[l] = static_cast<float>(from[l]);
+                            for (i64 l = 0; l < some; l++) to[l] = from[l];
                         else
-                            for (i64 l = 0; l < some; l++) to[l * K] = static_cast<float>(from[l]);
+                            for (i64 l = 0; l < some; l++) to[l * K] = from[l];
                     }
                 } else {
                     *want.norm += product_squares(count, n, T, rows, across, v, at, box);
@@ -926,6 +944,7 @@ int norms_formed_outer(const float *g, const float *x, i64 b, i64 T, i64 m, i64 
         table[T + t] = t * width;
     }
     alignas(64) double box[BLOCK];
+    alignas(64) float part[BLOCK];
     const float *rows[ROWS];
     for (i64 i = 0; i < b; i++) {
         const float *v = x + i * T * n;
@@ -942,11 +961,10 @@ int norms_formed_outer(const float *g, const float *x, i64 b, i64 T, i64 m, i64 
             for (i64 r = 0; r < m;) {
                 const int count = static_cast<int>(block_size(m - r, rows_for(k)));
                 for (int j = 0; j < count; j++) rows[j] = g + i * T * m + r + j;
-                product<float>(count, k, T, rows, table, v + first, table + T, box);
-                for (int j = 0; j < count; j++) {
-                    float *to = out + (i * m + r + j) * n + first;
-                    for (i64 l = 0; l < keep; l++) to[l] = static_cast<float>(box[j * k * W + l]);
-                }
+                product_floats(count, k, T, rows, table, v + first, table + T, box, part);
+                for (int j = 0; j < count; j++)
+                    std::memcpy(out + (i * m + r + j) * n + first, part + j * k * W,
+                                sizeof(float) * keep);
                 r += count;
             }
             first += k * W;
