@@ -69,5 +69,10 @@ bench-install: setup
 bench-fortified: setup
 	@$(PY) -m benchmarks.fortified
 
+# docs/benchmarks-engine.md: the private step beside PyTorch's and other private ones.
+.PHONY: bench-engine
+bench-engine: setup
+	@$(PY) -m benchmarks.engine --write
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

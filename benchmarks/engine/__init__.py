@@ -1,1 +1,1 @@
-"""The engine's step beside plain PyTorch and other private steps: ``python -m benchmarks.engine``."""
+"""The engine's step beside plain PyTorch's and other private ones: docs/benchmarks-engine.md."""

@@ -1,6 +1,6 @@
 """casemate's private step beside plain PyTorch and other private steps, in one run.
 
-``python -m benchmarks.engine [--quick] [--format table|json] [--only mlp,vgg9] [--peers n,opacus]``.
+``python -m benchmarks.engine [--quick] [--format table|json] [--only mlp,vgg9] [--peers n]``.
 Each workload has a process of its own. First all of them compile, two at a time, into an empty
 cache; then one after the other is measured while the rest wait. docs/benchmarks-engine.md says how
 to read the figures.
@@ -30,6 +30,13 @@ SECONDS: Final = {
     "distilbert_last": 40, "vgg9": 40, "mlp": 15, "logreg": 8,
 }  # fmt: skip
 FULL: Final = 4
+PAGE: Final = ROOT / "docs" / "benchmarks-engine.md"
+IMAGE: Final = ROOT / "docs" / "images" / "benchmarks-engine.svg"
+PASSES: Final = (
+    ("highest", "raised", "float32"),
+    ("medium", "raised", "Products of bfloat16"),
+    ("highest", "default", "float32, the C library's default allocator settings"),
+)
 # The methods that form a gradient per record spend most of their time on page faults otherwise.
 RAISED: Final = {
     "MALLOC_MMAP_MAX_": "0",
@@ -143,6 +150,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--allocator", choices=("raised", "default"), default="raised")
     parser.add_argument("--seconds", type=float, help="of rounds, for each workload")
     parser.add_argument("--chart", type=Path, help="write a chart (SVG) there")
+    parser.add_argument(
+        "--write", action="store_true",
+        help="measure at each precision and allocator; put tables and chart into docs",
+    )  # fmt: skip
     parser.add_argument("--save", type=Path, help="write the JSON there as well")
     options = parser.parse_args(argv)
     unknown = [name for name in options.only if name not in SECONDS]
@@ -151,9 +162,31 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(options: argparse.Namespace, page: Path = PAGE, image: Path = IMAGE) -> None:
+    """Every pass, its tables between the marks of ``page``, and the chart of the first."""
+    parts = []
+    for n, (precision, allocator, title) in enumerate(PASSES):
+        _say(title)
+        turned = argparse.Namespace(**vars(options))
+        turned.precision, turned.allocator = precision, allocator
+        found = run(turned, _say)
+        parts.append(f"## {title}\n\n{report.table(found)}")
+        if n == 0:
+            image.parent.mkdir(exist_ok=True)
+            report.chart(found, image)
+        report.put(page, "\n\n".join(parts))
+
+
 def main() -> None:
     options = arguments()
-    found = run(options, lambda text: print(text, file=sys.stderr, flush=True))
+    if options.write:
+        write(options)
+        return
+    found = run(options, _say)
     if options.save:
         options.save.write_text(json.dumps(found, indent=1) + "\n")
     if options.chart:

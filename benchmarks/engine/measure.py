@@ -159,7 +159,8 @@ class Run:
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision(settings["precision"])
         if settings["precision"] != "highest":
-            torch.backends.mkldnn.conv.fp32_precision = "bf16"
+            onednn: Any = torch.backends.mkldnn
+            onednn.conv.fp32_precision = "bf16"
         self.settings, self.workload = settings, BY_ID[settings["workload"]]
         wanted = settings["peers"]
         self.peers = {
@@ -255,7 +256,7 @@ class Run:
             "opacus_best_over_eager": (opacus, "eager"),
         }
         ratios = {
-            key: ratio(timed[a], timed[b]) if a in timed and b in timed else None
+            key: ratio(timed[a], timed[b]) if a and b and a in timed and b in timed else None
             for key, (a, b) in pairs.items()
         }
         base = "casemate" if "casemate" in timed else "eager"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any, Final
 
 import torch
@@ -19,6 +21,14 @@ from benchmarks.engine import joint, ours
 from benchmarks.engine.workloads import CLIP, LEARNING_RATE, NOISE_MULTIPLIER, Workload, losses
 
 Step = Callable[[], object]
+
+
+def _any(workload: Workload) -> bool:
+    return True
+
+
+def _never(workload: Workload) -> bool:
+    return False
 
 
 class Absent(Exception):
@@ -36,8 +46,8 @@ class Peer:
     id: str
     group: str
     build: Callable[[Workload], Step]
-    fits: Callable[[Workload], bool] = lambda w: True
-    quick: Callable[[Workload], bool] = lambda w: True
+    fits: Callable[[Workload], bool] = _any
+    quick: Callable[[Workload], bool] = _any
     compiles: bool = False
 
 
@@ -63,7 +73,7 @@ def eager(workload: Workload, *, channels_last: bool = False) -> Step:
     optimizer = _sgd(module)
 
     def step() -> None:
-        losses(module, inputs, target).mean().backward()
+        torch.autograd.backward(losses(module, inputs, target).mean())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -77,7 +87,7 @@ def torch_compile(workload: Workload, *, channels_last: bool = False) -> Step:
     loss = torch.compile(lambda *args: losses(module, args[:-1], args[-1]).mean())
 
     def step() -> None:
-        loss(*inputs, target).backward()
+        torch.autograd.backward(loss(*inputs, target))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -94,26 +104,25 @@ def _positions_frozen(module: nn.Module) -> None:
 
 def opacus(workload: Workload, mode: str) -> Step:
     """Opacus 1.6 in one of its modes, with its own optimizer."""
-    from opacus.grad_sample import wrap_model
-    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-
+    optimizers = import_module("opacus.optimizers")
     module, (inputs, target) = workload.make(), workload.data()
     if workload.text:
         _positions_frozen(module)
     more: dict[str, Any] = {} if mode == "ew" else {"strict": False}
     if mode == "ghost":
         more["max_grad_norm"] = CLIP
-    wrapped = wrap_model(module, mode, loss_reduction="mean", **more)
-    kind = DPOptimizerFastGradientClipping if mode == "ghost" else DPOptimizer
-    optimizer = kind(
+    wrapped = import_module("opacus.grad_sample").wrap_model(
+        module, mode, loss_reduction="mean", **more
+    )
+    kind = "DPOptimizerFastGradientClipping" if mode == "ghost" else "DPOptimizer"
+    optimizer = getattr(optimizers, kind)(
         _sgd(module), noise_multiplier=NOISE_MULTIPLIER, max_grad_norm=CLIP,
         expected_batch_size=workload.batch, loss_reduction="mean",
     )  # fmt: skip
     criterion: Any = nn.CrossEntropyLoss()
     if mode == "ghost":
-        from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
-
-        criterion = DPLossFastGradientClipping(wrapped, optimizer, criterion, "mean")
+        utils = import_module("opacus.utils.fast_gradient_clipping_utils")
+        criterion = utils.DPLossFastGradientClipping(wrapped, optimizer, criterion, "mean")
 
     def step() -> None:
         criterion(wrapped(*inputs), target).backward()
@@ -151,23 +160,23 @@ def vmap_grad(workload: Workload) -> Step:
 
 
 def fast_dp(workload: Workload) -> Step:
-    """fastDP's book-keeping (Bu et al. 2023). It is in no registry: see docs/benchmarks-engine.md."""
+    """fastDP's book-keeping (Bu et al. 2023); no package registry has it."""
     try:
-        from fastDP import PrivacyEngine
+        engine = import_module("fastDP").PrivacyEngine
     except ImportError as e:
         raise Absent("fastDP is not installed") from e
     module, (inputs, target) = workload.make(), workload.data()
     if workload.text:
         _positions_frozen(module)
     optimizer = _sgd(module)
-    PrivacyEngine(
+    engine(
         module, batch_size=workload.batch, sample_size=100 * workload.batch, epochs=1,
         noise_multiplier=NOISE_MULTIPLIER, max_grad_norm=CLIP, clipping_fn="Abadi",
         clipping_mode="MixOpt", clipping_style="all-layer",
     ).attach(optimizer)  # fmt: skip
 
     def step() -> None:
-        losses(module, inputs, target).mean().backward()
+        torch.autograd.backward(losses(module, inputs, target).mean())
         optimizer.step()
         optimizer.zero_grad()
 
@@ -178,29 +187,31 @@ def _convolutional(workload: Workload) -> bool:
     return workload.convolutional
 
 
-def _never(workload: Workload) -> bool:
-    return False
+# Where full runs never had it among the fastest, a quick run saves its compilation.
+_QUICK: Final = {
+    "torch.compile": (), "torch.compile channels_last": (),
+    "inductor": ("logreg", "mlp", "minilm", "distilbert", "distilbert_lora", "distilbert_last"),
+    "inductor channels_last": ("efficientnet_b0",),
+}  # fmt: skip
 
 
 def _candidates() -> list[Peer]:
     """Everything that may win N, contiguous and, for convolutions, channels last."""
-    made = []
+
+    def peer(name: str, last: bool, build: Callable[[Workload], Step], compiles: bool) -> Peer:
+        name += " channels_last" if last else ""
+        return Peer(
+            name, "n", build, _convolutional if last else _any,
+            lambda w: w.id in _QUICK.get(name, (w.id,)), compiles,
+        )  # fmt: skip
+
+    made = [peer("eager", True, partial(eager, channels_last=True), False)]
     for last in (False, True):
-        tail = " channels_last" if last else ""
-        fits = _convolutional if last else (lambda w: True)
-        if last:
-            made.append(Peer("eager" + tail, "n", lambda w: eager(w, channels_last=True), fits))
         made += [
-            Peer("torch.compile" + tail, "n",
-                 lambda w, c=last: torch_compile(w, channels_last=c), fits, _never, compiles=True),
-            Peer("graph" + tail, "n",
-                 lambda w, c=last: joint.step(w, channels_last=c, compile_graph=False), fits,
-                 compiles=True),
-            Peer("inductor" + tail, "n",
-                 lambda w, c=last: joint.step(w, channels_last=c), fits, compiles=True),
-            Peer("inductor, ATen norms" + tail, "n",
-                 lambda w, c=last: joint.step(w, channels_last=c, keep=joint.NORMS),
-                 _convolutional, _never, compiles=True),
+            peer("torch.compile", last, partial(torch_compile, channels_last=last), True),
+            peer("graph", last,
+                 partial(joint.step, channels_last=last, compile_graph=False), True),
+            peer("inductor", last, partial(joint.step, channels_last=last), True),
         ]  # fmt: skip
     return made
 
@@ -209,7 +220,7 @@ ALL: Final = (
     Peer("casemate", "ours", ours.casemate_step, compiles=True),
     Peer("eager", "eager", eager),
     *_candidates(),
-    *(Peer(f"opacus {m}", "opacus", lambda w, m=m: opacus(w, m))
+    *(Peer(f"opacus {m}", "opacus", partial(opacus, mode=m))
       for m in ("ghost", "functorch", "hooks", "ew")),
     Peer("fastDP", "other", fast_dp, quick=_never),
     Peer("vmap(grad)", "other", vmap_grad, quick=_never),

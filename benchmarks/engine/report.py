@@ -19,6 +19,8 @@ RATIOS: Final = (
     "opacus_best_over_eager",
 )  # fmt: skip
 NOT_MEASURED: Final = "not measured"
+BEGIN: Final = "<!-- figures: written by make bench-engine -->"
+END: Final = "<!-- end of figures -->"
 
 
 def machine() -> str:
@@ -127,6 +129,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def put(page: Path, text: str) -> None:
+    """``text`` between the two marks of ``page``, in place of what stood there."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
 def _milliseconds(variant: dict[str, Any]) -> str:
     value = variant["ms"] if variant["ms"] is not None else variant["one_step_ms"]
     return NOT_MEASURED if value is None else f"{value:.4g}"
@@ -144,7 +153,7 @@ def chart(results: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot
 
     shown = [r for r in results if "variants" in r]
     kinds = ["N", "casemate", "opacus ghost", "opacus functorch", "opacus hooks", "opacus ew"]
@@ -166,7 +175,7 @@ def chart(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(range(len(shown)), [f"{r['title']} ({r['batch']})" for r in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time of a step over plain eager PyTorch (logarithmic)")
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=c) for c in colours]
+    handles = [patches.Patch(color=c) for c in colours]
     axes.legend(handles, kinds, fontsize=7, loc="lower right")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -119,7 +119,7 @@ class _MBConv(nn.Module):
         self.residual = stride == 1 and i == o
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
+        y: Tensor = self.body(x)
         y = self.out(y * self.squeeze(y))
         return x + y if self.residual else y
 
@@ -159,7 +159,8 @@ class _MiniLm(nn.Module):
         found = self.encoder(input_ids=ids, attention_mask=mask, token_type_ids=kinds)
         hidden = found.last_hidden_state
         there = mask.unsqueeze(-1).to(hidden.dtype)
-        return self.head((hidden * there).sum(1) / there.sum(1))
+        logits: Tensor = self.head((hidden * there).sum(1) / there.sum(1))
+        return logits
 
 
 class _Logits(nn.Module):
@@ -168,18 +169,18 @@ class _Logits(nn.Module):
         self.body = body
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.body(input_ids=ids, attention_mask=mask).logits
+        logits: Tensor = self.body(input_ids=ids, attention_mask=mask).logits
+        return logits
 
 
 def _distilbert() -> Any:
     import transformers as hf
 
-    return hf.DistilBertForSequenceClassification(
-        hf.DistilBertConfig(
-            vocab_size=VOCABULARY, dim=768, n_layers=6, n_heads=12, hidden_dim=3072, dropout=0.0,
-            attention_dropout=0.0, seq_classif_dropout=0.0, num_labels=2,
-        )
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072,
+        "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "num_labels": 2,
+    }  # fmt: skip
+    return hf.DistilBertForSequenceClassification(hf.DistilBertConfig(**settings))
 
 
 def _lora() -> nn.Module:

@@ -25,11 +25,10 @@ def _small(made: list[nn.Module], convolutional: bool = False) -> Workload:
     """A workload of seconds whose modules are put in ``made``."""
 
     def module() -> nn.Module:
-        body = (
-            [nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten()]
-            if convolutional
-            else [nn.Linear(6, 64), nn.ReLU()]
-        )
+        body: list[nn.Module] = [nn.Linear(6, 64), nn.ReLU()]
+        if convolutional:
+            body = [nn.Conv2d(3, 64, 3, padding=1), nn.GroupNorm(2, 64), nn.ReLU()]
+            body += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         made.append(nn.Sequential(*body, nn.Linear(64, 3)))
         return made[-1]
 
@@ -44,9 +43,9 @@ def _change(workload: Workload, made: list[nn.Module], peer: str, steps: int) ->
     step = next(p for p in peers.ALL if p.id == peer).build(workload)
     for _ in range(steps):
         step()
-    after = nn.utils.parameters_to_vector(made[-1].parameters())
-    before = nn.utils.parameters_to_vector(workload.make().parameters())
-    return (after - before).detach().contiguous()
+    before = workload.make()
+    pairs = zip(made[-2].parameters(), before.parameters(), strict=True)
+    return torch.cat([(a - b).detach().flatten() for a, b in pairs])
 
 
 PRIVATE = ("opacus ghost", "opacus functorch", "opacus hooks", "opacus ew", "vmap(grad)")
@@ -105,6 +104,24 @@ def test_products_by_onednn_are_the_same_products(monkeypatch: pytest.MonkeyPatc
     assert joint.choose_products(graph) == {"mkl": 0, "onednn": 5}
     for a, b in zip(before, graph(*held, *inputs, target), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_products_in_bf16_are_rounded_and_close(
+    monkeypatch: pytest.MonkeyPatch, convolutional: bool
+):
+    made: list[nn.Module] = []
+    workload = _small(made, convolutional)
+    module, (inputs, target) = workload.make(), workload.data()
+    graph, held = joint.trace(module, inputs, target)
+    before = graph(*held, *inputs, target)
+    turn = iter(range(1000))
+    monkeypatch.setattr(joint, "_seconds", lambda call: (call(), -next(turn))[1])
+    assert joint.choose_bf16(graph) == 5
+    after = graph(*held, *inputs, target)
+    assert {t.dtype for t in after} == {torch.float32}
+    head = list(zip(after, before, strict=True))[-2:]  # no ReLU between
+    assert 1e-5 < max(float((a - b).norm() / b.norm()) for a, b in head) < 0.02
 
 
 def test_workloads_are_those_of_the_table():
@@ -169,8 +186,8 @@ print(json.dumps([b.there, held, peak, b.tensors() - start]))
     assert abs(left) < 10_000
 
 
-def test_a_run_of_processes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    options = command.arguments(["--quick", "--only", "logreg", "--peers", "eager", "--seconds", "1"])
+def test_a_run_of_processes():
+    options = command.arguments(["--quick", "--only=logreg", "--peers=eager", "--seconds=1"])
     (found,) = command.run(options)
     assert found["workload"] == "logreg"
     assert found["variants"]["eager"]["ms"] > 0
