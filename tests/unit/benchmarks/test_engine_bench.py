@@ -205,6 +205,15 @@ def test_what_was_not_measured_is_null_and_says_so():
     assert report.NOT_MEASURED in report.table([dead])
 
 
+def test_tables_take_the_place_of_older_ones(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for text in ("one", "two"):
+        report.put(page, text)
+    assert page.read_text() == f"before\n{report.BEGIN}\n\ntwo\n\n{report.END}\nafter\n"
+    assert report.BEGIN in command.PAGE.read_text()
+
+
 def test_unknown_workloads_are_refused():
     with pytest.raises(SystemExit):
         command.arguments(["--only", "resnet50"])
