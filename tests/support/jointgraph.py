@@ -7,7 +7,7 @@ batch sizes, and an int that differs between them becomes the size that gives bo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -39,15 +39,10 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
+def plain() -> contextlib.AbstractContextManager[None]:
     """Without oneDNN, so that recurrent networks fall into cells."""
-    before = torch.backends.mkldnn.enabled
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
+    flags: contextlib.AbstractContextManager[None] = torch.backends.mkldnn.flags(enabled=False)
+    return flags
 
 
 # What is not as it would be without the last underscore; memory not yet written starts as zeros.

@@ -46,7 +46,7 @@ def per_record(out: Tensor, target: Tensor) -> Tensor:
 
 
 def tied() -> nn.Module:
-    def run(self: Any, x: Tensor) -> Tensor:
+    def run(self: Any, x: Tensor) -> Any:
         h = self.e(x) + self.p[: x.shape[1]]
         return functional.linear(self.n(h), self.e.weight)
 
@@ -57,14 +57,14 @@ def encoder(causal: bool) -> nn.Module:
     layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, norm_first=True)
     mask = torch.triu(torch.full((6, 6), float("-inf")), 1)
 
-    def run(self: Any, x: Tensor) -> Tensor:
+    def run(self: Any, x: Tensor) -> Any:
         return self.t(x, src_mask=mask) if causal else self.t(x, src_key_padding_mask=x[..., 0] > 1)
 
     return Fn(run, t=layer)
 
 
 def bottleneck() -> nn.Module:
-    def run(self: Any, x: Tensor) -> Tensor:
+    def run(self: Any, x: Tensor) -> Any:
         a = self.down(x)
         b = functional.interpolate(self.mid(a), size=x.shape[-2:], mode="bilinear")
         return self.up(torch.cat([x, b], 1))
@@ -88,7 +88,7 @@ def recurrent(kind: type[nn.Module], **how: Any) -> nn.Module:
 
 
 def time_first() -> nn.Module:
-    def run(self: Any, x: Tensor) -> Tensor:
+    def run(self: Any, x: Tensor) -> Any:
         h = self.r(x.transpose(0, 1))[0]  # (T, B, 5): the batch is folded behind time
         return self.o(h.reshape(-1, 5)).reshape(h.shape[0], h.shape[1], 2).transpose(0, 1)
 
@@ -98,7 +98,7 @@ def time_first() -> nn.Module:
 def queries() -> nn.Module:
     """Learned queries attend to the record, after a learned token."""
 
-    def run(self: Any, x: Tensor) -> Tensor:
+    def run(self: Any, x: Tensor) -> Any:
         n = x.shape[0]
         x = torch.cat([self.c.expand(n, 1, 4), x], 1)
         return functional.scaled_dot_product_attention(self.q.expand(n, 3, 4), x, x)
@@ -108,7 +108,7 @@ def queries() -> nn.Module:
 
 def frozen_batch_norm() -> nn.Module:
     norm = nn.BatchNorm2d(6).eval()
-    norm.running_mean.normal_()
+    norm.running_mean = torch.randn(6)
     return plain(nn.Conv2d(4, 6, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
 
@@ -119,7 +119,7 @@ def unit_weights() -> nn.Module:
 def bias_table() -> nn.Module:
     at = torch.arange(6)[:, None] - torch.arange(6)[None] + 5
 
-    def run(self: Any, x: Tensor) -> Tensor:
+    def run(self: Any, x: Tensor) -> Any:
         return (x @ x.transpose(1, 2) + self.t[at]).softmax(-1) @ x
 
     return Fn(run, t=torch.randn(11))

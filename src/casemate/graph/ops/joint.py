@@ -357,7 +357,7 @@ def _mv(call: Call) -> Value | None:
     left, right = a.batch, b.batch
     if left is None or right is None or not (a.floating and b.floating):
         return None
-    if b.rank != 1 or left.axis != a.rank - 1:
+    if b.rank != 1 or left.axis != a.rank - 1 or a.rank != (2 if "vec" in call.args else 1):
         return None
     if (left.outer, left.inner) != (right.outer, right.inner) or a.dims[-1] != b.dims[0]:
         call.mixes("multiplies records with other records")
