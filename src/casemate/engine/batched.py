@@ -25,7 +25,8 @@ import torch
 from casemate.engine import kernels
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
-from casemate.engine.program import DTYPES, Program, maker, size_at, uses
+from casemate.engine.probe import failing
+from casemate.engine.program import DTYPES, Program, maker
 from casemate.engine.rows import Rows
 from casemate.engine.sites import Planner, Shape, Site
 from casemate.graph.check import Checked
@@ -86,25 +87,48 @@ class Batched:
         planner = Planner(proved, self.runner, shape)
         self.sites = planner.sites()
         self.wanted = self._operands()
-        source = self.frontier if keep else self.data
-        self._forward = self.runner.function([*source, SEED], self.wanted)
-        self._prefix = self.runner.function(self.data, self.frontier) if keep else None
+        self.source = self.frontier if keep else self.data
+        self._functions({})
         self.planner = planner
         self._buffers = {
-            name: torch.zeros(proved.values[name].sizes(shape.rows), dtype=DTYPES[proved.values[name].dtype])
-            for name in source
+            name: torch.zeros(
+                proved.values[name].sizes(shape.rows), dtype=DTYPES[proved.values[name].dtype]
+            )
+            for name in self.source
         }
         self._ends = self._linear_order()
+
+    def _functions(self, instead: Mapping[str, Any]) -> None:
+        self._forward = self.runner.function([*self.source, SEED], self.wanted, instead)
+        if self.keep:
+            self._prefix = self.runner.function(self.data, self.frontier, instead)
+
+    def settle(self, records: Mapping[str, torch.Tensor]) -> list[str]:
+        """Try every operation in every slot (:mod:`casemate.engine.probe`); those that fail are run
+        one record at a time from now on. records: a microbatch by data input. Returns their names.
+        """
+        runner = self.runner
+        nodes = runner.order([*self.data, SEED], [*self.wanted, *self.frontier])
+        names = [o for n in nodes for o in runner.outs(n)]
+        everything = runner.function([*self.data, SEED], names)
+        seed = torch.ones(self.shape.rows)
+        inputs = [records[spec.name] for spec in self.program.data]
+        with torch.inference_mode():
+            made = everything(runner.fixed, *inputs, seed)
+        env = {**runner.fixed, **dict(zip(names, made, strict=True))}
+        env |= dict(zip(self.data, inputs, strict=True)) | {SEED: seed}
+        instead = failing(runner, nodes, env)
+        self._functions(instead)
+        return [f"{n.op} ({n.name})" for n in nodes if n.name in instead]
 
     def _operands(self) -> list[str]:
         out: dict[str, None] = {}
         for site in self.sites:
             for name in site.totals:
-                inside = self.runner.ancestors([name]) & self.runner.summed
-                for node in inside:
-                    for r in uses(self.runner.nodes[node]):
-                        v = self.proved.values[r]
-                        if v.batch is not None:
+                for node in self.runner.sums_behind([name]):
+                    for r in self.runner.reads[node.name]:
+                        of_records = self.proved.values[r].batch is not None
+                        if of_records or maker(r) in self.runner.of_batch:
                             out[r] = None
         return list(out)
 
@@ -112,8 +136,7 @@ class Batched:
         """Linear nodes that lead from the sites' totals to the gradients."""
         have = frozenset(n for s in self.sites for n in s.totals)
         goals = [g for g in self.proved.joint.gradients if g is not None]
-        inside = self.runner.ancestors(goals, have) & self.runner.summed
-        return [n for n in self.proved.joint.nodes if n.name in inside]
+        return self.runner.sums_behind(goals, have)
 
     def operands(self, frontier: Mapping[str, torch.Tensor], seed: torch.Tensor) -> Env:
         """Operands of all contractions for one microbatch."""
@@ -160,14 +183,12 @@ class Batched:
         rows = good.repeat_interleave(self.shape.per_unit)
         for name in self.wanted:
             value, t = self.proved.values[name], env[name]
-            if t.is_floating_point():
+            if t.is_floating_point() and value.batch is not None:
                 flat = to_rows(t, value, self.shape.rows).clone()
                 flat[~rows] = 0.0
                 env[name] = from_rows(flat, value)
 
-    def sums(
-        self, rows: Rows, bound: float, step: float, slots: int
-    ) -> Any:
+    def sums(self, rows: Rows, bound: float, step: float, slots: int) -> Any:
         """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0."""
         units, k = self.shape.units, self.shape.per_unit
         store = self._stored(rows) if self.keep else None
@@ -240,7 +261,11 @@ class Batched:
 
 
 def build(
-    program: Program, checked: Checked, records: Mapping[str, torch.Tensor], shape: Shape, keep: bool
+    program: Program,
+    checked: Checked,
+    records: Mapping[str, torch.Tensor],
+    shape: Shape,
+    keep: bool,
 ) -> Batched:
     """The path for a model, or ``Unfit`` or ``ModelError`` where it cannot be taken.
 

@@ -195,7 +195,9 @@ def note(graph: Graph, values: Mapping[str, Value], programs: Sequence[Program],
     nodes: list[Node] = []
     places: dict[str, Mapping[str, Any]] = {}
     loss = ""
-    sums: set[int] = set()  # identities of the losses' sum and of the ones that autograd starts from
+    sums: set[int] = (
+        set()
+    )  # identities of the losses' sum and of the ones that autograd starts from
     seeded = False
     for (func, args, kwargs, out), (func2, args2, kwargs2, out2) in zip(
         first.entries, second.entries, strict=True

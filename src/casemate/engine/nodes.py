@@ -57,6 +57,7 @@ class Runner:
     ) -> None:
         self.noted, self.proved, self.rows = noted, proved, rows
         self.nodes = {n.name: n for n in proved.joint.nodes}
+        self.reads = {n.name: uses(n) for n in proved.joint.nodes}
         self.inputs: Env = dict(constants)
         self.inputs |= {f"p{i}": leaf.detach() for i, leaf in enumerate(leaves)}
         self.of_batch = {
@@ -90,8 +91,19 @@ class Runner:
             if node in seen or node not in self.nodes:
                 continue
             seen.add(node)
-            todo += [n for n in uses(self.nodes[node]) if n not in stop]
+            todo += [n for n in self.reads[node] if n not in stop]
         return seen
+
+    def sums_behind(self, names: Sequence[str], stop: frozenset[str] = frozenset()) -> list[Node]:
+        """The nodes, in order, from contractions (or the S values of ``stop``) to S values."""
+        seen: set[str] = set()
+        todo = [n for n in names if n not in stop]
+        while todo:
+            node = maker(todo.pop())
+            if node not in seen:
+                seen.add(node)
+                todo += [n for n in self.reads[node] if self._value(n).summed and n not in stop]
+        return [n for n in self.proved.joint.nodes if n.name in seen]
 
     def refresh(self) -> None:
         """Evaluate what depends on the trained tensors alone: once a step."""
@@ -110,7 +122,11 @@ class Runner:
             env[node.name] = made
 
     def call(
-        self, node: Node, env: Mapping[str, Any], batch: int, changed: Mapping[str, Any] | None = None
+        self,
+        node: Node,
+        env: Mapping[str, Any],
+        batch: int,
+        changed: Mapping[str, Any] | None = None,
     ) -> Any:
         """The node's result at a batch size; ``changed`` replaces arguments by name."""
         op = resolve(node.op, JOINT)
@@ -141,15 +157,19 @@ class Runner:
         ]
         return {"output_mask": mask}
 
+    def order(self, inputs: Sequence[str], wanted: Sequence[str]) -> list[Node]:
+        """The nodes of records between two sets of values, in order of execution."""
+        inside = self.ancestors(wanted, frozenset(inputs))
+        return [n for n in self.proved.joint.nodes if n.name in inside and n.name in self.of_batch]
+
     # --- one function for the part that is evaluated for each microbatch ---
 
     def function(
-        self, inputs: Sequence[str], wanted: Sequence[str], probes: Mapping[str, Any] | None = None
+        self, inputs: Sequence[str], wanted: Sequence[str], instead: Mapping[str, Any] | None = None
     ) -> Callable[..., tuple[Any, ...]]:
         """``f(fixed, *inputs)`` giving the B values ``wanted``, with nodes up to ``inputs`` left
-        out. ``probes``: replacements of operations by node."""
-        inside = self.ancestors(wanted, frozenset(inputs))
-        order = [n for n in self.proved.joint.nodes if n.name in inside and n.name in self.of_batch]
+        out. ``instead``: by node, functions of its operands by name that take its place."""
+        order = self.order(inputs, wanted)
         made = set(inputs) | {o for n in order for o in self.outs(n)}
         space: dict[str, Any] = {}
         last: dict[str, int] = {}
@@ -161,9 +181,13 @@ class Runner:
         lines += [f"    {_local(n)} = fixed[{n!r}]" for n in outside]
         keep = set(wanted)
         for i, node in enumerate(order):
-            space[f"o_{node.name}"] = (probes or {}).get(node.name) or _overload(node.op)
-            changed = self.without_sums(node)
-            args = self._arguments(node, changed, space)
+            if instead and node.name in instead:
+                space[f"o_{node.name}"] = instead[node.name]
+                pairs = [f"{n!r}: {_local(n)}" for n in dict.fromkeys(uses(node))]
+                args = "{" + ", ".join(pairs) + "}"
+            else:
+                space[f"o_{node.name}"] = _overload(node.op)
+                args = self._arguments(node, self.without_sums(node), space)
             outs = self.outs(node)
             used = [o if (o in keep or last.get(o, -1) > i) else "" for o in outs]
             if outs == [node.name]:
@@ -186,7 +210,10 @@ class Runner:
         items = []
         for name, arg in zip(params, node.args, strict=False):
             items.append(self._source(changed.get(name, arg), space))
-        named = {**node.kwargs, **{k: v for k, v in changed.items() if params.index(k) >= len(node.args)}}
+        named = {
+            **node.kwargs,
+            **{k: v for k, v in changed.items() if params.index(k) >= len(node.args)},
+        }
         named |= self.noted.places.get(node.name, {})
         items += [f"{k}={self._source(v, space)}" for k, v in named.items()]
         return ", ".join(items)
@@ -209,10 +236,7 @@ class Runner:
     def looped(self, name: str, shape: Any) -> Callable[[Env], torch.Tensor]:
         """An S value's term of every unit, (units, elements) float32: its contractions and what
         follows them evaluated one record at a time, each in the same buffers."""
-        inside = [
-            n for n in self.proved.joint.nodes
-            if n.name in self.ancestors([name]) and n.name in self.summed
-        ]  # fmt: skip
+        inside = self.sums_behind([name])
         made = {o for n in inside for o in self.outs(n)}
         reads = sorted({r for n in inside for r in uses(n)} - made)
         of_records = [r for r in reads if self._value(r).batch is not None]
@@ -221,7 +245,7 @@ class Runner:
 
         def form(env: Env) -> torch.Tensor:
             out = torch.empty(self.rows, size)
-            one: Env = {**self.fixed}
+            one: Env = {**self.fixed, **{r: env[r] for r in reads if r not in of_records}}
             flat = {}
             for r in of_records:
                 flat[r] = to_rows(env[r], self._value(r), self.rows)
@@ -262,10 +286,6 @@ class Runner:
         ):
             return None
         return landed[numbers.argsort()]
-
-    def finish(self, gradients: Sequence[str], env: Env) -> Env:
-        """Run the linear nodes from the contractions in ``env`` to ``gradients``."""
-        return env
 
 
 def _local(name: str) -> str:

@@ -35,6 +35,14 @@ def size_at(size: int | Size, batch: int = 1) -> int:
     return size if isinstance(size, int) else size.a * batch + size.c
 
 
+def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
+    return (index.unsqueeze(-1) == torch.arange(count)).to(torch.int64)
+
+
+# Instead of torch's own, which looks at the values to raise an error that the proof excludes.
+_INSTEAD: Final[dict[str, Callable[..., Any]]] = {"aten.one_hot.default": _one_hot}
+
+
 def resolve(op: str, table: Collection[str] = TABLE) -> Callable[..., Any]:
     """The torch overload of an op in the closed table; ``ModelError`` for any other name."""
     if op not in table:
@@ -44,6 +52,8 @@ def resolve(op: str, table: Collection[str] = TABLE) -> Callable[..., Any]:
             mend="Express it with supported operations.",
             where=op[:80],
         )
+    if op in _INSTEAD:
+        return _INSTEAD[op]
     namespace, name, overload = op.split(".")
     found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), name), overload)
     return found
@@ -115,9 +125,7 @@ class Program:
     results.
     """
 
-    def __init__(
-        self, graph: Graph, weights: Mapping[str, torch.Tensor], batch: int = 1
-    ) -> None:
+    def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], batch: int = 1) -> None:
         self.graph, self.weights, self.batch = graph, weights, batch
         self.data: list[InputSpec] = [i for i in graph.inputs if i.kind == "data"]
         self.trained: list[InputSpec] = [i for i in graph.inputs if i.kind == "param"]

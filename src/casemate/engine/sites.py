@@ -203,9 +203,20 @@ class _Formed:
     """Gradients formed once and kept for their weighted sum; exact as contributions."""
 
     def __init__(
-        self, name: str, make: Callable[[Env], Tensor], size: int, shape: Shape, label: str = "formed"
+        self,
+        name: str,
+        make: Callable[[Env], Tensor],
+        size: int,
+        shape: Shape,
+        label: str = "formed",
     ) -> None:
-        self.key, self.make, self.size, self.shape, self.label = f"{name}!", make, size, shape, label
+        self.key, self.make, self.size, self.shape, self.label = (
+            f"{name}!",
+            make,
+            size,
+            shape,
+            label,
+        )
 
     def norm(self, env: Env) -> Norm:
         made = self.make(env)
@@ -459,7 +470,9 @@ class Planner:
 
         def total(env: Env, weights: Tensor, keep: Tensor) -> Tensor:
             scaled = kernels.scale_rows(env[g_name], weights, keep)
-            return self.runner.call(node, env | {g_name: scaled}, {"output_mask": (False, True, False)})[1]
+            return self.runner.call(
+                node, env | {g_name: scaled}, {"output_mask": (False, True, False)}
+            )[1]
 
         error = _sum_error(positions * shape.rows)
         kept = _Formed(c, formed, size, shape)
@@ -484,7 +497,9 @@ class Planner:
 
         def make(env: Env) -> Tensor:
             made = env[g_name].flatten(2).sum(2)
-            return made.reshape(shape.units, shape.per_unit, -1).sum(1) if shape.per_unit > 1 else made
+            return (
+                made.reshape(shape.units, shape.per_unit, -1).sum(1) if shape.per_unit > 1 else made
+            )
 
         formed = _Formed(names[0], make, math.prod(size), shape)
         return Site(name, [formed.way()], {names[0]: formed.or_else(None, size)})
@@ -494,9 +509,7 @@ class Planner:
         shape = self.shape
         sizes = {c: self.values[c].dims for c in names}
         forms = {c: self.runner.looped(c, shape) for c in names}
-        weights_of = {
-            c: _Formed(c, forms[c], math.prod(sizes[c]), shape, "loop") for c in names
-        }
+        weights_of = {c: _Formed(c, forms[c], math.prod(sizes[c]), shape, "loop") for c in names}
         if len(names) == 1:
             only = weights_of[names[0]]
             return Site(name, [only.way()], {names[0]: only.or_else(None, sizes[names[0]])})
@@ -523,7 +536,9 @@ class Planner:
 
     def choose(self, site: Site, env: Env | None = None, most: int = 1 << 62) -> None:
         """Take the quickest admitted way on the operands of ``env``; the first without them."""
-        fitting = [w for w in site.ways if w.bytes <= most] or [min(site.ways, key=lambda w: w.bytes)]
+        fitting = [w for w in site.ways if w.bytes <= most] or [
+            min(site.ways, key=lambda w: w.bytes)
+        ]
         if env is None or len(fitting) == 1:
             site.way = fitting[0]
             return

@@ -132,9 +132,7 @@ class Tape:
     def _note(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, shared: set[int]
     ) -> None:
-        if random(func, args, kwargs) or any(
-            isinstance(v, torch.Tensor) for v in kwargs.values()
-        ):
+        if random(func, args, kwargs) or any(isinstance(v, torch.Tensor) for v in kwargs.values()):
             raise Unfit(f"{func} cannot be replayed")
         if func is torch.ops.aten.detach.default:
             self._slots[id(out)] = self._slot(args[0]).index
