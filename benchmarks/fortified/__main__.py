@@ -36,7 +36,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--lr", type=float, default=FULL.lr, help="of Adam, for all variants")
     parser.add_argument("--data", choices=("auto", "fashion-mnist", "synthetic"), default="auto")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=list(variants.LABELS))
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=variants.STARTED)
     parser.add_argument("--enclave", metavar="URL", help="a server in an enclave")
     parser.add_argument("--trust", default="simulated", help="for --enclave: a trust policy's file")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="go on where FILE's runs end")
@@ -55,7 +55,11 @@ def measure(given: argparse.Namespace, bench: Bench, repeats: int) -> Result:
             with given.keep.open("a") as file:
                 file.write(json.dumps({"settings": settings, **line}) + "\n")
 
-    names = [n for n in variants.runnable(bench) if not given.only or n in given.only]
+    names = [
+        name
+        for name in given.only or variants.STARTED
+        if bench.enclave or name not in variants.NEEDS_ENCLAVE
+    ]
     if any(n.startswith("flower") for n in names):
         say("Flower's environment")
         flower.install()

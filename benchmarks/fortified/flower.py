@@ -27,6 +27,7 @@ from benchmarks.fortified.local import How
 from benchmarks.fortified.workload import ROOT, Workload
 
 PACKAGES: Final = ("flwr[simulation]==1.41.0", "torch==2.13.0", "opacus==1.6.0")
+EPOCH: Final = "the slowest node's epoch"
 VENV: Final = ROOT / "build" / "bench-flower"
 APP: Final = Path(__file__).parent / "flower_app"
 
@@ -116,7 +117,10 @@ def run(
     the mean of the nodes' models; what comes before is in ``fixed``.
     """
     binaries = install()
-    with tempfile.TemporaryDirectory(prefix="casemate-bench-") as name, ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="casemate-bench-", ignore_cleanup_errors=True) as name,
+        ExitStack() as stack,
+    ):
         folder = Path(name)
         env = {
             **{k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"},
@@ -172,7 +176,7 @@ def run(
             "round: nodes' processes, imports, model, data": found["setup"],
         },
         "within": {
-            "the slowest node's epoch": found["epoch"],
+            EPOCH: found["epoch"],
             "models to the server, mean": found["round"] - found["setup"] - found["epoch"],
         },
         "accuracy": found["accuracy"],

@@ -133,7 +133,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         task.weights(into=module)
         receipt = task.receipt
         ended = now()
-        cpu = tree_cpu(pid) + time.process_time() - cpu if pid else float("nan")
+        cpu = tree_cpu(pid) + time.process_time() - cpu if pid else 0.0
         assert receipt.receipt.job == task.job
     plan = quote.quote.plan
     for name, data in zip(
@@ -149,7 +149,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     share, evaluation = accuracy(module, work)
     return {
         "seconds": ended - submitted,
-        "cpu": cpu,
+        **({"cpu": cpu} if pid else {}),
         "records": work.images,
         "steps": plan.steps,
         "within": {

@@ -36,6 +36,8 @@ LABELS: Final = {
     "casemate_enclave": "casemate in an enclave",
     "casemate_enclave_dp": "casemate in an enclave with DP",
 }
+# The bare loops come with the whole system's runs, whose plan they repeat.
+STARTED: Final = tuple(name for name in LABELS if not name.startswith("bare"))
 NEEDS_ENCLAVE: Final = ("casemate_enclave", "casemate_enclave_dp")
 
 # What a peer might run best with; the fastest in the probe is taken.
@@ -160,15 +162,9 @@ def run(bench: Bench, name: str, hows: Mapping[str, How], seed: int) -> dict[str
     return found
 
 
-def runnable(bench: Bench) -> list[str]:
-    """The variants to start; the bare loops come with the whole system's."""
-    names = [n for n in LABELS if not n.startswith("bare")]
-    return [n for n in names if bench.enclave or n not in NEEDS_ENCLAVE]
-
-
 def kept(path: Path | None, settings: Result) -> list[Result]:
-    """Runs of the same settings that an interrupted call has kept in ``path``."""
+    """Runs of the same settings that an earlier call has kept in ``path``, without the failed."""
     if path is None or not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if line["settings"] == settings]
+    return [line for line in lines if line["settings"] == settings and "error" not in line]
