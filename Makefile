@@ -74,5 +74,10 @@ bench-fortified: setup
 bench-engine: setup
 	@$(PY) -m benchmarks.engine --write
 
+# docs/benchmarks-utility.md: what privacy costs in accuracy.
+.PHONY: bench-utility
+bench-utility: setup
+	@$(PY) -m benchmarks.utility --write
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

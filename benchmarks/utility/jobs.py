@@ -38,8 +38,8 @@ _CHUNK: Final = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a head is trained. ``lr`` is the rate at epsilon 1 or ``lr_most``, whichever is less:
-    rates rise with epsilon, since the noise in a step falls."""
+    """How a head is trained. The learning rate is ``lr`` times epsilon, at most ``lr_most``, since
+    the noise of a step falls as epsilon rises; ``lr_plain`` without privacy."""
 
     batch: int
     steps: int
