@@ -203,7 +203,16 @@ def proved(case: Case) -> None:
     assert problems(case) == []
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The others are run by make test-full.
+QUICK = (
+    "logistic regression", "tokens", "convnet", "instance norm", "encoder, padding",
+    "learned queries", "lstm, two layers", "time first", "down and up", "merged adapters",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in MODELS]
+)
 def test_models(name: str) -> None:
     torch.manual_seed(2)
     make, shape = MODELS[name]
