@@ -15,7 +15,7 @@ from benchmarks.utility import fashion
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "benchmarks-utility.md"
-CHART: Final = ROOT / "docs" / "images" / "utility.svg"
+CHART: Final = ROOT / "docs" / "images" / "benchmarks-utility.svg"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
@@ -81,7 +81,9 @@ def splice(page: str, text: str) -> str:
 
 
 def write(found: dict[str, Any]) -> None:
-    PAGE.write_text(splice(PAGE.read_text("utf-8"), tables(found)), encoding="utf-8")
+    """Into the page and its chart."""
+    text = f"![Accuracy over epsilon](images/{CHART.name})\n\n{tables(found)}"
+    PAGE.write_text(splice(PAGE.read_text("utf-8"), text), encoding="utf-8")
     draw(found, CHART)
 
 
