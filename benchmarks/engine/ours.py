@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Final
 
-from benchmarks.engine.workloads import Workload
+import numpy as np
+import torch
 
+from benchmarks.engine.workloads import CLIP, LEARNING_RATE, NOISE_MULTIPLIER, Workload
 
-class NotThereYet(RuntimeError):
-    """The engine has no such door yet."""
+GRID: Final = 2.0**-20
+MEMORY_BYTES: Final = 1 << 33
 
 
 def casemate_step(workload: Workload) -> Callable[[], object]:
-    """One private step of ``workload``: forward, backward, norms, clip, sum, noise, optimizer."""
-    raise NotThereYet("casemate.engine has no batched step yet")
+    """One private step of ``workload``: forward, backward, norms, clip, sum, noise, optimizer.
+
+    Building it exports, proves, tries each kernel in every slot and chooses the ways of the norms.
+    """
+    from casemate.client.torch import export
+    from casemate.engine import batched, kernels, noise, optim
+    from casemate.engine.prepare import weights_of
+    from casemate.engine.program import Program
+    from casemate.engine.rows import Rows
+    from casemate.engine.sites import Shape
+    from casemate.graph import check, pack
+    from casemate.spec.job import Schedule, Sgd
+
+    module, (inputs, target), b = workload.make(), workload.data(), workload.batch
+    named = dict(zip(inspect.signature(module.forward).parameters, inputs, strict=True))
+    packed, _ = export(module, {**named, "target": target}, loss="cross_entropy")
+    del module
+    graph, view = pack.unpack(packed.data)
+    checked = check.check(graph, {name: info for name, (info, _) in view.items()})
+    program = Program(graph, weights_of(view))
+    records = {spec.name: {**named, "target": target}[spec.name] for spec in program.data}
+    path = batched.build(program, checked, records, Shape(b, 1), keep=False)
+    path.settle(records)
+    order = {f"d{i}": records[spec.name] for i, spec in enumerate(program.data)}
+    path.choose(path.operands(order, torch.ones(b)), MEMORY_BYTES)
+    del packed, graph, view, order
+    rows = Rows(
+        records, valid=np.ones(b, bool), order=np.arange(b), starts=np.arange(b + 1), per_unit=1
+    )
+    sums = path.sums(rows, CLIP, GRID, b)
+    update = optim.optimizer(Sgd(lr=LEARNING_RATE), Schedule(), 10**6, program.dimension)
+    mean, chosen, key = torch.empty(program.dimension), np.arange(b), bytes(range(32))
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        total = sums(chosen)
+        noise.add_gaussian(total.numpy(), key, done, NOISE_MULTIPLIER * CLIP / GRID)
+        kernels.finish(total, GRID / b, mean)
+        with torch.no_grad():
+            update(program.flat, mean, done)
+        done += 1
+
+    return step
