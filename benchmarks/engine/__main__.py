@@ -124,11 +124,14 @@ def run(options: argparse.Namespace, say: Any = None) -> list[dict[str, Any]]:
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             children = dict(zip(chosen, pool.map(prepare, chosen), strict=True))
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for workload, child in sorted(children.items(), key=lambda c: SECONDS[c[0]]):
-            found[workload] = child.go()
-            say(f"{workload}: measured")
-    return [report.summary(w, found[w], options) for w in report.ORDER if w in found]
+            one = found[workload] = report.summary(workload, child.go(), options)
+            told = ", ".join(f"{key} {one[key]}" for key in report.RATIOS)
+            say(f"{workload}: {told}")
+            if options.save:  # after each: a run that is cut short has told what it had
+                options.save.write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    return [found[w] for w in report.ORDER if w in found]
 
 
 def listed(text: str) -> list[str]:
@@ -154,7 +157,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--write", action="store_true",
         help="measure at each precision and allocator; put tables and chart into docs",
     )  # fmt: skip
-    parser.add_argument("--save", type=Path, help="write the JSON there as well")
+    parser.add_argument("--save", type=Path, help="write the JSON there, after each workload")
     options = parser.parse_args(argv)
     unknown = [name for name in options.only if name not in SECONDS]
     if unknown:
@@ -187,8 +190,6 @@ def main() -> None:
         write(options)
         return
     found = run(options, _say)
-    if options.save:
-        options.save.write_text(json.dumps(found, indent=1) + "\n")
     if options.chart:
         report.chart(found, options.chart)
     print(json.dumps(found, indent=2) if options.format == "json" else report.table(found))

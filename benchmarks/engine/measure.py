@@ -184,6 +184,7 @@ class Run:
         reference = self.workload.make(), self.workload.data()
         self.own = self.bytes.tensors() - before
         del reference
+        peers.eager(self.workload)()  # what libraries keep for themselves is no variant's
 
     def build(self, compiles: bool) -> None:
         """Those that compile, or those that do not; with one step, so that nothing is cold."""
