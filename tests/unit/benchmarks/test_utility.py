@@ -19,6 +19,7 @@ from benchmarks.utility import __main__ as command  # noqa: E402
 from benchmarks.utility import fashion, jobs, report, sms  # noqa: E402
 from benchmarks.utility.features import Classifier, Features, Scattering, made_up  # noqa: E402
 from benchmarks.utility.jobs import Part, Recipe, Result  # noqa: E402
+
 from casemate.spec.job import Dp  # noqa: E402
 
 WIDTH = 12
