@@ -36,7 +36,7 @@ class Workload:
     nodes: int = 2
     clip: float = 1.0
     noise: float = 0.0
-    lr: float = 1e-3
+    lr: float = 3e-4
     data: str = "fashion-mnist"
     seed: int = 0
 
