@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import kernels
+from casemate.engine import kernels, products
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
 from casemate.engine.probe import failing
@@ -117,9 +117,11 @@ class Batched:
             made = everything(runner.fixed, *inputs, seed)
         env = {**runner.fixed, **dict(zip(names, made, strict=True))}
         env |= dict(zip(self.data, inputs, strict=True)) | {SEED: seed}
-        instead = failing(runner, nodes, env)
-        self._functions(instead)
-        return [f"{n.op} ({n.name})" for n in nodes if n.name in instead]
+        with torch.inference_mode():
+            instead = products.choose(runner, nodes, env)
+        slow = failing(runner, [n for n in nodes if n.name not in instead], env)
+        self._functions(instead | slow)
+        return [f"{n.op} ({n.name})" for n in nodes if n.name in slow]
 
     def _operands(self) -> list[str]:
         out: dict[str, None] = {}

@@ -31,7 +31,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from casemate.engine import kernels
+from casemate.engine import kernels, products
 from casemate.engine.kernels import bounds
 from casemate.engine.nodes import Runner
 from casemate.graph import joint as graph_joint
@@ -144,7 +144,7 @@ class Outer:
             g = kernels.scale_rows(g.reshape(-1, m), *each)
         else:
             x = kernels.scale_rows(x.reshape(-1, n), *each)
-        return torch.mm(g.reshape(-1, m).t(), x.reshape(-1, n))
+        return products.product(g.reshape(-1, m).t(), x.reshape(-1, n))
 
 
 def _per_token(t: Tensor, weights: Tensor, keep: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:

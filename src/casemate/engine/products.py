@@ -1,0 +1,173 @@
+"""Matrix products by whichever of torch's libraries is quicker here.
+
+MKL runs at about half of oneDNN's speed on some CPUs, and at small widths its result depends on the
+record's place. Which one does a product is timed on its very shapes and strides, once a process,
+and decides nothing but speed: a product over records' values is taken only where it treats every
+slot alike (rule P13, :mod:`casemate.engine.probe`), and sums over records carry an error bound that
+holds for any order (:mod:`casemate.engine.sites`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from casemate.engine.nodes import Env, Runner
+from casemate.engine.probe import same_in_every_slot
+from casemate.graph.model import Node, Ref
+from casemate.graph.ops import Value
+
+Tensor: TypeAlias = torch.Tensor
+Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+# One library must be this much quicker before it is preferred to torch's own choice.
+_MARGIN: Final = 0.95
+_REPEATS: Final = 5
+
+
+def _own(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return made
+
+
+def _turned(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """(b^T a^T)^T: an operand that is transposed already needs no copy, but the result does."""
+    assert bias is None
+    return _onednn(b.t(), a.t(), None).t().contiguous()
+
+
+def _onednn_there() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+
+
+def _fits(*operands: Tensor | None) -> bool:
+    """Whether oneDNN's product takes these."""
+    return _onednn_there() and all(
+        t is None
+        or (t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0
+            and all(s > 0 for s in t.stride()))
+        for t in operands
+    )  # fmt: skip
+
+
+_Key: TypeAlias = tuple[Any, ...]
+_seconds: dict[_Key, tuple[float, ...]] = {}
+
+
+def _layout(t: Tensor | None) -> Any:
+    return None if t is None else (tuple(t.shape), t.stride())
+
+
+def _timed(ways: Sequence[Product], a: Tensor, b: Tensor, bias: Tensor | None) -> tuple[float, ...]:
+    """Seconds of each way on operands laid out as these, interleaved; once a process."""
+    key = (tuple(w.__name__ for w in ways), _layout(a), _layout(b), _layout(bias))
+    if key not in _seconds:
+        made = [
+            None if t is None
+            else torch.empty_strided(t.size(), t.stride(), dtype=t.dtype).normal_()
+            for t in (a, b, bias)
+        ]  # fmt: skip
+        left, right, row = made
+        assert left is not None and right is not None
+        best = [float("inf")] * len(ways)
+        with torch.inference_mode():
+            for _ in range(_REPEATS):
+                for i, way in enumerate(ways):
+                    start = time.perf_counter()
+                    way(left, right, row)
+                    best[i] = min(best[i], time.perf_counter() - start)
+        _seconds[key] = tuple(best)
+    return _seconds[key]
+
+
+_WAYS: Final = (_own, _onednn, _turned)
+_quickest: dict[_Key, Product] = {}
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for two matrices, by the quickest library for their shapes and strides.
+
+    For sums over records, whose error bound holds whatever the order: the result's strides and bits
+    are the library's.
+    """
+    key = (a.shape, a.stride(), b.shape, b.stride(), a.dtype, b.dtype)
+    way = _quickest.get(key)
+    if way is None:
+        way = _own
+        if _fits(a, b):
+            seconds = _timed(_WAYS, a, b, None)
+            best = min(range(len(_WAYS)), key=seconds.__getitem__)
+            way = _WAYS[best] if seconds[best] < _MARGIN * seconds[0] else _own
+        _quickest[key] = way
+    return way(a, b, None)
+
+
+def _operands(node: Node) -> tuple[str, str, str | None] | None:
+    """Names of (left, right, bias) where ``node`` is a plain product."""
+    refs = [a.name for a in node.args if isinstance(a, Ref)]
+    if len(refs) != len(node.args) or any(v != 1 for v in node.kwargs.values()):
+        return None
+    if node.op == "aten.mm.default":
+        return refs[0], refs[1], None
+    if node.op == "aten.addmm.default":
+        return refs[1], refs[2], refs[0]
+    return None
+
+
+def _as_call(
+    names: tuple[str, str, str | None], way: Product
+) -> Callable[[Mapping[str, Any]], Any]:
+    left, right, bias = names
+
+    def run(values: Mapping[str, Any]) -> Tensor:
+        return way(values[left], values[right], None if bias is None else values[bias])
+
+    return run
+
+
+def choose(
+    runner: Runner, nodes: Sequence[Node], env: Env
+) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """By name, the products of ``nodes`` that another library than torch's own choice shall do, as
+    functions of the operands by name.
+
+    env: every value as a run has it. One is taken where it treats all slots alike and either is
+    quicker, or torch's own does not.
+    """
+    generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
+    known: dict[Any, bool] = {}
+
+    def alike(node: Node, names: tuple[str, str, str | None], way: Product) -> bool:
+        batches = tuple(_batch(runner.proved.values[n]) for n in names if n is not None)
+        key = (way.__name__, batches, *(_layout(env[n]) for n in names if n is not None))
+        if key not in known:
+            call = _as_call(names, way)
+            known[key] = same_in_every_slot(runner, node, env, call, generator)
+        return known[key]
+
+    out: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    for node in nodes:
+        names = _operands(node)
+        if names is None:
+            continue
+        left, right, bias = names
+        a, b, row = env[left], env[right], None if bias is None else env[bias]
+        if not _fits(a, b, row) or (row is not None and row.dim() != 1):
+            continue
+        own, onednn = _timed((_own, _onednn), a, b, row)
+        if onednn < _MARGIN * own or not alike(node, names, _own):
+            # Whatever follows was tried on the strides of torch's own result.
+            made = _onednn(a, b, row)
+            if made.stride() == env[node.name].stride() and alike(node, names, _onednn):
+                out[node.name] = _as_call(names, _onednn)
+    return out
+
+
+def _batch(value: Value) -> Any:
+    return value.batch
