@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -470,9 +470,9 @@ class Planner:
 
         def total(env: Env, weights: Tensor, keep: Tensor) -> Tensor:
             scaled = kernels.scale_rows(env[g_name], weights, keep)
-            return self.runner.call(
-                node, env | {g_name: scaled}, {"output_mask": (False, True, False)}
-            )[1]
+            mask = {"output_mask": (False, True, False)}
+            made: Tensor = self.runner.call(node, env | {g_name: scaled}, shape.rows, mask)[1]
+            return made
 
         error = _sum_error(positions * shape.rows)
         kept = _Formed(c, formed, size, shape)
