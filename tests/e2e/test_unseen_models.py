@@ -349,10 +349,10 @@ def test_a_label_is_not_taken_for_a_feature_of_its_name() -> None:
 
 @pytest.mark.parametrize("module", [Noisy(False), nn.Sequential(Recurrent().rnn)])
 def test_what_training_alone_does_is_said(module: nn.Module) -> None:
-    from casemate.client.torch.export import _refuse_modules
+    from casemate.engine.capture.trace import refuse_modules
 
     with pytest.warns(UserWarning, match="left out"):
-        _refuse_modules(module)
+        refuse_modules(module)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _refuse_modules(module.eval())
+        refuse_modules(module.eval())

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from casemate.client.torch.loss import make
+from casemate.engine.capture.loss import make
 from casemate.engine.prepare import probe, weights_of
 from casemate.engine.program import Program
 from casemate.graph import pack

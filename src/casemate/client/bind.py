@@ -7,14 +7,11 @@ scalar feature columns, in the schema's order, are stacked into the one input th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
-from casemate.graph.model import Graph
+from casemate.graph.model import LABEL_NAMES, Graph
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import ModelError
 from casemate.spec.job import InputBinding
-
-LABEL_NAMES: Final = ("target", "targets", "label", "labels", "y")
 
 
 def bind(

@@ -16,6 +16,9 @@ from typing import Final, Literal, TypeAlias
 
 from casemate.spec.codec import value
 
+# Names by which an input is taken for the loss's target.
+LABEL_NAMES: Final = ("target", "targets", "label", "labels", "y")
+
 # A size is an int, or "a*B+c" as Size(a, c); kept apart from ints so that B=1 proves nothing.
 
 

@@ -1,11 +1,11 @@
-"""From a PyTorch module to a packed model, and the weights back. The client's only torch.
+"""From a PyTorch module to a packed model, and the weights back: the SDK's door to the exporter.
 
 ``export`` traces the module once with ``torch.export`` on made-up inputs (no data), with the batch
-as the only symbol, and writes the graph in casemate's own format.
+as the only symbol, and writes the graph in casemate's own format
+(:mod:`casemate.engine.capture`); what is here says which columns feed it.
 """
 
 from casemate.client.torch.export import export
-from casemate.client.torch.modules import groupnorm, load_weights
-from casemate.client.torch.optim import optimizer, schedule
+from casemate.engine.capture import groupnorm, load_weights, optimizer, schedule
 
 __all__ = ["export", "groupnorm", "load_weights", "optimizer", "schedule"]

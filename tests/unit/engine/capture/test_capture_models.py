@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from casemate.client.torch.loss import make
+from casemate.engine.capture.loss import make
 from casemate.graph import check
 from support.graphs import exported, interpret, tensors
 from support.models import Case, plain, transformers
