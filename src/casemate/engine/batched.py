@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import kernels, products
+from casemate.engine import kernels, products, small
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
 from casemate.engine.probe import failing
@@ -51,6 +51,13 @@ def factors(
     ROUNDING C in all. A factor is rounded towards zero. A unit whose bound is not finite does not
     count (its operands are taken out before anything is multiplied).
     """
+    quick = small.factors(sites, norms, bound, units, ROUNDING * bound / units)
+    return quick or _factors(sites, norms, bound, units)
+
+
+def _factors(
+    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     total = torch.zeros(units, dtype=torch.float64)
     spread = torch.zeros(units, dtype=torch.float64)
     rounding = torch.zeros(units, dtype=torch.float64)
@@ -144,6 +151,10 @@ class Batched:
         """Operands of all contractions for one microbatch."""
         for name, buffer in self._buffers.items():
             buffer.copy_(frontier[name])
+        return self._evaluate(seed)
+
+    def _evaluate(self, seed: torch.Tensor) -> Env:
+        """As :meth:`operands`, of what is in the buffers."""
         with torch.inference_mode():
             made = self._forward(self.runner.fixed, *self._buffers.values(), seed)
         return {**self.runner.fixed, **dict(zip(self.wanted, made, strict=True))}
@@ -195,20 +206,33 @@ class Batched:
         units, k = self.shape.units, self.shape.per_unit
         store = self._stored(rows) if self.keep else None
         data = [rows.inputs[spec.name] for spec in self.program.data]
-        dummy = [torch.zeros((1, *t.shape[1:]), dtype=t.dtype) for t in data]
         index = torch.zeros(self.shape.rows, dtype=torch.int64)
         seed = torch.zeros(self.shape.rows)
         offsets = np.cumsum([0] + [leaf.numel() for leaf in self.program.leaves])
 
-        def fetch() -> dict[str, torch.Tensor]:
+        members, there = rows.table(k)
+        tiny = small.build(
+            self.runner, self.sites, self.shape, [leaf.numel() for leaf in self.program.leaves]
+        )
+
+        everywhere = bool((members >= 0).all()) and all(len(t) for t in data)
+
+        def fill(count: int) -> None:
+            """The buffers with the rows of ``index``, free slots with zeros."""
             if store is not None:
-                return {n: from_rows(store[n][index], self.proved.values[n]) for n in self.frontier}
-            out = {}
-            for name, t, empty in zip(self.data, data, dummy, strict=True):
-                got = t[index] if len(t) else empty.expand(self.shape.rows, *t.shape[1:]).clone()
-                got[index < 0] = 0
-                out[name] = got
-            return out
+                for name, buffer in self._buffers.items():
+                    buffer.copy_(from_rows(store[name][index], self.proved.values[name]))
+                return
+            if everywhere and count == self.shape.rows:
+                for buffer, t in zip(self._buffers.values(), data, strict=True):
+                    torch.index_select(t, 0, index, out=buffer)
+                return
+            free = index < 0
+            at = index.clamp(min=0)
+            for buffer, t in zip(self._buffers.values(), data, strict=True):
+                if len(t):
+                    torch.index_select(t, 0, at, out=buffer)
+                buffer[free] = 0
 
         def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
             self.runner.refresh()
@@ -217,14 +241,16 @@ class Batched:
             for first in range(0, slots, units):
                 index.fill_(-1)
                 seed.zero_()
-                for slot, unit in enumerate(chosen[first : first + units]):
-                    members = rows.of_unit(int(unit))
-                    if len(members):
-                        at = slot * k
-                        index[at : at + k] = int(members[0])
-                        index[at : at + len(members)] = torch.from_numpy(members)
-                        seed[at : at + len(members)] = 1.0
-                parts, _ = self.parts(self.operands(fetch(), seed), bound)
+                taken = torch.from_numpy(chosen[first : first + units])
+                count = len(taken) * k
+                index[:count] = members[taken].reshape(-1)
+                seed[:count] = there[taken].reshape(-1)
+                fill(count)
+                env = self._evaluate(seed)
+                if tiny is not None and step:
+                    tiny(env, bound, ROUNDING * bound / units, step, sum_)
+                    continue
+                parts, _ = self.parts(env, bound)
                 for part, start, leaf in zip(parts, offsets, self.program.leaves, strict=False):
                     if part is not None:
                         place = sum_[start : start + leaf.numel()]

@@ -41,6 +41,20 @@ class Rows:
         kept: npt.NDArray[np.int64] = chosen[self.valid[chosen]]
         return kept
 
+    def table(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`of_unit` for all units: rows (units, k) int64, missing ones filled up with the
+        first or with -1, and which are there, float32."""
+        lengths = np.diff(self.starts)
+        kept = self.valid[self.order]
+        before = np.concatenate([[0], np.cumsum(kept)])
+        unit = np.repeat(np.arange(self.units), lengths)
+        rank = before[:-1] - before[self.starts[:-1]][unit]
+        found = np.full((self.units, k), -1, dtype=np.int64)
+        found[unit[kept], rank[kept]] = self.order[kept]
+        there = found >= 0
+        filled = np.where(there, found, found[:, :1])
+        return torch.from_numpy(filled), torch.from_numpy(there.astype(np.float32))
+
 
 def bound_columns(
     schema: DatasetSchema, spec: InputSpec, bindings: Sequence[InputBinding]
