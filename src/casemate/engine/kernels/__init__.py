@@ -26,10 +26,15 @@ from casemate.engine.kernels import bounds, compiled, twins
 __all__ = [
     "accumulate",
     "bounds",
+    "channel_affine",
+    "channel_sum",
+    "contract",
+    "conv_contract",
     "conv_formed",
     "conv_gram",
     "conv_norms",
     "conv_scale",
+    "embedding_add",
     "embedding_gram",
     "finish",
     "formed_outer",
@@ -39,6 +44,7 @@ __all__ = [
     "rank_one",
     "row_squares",
     "scale_rows",
+    "token_affine",
     "weighted_sum",
 ]
 
@@ -215,6 +221,74 @@ def weighted_sum(formed: Tensor, c: Tensor) -> Tensor:
     A row of weight zero does not count, whatever it holds. Error: bounds.weighted_sum.
     """
     return compiled.weighted_sum(formed, c) if native(formed, c) else twins.weighted_sum(formed, c)
+
+
+def contract(
+    g: Tensor, x: Tensor, c: Tensor, keep: Tensor, chunk: int, out: Tensor | None = None
+) -> Tensor:
+    """sum_t c_t g_t x_t^T, (m, n) float32, for g (b * T, m), x (b * T, n), c and ``keep`` (b,).
+
+    Tokens of a record that is not kept count as zeros, whatever they hold. At most ``chunk`` terms
+    are added in float32 before their sum is; error: bounds.contract.
+    """
+    door = compiled.contract if native(g, x, c) else twins.contract
+    return door(g, x, c, keep, chunk, out)
+
+
+def conv_contract(
+    x: Tensor,
+    g: Tensor,
+    c: Tensor,
+    keep: Tensor,
+    chunk: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The same of a convolution: its weight gradient with records weighted by c (b,)."""
+    door = compiled.conv_contract if native(x, g, c) else twins.conv_contract
+    return door(x, g, c, keep, chunk, kernel, stride, padding, dilation, groups, transposed, out)
+
+
+def embedding_add(
+    total: Tensor,
+    index: Tensor,
+    g: Tensor,
+    c: Tensor,
+    keep: Tensor,
+    inverse_step: float,
+    padding_idx: int | None = None,
+) -> None:
+    """total (rows, m) int64 += rint(c_i A_i inverse_step) for each record i that is kept.
+
+    A_i: the embedding's gradient for index (b, T), g (b, T, m) as :func:`embedding_gram` has it,
+    added up in float64. Every record is rounded by itself, so that none moves another's entries.
+    ``inverse_step`` is a power of two. Indices are not checked.
+    """
+    _contiguous(total, torch.int64)
+    door = compiled.embedding_add if native(g, c) else twins.embedding_add
+    door(total, index, g, c, keep, inverse_step, padding_idx)
+
+
+def channel_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """(dw, db), each (b, C), of a group norm's scale and shift: g, x (b, C, ...), mean, rstd (b, G)."""
+    door = compiled.channel_affine if native(g, x, mean, rstd) else twins.channel_affine
+    return door(g, x, mean, rstd)
+
+
+def token_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """(dw, db), each (b, m), of a layer norm's scale and shift: g, x (b, T, m), mean, rstd (b, T)."""
+    door = compiled.token_affine if native(g, x, mean, rstd) else twins.token_affine
+    return door(g, x, mean, rstd)
+
+
+def channel_sum(g: Tensor) -> Tensor:
+    """Sums over all axes but the first two, (b, C) float32, for g (b, C, ...)."""
+    return compiled.channel_sum(g) if native(g) else twins.channel_sum(g)
 
 
 def _contiguous(t: Tensor, dtype: torch.dtype) -> None:

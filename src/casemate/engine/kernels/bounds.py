@@ -134,5 +134,14 @@ def conv_gram(positions: int, m: int, n: int, taps: int, *, native: bool) -> flo
 
 
 def weighted_sum(records: int) -> float:
-    """e with |computed - sum_i c_i a_i| <= e * sum_i |c_i||a_i|, by component."""
-    return gamma(records, U32)
+    """e with |computed - sum_i c_i a_i| <= e * sum_i |c_i||a_i|: float64, then one rounding."""
+    return _also(gamma(records + 1, U64), U32)
+
+
+def contract(terms: int, chunk: int) -> float:
+    """e with |computed - sum_t c_t g_t x_t^T| <= e * sum_t |c_t g_t||x_t|, the operands as scaled.
+
+    A product goes through at most min(terms, chunk) roundings on its way to its chunk's sum and one
+    for each chunk after that (Higham, section 4.2); by entry, and so in norm by token.
+    """
+    return gamma(min(terms, chunk) + -(-terms // chunk), U32)

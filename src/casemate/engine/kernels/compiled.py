@@ -35,6 +35,11 @@ _DOORS: dict[str, tuple[tuple[type, ...], bool]] = {
     "accumulate": ((_P, _P, _I, _D), False),
     "finish": ((_P, _I, _D, _P), False),
     "weighted_sum": ((_P, _I, _I, _P, _P), False),
+    "contract": ((_P, _P, _I, _I, _I, _P, _P, _I, _I, _P), True),
+    "conv_contract": ((_P, _P, _P, _P, _P, _I, _P), True),
+    "embedding_add": ((_P, _P, _I, _I, _I, _I, _P, _P, _D, _P), True),
+    "channel_affine": ((_P, _P, _P, _P, _I, _I, _I, _I, _P, _P), False),
+    "token_affine": ((_P, _P, _P, _P, _I, _I, _I, _I, _P, _P), False),
 }
 
 
@@ -276,4 +281,123 @@ def weighted_sum(formed: Tensor, c: Tensor) -> Tensor:
     formed, c = formed.contiguous(), c.contiguous()
     out = torch.empty(formed.shape[1])
     _call("weighted_sum", formed.data_ptr(), *formed.shape, c.data_ptr(), out.data_ptr())
+    return out
+
+
+def contract(
+    g: Tensor, x: Tensor, c: Tensor, keep: Tensor, chunk: int, out: Tensor | None = None
+) -> Tensor:
+    g, x, c, keep = g.contiguous(), x.contiguous(), c.contiguous(), keep.contiguous()
+    (count, m), n = g.shape, x.shape[1]
+    if n < 16 <= m and m > n:  # vectors lie along the longer side
+        turned = contract(x, g, c, keep, chunk).t()
+        return turned.contiguous() if out is None else out.copy_(turned)
+    out = _filled(out, (m, n))
+    _call(
+        "contract", g.data_ptr(), x.data_ptr(), count, m, n, c.data_ptr(), keep.data_ptr(),
+        count // len(c), chunk, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def conv_contract(
+    x: Tensor,
+    g: Tensor,
+    c: Tensor,
+    keep: Tensor,
+    chunk: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    if transposed:
+        x, g = g, x
+    c, keep = c.contiguous(), keep.contiguous()
+    outputs, inputs = g.shape[1], x.shape[1]
+    point = groups == 1 and (*kernel, *stride) == (1,) * 2 * len(kernel) and not any(padding)
+    if point and x.shape[2:] == g.shape[2:] and _idle(outputs) * inputs > _idle(inputs) * outputs:
+        turned = conv_contract(g, x, c, keep, chunk, kernel, stride, padding, dilation)
+        turned = turned.transpose(0, 1)
+        return turned.contiguous() if out is None else out.copy_(turned)
+    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+    out = _filled(out, (outputs, inputs // groups, *kernel))
+    _call(
+        "conv_contract", x.data_ptr(), g.data_ptr(), shape, c.data_ptr(), keep.data_ptr(), chunk,
+        out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _idle(count: int) -> int:
+    """``count`` in whole vectors."""
+    return -(-count // 16) * 16
+
+
+def embedding_add(
+    total: Tensor,
+    index: Tensor,
+    g: Tensor,
+    c: Tensor,
+    keep: Tensor,
+    inverse_step: float,
+    padding_idx: int | None = None,
+) -> None:
+    index, g = index.long().contiguous(), g.contiguous()
+    c, keep = c.contiguous(), keep.contiguous()
+    none = _NO_PADDING if padding_idx is None else padding_idx
+    _call(
+        "embedding_add", index.data_ptr(), g.data_ptr(), *g.shape, none, c.data_ptr(),
+        keep.data_ptr(), inverse_step, total.data_ptr(),
+    )  # fmt: skip
+
+
+def channel_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    (b, channels), groups = g.shape[:2], mean.shape[1]
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    dw, db = torch.empty((b, channels)), torch.empty((b, channels))
+    positions = math.prod(g.shape[2:])
+    if g.is_contiguous() or not _last(g):
+        g, x = g.contiguous(), x.contiguous()
+        _call(
+            "channel_affine", g.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), b,
+            channels, positions, groups, dw.data_ptr(), db.data_ptr(),
+        )  # fmt: skip
+    else:
+        g, x = (t.movedim(1, -1).contiguous() for t in (g, x))
+        _call(
+            "token_affine", g.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), b,
+            positions, channels, groups, dw.data_ptr(), db.data_ptr(),
+        )  # fmt: skip
+    return dw, db
+
+
+def _last(t: Tensor) -> bool:
+    """Whether channels are last in memory."""
+    return t.dim() > 2 and t.movedim(1, -1).is_contiguous()
+
+
+def token_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    g, x, mean, rstd = g.contiguous(), x.contiguous(), mean.contiguous(), rstd.contiguous()
+    b, tokens, m = g.shape
+    dw, db = torch.empty((b, m)), torch.empty((b, m))
+    _call(
+        "token_affine", g.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), b, tokens, m,
+        0, dw.data_ptr(), db.data_ptr(),
+    )  # fmt: skip
+    return dw, db
+
+
+def channel_sum(g: Tensor) -> Tensor:
+    if not g.is_contiguous() and _last(g):
+        return formed_sum(g.movedim(1, -1).flatten(1, -2))
+    g = g.contiguous()
+    out = torch.empty(g.shape[:2])
+    _call(
+        "channel_affine", g.data_ptr(), None, None, None, *g.shape[:2], math.prod(g.shape[2:]), 1,
+        None, out.data_ptr(),
+    )  # fmt: skip
     return out

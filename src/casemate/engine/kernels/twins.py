@@ -51,14 +51,14 @@ def _pairs(x: Tensor, g: Tensor) -> Tensor:
 def gram_pair(g: Tensor, x: Tensor, precise: bool = False) -> tuple[Tensor, Tensor]:
     u, v = _lengths(x), _lengths(g)
     scale, tokens = (u * v).sum(1), x.shape[1]
+    out = floored(scale, u.sum(1), v.sum(1), x.shape[2], g.shape[2], tokens)
     if precise:
-        return _finite(_pairs(x.double(), g.double()), scale), scale
+        return _finite(_pairs(x.double(), g.double()), scale), out
     n2 = _pairs(x, g)
     again = ~torch.isfinite(n2) & torch.isfinite(scale)
     if bool(again.any()):
         n2[again] = _pairs(x[again].double(), g[again].double())
-    out = floored(scale, u.sum(1), v.sum(1), x.shape[2], g.shape[2], tokens)
-    return _finite(n2, scale), torch.where(again, scale, out)
+    return _finite(n2, scale), out
 
 
 def _finite(n2: Tensor, scale: Tensor) -> Tensor:
@@ -229,4 +229,96 @@ def finish(total: Tensor, factor: float, out: Tensor) -> None:
 
 
 def weighted_sum(formed: Tensor, c: Tensor) -> Tensor:
-    return torch.mv(torch.where(c.unsqueeze(1) == 0, 0.0, formed).t(), c)
+    used = torch.where(c.unsqueeze(1) == 0, 0.0, formed).double()
+    return torch.mv(used.t(), c.double()).float()
+
+
+def contract(
+    g: Tensor, x: Tensor, c: Tensor, keep: Tensor, chunk: int, out: Tensor | None = None
+) -> Tensor:
+    per = len(g) // len(c)
+    weights, kept = c.repeat_interleave(per), keep.repeat_interleave(per)
+    g = scale_rows(g, weights, kept)
+    x = torch.where(kept.unsqueeze(1), x, 0.0)
+    made = torch.mm(g[:chunk].t(), x[:chunk])
+    for first in range(chunk, len(g), chunk):
+        made += torch.mm(g[first : first + chunk].t(), x[first : first + chunk])
+    return _into(out, made)
+
+
+def conv_contract(
+    x: Tensor,
+    g: Tensor,
+    c: Tensor,
+    keep: Tensor,
+    chunk: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    if transposed:
+        x, g = g, x
+    kept = keep.view(-1, *(1,) * (x.dim() - 1))
+    x, g = torch.where(kept, x, 0.0), scale_rows(g, c, keep)
+    records = max(1, chunk // max(1, math.prod(g.shape[2:])))
+    made = None
+    for first in range(0, len(x), records):
+        some = slice(first, first + records)
+        seen, out_ = unfolded(x[some], g[some], kernel, stride, padding, dilation, groups)
+        count = len(x[some])
+
+        def rows(t: Tensor, count: int = count) -> Tensor:
+            """(groups, features, tokens of these records)"""
+            return t.view(count, groups, *t.shape[1:]).permute(1, 2, 0, 3).flatten(2)
+
+        seen, out_ = rows(seen), rows(out_)
+        for t in range(0, seen.shape[2], chunk):
+            part = torch.bmm(out_[..., t : t + chunk], seen[..., t : t + chunk].transpose(1, 2))
+            made = part if made is None else made + part
+    assert made is not None
+    return _into(out, made.reshape(g.shape[1], x.shape[1] // groups, *kernel))
+
+
+def embedding_add(
+    total: Tensor,
+    index: Tensor,
+    g: Tensor,
+    c: Tensor,
+    keep: Tensor,
+    inverse_step: float,
+    padding_idx: int | None = None,
+) -> None:
+    used = keep.unsqueeze(1).expand_as(index)
+    if padding_idx is not None:
+        used = used & (index != padding_idx)
+    record = torch.arange(len(index), device=g.device).unsqueeze(1).expand_as(index)[used]
+    owners, inverse = torch.unique(
+        torch.stack((record, index[used]), 1), dim=0, return_inverse=True
+    )
+    rows = g.new_zeros((len(owners), g.shape[2]), dtype=torch.float64)
+    rows.index_add_(0, inverse, g[used].double())
+    steps = (rows * (c.double() * inverse_step)[owners[:, 0]].unsqueeze(1)).round_()
+    steps = torch.where(steps.abs() < 2.0**62, steps, 0.0).to(torch.int64)
+    total.index_add_(0, owners[:, 1], steps)
+
+
+def channel_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    size = g.shape[1] // mean.shape[1]
+    g, x = g.flatten(2).double(), x.flatten(2).double()
+    centre, scale = (t.double().repeat_interleave(size, 1) for t in (mean, rstd))
+    dw = (g * (x - centre.unsqueeze(2))).sum(2) * scale
+    return dw.float(), g.sum(2).float()
+
+
+def token_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    g = g.double()
+    seen = (x.double() - mean.double().unsqueeze(2)) * rstd.double().unsqueeze(2)
+    return (g * seen).sum(1).float(), g.sum(1).float()
+
+
+def channel_sum(g: Tensor) -> Tensor:
+    return g.flatten(2).double().sum(2).float()

@@ -409,11 +409,12 @@ void copy_rows(const float *from, i64 ldf, i64 step, i64 rows, i64 n, float *to,
 }
 
 // Channels [first, first + count) of one record, padded, as planes: to[c * ld + position].
-void planes(const Geometry &q, const float *x, i64 first, i64 count, i64 ld, float *to) {
+void planes(const Geometry &q, const float *x, i64 first, i64 count, i64 ld, float *to,
+            bool cleared = false) {
     const i64 h = q.wide(1), w = q.wide(2);
     i64 lo[3], hi[3];
     for (int d = 0; d < 3; d++) inside(q, d, lo + d, hi + d);
-    if (ld != (hi[0] - lo[0]) * (hi[1] - lo[1]) * (hi[2] - lo[2]))
+    if (!cleared && ld != (hi[0] - lo[0]) * (hi[1] - lo[1]) * (hi[2] - lo[2]))
         std::memset(to, 0, sizeof(float) * ld * count);
     if (q.xs[1] == 1 && count >= 4) {
         for (i64 a = lo[0]; a < hi[0]; a++)
@@ -878,6 +879,129 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
     return sum;
 }
 
+// ---- sums over records ----
+
+// A tile into the sum, row by row: written the first time, added after that.
+inline void add_tile(const float *part, int rows, i64 columns, i64 ld_part, float *to, i64 ld,
+                     bool first) {
+    for (int j = 0; j < rows; j++) {
+        const float *p = part + j * ld_part;
+        float *o = to + j * ld;
+        if (first)
+            std::memcpy(o, p, sizeof(float) * columns);
+        else
+            for (i64 l = 0; l < columns; l++) o[l] += p[l];
+    }
+}
+
+// to[l] = sum over rows of one axis: dw = sum g (x - mean) rstd, db = sum g, both over P entries.
+inline void affine_row(const float *g, const float *x, float mean, float rstd, i64 P, float *dw,
+                       float *db) {
+    double sums = 0, products = 0;
+    for (i64 first = 0; first < P; first += 16 * CHUNK) {
+        const i64 count = P - first < 16 * CHUNK ? P - first : 16 * CHUNK;
+        const float *p = g + first, *q = x ? x + first : nullptr;
+        vf a[4] = {}, b[4] = {};
+        i64 j = 0;
+        for (; j + 4 * W <= count; j += 4 * W)
+            for (int k = 0; k < 4; k++) {
+                const vf v = load<vf>(p + j + k * W);
+                b[k] += v;
+                if (q) a[k] += v * (load<vf>(q + j + k * W) - mean);
+            }
+        const vf am = (a[0] + a[1]) + (a[2] + a[3]), bm = (b[0] + b[1]) + (b[2] + b[3]);
+        float one = 0, two = 0;
+        for (; j < count; j++) {
+            two += p[j];
+            if (q) one += p[j] * (q[j] - mean);
+        }
+        double s = one, t = two;
+        for (int l = 0; l < W; l++) {
+            s += am[l];
+            t += bm[l];
+        }
+        products += s;
+        sums += t;
+    }
+    if (db) *db = static_cast<float>(sums);
+    if (dw) *dw = static_cast<float>(products * rstd);
+}
+
+// The same down columns: N vectors of them over T rows of m. By token where `tokens` is set, else
+// mean and rstd are those of column j / size.
+template <int N>
+void affine_columns(const float *g, const float *x, const float *mean, const float *rstd, bool tokens,
+                    i64 size, i64 column, i64 T, i64 m, i64 keep, float *dw, float *db) {
+    double sums[N * W] = {}, products[N * W] = {};
+    float centre[N * W] = {}, scale[N * W];
+    for (i64 l = 0; l < N * W; l++) {
+        const i64 at = tokens || l >= keep ? 0 : (column + l) / size;
+        centre[l] = tokens ? 0 : mean[at];
+        scale[l] = tokens ? 1 : rstd[at];
+    }
+    for (i64 first = 0; first < T; first += CHUNK) {
+        const i64 end = first + CHUNK < T ? first + CHUNK : T;
+        vf a[N], b[N];
+        for (int k = 0; k < N; k++) a[k] = b[k] = vf{};
+        for (i64 t = first; t < end; t++) {
+            const float *p = g + t * m + column, *q = x + t * m + column;
+            float gs[N * W], xs[N * W];
+            if (keep < N * W) {
+                for (i64 l = 0; l < N * W; l++) {
+                    gs[l] = l < keep ? p[l] : 0;
+                    xs[l] = l < keep ? q[l] : 0;
+                }
+                p = gs;
+                q = xs;
+            }
+            for (int k = 0; k < N; k++) {
+                const vf v = load<vf>(p + k * W), y = load<vf>(q + k * W);
+                b[k] += v;
+                if (tokens)
+                    a[k] += v * ((y - mean[t]) * rstd[t]);
+                else
+                    a[k] += v * (y - load<vf>(centre + k * W));
+            }
+        }
+        for (int k = 0; k < N; k++)
+            for (int l = 0; l < W; l++) {
+                products[k * W + l] += a[k][l];
+                sums[k * W + l] += b[k][l];
+            }
+    }
+    for (i64 l = 0; l < keep; l++) {
+        if (dw) dw[column + l] = static_cast<float>(products[l] * scale[l]);
+        if (db) db[column + l] = static_cast<float>(sums[l]);
+    }
+}
+
+// Tokens of one record in the order of their index, those of `padding` left out.
+i64 by_index(const i64 *at, i64 T, i64 padding, i64 *order) {
+    i64 count = 0;
+    for (i64 t = 0; t < T; t++)
+        if (at[t] != padding) order[count++] = t;
+    std::sort(order, order + count,
+              [at](i64 a, i64 c) { return at[a] < at[c] || (at[a] == at[c] && a < c); });
+    return count;
+}
+
+// From `from` on, the tokens of one index added up in float64; the first of the next index.
+i64 merged(const i64 *at, const i64 *order, i64 from, i64 count, const float *g, i64 m,
+           double *sum) {
+    const i64 row = at[order[from]];
+    i64 k = from;
+    for (; k < count && at[order[k]] == row; k++) {
+        const float *p = g + order[k] * m;
+        if (k == from)
+            for (i64 j = 0; j < m; j++) sum[j] = p[j];
+        else
+            for (i64 j = 0; j < m; j++) sum[j] += p[j];
+    }
+    return k;
+}
+
+inline i64 grid_steps(double v) { return static_cast<i64>(std::fabs(v) < 0x1p62 ? v : 0.0); }
+
 }  // namespace
 
 extern "C" {
@@ -996,23 +1120,12 @@ int norms_embedding(const i64 *index, const float *g, i64 b, i64 T, i64 m, i64 p
     if (!order || !sum) return -1;
     for (i64 i = 0; i < b; i++) {
         const i64 *at = index + i * T;
-        i64 count = 0;
-        for (i64 t = 0; t < T; t++)
-            if (at[t] != padding) order[count++] = t;
-        std::sort(order, order + count,
-                  [at](i64 a, i64 c) { return at[a] < at[c] || (at[a] == at[c] && a < c); });
+        const i64 count = by_index(at, T, padding, order);
         double norm = 0, s = 0;
         for (i64 k = 0; k < count;) {
-            const i64 row = at[order[k]], from = k;
-            while (k < count && at[order[k]] == row) {
-                const float *p = g + (i * T + order[k]) * m;
-                s += std::sqrt(squares(p, m));
-                if (k == from)
-                    for (i64 j = 0; j < m; j++) sum[j] = p[j];
-                else
-                    for (i64 j = 0; j < m; j++) sum[j] += p[j];
-                k++;
-            }
+            const i64 from = k;
+            k = merged(at, order, from, count, g + i * T * m, m, sum);
+            for (i64 l = from; l < k; l++) s += std::sqrt(squares(g + (i * T + order[l]) * m, m));
             vd a[2] = {};
             i64 j = 0;
             for (; j + W <= m; j += W) {
@@ -1044,8 +1157,7 @@ void norms_scale_rows(const float *g, i64 b, i64 n, const float *c, const uint8_
 
 void norms_accumulate(i64 *total, const float *part, i64 d, double inverse_step) {
     for (i64 j = 0; j < d; j++) {
-        const double v = std::rint(part[j] * inverse_step);
-        total[j] += static_cast<i64>(std::fabs(v) < 0x1p62 ? v : 0.0);
+        total[j] += grid_steps(std::rint(part[j] * inverse_step));
     }
 }
 
@@ -1054,17 +1166,186 @@ void norms_finish(const i64 *total, i64 d, double factor, float *out) {
         out[j] = static_cast<float>(static_cast<double>(total[j]) * factor);
 }
 
+// Products of float32 are exact in float64; one rounding at the end.
 void norms_weighted_sum(const float *formed, i64 b, i64 n, const float *c, float *out) {
-    constexpr i64 PART = 2048;
+    constexpr i64 PART = 1024;
+    double sum[PART];
     for (i64 first = 0; first < n; first += PART) {
         const i64 count = n - first < PART ? n - first : PART;
-        float *to = out + first;
-        for (i64 j = 0; j < count; j++) to[j] = 0;
+        for (i64 j = 0; j < count; j++) sum[j] = 0;
         for (i64 i = 0; i < b; i++) {
-            const float w = c[i];
+            const double w = c[i];
             if (w == 0) continue;
             const float *p = formed + i * n + first;
-            for (i64 j = 0; j < count; j++) to[j] += w * p[j];
+            for (i64 j = 0; j < count; j++) sum[j] += w * p[j];
+        }
+        for (i64 j = 0; j < count; j++) out[first + j] = static_cast<float>(sum[j]);
+    }
+}
+
+// out (m, n) = sum_t c[t / per] g_t x_t^T for g (N, m), x (N, n); tokens not kept count as zeros.
+// float32 over `chunk` tokens, whose sums are then added in order, in float32.
+int norms_contract(const float *g, const float *x, i64 N, i64 m, i64 n, const float *c,
+                   const uint8_t *keep, i64 per, i64 chunk, float *out) {
+    const i64 width = up(n, W), some = chunk < N ? chunk : N;
+    float *px = scratch[0].get<float>(some * width), *pg = scratch[1].get<float>(some * m);
+    i64 *table = scratch[2].get<i64>((ROWS + 1 + WIDE) * some);
+    if (!px || !pg || !table) return -1;
+    for (i64 r = 1; r <= ROWS; r++)
+        for (i64 t = 0; t < some; t++) table[(r - 1) * some + t] = t * r;
+    i64 *across = table + ROWS * some;
+    for (i64 k = 1; k <= WIDE; k++)
+        for (i64 t = 0; t < some; t++) across[(k - 1) * some + t] = t * k * W;
+    const i64 most = rows_for(vectors_for(width / W));
+    alignas(64) float part[BLOCK];
+    const float *rows[ROWS];
+    for (i64 start = 0; start < N; start += chunk) {
+        const i64 here = N - start < chunk ? N - start : chunk;
+        // Blocks of columns of x, blocks of rows of g, each as the tile reads it.
+        for (i64 first = 0; first < width;) {
+            const i64 k = vectors_for((width - first) / W), size = k * W;
+            const i64 count = n - first < size ? n - first : size;
+            for (i64 t = 0; t < here; t++) {
+                float *to = px + first * here + t * size;
+                const bool on = keep[(start + t) / per];
+                if (on) std::memcpy(to, x + (start + t) * n + first, sizeof(float) * count);
+                for (i64 l = on ? count : 0; l < size; l++) to[l] = 0;
+            }
+            first += size;
+        }
+        for (i64 r = 0; r < m;) {
+            const i64 count = block_size(m - r, most);
+            for (i64 t = 0; t < here; t++) {
+                const i64 row = (start + t) / per;
+                const float w = c[row], *from = g + (start + t) * m + r;
+                float *to = pg + r * here + t * count;
+                if (keep[row])
+                    for (i64 j = 0; j < count; j++) to[j] = w * from[j];
+                else
+                    for (i64 j = 0; j < count; j++) to[j] = 0;
+            }
+            r += count;
+        }
+        for (i64 first = 0; first < width;) {
+            const int k = vectors_for((width - first) / W);
+            const i64 count = n - first < k * W ? n - first : k * W;
+            for (i64 r = 0; r < m;) {
+                const int block = static_cast<int>(block_size(m - r, most));
+                for (int j = 0; j < block; j++) rows[j] = pg + r * here + j;
+                choose<float>(block, k)(here, rows, table + (block - 1) * some, px + first * here,
+                                        across + (k - 1) * some, part);
+                add_tile(part, block, count, k * W, out + r * n + first, n, start == 0);
+                r += block;
+            }
+            first += k * W;
+        }
+    }
+    return 0;
+}
+
+// out (O, C / groups, K): the weight gradients of a convolution summed with weights c, as above;
+// tokens are output positions, in the order of records.
+int norms_conv_contract(const float *x, const float *g, const i64 *shape, const float *c,
+                        const uint8_t *keep, i64 chunk, float *out) {
+    const Geometry q = geometry(shape), side = gradient_side(q);
+    const i64 T = q.T(), K = q.K(), size = q.reached();
+    const i64 ci = q.C / q.groups, o = q.O / q.groups, width = up(o, W);
+    const i64 records = T < chunk ? (chunk / T < q.b ? chunk / T : q.b) : 1;
+    const i64 tokens = records * T, ld = records * size;
+    i64 *table = scratch[2].get<i64>(2 * tokens + K);
+    float *px = scratch[0].get<float>(ci * ld), *pg = scratch[1].get<float>(tokens * width);
+    float *sum = scratch[3].get<float>(ci * K * width);
+    if (!table || !px || !pg || !sum) return -1;
+    i64 *tap = table + tokens, *across = tap + K;
+    positions(q, 1, table, tap);
+    for (i64 t = T; t < tokens; t++) table[t] = table[t - T] + size;
+    for (i64 t = 0; t < tokens; t++) across[t] = t * width;
+    alignas(64) float part[BLOCK];
+    const float *rows[ROWS];
+    for (i64 group = 0; group < q.groups; group++) {
+        for (i64 start = 0; start < q.b; start += records) {
+            const i64 here = q.b - start < records ? q.b - start : records;
+            std::memset(px, 0, sizeof(float) * ci * ld);
+            for (i64 i = 0; i < here; i++) {
+                float *to = pg + i * T * width;
+                if (!keep[start + i]) {
+                    std::memset(to, 0, sizeof(float) * T * width);
+                    continue;
+                }
+                planes(q, x + (start + i) * q.xs[0], group * ci, ci, ld, px + i * size, true);
+                pixels(side, g + (start + i) * q.gs[0], group * o, o, width, to);
+                const float w = c[start + i];
+                for (i64 j = 0; j < T * width; j++) to[j] *= w;
+            }
+            for (i64 t = 0; t < here * T; t += chunk) {
+                const i64 count = here * T - t < chunk ? here * T - t : chunk;
+                for (i64 first = 0; first < width;) {
+                    const int n = vectors_for((width - first) / W);
+                    for (i64 r = 0; r < ci * K;) {
+                        const int block = static_cast<int>(block_size(ci * K - r, rows_for(n)));
+                        for (int j = 0; j < block; j++)
+                            rows[j] = px + (r + j) / K * ld + tap[(r + j) % K];
+                        choose<float>(block, n)(count, rows, table + t, pg + first, across + t,
+                                                part);
+                        add_tile(part, block, n * W, n * W, sum + r * width + first, width,
+                                 start == 0 && t == 0);
+                        r += block;
+                    }
+                    first += n * W;
+                }
+            }
+        }
+        transpose(sum, width, ci * K, o, out + group * o * ci * K, ci * K);
+    }
+    return 0;
+}
+
+// total (rows, m) += rint(c_i inverse_step sum of the tokens of one index), record by record.
+int norms_embedding_add(const i64 *index, const float *g, i64 b, i64 T, i64 m, i64 padding,
+                        const float *c, const uint8_t *keep, double inverse_step, i64 *total) {
+    i64 *order = scratch[2].get<i64>(T);
+    double *sum = scratch[1].get<double>(m);
+    if (!order || !sum) return -1;
+    for (i64 i = 0; i < b; i++) {
+        if (!keep[i]) continue;
+        const i64 *at = index + i * T;
+        const i64 count = by_index(at, T, padding, order);
+        const double w = c[i] * inverse_step;
+        for (i64 k = 0; k < count;) {
+            i64 *to = total + at[order[k]] * m;
+            k = merged(at, order, k, count, g + i * T * m, m, sum);
+            for (i64 j = 0; j < m; j++) to[j] += grid_steps(std::rint(sum[j] * w));
+        }
+    }
+    return 0;
+}
+
+// g, x (b, C, P), mean, rstd (b, G): dw, db (b, C). Without x: db alone.
+void norms_channel_affine(const float *g, const float *x, const float *mean, const float *rstd, i64 b,
+                          i64 C, i64 P, i64 G, float *dw, float *db) {
+    for (i64 i = 0; i < b * C; i++) {
+        const i64 at = i / C * G + i % C / (C / G);
+        affine_row(g + i * P, x ? x + i * P : nullptr, x ? mean[at] : 0, x ? rstd[at] : 0, P,
+                   dw ? dw + i : nullptr, db ? db + i : nullptr);
+    }
+}
+
+// g, x (b, T, m); mean, rstd (b, T), or (b, G) of columns where G > 0: dw, db (b, m).
+void norms_token_affine(const float *g, const float *x, const float *mean, const float *rstd, i64 b,
+                        i64 T, i64 m, i64 G, float *dw, float *db) {
+    const i64 own = G > 0 ? G : T, size = G > 0 ? m / G : 1;
+    for (i64 i = 0; i < b; i++) {
+        const float *gi = g + i * T * m, *xi = x + i * T * m, *mi = mean + i * own, *ri = rstd + i * own;
+        float *w = dw ? dw + i * m : nullptr, *v = db ? db + i * m : nullptr;
+        for (i64 j = 0; j < m;) {
+            if (m - j >= 4 * W) {
+                affine_columns<4>(gi, xi, mi, ri, G == 0, size, j, T, m, 4 * W, w, v);
+                j += 4 * W;
+            } else {
+                const i64 left = m - j < W ? m - j : W;
+                affine_columns<1>(gi, xi, mi, ri, G == 0, size, j, T, m, left, w, v);
+                j += left;
+            }
         }
     }
 }
@@ -1096,7 +1377,7 @@ int norms_gram_pair(const float *g, const float *x, i64 b, i64 T, i64 m, i64 n, 
         }
         n2[i] = exact ? pair_of<double>(xi, gi, T, n, m, width, table, table + most)
                       : pair_of<float>(xi, gi, T, n, m, width, table, table + most);
-        scale[i] = exact ? s : with_floor(s, sx, sg, n, m, T);
+        scale[i] = with_floor(s, sx, sg, n, m, T);
     }
     return 0;
 }
