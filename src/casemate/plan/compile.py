@@ -86,7 +86,12 @@ def _grid(sigma: float, clip: float, dimension: int, slots: int) -> float:
     return grid
 
 
-def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared: Prepared) -> Plan:
+def compile_plan(
+    request: JobRequest,
+    schemas: Sequence[DatasetSchema],
+    prepared: Prepared,
+    noise: float | None = None,
+) -> Plan:
     """The plan of a request over datasets with these schemas, in the request's order.
 
     All datasets make one population: q = batch_size / (sum of units), and each dataset is charged
@@ -96,7 +101,8 @@ def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared
     every step evaluates microbatch * microbatches units, whatever was sampled (P2).
 
     The noise multiplier is the smallest by which a fresh dataset with budget (epsilon, delta)
-    admits the job: 9/10 of delta are for the event, the rest covers the two extra deltas.
+    admits the job: 9/10 of delta are for the event, the rest covers the two extra deltas; or
+    ``noise``, where another accountant than the filter has chosen it.
     Raises PlanError.
     """
     check_request(request, schemas)
@@ -110,7 +116,8 @@ def compile_plan(request: JobRequest, schemas: Sequence[DatasetSchema], prepared
     microbatch = min(prepared.microbatch, slots)
     microbatches = -(-slots // microbatch)
     if isinstance(privacy, Dp):
-        noise = noise_multiplier(rate, train.steps, privacy.epsilon, privacy.delta)
+        if noise is None:
+            noise = noise_multiplier(rate, train.steps, privacy.epsilon, privacy.delta)
         clip = privacy.clip
         grid = _grid(noise * clip, clip, prepared.dimension, microbatch * microbatches)
         bound = sensitivity(
