@@ -26,13 +26,12 @@ from casemate.engine import kernels, products, small
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
 from casemate.engine.probe import failing
-from casemate.engine.program import DTYPES, Program, maker
+from casemate.engine.program import DTYPES, Program, maker, uses
 from casemate.engine.rows import Rows
-from casemate.engine.sites import Planner, Shape, Site
+from casemate.engine.sites import ROUNDING, Planner, Shape, Site
 from casemate.graph.check import Checked
 from casemate.graph.joint import Proved, prove
 
-ROUNDING: Final = 2.0**-7
 ETA: Final = 2.0**-20
 _U32: Final = 2.0**-24
 # Rows of a microbatch are a multiple of this: no kernel then has a ragged end among rows.
@@ -45,9 +44,9 @@ def factors(
     """Clip factors of units (u,), float32, and which units count.
 
     Over sites, with n2 and S as the site's way gives them: N^2 = sum n2 + gamma S^2 bounds the
-    squared norm from above; scaling in float32 and the float64 sums here add a relative 2^-24 S
-    and less than ETA. Q^2 = sum (error S)^2 bounds what a unit brings into the rounding of the sums
-    (triangle inequality over units and sites), so c <= ROUNDING C / (u Q) keeps that below
+    squared norm from above; scaling in float32, where a way does so, and the float64 sums here add
+    2^-24 S and less than ETA. Q^2 = sum (error S)^2 bounds what a unit brings into the rounding of
+    the sums (triangle inequality over units and sites), so c <= ROUNDING C / (u Q) keeps that below
     ROUNDING C in all. A factor is rounded towards zero. A unit whose bound is not finite does not
     count (its operands are taken out before anything is multiplied).
     """
@@ -65,7 +64,7 @@ def _factors(
         s2 = norm.squared if norm.spread is None else norm.spread.square()
         total += norm.squared + site.way.gamma * s2
         rounding += site.way.error**2 * s2
-        if site.way.bytes == 0:
+        if site.way.scaled:
             spread += s2
     largest = total.clamp(min=0.0).sqrt() + _U32 * spread.sqrt()
     good = torch.isfinite(largest)
@@ -104,6 +103,11 @@ class Batched:
             for name in self.source
         }
         self._ends = self._linear_order()
+        gradients = self.proved.joint.gradients
+        adds = {g: add for site in self.sites for g, add in site.adds.items()}
+        # What is a gradient as it is, and nothing else.
+        alone = {g for g in adds if gradients.count(g) == 1 and not self._read(g)}
+        self._adds = {g: (gradients.index(g), adds[g]) for g in alone}
 
     def _functions(self, instead: Mapping[str, Any]) -> None:
         self._forward = self.runner.function([*self.source, SEED], self.wanted, instead)
@@ -141,6 +145,9 @@ class Batched:
                             out[r] = None
         return list(out)
 
+    def _read(self, name: str) -> bool:
+        return any(name in uses(node) for node in self._ends)
+
     def _linear_order(self) -> list[Any]:
         """Linear nodes that lead from the sites' totals to the gradients."""
         have = frozenset(n for s in self.sites for n in s.totals)
@@ -172,9 +179,15 @@ class Batched:
                     self.planner.choose(site, env, most)
                     known[key] = site.way.name
 
-    def parts(self, env: Env, bound: float) -> tuple[list[torch.Tensor | None], torch.Tensor]:
+    def parts(
+        self, env: Env, bound: float, steps: Sequence[torch.Tensor] = (), inverse: float = 0.0
+    ) -> tuple[list[torch.Tensor | None], torch.Tensor]:
         """The clipped sum of one microbatch, a tensor for each trained one (``None`` for zero), and
-        the units' factors."""
+        the units' factors.
+
+        steps: int64 grid steps, a tensor for each trained one, to which 1 / inverse is the step;
+        sites that can, add to these at once and their parts are ``None``.
+        """
         with torch.inference_mode():
             norms = [site.way.norm(env) for site in self.sites]
             c, good = factors(self.sites, norms, bound, self.shape.units)
@@ -184,12 +197,17 @@ class Batched:
             weights = c if k == 1 else c.repeat_interleave(k)
             rows = good if k == 1 else good.repeat_interleave(k)
             sums: Env = dict(env)
+            added = self._adds if inverse else {}
+            for i, add in added.values():
+                add(steps[i], env, weights, rows, inverse)
             for site in self.sites:
                 for name, total in site.totals.items():
-                    sums[name] = total(env, weights, rows)
+                    if name not in added:
+                        sums[name] = total(env, weights, rows)
             for node in self._ends:
                 self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
-        return [None if g is None else sums[g] for g in self.proved.joint.gradients], c
+        gradients = self.proved.joint.gradients
+        return [None if g is None or g in added else sums[g] for g in gradients], c
 
     def _blank(self, env: Env, good: torch.Tensor) -> None:
         """Zero the operands of units that do not count: what they hold may not be multiplied."""
@@ -208,7 +226,6 @@ class Batched:
         data = [rows.inputs[spec.name] for spec in self.program.data]
         index = torch.zeros(self.shape.rows, dtype=torch.int64)
         seed = torch.zeros(self.shape.rows)
-        offsets = np.cumsum([0] + [leaf.numel() for leaf in self.program.leaves])
 
         members, there = rows.table(k)
         tiny = small.build(
@@ -238,6 +255,7 @@ class Batched:
             self.runner.refresh()
             dtype = torch.int64 if step else torch.float64
             sum_ = torch.zeros(self.program.dimension, dtype=dtype)
+            places = torch.split(sum_, [leaf.numel() for leaf in self.program.leaves])
             for first in range(0, slots, units):
                 index.fill_(-1)
                 seed.zero_()
@@ -250,10 +268,9 @@ class Batched:
                 if tiny is not None and step:
                     tiny(env, bound, ROUNDING * bound / units, step, sum_)
                     continue
-                parts, _ = self.parts(env, bound)
-                for part, start, leaf in zip(parts, offsets, self.program.leaves, strict=False):
+                parts, _ = self.parts(env, bound, places, 1.0 / step if step else 0.0)
+                for part, place in zip(parts, places, strict=True):
                     if part is not None:
-                        place = sum_[start : start + leaf.numel()]
                         flat = part.reshape(-1)
                         if step:
                             kernels.accumulate(place, flat, 1.0 / step)

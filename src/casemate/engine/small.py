@@ -22,7 +22,7 @@ from casemate.engine import native
 from casemate.engine.kernels import bounds
 from casemate.engine.nodes import Runner
 from casemate.engine.program import uses
-from casemate.engine.sites import Outer, Shape, Site, _sum_error
+from casemate.engine.sites import Outer, Shape, Site
 from casemate.graph import joint as graph_joint
 from casemate.graph.joint import Proved
 
@@ -43,7 +43,7 @@ def library() -> ctypes.CDLL | None:
         for name, arguments in _DOORS.items():
             door = getattr(found, "step_" + name)
             door.argtypes = arguments
-            door.restype = ctypes.c_int if name == "factors" else None
+            door.restype = None
     return found
 
 
@@ -69,7 +69,7 @@ def factors(
     helper.step_factors(
         len(sites), units, _places([n for n, _ in norms]), _places([s for _, s in norms]),
         _doubles([s.way.gamma for s in sites]), _doubles([s.way.error for s in sites]),
-        bytes(s.way.bytes != 0 for s in sites), bound, share, c.data_ptr(), good.data_ptr(),
+        bytes(not s.way.scaled for s in sites), bound, share, c.data_ptr(), good.data_ptr(),
     )  # fmt: skip
     return c, good
 
@@ -157,7 +157,7 @@ def _part(proved: Proved, name: str, shape: Shape, offset: int) -> _Part | None:
             return None
         return _Part(
             lambda env: form.pair(dict(env))[0], lambda env: form.pair(dict(env))[1],
-            m, n, bounds.rank_one(m, n), _sum_error(shape.rows), offset,
+            m, n, bounds.rank_one(m, n), bounds.weighted_sum(shape.rows), offset,
         )  # fmt: skip
     batch = values[0].batch
     axes = graph_joint.bound(node, proved.values).axes

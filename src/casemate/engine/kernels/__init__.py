@@ -275,13 +275,15 @@ def embedding_add(
 
 
 def channel_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """(dw, db), each (b, C), of a group norm's scale and shift: g, x (b, C, ...), mean, rstd (b, G)."""
+    """(dw, db), each (b, C), of a group norm's scale and shift, for g, x (b, C, ...), mean, rstd
+    (b, G)."""
     door = compiled.channel_affine if native(g, x, mean, rstd) else twins.channel_affine
     return door(g, x, mean, rstd)
 
 
 def token_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """(dw, db), each (b, m), of a layer norm's scale and shift: g, x (b, T, m), mean, rstd (b, T)."""
+    """(dw, db), each (b, m), of a layer norm's scale and shift, for g, x (b, T, m), mean, rstd
+    (b, T)."""
     door = compiled.token_affine if native(g, x, mean, rstd) else twins.token_affine
     return door(g, x, mean, rstd)
 
