@@ -2,77 +2,149 @@
 // casemate/engine/small.py.
 //
 // A record is handled by the same instructions on its own memory, whatever its slot; only the sum
-// over records has an order.
+// over records has an order. Vectors are those of GCC and Clang.
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace {
 
 using i64 = int64_t;
 constexpr double U32 = 0x1p-24;
 constexpr double LARGEST = 0x1p62;
+constexpr int W = 8;      // columns of a tile
+constexpr int ROWS = 4;   // rows of a tile, at most
+constexpr i64 BLOCK = 64;  // units whose factors are made side by side
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef double vd __attribute__((vector_size(W * 8)));
+
+inline vd wide(const float *p) {
+    vf v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vd);
+}
+
+inline vd load(const double *p) {
+    vd v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
 
 double squares(const float *x, i64 n) {
-    double part[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    vd sum = {};
     i64 j = 0;
-    for (; j + 8 <= n; j += 8)
-        for (i64 k = 0; k < 8; k++) part[k] += static_cast<double>(x[j + k]) * x[j + k];
-    for (i64 k = 0; j + k < n; k++) part[k] += static_cast<double>(x[j + k]) * x[j + k];
-    return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
+    for (; j + W <= n; j += W) sum += wide(x + j) * wide(x + j);
+    double rest = 0;
+    for (; j < n; j++) rest += static_cast<double>(x[j]) * x[j];
+    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7])) + rest;
 }
 
-inline void add(double *__restrict sum, double w, const float *__restrict x, i64 n) {
-    for (i64 j = 0; j < n; j++) sum[j] += w * x[j];
-}
+// Of a block of units: what their sites add up to.
+struct Sums {
+    double squared[BLOCK], rounding[BLOCK], spread[BLOCK];
 
-struct Sum {
-    double squared = 0, rounding = 0, spread = 0;
-
-    void add(double n2, double s2, double gamma, double error, bool formed) {
-        squared += n2 + gamma * s2;
-        rounding += error * error * s2;
-        if (!formed) spread += s2;
+    void add(i64 count, const double *n2, const double *s2, double gamma, double error,
+             bool formed) {
+        const double e2 = error * error, apart = formed ? 0.0 : 1.0;
+        for (i64 i = 0; i < count; i++) {
+            const double upper = n2[i] + gamma * s2[i];
+            squared[i] += upper < 0 ? 0.0 : upper;
+            rounding[i] += e2 * s2[i];
+            spread[i] += apart * s2[i];
+        }
     }
 
-    // The largest float32 factor for which the bounds hold; `good`: whether the unit counts.
-    float factor(double bound, double share, bool &good) const {
-        const double largest = std::sqrt(squared > 0 ? squared : 0.0) + U32 * std::sqrt(spread);
-        good = std::isfinite(largest) && !std::isnan(squared);
-        if (!good) return 0;
-        if (!std::isfinite(bound)) return 1;
-        double c = bound / largest;
-        const double other = share / std::sqrt(rounding);
-        if (other < c) c = other;
-        if (!(c < 1)) c = 1;
-        const float near = static_cast<float>(c);
-        return near > c ? std::nextafterf(near, 0.0f) : near;
+    // The largest float32 factors for which the bounds hold; a unit counts where its own is finite.
+    void factors(i64 count, double bound, double share, float *c, uint8_t *good) const {
+        double largest[BLOCK], root[BLOCK], wanted[BLOCK];
+        float near[BLOCK];
+        for (i64 i = 0; i < BLOCK; i++) {
+            largest[i] = std::sqrt(squared[i]) + U32 * std::sqrt(spread[i]);
+            root[i] = std::sqrt(rounding[i]);
+        }
+        for (i64 i = 0; i < BLOCK; i += W) {  // lanes choose without a branch
+            const vd f = bound / load(largest + i), other = share / load(root + i);
+            const vd least = other < f ? other : f;
+            const vd kept = least < 1.0 ? least : vd{} + 1.0;
+            std::memcpy(wanted + i, &kept, sizeof kept);
+        }
+        for (i64 i = 0; i < BLOCK; i++) near[i] = static_cast<float>(wanted[i]);
+        for (i64 i = 0; i < count; i++) {
+            uint32_t bits;
+            std::memcpy(&bits, near + i, sizeof bits);
+            bits -= static_cast<double>(near[i]) > wanted[i];
+            const bool counts = largest[i] <= DBL_MAX;  // not so for NaN
+            bits = counts ? bits : 0;
+            std::memcpy(c + i, &bits, sizeof bits);
+            good[i] = counts;
+        }
     }
 };
+
+// out (m, n) = sum_i c_i g_i x_i^T for columns first to first + W and `R` rows.
+template <int R>
+void tile(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, double *out) {
+    vd sum[R] = {};
+    for (i64 i = 0; i < b; i++) {
+        if (c[i] == 0) continue;  // what it holds may not be multiplied
+        const vd v = wide(x + i * n);
+        for (int r = 0; r < R; r++) sum[r] += (static_cast<double>(c[i]) * g[i * m + r]) * v;
+    }
+    for (int r = 0; r < R; r++) std::memcpy(out + r * n, &sum[r], sizeof(vd));
+}
+
+void outer(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, double *out) {
+    constexpr decltype(&tile<1>) TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>};
+    if (n >= W) {
+        for (i64 r = 0; r < m; r += ROWS) {
+            const auto made = TILES[(m - r < ROWS ? m - r : ROWS) - 1];
+            for (i64 j = 0; j < n; j += W) {
+                const i64 at = j + W <= n ? j : n - W;  // the last overlaps the one before
+                made(c, g + r, x + at, b, m, n, out + r * n + at);
+            }
+        }
+        return;
+    }
+    for (i64 j = 0; j < m * n; j++) out[j] = 0;
+    for (i64 i = 0; i < b; i++) {
+        if (c[i] == 0) continue;
+        for (i64 r = 0; r < m; r++)
+            for (i64 j = 0; j < n; j++)
+                out[r * n + j] += (static_cast<double>(c[i]) * g[i * m + r]) * x[i * n + j];
+    }
+}
+
+void bias(const float *c, const float *g, i64 b, i64 m, double *out) {
+    for (i64 r = 0; r < m; r++) out[r] = 0;
+    for (i64 i = 0; i < b; i++) {
+        if (c[i] == 0) continue;
+        for (i64 r = 0; r < m; r++) out[r] += static_cast<double>(c[i]) * g[i * m + r];
+    }
+}
 
 }  // namespace
 
 extern "C" {
 
-// For each of `sites`: squared norms and (or null) S of units, and the way's constants. Returns
-// whether all units count.
-int step_factors(i64 sites, i64 units, const double *const *squared, const double *const *spread,
-                 const double *gamma, const double *error, const uint8_t *formed, double bound,
-                 double share, float *c, uint8_t *good) {
-    bool all = true;
-    for (i64 i = 0; i < units; i++) {
-        Sum sum;
+// For each of `sites`: squared norms and (or null) S of units, and the way's constants.
+void step_factors(i64 sites, i64 units, const double *const *squared, const double *const *spread,
+                  const double *gamma, const double *error, const uint8_t *formed, double bound,
+                  double share, float *c, uint8_t *good) {
+    for (i64 first = 0; first < units; first += BLOCK) {
+        const i64 count = units - first < BLOCK ? units - first : BLOCK;
+        Sums sums = {};
         for (i64 s = 0; s < sites; s++) {
-            const double n2 = squared[s][i];
-            const double s2 = spread[s] ? spread[s][i] * spread[s][i] : n2;
-            sum.add(n2, s2, gamma[s], error[s], formed[s]);
+            double s2[BLOCK];
+            for (i64 i = 0; i < count; i++)
+                s2[i] = spread[s] ? spread[s][first + i] * spread[s][first + i]
+                                  : squared[s][first + i];
+            sums.add(count, squared[s] + first, s2, gamma[s], error[s], formed[s]);
         }
-        bool counts;
-        c[i] = sum.factor(bound, share, counts);
-        good[i] = counts;
-        all = all && counts;
+        sums.factors(count, bound, share, c + first, good + first);
     }
-    return all;
 }
 
 // Sites of one token: g (b, m), and x (b, n) or null for a bias (n = 1). total (at, m * n) +=
@@ -80,31 +152,26 @@ int step_factors(i64 sites, i64 units, const double *const *squared, const doubl
 void step_sums(i64 sites, i64 b, const float *const *g, const float *const *x, const i64 *m,
                const i64 *n, const double *gamma, const double *error, double bound, double share,
                double inverse_step, float *c, double *scratch, i64 *const *total) {
-    for (i64 i = 0; i < b; i++) {
-        Sum sum;
+    for (i64 first = 0; first < b; first += BLOCK) {
+        const i64 count = b - first < BLOCK ? b - first : BLOCK;
+        Sums sums = {};
+        uint8_t good[BLOCK];
         for (i64 s = 0; s < sites; s++) {
-            double n2 = squares(g[s] + i * m[s], m[s]);
-            if (x[s]) n2 *= squares(x[s] + i * n[s], n[s]);
-            sum.add(n2, n2, gamma[s], error[s], !x[s]);
+            double n2[BLOCK];
+            for (i64 i = 0; i < count; i++) {
+                n2[i] = squares(g[s] + (first + i) * m[s], m[s]);
+                if (x[s]) n2[i] *= squares(x[s] + (first + i) * n[s], n[s]);
+            }
+            sums.add(count, n2, n2, gamma[s], error[s], !x[s]);
         }
-        bool counts;
-        c[i] = sum.factor(bound, share, counts);
+        sums.factors(count, bound, share, c + first, good);
     }
     for (i64 s = 0; s < sites; s++) {
-        const i64 rows = m[s], width = n[s];
-        for (i64 j = 0; j < rows * width; j++) scratch[j] = 0;
-        for (i64 i = 0; i < b; i++) {
-            if (c[i] == 0) continue;  // what it holds may not be multiplied
-            const float *each = g[s] + i * rows;
-            const double factor = c[i];
-            if (!x[s]) {
-                for (i64 r = 0; r < rows; r++) scratch[r] += factor * each[r];
-                continue;
-            }
-            for (i64 r = 0; r < rows; r++)
-                add(scratch + r * width, factor * each[r], x[s] + i * width, width);
-        }
-        for (i64 j = 0; j < rows * width; j++) {
+        if (x[s])
+            outer(c, g[s], x[s], b, m[s], n[s], scratch);
+        else
+            bias(c, g[s], b, m[s], scratch);
+        for (i64 j = 0; j < m[s] * n[s]; j++) {
             const double steps = std::rint(scratch[j] * inverse_step);
             if (std::fabs(steps) < LARGEST) total[s][j] += static_cast<i64>(steps);
         }
