@@ -176,14 +176,14 @@ class Runner:
         for i, node in enumerate(order):
             for name in uses(node):
                 last[name] = i
-        lines = [f"def run(fixed, {', '.join(map(_local, inputs))}):"]
+        lines = [f"def run(fixed, {', '.join(map(local, inputs))}):"]
         outside = sorted({n for node in order for n in uses(node)} - made)
-        lines += [f"    {_local(n)} = fixed[{n!r}]" for n in outside]
+        lines += [f"    {local(n)} = fixed[{n!r}]" for n in outside]
         keep = set(wanted)
         for i, node in enumerate(order):
             if instead and node.name in instead:
                 space[f"o_{node.name}"] = instead[node.name]
-                pairs = [f"{n!r}: {_local(n)}" for n in dict.fromkeys(uses(node))]
+                pairs = [f"{n!r}: {local(n)}" for n in dict.fromkeys(uses(node))]
                 args = "{" + ", ".join(pairs) + "}"
             else:
                 space[f"o_{node.name}"] = _overload(node.op)
@@ -191,17 +191,17 @@ class Runner:
             outs = self.outs(node)
             used = [o if (o in keep or last.get(o, -1) > i) else "" for o in outs]
             if outs == [node.name]:
-                lines.append(f"    {_local(node.name)} = o_{node.name}({args})")
+                lines.append(f"    {local(node.name)} = o_{node.name}({args})")
             else:
-                targets = ", ".join(_local(o) if o else "_" for o in used)
+                targets = ", ".join(local(o) if o else "_" for o in used)
                 lines.append(f"    {targets}, = o_{node.name}({args})")
             gone = [
-                _local(n) for n in dict.fromkeys(uses(node))
+                local(n) for n in dict.fromkeys(uses(node))
                 if last[n] == i and n in made and n not in keep
             ]  # fmt: skip
             if gone:
                 lines.append(f"    del {', '.join(gone)}")
-        lines.append(f"    return ({''.join(_local(n) + ', ' for n in wanted)})")
+        lines.append(f"    return ({''.join(local(n) + ', ' for n in wanted)})")
         exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102 - ours
         return space["run"]  # type: ignore[no-any-return]
 
@@ -220,7 +220,7 @@ class Runner:
 
     def _source(self, arg: Any, space: dict[str, Any]) -> str:
         if isinstance(arg, Ref):
-            return _local(arg.name)
+            return local(arg.name)
         if isinstance(arg, ListArg | list):
             items = arg.items if isinstance(arg, ListArg) else arg
             return f"[{', '.join(self._source(x, space) for x in items)}]"
@@ -288,7 +288,7 @@ class Runner:
         return landed[numbers.argsort()]
 
 
-def _local(name: str) -> str:
+def local(name: str) -> str:
     return name.replace(".", "_")
 
 
