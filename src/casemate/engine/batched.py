@@ -1,8 +1,8 @@
 """The path ``graph``: a microbatch at a time, with per-record norms and no per-record gradients.
 
 The joint graph of forward and backward is run once up to the operands of its contractions; the
-norm of each unit's contribution is had there (:mod:`casemate.engine.sites`), and each contraction is
-made with the output gradients times the clip factors (Lee and Kifer 2021, "Scaling up
+norm of each unit's contribution is had there (:mod:`casemate.engine.sites`), and each contraction
+is made with the output gradients times the clip factors (Lee and Kifer 2021, "Scaling up
 differentially private deep learning with fast per-example gradient clipping"; Bu et al.,
 arXiv:2210.00038). The microbatch's sum is then put on the integer grid.
 
@@ -26,7 +26,7 @@ from casemate.engine import kernels, products, small
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
 from casemate.engine.probe import failing
-from casemate.engine.program import DTYPES, Program, maker, uses
+from casemate.engine.program import DTYPES, Program, maker
 from casemate.engine.rows import Rows
 from casemate.engine.sites import ROUNDING, Planner, Shape, Site
 from casemate.graph.check import Checked
@@ -102,12 +102,12 @@ class Batched:
             )
             for name in self.source
         }
-        self._ends = self._linear_order()
-        gradients = self.proved.joint.gradients
-        adds = {g: add for site in self.sites for g, add in site.adds.items()}
-        # What is a gradient as it is, and nothing else.
-        alone = {g for g in adds if gradients.count(g) == 1 and not self._read(g)}
-        self._adds = {g: (gradients.index(g), adds[g]) for g in alone}
+        gradients = [(i, g) for i, g in enumerate(proved.joint.gradients) if g is not None]
+        # Each site with its gradient and what leads from its totals there.
+        self._order = [
+            (i, g, site, self.runner.sums_behind([g], frozenset(site.totals)))
+            for (i, g), site in zip(gradients, self.sites, strict=True)
+        ]
 
     def _functions(self, instead: Mapping[str, Any]) -> None:
         self._forward = self.runner.function([*self.source, SEED], self.wanted, instead)
@@ -145,15 +145,6 @@ class Batched:
                             out[r] = None
         return list(out)
 
-    def _read(self, name: str) -> bool:
-        return any(name in uses(node) for node in self._ends)
-
-    def _linear_order(self) -> list[Any]:
-        """Linear nodes that lead from the sites' totals to the gradients."""
-        have = frozenset(n for s in self.sites for n in s.totals)
-        goals = [g for g in self.proved.joint.gradients if g is not None]
-        return self.runner.sums_behind(goals, have)
-
     def operands(self, frontier: Mapping[str, torch.Tensor], seed: torch.Tensor) -> Env:
         """Operands of all contractions for one microbatch."""
         for name, buffer in self._buffers.items():
@@ -185,8 +176,8 @@ class Batched:
         """The clipped sum of one microbatch, a tensor for each trained one (``None`` for zero), and
         the units' factors.
 
-        steps: int64 grid steps, a tensor for each trained one, to which 1 / inverse is the step;
-        sites that can, add to these at once and their parts are ``None``.
+        steps: int64 grid steps, a tensor for each trained one, to which the sums are added, 1 /
+        inverse being a step; then no part is given back.
         """
         with torch.inference_mode():
             norms = [site.way.norm(env) for site in self.sites]
@@ -197,17 +188,22 @@ class Batched:
             weights = c if k == 1 else c.repeat_interleave(k)
             rows = good if k == 1 else good.repeat_interleave(k)
             sums: Env = dict(env)
-            added = self._adds if inverse else {}
-            for i, add in added.values():
-                add(steps[i], env, weights, rows, inverse)
-            for site in self.sites:
+            parts: list[torch.Tensor | None] = [None] * len(self.proved.joint.gradients)
+            for i, g, site, tail in self._order:
+                if inverse and g in site.adds:
+                    site.adds[g](steps[i], env, weights, rows, inverse)
+                    continue
                 for name, total in site.totals.items():
-                    if name not in added:
-                        sums[name] = total(env, weights, rows)
-            for node in self._ends:
-                self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
-        gradients = self.proved.joint.gradients
-        return [None if g is None or g in added else sums[g] for g in gradients], c
+                    sums[name] = total(env, weights, rows)
+                for node in tail:
+                    self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
+                if inverse:
+                    kernels.accumulate(steps[i], sums.pop(g).reshape(-1), inverse)
+                    for name in site.totals:
+                        sums.pop(name, None)
+                else:
+                    parts[i] = sums[g]
+        return parts, c
 
     def _blank(self, env: Env, good: torch.Tensor) -> None:
         """Zero the operands of units that do not count: what they hold may not be multiplied."""
@@ -220,7 +216,8 @@ class Batched:
                 env[name] = from_rows(flat, value)
 
     def sums(self, rows: Rows, bound: float, step: float, slots: int) -> Any:
-        """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0."""
+        """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0; in
+        the same memory each time."""
         units, k = self.shape.units, self.shape.per_unit
         store = self._stored(rows) if self.keep else None
         data = [rows.inputs[spec.name] for spec in self.program.data]
@@ -251,11 +248,12 @@ class Batched:
                     torch.index_select(t, 0, at, out=buffer)
                 buffer[free] = 0
 
+        sum_ = torch.zeros(self.program.dimension, dtype=torch.int64 if step else torch.float64)
+        places = torch.split(sum_, [leaf.numel() for leaf in self.program.leaves])
+
         def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+            sum_.zero_()
             self.runner.refresh()
-            dtype = torch.int64 if step else torch.float64
-            sum_ = torch.zeros(self.program.dimension, dtype=dtype)
-            places = torch.split(sum_, [leaf.numel() for leaf in self.program.leaves])
             for first in range(0, slots, units):
                 index.fill_(-1)
                 seed.zero_()
@@ -271,11 +269,7 @@ class Batched:
                 parts, _ = self.parts(env, bound, places, 1.0 / step if step else 0.0)
                 for part, place in zip(parts, places, strict=True):
                     if part is not None:
-                        flat = part.reshape(-1)
-                        if step:
-                            kernels.accumulate(place, flat, 1.0 / step)
-                        else:
-                            place += flat
+                        place += part.reshape(-1)
             return sum_
 
         return total

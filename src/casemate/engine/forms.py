@@ -107,9 +107,9 @@ class Formed:
     What is formed is the contribution: its norm is exact up to its squares' sum.
     """
 
-    def __init__(self, name: str, make: Make, size: int, shape: Shape, label: str = "formed") -> None:  # fmt: skip
-        self.key, self.make, self.size, self.shape = f"{name}!", make, size, shape
-        self.label = label
+    def __init__(self, make: Make, size: int, shape: Shape, label: str = "formed") -> None:
+        self.key, self.make, self.size = f"{id(self)}!", make, size
+        self.shape, self.label = shape, label
 
     def norm(self, env: Env) -> Norm:
         made = self.make(env)
@@ -161,7 +161,7 @@ def nothing(size: Sequence[int]) -> Total:
 def formed_site(name: str, names: Sequence[str], make: Make, size: Sequence[int],
                 shape: Shape, label: str = "formed") -> Site:  # fmt: skip
     """``make`` gives the units' gradients over all S values ``names``, which add up."""
-    formed = Formed(names[0], make, math.prod(size), shape, label)
+    formed = Formed(make, math.prod(size), shape, label)
     totals: dict[str, Total] = {names[0]: formed.or_else(None, size)}
     totals |= {c: nothing(size) for c in names[1:]}
     return Site(name, [formed.way()], totals)
@@ -212,9 +212,7 @@ def outer_site(
         totals = {names[0]: total}
     else:
         room = Buffer(shape.units, m * n)
-        formed = Formed(
-            names[0], lambda env: kernels.formed_outer(*both(env), out=room()), m * n, shape
-        )
+        formed = Formed(lambda env: kernels.formed_outer(*both(env), out=room()), m * n, shape)
         ways.append(formed.way())
         totals = {names[0]: formed.or_else(total, sizes)}
     totals |= {c: nothing(sizes) for c in names[1:]}
@@ -262,7 +260,7 @@ def convolution_site(
     def total(env: Env, weights: Tensor, keep: Tensor) -> Tensor:
         return kernels.conv_contract(env[x_name], env[g_name], weights, keep, chunk, *args)
 
-    formed = Formed(c, make, size, shape)
+    formed = Formed(make, size, shape)
     ways = [formed.way()]
     depthwise = window.groups == window.channels == window.outputs > 1
     if shape.per_unit == 1 and not depthwise:
