@@ -181,20 +181,7 @@ class Runner:
         lines += [f"    {local(n)} = fixed[{n!r}]" for n in outside]
         keep = set(wanted)
         for i, node in enumerate(order):
-            if instead and node.name in instead:
-                space[f"o_{node.name}"] = instead[node.name]
-                pairs = [f"{n!r}: {local(n)}" for n in dict.fromkeys(uses(node))]
-                args = "{" + ", ".join(pairs) + "}"
-            else:
-                space[f"o_{node.name}"] = _overload(node.op)
-                args = self._arguments(node, self.without_sums(node), space)
-            outs = self.outs(node)
-            used = [o if (o in keep or last.get(o, -1) > i) else "" for o in outs]
-            if outs == [node.name]:
-                lines.append(f"    {local(node.name)} = o_{node.name}({args})")
-            else:
-                targets = ", ".join(local(o) if o else "_" for o in used)
-                lines.append(f"    {targets}, = o_{node.name}({args})")
+            lines.append(self.line(node, instead or {}, keep, last, i, space))
             gone = [
                 local(n) for n in dict.fromkeys(uses(node))
                 if last[n] == i and n in made and n not in keep
@@ -204,6 +191,30 @@ class Runner:
         lines.append(f"    return ({''.join(local(n) + ', ' for n in wanted)})")
         exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102 - ours
         return space["run"]  # type: ignore[no-any-return]
+
+    def line(
+        self,
+        node: Node,
+        instead: Mapping[str, Any],
+        keep: set[str],
+        last: Mapping[str, int],
+        i: int,
+        space: dict[str, Any],
+    ) -> str:
+        """The source of one node's call, the ``i``-th; what it calls goes into ``space``."""
+        if node.name in instead:
+            space[f"o_{node.name}"] = instead[node.name]
+            pairs = [f"{n!r}: {local(n)}" for n in dict.fromkeys(uses(node))]
+            args = "{" + ", ".join(pairs) + "}"
+        else:
+            space[f"o_{node.name}"] = _overload(node.op)
+            args = self._arguments(node, self.without_sums(node), space)
+        outs = self.outs(node)
+        used = [o if (o in keep or last.get(o, -1) > i) else "" for o in outs]
+        if outs == [node.name]:
+            return f"    {local(node.name)} = o_{node.name}({args})"
+        targets = ", ".join(local(o) if o else "_" for o in used)
+        return f"    {targets}, = o_{node.name}({args})"
 
     def _arguments(self, node: Node, changed: Mapping[str, Any], space: dict[str, Any]) -> str:
         params = [p.name for p in graph_joint.entry(node).schema.params]

@@ -1,0 +1,645 @@
+"""Fusing what is computed entry by entry: islands of the joint graph, compiled by inductor.
+
+Products, convolutions, attention, norms and pooling stay the very calls that ran without a
+compiler, at the same strides, tried in every slot by :mod:`casemate.engine.probe`. Between them lie
+*islands*: nodes that work entry by entry, or along one record's axis. Each island becomes one C++
+kernel. It is taken where it is quicker than its nodes, and refused where one of these fails, which
+together say that a record's bits depend neither on its slot nor on the other records (rule P13;
+docs/adr/0007):
+
+1. the generated source has no loop over records with a ragged end (:func:`ragged`);
+2. every elementary operation of the island gives each lane of a vector the same bits whatever the
+   other lanes hold (tried in a kernel of its own, so no model can hide one from it);
+3. the island itself treats all slots alike on dense random operands and hostile magnitudes;
+4. it agrees with its nodes.
+
+A machine without a C++ compiler stays with the nodes. inductor is imported here alone, when used.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from casemate.engine.nodes import Env, Runner, from_rows, local, to_rows
+from casemate.engine.program import maker, reader, resolve, uses
+from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
+from casemate.graph.ops import JOINT, Batch, Value
+
+Values: TypeAlias = Mapping[str, Any]
+Call: TypeAlias = Callable[[Values], tuple[Any, ...]]
+
+_VIEWS: Final = frozenset(
+    "aten." + name for name in (
+        "view.default", "reshape.default", "_unsafe_view.default", "expand.default", "t.default",
+        "transpose.int", "permute.default", "unsqueeze.default", "squeeze.dim", "squeeze.dims",
+        "alias.default", "detach.default",
+    )
+)  # fmt: skip
+# Of these the lowering is loops over a record's own entries. What is missing stays whole, by
+# measurement: norms, pooling and attention lose, and loops that gather look at indices.
+_ROWS: Final = frozenset(
+    "aten." + name for name in (
+        "_log_softmax.default", "_log_softmax_backward_data.default", "_softmax.default",
+        "_softmax_backward_data.default", "sum.dim_IntList", "mean.dim", "mse_loss.default",
+    )
+)  # fmt: skip
+_ENTRIES: Final = frozenset(
+    "aten." + name for name in (
+        "add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Scalar", "mul.Tensor",
+        "mul.Scalar", "div.Tensor", "div.Scalar", "neg.default", "relu.default",
+        "threshold_backward.default", "gelu.default", "gelu_backward.default", "silu.default",
+        "silu_backward.default", "sigmoid.default", "sigmoid_backward.default", "tanh.default",
+        "tanh_backward.default", "exp.default", "sqrt.default", "rsqrt.default", "abs.default",
+        "reciprocal.default", "square.default", "where.self", "clamp.default", "clamp_min.default",
+        "clamp_max.default", "maximum.default", "minimum.default", "eq.Scalar", "eq.Tensor",
+        "ne.Scalar", "ne.Tensor", "ge.Scalar", "ge.Tensor", "gt.Scalar", "gt.Tensor", "le.Scalar",
+        "le.Tensor", "lt.Scalar", "lt.Tensor", "logical_and.default", "logical_not.default",
+        "logical_or.default", "masked_fill.Scalar", "leaky_relu.default",
+        "leaky_relu_backward.default", "hardtanh.default", "hardtanh_backward.default",
+        "hardswish.default", "hardswish_backward.default", "hardsigmoid.default",
+        "hardsigmoid_backward.default", "elu.default", "elu_backward.default", "softplus.default",
+        "softplus_backward.default", "log.default", "log1p.default", "pow.Tensor_Scalar",
+        "zeros_like.default", "ones_like.default", "full_like.default", "clone.default",
+        "addcmul.default", "lerp.Scalar", "lerp.Tensor",
+    )
+)  # fmt: skip
+# Operations of an island's lowered graph that move entries or add them up along a record.
+_MOVES: Final = frozenset(
+    (
+        "aten.view", "aten.reshape", "aten.expand", "aten.permute", "aten.unsqueeze",
+        "aten.squeeze", "aten.full", "aten.full_like", "aten.slice", "aten.select", "aten.sum",
+        "aten.mean", "aten.amax", "aten.amin", "aten.empty", "aten.alias", "aten.transpose",
+        "aten.t", "aten.clone", "prims.iota",
+    )
+)  # fmt: skip
+_LOOP: Final = re.compile(
+    r"for\s*\(\s*int64_t (\w+)=static_cast<int64_t>\((\d+)L?\); "
+    r"\1<static_cast<int64_t>\((\d+)L?\); \1\+=static_cast<int64_t>\((\d+)L?\)\)"
+)
+_WIDEST: Final = 16  # float32 in a vector; rows of a microbatch are a multiple of it
+_MARGIN: Final = 0.95
+_ROUNDS: Final = 3
+_HOSTILE: Final = (1e20, 0.0, math.nan, math.inf, -1e38, 1e-42)
+
+
+class Refused(Exception):
+    """The compiled form cannot be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Island:
+    """nodes in order; the values they read from outside, and those that are read outside."""
+
+    nodes: tuple[Node, ...]
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
+def islands(
+    runner: Runner,
+    order: Sequence[Node],
+    wanted: Sequence[str],
+    stay: frozenset[str] = frozenset(),
+) -> list[Island]:
+    """The parts of ``order`` worth fusing: two or more nodes that are no views, none of ``stay``.
+
+    A node's level is how many nodes outside islands lie before it at most; what is connected within
+    a level can be run at once, since a way out of an island and back goes up a level.
+    """
+    values = runner.proved.values
+    fusible = {n.name for n in order if n.name not in stay and _fusible(runner, n)}
+    level: dict[str, int] = {}
+    for node in order:
+        before = [maker(r) for r in uses(node)]
+        step = node.name in fusible
+        level[node.name] = max(
+            (level[m] + (step and m not in fusible) for m in before if m in level), default=0
+        )
+    group = {name: name for name in fusible}
+
+    def find(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    for node in order:
+        for m in map(maker, uses(node)):
+            if node.name in fusible and m in fusible and level[m] == level[node.name]:
+                group[find(m)] = find(node.name)
+    together: dict[str, list[Node]] = {}
+    for node in order:
+        if node.name in fusible:
+            together.setdefault(find(node.name), []).append(node)
+    found = []
+    for nodes in together.values():
+        kept = _trimmed(nodes)
+        if sum(n.op not in _VIEWS for n in kept) < 2:
+            continue
+        inside = {n.name for n in kept}
+        reads = dict.fromkeys(r for n in kept for r in uses(n) if maker(r) not in inside)
+        outside = set(wanted) | {r for n in order if n.name not in inside for r in uses(n)}
+        makes = [o for n in kept for o in runner.outs(n) if o in outside]
+        if all(values[o].batch is not None for o in makes):
+            found.append(Island(tuple(kept), tuple(reads), tuple(makes)))
+    return found
+
+
+def _fusible(runner: Runner, node: Node) -> bool:
+    values = runner.proved.values
+    if node.op not in _VIEWS | _ROWS | _ENTRIES or runner.outs(node) != [node.name]:
+        return False
+    if "memory_format" in runner.noted.places.get(node.name, {}):
+        return False
+    given = [values[r] for r in uses(node)]
+    return not any(v.summed or v.slot for v in (*given, values[node.name]))
+
+
+def _trimmed(nodes: Sequence[Node]) -> list[Node]:
+    """Without views at the edges: outside they cost nothing."""
+    kept = list(nodes)
+    while True:
+        inside = {n.name for n in kept}
+        read = {maker(r) for n in kept for r in uses(n)}
+        edge = {
+            n.name for n in kept if n.op in _VIEWS
+            and (n.name not in read or not any(maker(r) in inside for r in uses(n)))
+        }  # fmt: skip
+        if not edge:
+            return kept
+        kept = [n for n in kept if n.name not in edge]
+
+
+# --- from an island to a graph and its code ---
+
+
+def _lowered(runner: Runner, island: Island, env: Env) -> Any:
+    """The island as a graph of elementary ATen operations on fake tensors laid out as in ``env``."""
+    from torch import fx
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = fx.Graph()
+    at: dict[str, Any] = {r: graph.placeholder(local(r)) for r in island.reads}
+
+    def argument(arg: Any) -> Any:
+        if isinstance(arg, Ref):
+            return at[arg.name]
+        if isinstance(arg, ListArg):
+            return [argument(x) for x in arg.items]
+        if isinstance(arg, Size | DtypeArg | str):
+            return reader(arg, runner.rows)({})
+        return list(arg) if isinstance(arg, tuple) else arg
+
+    for node in island.nodes:
+        kwargs = {k: argument(a) for k, a in node.kwargs.items()}
+        kwargs |= dict(runner.noted.places.get(node.name, {}))
+        made = graph.call_function(
+            resolve(node.op, JOINT), tuple(argument(a) for a in node.args), kwargs
+        )
+        outs = runner.outs(node)
+        if outs == [node.name]:
+            at[node.name] = made
+        else:
+            import operator
+
+            at |= {o: graph.call_function(operator.getitem, (made, i)) for i, o in enumerate(outs)}
+    graph.output(tuple(at[o] for o in island.makes))
+    module = fx.GraphModule({}, graph)
+    examples = [_laid(env[r], env[r]) for r in island.reads]
+    with torch.no_grad():
+        made = make_fx(module, select_decomp_table(), tracing_mode="fake")(*examples)
+    made.graph.eliminate_dead_code()
+    return made
+
+
+def _laid(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``t`` in memory as ``like`` is; where that is expanded, what lies first counts."""
+    first = tuple(
+        slice(0, 1) if s == 0 else slice(None)
+        for s in like.stride()
+    )  # fmt: skip
+    out = torch.empty_strided(like[first].size(), like.stride(), dtype=t.dtype)
+    return out.copy_(t[first]).expand(like.size())
+
+
+def _key(runner: Runner, island: Island, env: Env) -> Any:
+    """What two islands share that are one but for names."""
+    names = {r: i for i, r in enumerate(island.reads)}
+    for node in island.nodes:
+        for o in runner.outs(node):
+            names[o] = len(names)
+
+    def of(arg: Any) -> Any:
+        if isinstance(arg, Ref):
+            return ("at", names[arg.name])
+        return tuple(of(x) for x in arg.items) if isinstance(arg, ListArg) else arg
+
+    nodes = tuple(
+        (n.op, tuple(of(a) for a in n.args), tuple((k, of(a)) for k, a in sorted(n.kwargs.items())))
+        for n in island.nodes
+    )
+    reads = tuple(
+        (tuple(env[r].shape), env[r].stride(), env[r].dtype, runner.proved.values[r].batch)
+        for r in island.reads
+    )
+    return nodes, reads, tuple(names[o] for o in island.makes)
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """inductor's, for one thread and loops as :func:`ragged` reads them; a cache folder of this
+    process alone, so that nobody else's code is loaded."""
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+    changed = {
+        "cpp.threads": 1, "cpp.enable_loop_tail_vec": True, "cpp.enable_tiling_heuristics": True,
+        "cpp.enable_unsafe_math_opt_flag": False, "cpp.enable_floating_point_contract_flag": "off",
+        "layout_optimization": False, "size_asserts": False, "fx_graph_cache": False,
+        "compile_threads": 1, "freezing": False, "keep_output_stride": True,
+        "cpp_wrapper": False, "max_autotune": False,
+    }  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="casemate-", ignore_cleanup_errors=True) as folder,
+        temporary_cache_dir(folder),
+        config.patch(changed),
+    ):
+        yield
+
+
+def _built(graph: Any) -> tuple[Callable[[list[Any]], Any], str]:
+    """inductor's function of a list of tensors, and its source."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    examples = [n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"]
+    made: Any = compile_fx_inner(graph, examples)
+    return made, str(made.source_code)
+
+
+# --- what P13 asks of it ---
+
+
+def ragged(source: str, rows: int) -> str | None:
+    """A loop in generated C++ that may run different code on some records; ``None`` if there is none.
+
+    Whatever axis holds the records of a microbatch has a multiple of ``rows`` entries, alone or
+    merged with others, and vectors divide that: a loop with a ragged end is over a record's own
+    axes. A loop that is not understood is one.
+    """
+    if rows % _WIDEST:
+        return "rows are no multiple of a vector"
+    for kernel in re.findall(r"r'''(.*?)'''", source, re.DOTALL):
+        loops = list(_LOOP.finditer(kernel))
+        if len(loops) != len(re.findall(r"\bfor\s*\(", kernel)) or re.search(
+            r"\b(while|goto|omp)\b", kernel
+        ):
+            return "a loop that is not understood"
+        for found in loops:
+            first, end, step = (int(found[i]) for i in (2, 3, 4))
+            if first != 0:
+                return "a loop that does not start at zero"
+            if end % step and (end % rows == 0 or math.gcd(end, rows) == rows):
+                return found[0]
+    return None
+
+
+def _foreign(source: str) -> bool:
+    """Whether the code calls more than its own kernels."""
+    return "extern_kernels." in source or "torch.ops." in source.split("def call(", 1)[-1]
+
+
+def _alike(
+    call: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]],
+    operands: Sequence[tuple[torch.Tensor, Value]],
+    values: Sequence[Value],
+    rows: int,
+) -> list[bool]:
+    """Which results of ``call`` treat all slots alike, on operands (tensor, its value); ``values``
+    are those of its results. As :func:`casemate.engine.probe.same_in_every_slot`, but with more to
+    put into the other records."""
+    generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
+    alike = [True] * len(values)
+
+    def outputs(flats: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        given = []
+        for (t, v), flat in zip(operands, flats, strict=True):
+            given.append(t if flat is None else _laid(from_rows(flat, v), t))
+        found = call(given)
+        return [to_rows(t, v, rows).contiguous() for t, v in zip(found, values, strict=True)]
+
+    def compare(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], at: Any, to: Any) -> None:
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            x, y = x[at].contiguous(), y[to].contiguous()
+            alike[i] &= torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+
+    for round_ in range(_ROUNDS):
+        tried: list[torch.Tensor | None] = []
+        for t, v in operands:
+            flat = None if v.batch is None else to_rows(t, v, rows).clone()
+            if flat is not None and flat.is_floating_point() and round_:
+                flat = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
+                flat *= 1.0 if round_ == 1 else 100.0
+            tried.append(flat)
+        first = outputs(tried)
+        order = torch.randperm(rows, generator=generator)
+        turned = outputs([None if t is None else t[order] for t in tried])
+        compare(first, turned, order, slice(None))
+        for hostile in _HOSTILE:
+            mixed = [None if t is None else t.clone() for t in tried]
+            for m in mixed:
+                if m is not None and m.is_floating_point():
+                    m[1::4] = hostile
+                    m[2::4] *= 1e10
+                    m[3::4] *= 1e-30
+            compare(first, outputs(mixed), slice(0, None, 4), slice(0, None, 4))
+    return alike
+
+
+def _elementary(graphs: Sequence[Any]) -> dict[Any, Any]:
+    """The operations of lowered graphs that work entry by entry, once each. ``Refused`` for one
+    that is neither such nor a move of entries or a sum along a record."""
+    import operator
+
+    found: dict[Any, Any] = {}
+    for graph in graphs:
+        for node in graph.graph.nodes:
+            if node.op != "call_function" or node.target is operator.getitem:
+                continue
+            if torch.Tag.pointwise not in node.target.tags:
+                name = str(node.target).rpartition(".")[0]
+                if name not in _MOVES and str(node.target) != "prims.convert_element_type.default":
+                    raise Refused(f"{node.target} has no lane-wise form")
+            args = tuple(_kind(a) for a in node.args)
+            kwargs = tuple((k, _kind(a)) for k, a in sorted(node.kwargs.items()))
+            if torch.Tag.pointwise in node.target.tags:
+                found.setdefault((node.target, args, kwargs), node)
+    return found
+
+
+def _kind(arg: Any) -> Any:
+    if isinstance(arg, torch.fx.Node):
+        return ("tensor", arg.meta["val"].dtype)
+    return tuple(_kind(a) for a in arg) if isinstance(arg, list | tuple) else arg
+
+
+_WIDTH: Final = 5  # of a record in the trial: vectors straddle records
+
+
+def _trial(nodes: Sequence[Any], rows: int) -> tuple[Any, list[torch.Tensor]]:
+    """One graph of all these operations, each on operands of its own, (rows, 5)."""
+    from torch import fx
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = fx.Graph()
+    examples: list[torch.Tensor] = []
+    outs = []
+    for node in nodes:
+
+        def operand(arg: Any) -> Any:
+            if isinstance(arg, fx.Node):
+                dtype = arg.meta["val"].dtype
+                if dtype.is_floating_point:
+                    examples.append(torch.rand(rows, _WIDTH, dtype=dtype) + 0.5)
+                else:
+                    examples.append(torch.ones(rows, _WIDTH, dtype=dtype))
+                return graph.placeholder(f"x{len(examples)}")
+            return [operand(a) for a in arg] if isinstance(arg, list | tuple) else arg
+
+        args = tuple(operand(a) for a in node.args)
+        kwargs = {k: operand(a) for k, a in node.kwargs.items()}
+        outs.append((node.target, args, kwargs))
+    made = [graph.call_function(*o) for o in outs]
+    graph.output(tuple(made))
+    return make_fx(fx.GraphModule({}, graph), tracing_mode="fake")(*examples), examples
+
+
+def _lanes(graphs: Sequence[Any], rows: int) -> set[Any]:
+    """Keys of the elementary operations that fail: their compiled form looks at other lanes."""
+    found = _elementary(graphs)
+    if not found:
+        return set()
+    graph, examples = _trial(list(found.values()), rows)
+    call, source = _built(graph)
+    if ragged(source, rows):
+        raise Refused("the trial of elementary operations has a ragged loop")
+    one = [Value("f32", (1, _WIDTH), Batch(0))] * max(len(examples), len(found))
+    alike = _alike(call, list(zip(examples, one, strict=False)), one[: len(found)], rows)
+    return {key for key, ok in zip(found, alike, strict=True) if not ok}
+
+
+# --- the function with islands in it ---
+
+
+def function(
+    runner: Runner,
+    inputs: Sequence[str],
+    wanted: Sequence[str],
+    instead: Mapping[str, Any],
+    fused: Sequence[tuple[Island, Callable[[list[Any]], Any]]],
+) -> Callable[..., tuple[Any, ...]]:
+    """As :meth:`casemate.engine.nodes.Runner.function`, with islands in place of their nodes."""
+    order = runner.order(inputs, wanted)
+    units: list[tuple[tuple[Node, ...], Island | None]] = [(i.nodes, i) for i, _ in fused]
+    inside = {n.name for i, _ in fused for n in i.nodes}
+    calls = {id(i): call for i, call in fused}
+    units += [((n,), None) for n in order if n.name not in inside]
+    unit_of = {n.name: k for k, (nodes, _) in enumerate(units) for n in nodes}
+    reads = [
+        island.reads if island else tuple(dict.fromkeys(uses(nodes[0]))) for nodes, island in units
+    ]
+    sequence: list[int] = []
+    done: set[int] = set()
+
+    def emit(k: int) -> None:
+        stack = [k]
+        while stack:
+            top = stack[-1]
+            todo = [unit_of[maker(r)] for r in reads[top] if maker(r) in unit_of]
+            todo = [j for j in todo if j not in done]
+            if todo:
+                stack += todo
+                continue
+            stack.pop()
+            if top not in done:
+                done.add(top)
+                sequence.append(top)
+
+    for node in order:  # an island waits for its first reader
+        if node.name not in inside:
+            emit(unit_of[node.name])
+    for name in wanted:
+        if maker(name) in unit_of:
+            emit(unit_of[maker(name)])
+    space: dict[str, Any] = {}
+    keep = set(wanted)
+    made = set(inputs)
+    last = {r: i for i, k in enumerate(sequence) for r in reads[k]}
+    for k in sequence:
+        nodes, island = units[k]
+        made |= set(island.makes if island else runner.outs(nodes[0]))
+    outside = sorted({r for k in sequence for r in reads[k]} - made)
+    lines = [f"def run(fixed, {', '.join(map(local, inputs))}):"]
+    lines += [f"    {local(n)} = fixed[{n!r}]" for n in outside]
+    for i, k in enumerate(sequence):
+        nodes, island = units[k]
+        if island:
+            space[f"i_{k}"] = calls[id(island)]
+            targets = "".join(f"{local(o)}, " for o in island.makes)
+            lines.append(f"    {targets}= i_{k}([{', '.join(map(local, island.reads))}])")
+        else:
+            lines.append(runner.line(nodes[0], instead, keep, last, i, space))
+        gone = [local(r) for r in reads[k] if last[r] == i and r in made and r not in keep]
+        if gone:
+            lines.append(f"    del {', '.join(gone)}")
+    lines.append(f"    return ({''.join(local(n) + ', ' for n in wanted)})")
+    exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102 - ours
+    return space["run"]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """call: as ``Runner.function`` gives. islands: how many are compiled; refused: why others are
+    not, once each. seconds: what all of it took."""
+
+    call: Callable[..., tuple[Any, ...]]
+    islands: int
+    nodes: int
+    refused: tuple[str, ...]
+    seconds: float
+
+
+def available() -> bool:
+    """Whether inductor finds the compiler it calls."""
+    import shlex
+    import shutil
+
+    return shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is not None
+
+
+def fuse(
+    runner: Runner,
+    inputs: Sequence[str],
+    wanted: Sequence[str],
+    env: Env,
+    instead: Mapping[str, Any],
+    seconds: float = math.inf,
+) -> Fused:
+    """The function of ``Runner.function`` with islands compiled, all that are worth it.
+
+    env: every value of the nodes as a run has it. instead: nodes that other functions replace, which
+    stay. seconds: islands that are not begun by then stay nodes. Never raises for want of a compiler.
+    """
+    begun = time.monotonic()
+    order = [n for n in runner.order(inputs, wanted)]
+    found = [i for i in islands(runner, order, wanted, frozenset(instead))]
+    refused: dict[str, None] = {} if available() else {"no C++ compiler": None}
+    if refused or runner.rows % _WIDEST:
+        found = []
+    taken: list[tuple[Island, Callable[[list[Any]], Any]]] = []
+    try:
+        with _settings() if found else nullcontext():
+            kinds: dict[Any, list[Island]] = {}
+            for island in found:
+                kinds.setdefault(_key(runner, island, env), []).append(island)
+            lowered: dict[Any, Any] = {}
+            for key, same in kinds.items():
+                try:
+                    lowered[key] = _lowered(runner, same[0], env)
+                    _elementary([lowered[key]])
+                except Refused as e:
+                    refused[str(e)] = None
+                    lowered.pop(key, None)
+            if not lowered:
+                raise Refused("nothing to fuse")
+            bad = _lanes(list(lowered.values()), runner.rows)
+            # What saves most first: by the entries that its nodes touch.
+            weight = {
+                key: len(kinds[key]) * sum(
+                    env[o].numel() for n in kinds[key][0].nodes for o in runner.outs(n)
+                )
+                for key in lowered
+            }  # fmt: skip
+            for key in sorted(lowered, key=weight.__getitem__, reverse=True):
+                if time.monotonic() - begun > seconds:
+                    refused["no time was left"] = None
+                    break
+                try:
+                    call = _taken(runner, kinds[key][0], env, lowered[key], bad)
+                except Refused as e:
+                    refused[str(e)] = None
+                    continue
+                taken += [(island, call) for island in kinds[key]]
+    except Refused as e:
+        refused[str(e)] = None
+    except Exception as e:  # noqa: BLE001 - whatever the compiler did, the nodes are still there
+        refused[f"{type(e).__name__}: {str(e)[:200]}"] = None
+        taken = []
+    return Fused(
+        function(runner, inputs, wanted, instead, taken), len(taken),
+        sum(len(i.nodes) for i, _ in taken), tuple(refused), time.monotonic() - begun,
+    )  # fmt: skip
+
+
+def _taken(
+    runner: Runner, island: Island, env: Env, graph: Any, bad: set[Any]
+) -> Callable[[list[Any]], Any]:
+    """The island's compiled form, or ``Refused``: see the module."""
+    if bad & _elementary([graph]).keys():
+        raise Refused("an operation looks at other lanes")
+    made, source = _built(graph)
+    loop = ragged(source, runner.rows)
+    if loop:
+        raise Refused(f"a ragged loop: {loop}")
+    if _foreign(source):
+        raise Refused("it calls more than its own kernels")
+    values = runner.proved.values
+    call: Callable[[list[Any]], Any] = getattr(made, "current_callable", None) or made
+    operands = [(env[r], values[r]) for r in island.reads]
+    results = [values[o] for o in island.makes]
+    with torch.inference_mode():
+        found = call([t for t, _ in operands])
+        for o, t in zip(island.makes, found, strict=True):
+            if t.stride() != env[o].stride() or t.dtype != env[o].dtype:
+                raise Refused("its results lie otherwise in memory")
+            if not _close(t, env[o]):
+                raise Refused("it does not agree with its nodes")
+        if not all(_alike(call, operands, results, runner.rows)):
+            raise Refused("slots are not treated alike")
+        plain = _nodes(runner, island)
+        pair = _race(lambda: call([t for t, _ in operands]), lambda: plain(env))
+    if pair[0] > _MARGIN * pair[1]:
+        raise Refused("it is no quicker than its nodes")
+    return call
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()), equal_nan=True)
+
+
+def _nodes(runner: Runner, island: Island) -> Callable[[Env], None]:
+    """The island's nodes one after another, as the function that is not compiled runs them."""
+    run = runner.function(list(island.reads), list(island.makes))
+    return lambda env: run(runner.fixed, *(env[r] for r in island.reads))
+
+
+def _race(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of both, interleaved: the least of some."""
+    best = [math.inf, math.inf]
+    for _ in range(7):
+        for i, call in enumerate((a, b)):
+            start = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[0], best[1]
