@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import kernels, products, small
+from casemate.engine import compiled, kernels, products, small
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
 from casemate.engine.probe import failing
@@ -93,6 +93,7 @@ class Batched:
         planner = Planner(proved, self.runner, shape)
         self.sites = planner.sites()
         self.wanted = self._operands()
+        self.fused: compiled.Fused | None = None
         self.source = self.frontier if keep else self.data
         self._functions({})
         self.planner = planner
@@ -114,9 +115,13 @@ class Batched:
         if self.keep:
             self._prefix = self.runner.function(self.data, self.frontier, instead)
 
-    def settle(self, records: Mapping[str, torch.Tensor]) -> list[str]:
+    def settle(
+        self, records: Mapping[str, torch.Tensor], compile_seconds: float = 0.0
+    ) -> list[str]:
         """Try every operation in every slot (:mod:`casemate.engine.probe`); those that fail are run
         one record at a time from now on. records: a microbatch by data input. Returns their names.
+
+        compile_seconds: for how long islands may be compiled (:mod:`casemate.engine.compiled`).
         """
         runner = self.runner
         nodes = runner.order([*self.data, SEED], [*self.wanted, *self.frontier])
@@ -132,6 +137,10 @@ class Batched:
             instead = products.choose(runner, nodes, env)
         slow = failing(runner, [n for n in nodes if n.name not in instead], env)
         self._functions(instead | slow)
+        if compile_seconds > 0:
+            inputs = [*self.source, SEED]
+            fused = compiled.fuse(runner, inputs, self.wanted, env, instead | slow, compile_seconds)
+            self.fused, self._forward = fused, fused.call
         return [f"{n.op} ({n.name})" for n in nodes if n.name in slow]
 
     def _operands(self) -> list[str]:

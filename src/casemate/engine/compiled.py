@@ -19,6 +19,7 @@ A machine without a C++ compiler stays with the nodes. inductor is imported here
 from __future__ import annotations
 
 import math
+import operator
 import os
 import re
 import tempfile
@@ -30,6 +31,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
+from casemate.engine import native
 from casemate.engine.nodes import Env, Runner, from_rows, local, to_rows
 from casemate.engine.program import maker, reader, resolve, uses
 from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
@@ -79,7 +81,7 @@ _MOVES: Final = frozenset(
         "aten.view", "aten.reshape", "aten.expand", "aten.permute", "aten.unsqueeze",
         "aten.squeeze", "aten.full", "aten.full_like", "aten.slice", "aten.select", "aten.sum",
         "aten.mean", "aten.amax", "aten.amin", "aten.empty", "aten.alias", "aten.transpose",
-        "aten.t", "aten.clone", "prims.iota",
+        "aten.t", "aten.clone", "aten.gather", "aten.scalar_tensor", "aten.arange", "prims.iota",
     )
 )  # fmt: skip
 _LOOP: Final = re.compile(
@@ -117,7 +119,9 @@ def islands(
     a level can be run at once, since a way out of an island and back goes up a level.
     """
     values = runner.proved.values
-    fusible = {n.name for n in order if n.name not in stay and _fusible(runner, n)}
+    fusible = {
+        n.name for n in order if (n.name not in stay or n.op in _PRODUCTS) and _fusible(runner, n)
+    }
     level: dict[str, int] = {}
     for node in order:
         before = [maker(r) for r in uses(node)]
@@ -156,12 +160,71 @@ def islands(
 
 def _fusible(runner: Runner, node: Node) -> bool:
     values = runner.proved.values
-    if node.op not in _VIEWS | _ROWS | _ENTRIES or runner.outs(node) != [node.name]:
+    special = _small_product(runner, node) or _plain_loss(runner, node)
+    if node.op not in _VIEWS | _ROWS | _ENTRIES and not special:
         return False
     if "memory_format" in runner.noted.places.get(node.name, {}):
         return False
     given = [values[r] for r in uses(node)]
-    return not any(v.summed or v.slot for v in (*given, values[node.name]))
+    made = [values[o] for o in runner.outs(node)]
+    return not any(v.summed or v.slot for v in (*given, *made))
+
+
+# A product of a few columns is a sum along the record like any other, and there a library's call
+# costs more than its arithmetic.
+_SMALL: Final = 512
+
+
+def _mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.unsqueeze(1) * b.t().unsqueeze(0)).sum(2)
+
+
+def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return _mm(a, b) + bias
+
+
+def _nll(
+    x: torch.Tensor, target: torch.Tensor, weight: None, reduction: int, ignore: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    hit = torch.arange(x.shape[1]) == target.unsqueeze(1)
+    found = -torch.where(hit, x, 0.0).sum(1)
+    return torch.where(target != ignore, found, 0.0), torch.zeros(())
+
+
+def _nll_backward(
+    grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, weight: None, reduction: int,
+    ignore: int, total: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    hit = torch.arange(x.shape[1]) == target.unsqueeze(1)
+    return torch.where(hit & (target != ignore).unsqueeze(1), -grad.unsqueeze(1), 0.0)
+
+
+_PRODUCTS: Final = {"aten.mm.default": _mm, "aten.addmm.default": _addmm}
+# Looking up a class would be a load by index; comparing is not.
+_LOSSES: Final = {
+    "aten.nll_loss_forward.default": _nll,
+    "aten.nll_loss_backward.default": _nll_backward,
+}
+_FORMS: Final[dict[str, Any]] = {**_PRODUCTS, **_LOSSES}
+
+
+def _plain_loss(runner: Runner, node: Node) -> bool:
+    if node.op not in _LOSSES or node.kwargs:
+        return False
+    at = 1 if node.op == "aten.nll_loss_backward.default" else 0
+    x = node.args[at]
+    weight, reduction = node.args[at + 2 : at + 4]
+    return (
+        isinstance(x, Ref) and runner.proved.values[x.name].rank == 2
+        and weight is None and reduction == 0
+    )  # fmt: skip
+
+
+def _small_product(runner: Runner, node: Node) -> bool:
+    if node.op not in _PRODUCTS or node.kwargs:
+        return False
+    *_, a, b = [runner.proved.values[r] for r in uses(node)]
+    return b.batch is None and a.batch is not None and a.batch.axis == 0 and b.numel <= _SMALL
 
 
 def _trimmed(nodes: Sequence[Node]) -> list[Node]:
@@ -203,23 +266,23 @@ def _lowered(runner: Runner, island: Island, env: Env) -> Any:
     for node in island.nodes:
         kwargs = {k: argument(a) for k, a in node.kwargs.items()}
         kwargs |= dict(runner.noted.places.get(node.name, {}))
-        made = graph.call_function(
-            resolve(node.op, JOINT), tuple(argument(a) for a in node.args), kwargs
+        made: Any = graph.call_function(
+            _FORMS.get(node.op) or resolve(node.op, JOINT),
+            tuple(argument(a) for a in node.args),
+            kwargs,
         )
         outs = runner.outs(node)
         if outs == [node.name]:
             at[node.name] = made
         else:
-            import operator
-
             at |= {o: graph.call_function(operator.getitem, (made, i)) for i, o in enumerate(outs)}
     graph.output(tuple(at[o] for o in island.makes))
-    module = fx.GraphModule({}, graph)
+    module: Any = fx.GraphModule({}, graph)
     examples = [_laid(env[r], env[r]) for r in island.reads]
     with torch.no_grad():
-        made = make_fx(module, select_decomp_table(), tracing_mode="fake")(*examples)
-    made.graph.eliminate_dead_code()
-    return made
+        traced = make_fx(module, select_decomp_table(), tracing_mode="fake")(*examples)
+    traced.graph.eliminate_dead_code()
+    return traced
 
 
 def _laid(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -255,10 +318,21 @@ def _key(runner: Runner, island: Island, env: Env) -> Any:
     return nodes, reads, tuple(names[o] for o in island.makes)
 
 
+def _folder() -> str | None:
+    """Where inductor keeps what it built: ours alone, as the native helpers' (docs/adr/0006)."""
+    try:
+        held, path = native._cache()
+        os.close(held)
+        (path / "inductor").mkdir(mode=0o700, exist_ok=True)
+    except (OSError, KeyError):
+        return None
+    return str(path / "inductor")
+
+
 @contextmanager
 def _settings() -> Iterator[None]:
-    """inductor's, for one thread and loops as :func:`ragged` reads them; a cache folder of this
-    process alone, so that nobody else's code is loaded."""
+    """inductor's, for one thread and loops as :func:`ragged` reads them; a cache folder that
+    nobody else writes to, so that nobody else's code is loaded."""
     from torch._inductor import config
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
@@ -269,9 +343,10 @@ def _settings() -> Iterator[None]:
         "compile_threads": 1, "freezing": False, "keep_output_stride": True,
         "cpp_wrapper": False, "max_autotune": False,
     }  # fmt: skip
+    folder = _folder()
     with (
-        tempfile.TemporaryDirectory(prefix="casemate-", ignore_cleanup_errors=True) as folder,
-        temporary_cache_dir(folder),
+        tempfile.TemporaryDirectory(prefix="casemate-", ignore_cleanup_errors=True) as scratch,
+        temporary_cache_dir(folder or scratch),
         config.patch(changed),
     ):
         yield
@@ -368,8 +443,6 @@ def _alike(
 def _elementary(graphs: Sequence[Any]) -> dict[Any, Any]:
     """The operations of lowered graphs that work entry by entry, once each. ``Refused`` for one
     that is neither such nor a move of entries or a sum along a record."""
-    import operator
-
     found: dict[Any, Any] = {}
     for graph in graphs:
         for node in graph.graph.nodes:
@@ -581,7 +654,7 @@ def fuse(
                 taken += [(island, call) for island in kinds[key]]
     except Refused as e:
         refused[str(e)] = None
-    except Exception as e:  # noqa: BLE001 - whatever the compiler did, the nodes are still there
+    except Exception as e:  # whatever the compiler did, the nodes are still there
         refused[f"{type(e).__name__}: {str(e)[:200]}"] = None
         taken = []
     return Fused(
@@ -628,10 +701,10 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()), equal_nan=True)
 
 
-def _nodes(runner: Runner, island: Island) -> Callable[[Env], None]:
+def _nodes(runner: Runner, island: Island) -> Callable[[Env], Any]:
     """The island's nodes one after another, as the function that is not compiled runs them."""
     run = runner.function(list(island.reads), list(island.makes))
-    return lambda env: run(runner.fixed, *(env[r] for r in island.reads))
+    return lambda env: run({**runner.fixed, **env}, *(env[r] for r in island.reads))
 
 
 def _race(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
