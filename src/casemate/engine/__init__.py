@@ -1,0 +1,31 @@
+"""The engine, also as a library without any server (docs/library.md): ``import casemate.engine as ce``.
+
+Names load their modules, and torch, when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+_HOMES: Final = {
+    "Cost": "casemate.engine.private",
+    "Private": "casemate.engine.private",
+    "groupnorm": "casemate.engine.capture",
+    "noise_for": "casemate.engine.private",
+}
+
+__all__ = ["Cost", "Private", "groupnorm", "noise_for"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'casemate.engine' has no attribute {name!r}")
+    found = getattr(import_module(home), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,304 @@
+"""The engine as a library: the same engine, its accountant, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import casemate.engine as ce
+from casemate.accounting import pld, rdp
+from casemate.engine.private import Private
+from casemate.spec.errors import CasemateError, UsageError
+from casemate.spec.job import DpEvent, Sgd
+
+ROWS = 240
+
+
+def data(rows: int = ROWS, seed: int = 0) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 4, generator=made).clamp(-4, 4)
+    return {"input": x, "target": (x[:, 0] > 0).long()}
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def sgd(module: nn.Module, **settings: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), **{"lr": 0.5, **settings})
+
+
+def make(module: nn.Module | None = None, **changed: Any) -> Private:
+    module = module or model()
+    given: dict[str, Any] = {
+        "loss": "cross_entropy", "optimizer": None, "data": data(), "batch_size": 24, "steps": 6,
+        "epsilon": 2.0, "delta": 1e-4,
+    }  # fmt: skip
+    given |= changed
+    if given["optimizer"] is None:
+        given["optimizer"] = sgd(module)
+    return Private(module, **given)
+
+
+def test_it_learns_within_its_epsilon() -> None:
+    module = model()
+    private = make(module, optimizer=sgd(module, momentum=0.9), steps=30, epsilon=8.0)
+    before = module[0].weight.clone()
+    assert private.epsilon == 0.0
+    spent = []
+    for done in private:
+        spent.append(private.epsilon)
+        assert private.done == done
+        if done == 3:
+            assert torch.equal(module[0].weight, before), "weights come by pull, or at the end"
+            private.pull()
+            assert not torch.equal(module[0].weight, before)
+    assert len(spent) == private.steps == 30
+    assert all(a < b for a, b in itertools.pairwise(spent))
+    assert 7.98 <= spent[-1] <= 8.0
+    test = data(2000, seed=1)
+    assert (module(test["input"]).argmax(1) == test["target"]).float().mean() > 0.8
+
+
+def test_it_is_the_servers_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same key, the same bits as the loop of a job."""
+    from casemate.engine import rows, train
+    from casemate.seams import OsRng
+
+    key = bytes(range(32))
+    monkeypatch.setattr(OsRng, "bytes", lambda self, n: key[:n])
+    seen: dict[str, Any] = {}
+    real = rows.assemble
+
+    def assemble(*given: Any) -> Any:
+        seen["rows"] = real(*given)
+        return seen["rows"]
+
+    monkeypatch.setattr("casemate.engine.private.assemble", assemble)
+    module, twin = make(), make()
+    got = module.train().state_dict()
+    wanted = train.train(
+        twin.plan, twin.execution, twin.spec, twin.ready.program, seen["rows"], key,
+        keep=twin.ready.keep,
+    )  # fmt: skip
+    assert set(wanted) == set(got)
+    for name, tensor in wanted.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_the_key_is_fresh() -> None:
+    one, two = (make().train().state_dict() for _ in range(2))
+    assert not torch.equal(one["0.weight"], two["0.weight"])
+
+
+def test_epsilon_is_the_accountants() -> None:
+    private = make(epsilon=None, noise_multiplier=1.25, steps=9)
+    assert private.plan.noise_multiplier == 1.25
+    extra = private.plan.delta_truncation + private.plan.delta_sampler
+    private.step()
+    private.step()
+    events = [DpEvent(rate=0.1, noise_multiplier=1.25, steps=2)]
+    assert private.epsilon == rdp.epsilon(rdp.curve(events[0]), 1e-4 - extra)
+    pytest.importorskip("dp_accounting")
+    assert private.spent(2, "pld") == pld.epsilon(events, 1e-4 - extra) < private.epsilon
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_calibration_is_tight(accountant: Any) -> None:
+    if accountant == "pld":
+        pytest.importorskip("dp_accounting")
+    private = make(accountant=accountant, steps=50)
+    cost = private.quote()
+    assert cost.epsilon <= 2.0 and cost.accountant == accountant
+    more = ce.noise_for(0.1, 50, cost.epsilon * 1.01, 1e-4, accountant)
+    assert more < cost.noise_multiplier
+    less = DpEvent(rate=0.1, noise_multiplier=cost.noise_multiplier * (1 - 2**-9), steps=50)
+    at = 1e-4 * (1 - 2e-4)
+    found = rdp.epsilon(rdp.curve(less), at) if accountant == "rdp" else pld.epsilon([less], at)
+    assert found > 2.0
+
+
+def test_quote_says_all_before_any_step() -> None:
+    private = make(epochs=2, steps=None)
+    cost = private.quote()
+    assert (cost.steps, cost.units, cost.rate) == (20, ROWS, 0.1)
+    assert cost.parameters == 44
+    assert cost.sigma >= cost.noise_multiplier * cost.clip
+    assert cost.seconds > 0 and cost.bytes > 0 and cost.path
+    text = str(cost)
+    assert "epsilon 2 at delta 0.0001" in text and "20 steps" in text and cost.path[0] in text
+    assert private.done == 0 and "0 of 20" in repr(private)
+
+
+def test_no_step_after_the_last() -> None:
+    private = make(steps=1)
+    private.step()
+    with pytest.raises(UsageError) as e:
+        private.step()
+    assert e.value.code == "usage.steps"
+    assert list(private) == []
+
+
+def test_a_step_that_fails_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    private = make()
+
+    def broken(step: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(private, "_run", broken)
+    with pytest.raises(KeyboardInterrupt):
+        private.step()
+    assert private.done == 1 and private.epsilon > 0
+
+
+def test_threads_are_put_back() -> None:
+    torch.set_num_threads(2)
+    try:
+        make(steps=1).train()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_of_each_person_the_first_rows() -> None:
+    who = torch.arange(ROWS).flip(0) // 3 * 7  # ids need be neither sorted nor small
+    private = make(unit=who, rows_per_unit=2, batch_size=8)
+    schema = private.schema
+    assert (schema.units, schema.rows, schema.rows_per_unit) == (80, 160, 2)
+    assert private.quote().rate == 0.1 and private.quote().units == 80
+    kept = private.rows
+    everything = data()["input"]
+    for unit in range(80):
+        mine = torch.nonzero(who == 7 * unit)[:2, 0]
+        assert torch.equal(kept.inputs["input"][kept.of_unit(unit)], everything[mine])
+
+
+def test_tensor_datasets_feed_forward_in_order() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 2)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return self.lin(torch.cat([left, right], dim=1))
+
+    given = data()
+    rows = TensorDataset(given["input"][:, :3], given["input"][:, 3:], given["target"])
+    private = make(Two(), data=rows)
+    assert {b.input: b.columns for b in private.inputs} == {
+        n: (n,) for n in ("left", "right", "target")
+    }
+    with pytest.raises(UsageError, match="more tensors"):
+        make(data=TensorDataset(*[given["target"]] * 4))
+
+
+def test_whole_numbers_may_be_what_the_model_admits() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(11, 4), nn.Linear(4, 5)
+
+        def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.head((self.words(words) * mask.unsqueeze(-1)).mean(1))
+
+    given = {
+        "words": torch.randint(11, (ROWS, 3)), "mask": torch.ones(ROWS, 3, dtype=torch.int64),
+        "target": torch.randint(5, (ROWS,)),
+    }  # fmt: skip
+    private = make(Text(), data=given)
+    bounds = {c.name: (c.low, c.high) for c in private.schema.columns}
+    assert bounds == {"words": (0, 10), "mask": (0, 1), "target": (0, 4)}
+    with pytest.raises(CasemateError, match=r"data\.bounds \[words\]"):
+        make(Text(), data={**given, "words": given["words"] + 1})
+    with pytest.raises(CasemateError, match=r"model\.index-range"):
+        make(Text(), data=given, bounds={"words": (0, 11)})
+
+
+def frozen_but_given() -> dict[str, Any]:
+    module = model()
+    made = sgd(module)
+    module[0].requires_grad_(False)
+    module[0].bias.requires_grad_(True)
+    return {"module": module, "optimizer": torch.optim.SGD([module[2].weight], 0.1), "made": made}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no price": ({"epsilon": None}, "usage.value"),
+    "two prices": ({"noise_multiplier": 1.0}, "usage.value"),
+    "delta": ({"delta": 0.5}, "usage.value"),
+    "clip": ({"clip": 0.0}, "usage.value"),
+    "accountant": ({"accountant": "prv"}, "usage.value"),
+    "no steps": ({"steps": 0}, "usage.steps"),
+    "steps and epochs": ({"epochs": 1}, "usage.steps"),
+    "batch": ({"batch_size": ROWS + 1}, "usage.value"),
+    "batch of none": ({"batch_size": 0}, "usage.value"),
+    "optimizer": ({"optimizer": "sgd"}, "usage.optimizer"),
+    "other optimizer": ({"optimizer": torch.optim.Adagrad([nn.Parameter(torch.ones(1))])},
+                        "usage.optimizer"),
+    "others' parameters": ({"optimizer": sgd(model())}, "usage.optimizer"),
+    "loss": ({"loss": "hinge"}, "model.loss"),
+    "no rows": ({"data": {"input": torch.zeros(0, 4)}}, "usage.value"),
+    "loader": ({"data": [1, 2]}, "usage.value"),
+    "ragged": ({"data": {**data(), "target": torch.zeros(3)}}, "usage.value"),
+    "doubles": ({"data": {**data(), "input": data()["input"].double()}}, "model.dtype"),
+    "large": ({"data": {**data(), "input": data()["input"] * 100}}, "data.bounds"),
+    "nan": ({"data": {**data(), "input": data()["input"] * math.nan}}, "data.not-finite"),
+    "bounds of nothing": ({"bounds": {"x": (0, 1)}}, "usage.value"),
+    "reversed bounds": ({"bounds": {"input": (1, 0)}}, "usage.value"),
+    "k alone": ({"rows_per_unit": 2}, "usage.value"),
+    "unit": ({"unit": torch.zeros(3)}, "usage.value"),
+    "path": ({"path": "fast"}, "usage.value"),
+    "memory": ({"memory": 1 << 20}, "limit.memory"),
+    "schedule": ({"schedule": torch.optim.lr_scheduler.CyclicLR(sgd(model()), 0.1, 0.2)},
+                 "usage.schedule"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_code(name: str) -> None:
+    changed, code = REFUSED[name]
+    with pytest.raises(CasemateError) as e:
+        make(**changed)
+    assert e.value.code == code
+    assert e.value.message and e.value.mend
+
+
+def test_models_are_refused_by_name() -> None:
+    mixing = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    with pytest.raises(CasemateError) as e:
+        make(mixing)
+    assert e.value.code == "model.batchnorm" and e.value.where == "1"
+    make(ce.groupnorm(mixing), steps=1).train()
+
+
+def test_frozen_parameters_stay() -> None:
+    module = model()
+    module[0].requires_grad_(False)
+    before = module[0].weight.clone()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    private = make(module, optimizer=torch.optim.AdamW(trained, lr=0.1))
+    assert private.quote().parameters == 14
+    private.train()
+    assert torch.equal(module[0].weight, before)
+
+
+def test_values_of_a_job_will_do() -> None:
+    own = make(optimizer=Sgd(lr=0.1), loss=lambda out, y: (out[:, 0] - y) ** 2,
+               data={"input": data()["input"], "target": torch.rand(ROWS)})  # fmt: skip
+    own.train()
+
+
+def test_the_door_is_light() -> None:
+    code = "import sys, casemate.engine as ce; dir(ce); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError):
+        ce.nothing  # noqa: B018
