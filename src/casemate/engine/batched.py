@@ -138,8 +138,8 @@ class Batched:
         slow = failing(runner, [n for n in nodes if n.name not in instead], env)
         self._functions(instead | slow)
         if compile_seconds > 0:
-            inputs = [*self.source, SEED]
-            fused = compiled.fuse(runner, inputs, self.wanted, env, instead | slow, compile_seconds)
+            ends = [*self.source, SEED]
+            fused = compiled.fuse(runner, ends, self.wanted, env, instead | slow, compile_seconds)
             self.fused, self._forward = fused, fused.call
         return [f"{n.op} ({n.name})" for n in nodes if n.name in slow]
 

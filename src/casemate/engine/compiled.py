@@ -613,8 +613,8 @@ def fuse(
     stay. seconds: islands that are not begun by then stay nodes. Never raises for want of a compiler.
     """
     begun = time.monotonic()
-    order = [n for n in runner.order(inputs, wanted)]
-    found = [i for i in islands(runner, order, wanted, frozenset(instead))]
+    order = runner.order(inputs, wanted)
+    found = islands(runner, order, wanted, frozenset(instead))
     refused: dict[str, None] = {} if available() else {"no C++ compiler": None}
     if refused or runner.rows % _WIDEST:
         found = []
