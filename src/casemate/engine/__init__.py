@@ -1,4 +1,4 @@
-"""The engine, also as a library without any server (docs/library.md): ``import casemate.engine as ce``.
+"""The engine; as a library too, without any server (docs/library.md): ``import casemate.engine``.
 
 Names load their modules, and torch, when they are first used.
 """
@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import Any, Final
 
 _HOMES: Final = {
+    "CasemateError": "casemate.spec.errors",
     "Cost": "casemate.engine.private",
     "Private": "casemate.engine.private",
     "groupnorm": "casemate.engine.capture",
     "noise_for": "casemate.engine.private",
 }
 
-__all__ = ["Cost", "Private", "groupnorm", "noise_for"]
+__all__ = ["CasemateError", "Cost", "Private", "groupnorm", "noise_for"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from torch import nn
 
 from casemate.accounting import calibrate, pld, rdp
 from casemate.engine import capture, keystream, noise, optim, sampling
-from casemate.engine.capture.table import Bounds, named, table
+from casemate.engine.capture.table import Bounds, group, named, table
 from casemate.engine.prepare import Ready, prepare
 from casemate.engine.records import PATHS
 from casemate.engine.rows import Rows, assemble
@@ -282,10 +282,8 @@ class Private:
         self.model = capture.module_of(model)
         made = _optimizer(optimizer, self.model)
         lossy = capture.make_loss(loss)
-        tensors = named(data, self.model)
-        packed = capture.capture(self.model, lossy, capture.specs_of(tensors))
-        data_ = table(packed, tensors, bounds=bounds or {}, unit=unit, rows_per_unit=rows_per_unit)
-        units = data_.schema.units
+        rows = group(named(data, self.model), unit, rows_per_unit)
+        units = rows.units
         count = _steps(steps, epochs, batch_size, units)
         if batch_size > units:
             raise _refuse(
@@ -294,7 +292,6 @@ class Private:
                 "batch_size",
             )
         self.accountant, self.delta, self.done = accountant, delta, 0
-        self.schema, self.inputs = data_.schema, data_.bindings
         self.execution = Execution(path=_path(path))
         self.spec = _spec(
             batch_size=batch_size,
@@ -303,6 +300,9 @@ class Private:
             optimizer=made,
             schedule=_schedule(schedule, count),
         )
+        packed = capture.capture(self.model, lossy, capture.specs_of(rows.tensors))
+        found = table(packed, rows, bounds or {})
+        self.schema, self.inputs = found.schema, found.bindings
         noise_ = noise_multiplier
         if noise_ is None:
             assert epsilon is not None
@@ -316,7 +316,7 @@ class Private:
             )
         request = _request(digest, self.inputs, self.spec)
         self.plan = compile_plan(request, schemas, self.ready.prepared, noise_)
-        self.rows = assemble(schemas, (data_.columns,), self.ready.program.data, self.inputs)
+        self.rows = assemble(schemas, (found.columns,), self.ready.program.data, self.inputs)
         key = OsRng().bytes(32)
         with _threads():
             self._run = _run(self.plan, self.execution, self.spec, self.ready, self.rows, key)

@@ -134,10 +134,29 @@ def _check(column: Column, tensor: torch.Tensor, declared: bool) -> None:
         )
 
 
-def _units(unit: Any, rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Each kept row's unit from 0, the rows kept (the first ``k`` of each unit), and the units."""
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Rows by unit: ``tensors`` with the rows that are kept, each row's ``owner`` from 0 (``None``:
+    each row is a unit of its own), the number of ``units``, and the most rows of one."""
+
+    tensors: dict[str, torch.Tensor]
+    owner: torch.Tensor | None
+    units: int
+    rows_per_unit: int
+
+
+def group(tensors: dict[str, torch.Tensor], unit: Any, rows_per_unit: int) -> Grouped:
+    """Of each unit the first ``rows_per_unit`` rows. unit: an id for each row (rows,), or ``None``.
+
+    Raises ``UsageError`` ``usage.value``.
+    """
+    rows = len(next(iter(tensors.values())))
+    if unit is None:
+        if rows_per_unit != 1:
+            raise _refuse("rows_per_unit without unit.", "Give each row's unit.", "rows_per_unit")
+        return Grouped(tensors, None, rows, 1)
     ids = torch.as_tensor(unit)
-    if ids.shape != (rows,) or ids.is_floating_point():
+    if ids.shape != (rows,) or ids.is_floating_point() or rows_per_unit < 1:
         raise _refuse(
             "unit is no vector of whole numbers, one for each row.",
             "Give the id of the person (or other unit) that each row belongs to.",
@@ -147,40 +166,29 @@ def _units(unit: Any, rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor, in
     order = torch.argsort(place, stable=True)
     ordered = place[order]
     rank = torch.arange(rows) - torch.searchsorted(ordered, ordered)
-    kept = order[rank < k].sort().values
-    return place[kept].to(torch.int64), kept, len(found)
+    kept = order[rank < rows_per_unit].sort().values
+    if len(kept) < rows:
+        tensors = {name: t[kept] for name, t in tensors.items()}
+    return Grouped(tensors, place[kept].to(torch.int64), len(found), rows_per_unit)
 
 
-def table(
-    packed: Packed,
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    bounds: Bounds,
-    unit: Any = None,
-    rows_per_unit: int = 1,
-) -> Table:
-    """``tensors``, which feed ``packed``, as a dataset.
+def table(packed: Packed, rows: Grouped, bounds: Bounds) -> Table:
+    """``rows``, which feed ``packed``, as a dataset.
 
     bounds: what each tensor may hold, inclusive. Where none are declared: floats ``FLOATS``; whole
-    numbers the places of the table that they index in the model, or else 0 and 1. unit: an id for
-    each row (rows,); of each unit the first ``rows_per_unit`` rows are kept. Raises ``UsageError``,
-    ``DataError`` ``data.bounds`` or ``data.not-finite``: said to who holds the rows, before a run.
+    numbers the places of the table that they index in the model, or else 0 and 1. Raises
+    ``UsageError``, ``DataError`` ``data.bounds`` or ``data.not-finite``: to who holds the rows,
+    before a run.
     """
-    rows = len(next(iter(tensors.values())))
-    declared = _bounds(packed, tensors, bounds)
-    columns = {name: t.to("cpu").contiguous() for name, t in tensors.items()}
-    units, extra = rows, []
-    if unit is not None:
-        owner, kept, units = _units(unit, rows, rows_per_unit)
-        if len(kept) < rows:
-            columns = {name: t[kept] for name, t in columns.items()}
+    declared = _bounds(packed, rows.tensors, bounds)
+    columns = {name: t.to("cpu").contiguous() for name, t in rows.tensors.items()}
+    extra = []
+    if rows.owner is not None:
         name = "unit"
         while name in columns:
             name += "_"
-        columns[name] = owner
-        extra = [Column(name=name, dtype="i64", low=0, high=units - 1, role="unit")]
-    elif rows_per_unit != 1:
-        raise _refuse("rows_per_unit without unit.", "Give each row's unit.", "rows_per_unit")
+        columns[name] = rows.owner
+        extra = [Column(name=name, dtype="i64", low=0, high=rows.units - 1, role="unit")]
     try:
         made = tuple(
             Column(
@@ -198,12 +206,12 @@ def table(
             name="data",
             columns=(*made, *extra),
             rows=len(next(iter(columns.values()))),
-            units=units,
-            rows_per_unit=rows_per_unit,
+            units=rows.units,
+            rows_per_unit=rows.rows_per_unit,
         )
     except ValueError as e:
         raise _refuse(f"The data cannot be described: {e}.", "Mend the tensors.", "data") from None
     for column in made:
         _check(column, columns[column.name], column.name in bounds)
-    bindings = tuple(InputBinding(input=name, columns=(name,)) for name in tensors)
+    bindings = tuple(InputBinding(input=name, columns=(name,)) for name in rows.tensors)
     return Table(schema, columns, bindings)

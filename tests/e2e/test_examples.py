@@ -1,0 +1,45 @@
+"""The scripts of examples/ run as they are written, in a small form where they are slow."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(EXAMPLES / name)],
+        capture_output=True, text=True, check=False, timeout=250,
+        env={**os.environ, "CASEMATE_EXAMPLE_ROWS": "320", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.e2e
+def test_private_training() -> None:
+    shown = run("private_training.py")
+    before, after = (float(x) for x in re.findall(r"accuracy \w+: ([\d.]+)%", shown))
+    assert before < 60 < 80 < after
+    assert "at epsilon 2.00" in shown
+
+
+@pytest.mark.e2e
+def test_private_lora() -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    shown = run("private_lora.py")
+    assert "epsilon 4" in shown
+    assert re.search(r"accuracy: [\d.]+% at epsilon 4\.00", shown)
+
+
+def test_every_script_has_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert all(f'run("{p.name}")' in text for p in EXAMPLES.glob("*.py"))
