@@ -438,6 +438,117 @@ def weighting(m: ModuleType) -> None:
         assert bool((error <= bounds.weighted_sum(b) * size + 1e-300).all())
 
 
+def factors(b: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Factors, which records count, and both as float64."""
+    r = torch.Generator().manual_seed(seed)
+    c, keep = torch.rand(b, generator=r), torch.rand(b, generator=r) > 0.3
+    return c, keep, torch.where(keep, c, 0.0).double()
+
+
+def contraction(m: ModuleType, b: int, tokens: int, rows: int, columns: int, chunk: int) -> None:
+    r = torch.Generator().manual_seed(b * tokens)
+    g = torch.randn((b, tokens, rows), generator=r)
+    x = torch.randn((b, tokens, columns), generator=r)
+    c, keep, _ = factors(b, tokens)
+    scaled = (g * c.view(-1, 1, 1)).double() * keep.view(-1, 1, 1)
+    turned = (x * c.view(-1, 1, 1)).double() * keep.view(-1, 1, 1)  # either side may be scaled
+    size = float((scaled.norm(dim=2) * x.double().norm(dim=2)).sum())
+    exact = [torch.einsum("bti,btj->ij", *p) for p in ((scaled, x.double()), (g.double(), turned))]
+    g[~keep], x[~keep] = math.nan, math.inf
+    flat = g.reshape(-1, rows), x.reshape(-1, columns)
+    made = m.contract(*flat, c, keep, chunk)
+    error = min(float((made.double() - e).norm()) for e in exact)
+    assert error <= bounds.contract(b * tokens, chunk) * size + 1e-30
+    out = torch.full_like(made, torch.nan)
+    assert m.contract(*flat, c, keep, chunk, out) is out
+    assert torch.equal(out, made)
+
+
+def long_contraction(m: ModuleType) -> None:
+    """1 and many terms that float32 would lose one by one, beyond the chunk."""
+    count, chunk = 1 << 15, 32
+    x = torch.full((count, 1), 2.0**-12.6)
+    x[0] = 1.0
+    one = torch.ones(1)
+    exact, e = float(x.double().square().sum()), bounds.contract(count, chunk)
+    made = float(m.contract(x, x, one, one > 0, chunk))
+    assert abs(made - exact) <= e * exact
+    image, point = x.view(1, 1, count), ((1,), (1,), (0,), (1,))
+    made = float(m.conv_contract(image, image, one, one > 0, chunk, *point))
+    assert abs(made - exact) <= e * exact
+
+
+def convolution_sum(m: ModuleType, case: Convolution, chunk: int, seed: int = 0) -> None:
+    data = case.data(5, seed)
+    if data is None:
+        return
+    x, g, oracle = data
+    c, keep, both = factors(5, seed)
+    exact = torch.tensordot(both, oracle, 1)
+    size = float((case.scale(x, g) * both).sum())
+    tokens = 5 * math.prod((x if case.transposed else g).shape[2:])
+    g, x = g.clone(), x.clone()
+    g[~keep], x[~keep] = math.nan, math.inf
+    made = m.conv_contract(x, g, c, keep, chunk, *case.rule)
+    assert made.shape == oracle.shape[1:]
+    e = bounds.contract(tokens, chunk) + 2.0**-24  # and that of the factors
+    assert float((made.double() - exact).norm()) <= e * size + 1e-13 * size, case
+
+
+def embedding_sum(m: ModuleType) -> None:
+    """Rounded once for each record and row: cancelling tokens of one index leave no trace."""
+    r = torch.Generator().manual_seed(6)
+    index = torch.randint(0, 7, (4, 24), generator=r)
+    g = torch.randn((4, 24, 19), generator=r)
+    g[:, 12:] = -g[:, :12] * (1 + 2.0**-18)
+    index[:, 12:] = index[:, :12]
+    index[1] = 5
+    g[3] = math.nan
+    c, keep = torch.rand(4, generator=r), torch.tensor([True, True, True, False])
+    for padding, inverse in ((None, 2.0**20), (5, 2.0**4)):
+        expected = torch.zeros((7, 19), dtype=F64)
+        for i in range(3):
+            each = torch.zeros((7, 19), dtype=F64)
+            used = index[i] != (-1 if padding is None else padding)
+            each.index_add_(0, index[i][used], g[i][used].double())
+            expected += (each * float(c[i]) * inverse).round()
+        total = torch.full((7, 19), 3)
+        m.embedding_add(total, index, g, c, keep, inverse, padding)
+        assert torch.equal(total - 3, expected.long())
+
+
+def affine(m: ModuleType) -> None:
+    r = torch.Generator().manual_seed(8)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=r)
+
+    for b, channels, groups, space in ((3, 6, 3, (5, 7)), (2, 64, 8, (33,)), (1, 40, 4, (9000,))):
+        g, x = randn(b, channels, *space), randn(b, channels, *space)
+        mean, rstd = randn(b, groups), randn(b, groups).abs()
+        each = (b, channels, *(1,) * len(space))
+        centre, scale = (
+            t.double().repeat_interleave(channels // groups, 1).view(each) for t in (mean, rstd)
+        )
+        seen = (x.double() - centre) * scale
+        oracle = [(g.double() * t).flatten(2).sum(2) for t in (seen, torch.ones_like(seen))]
+        forms = [torch.contiguous_format] + [torch.channels_last] * (len(space) == 2)
+        for form in forms:
+            made = m.channel_affine(
+                g.contiguous(memory_format=form), x.contiguous(memory_format=form), mean, rstd
+            )
+            for one, wanted in zip(made, oracle, strict=True):
+                assert torch.allclose(one.double(), wanted, rtol=1e-5, atol=1e-4)
+            sums = m.channel_sum(g.contiguous(memory_format=form))
+            assert torch.allclose(sums.double(), oracle[1], rtol=1e-5, atol=1e-4)
+        g, x = g.flatten(2).transpose(1, 2).contiguous(), x.flatten(2).transpose(1, 2).contiguous()
+        mean, rstd = randn(b, g.shape[1]), randn(b, g.shape[1]).abs()
+        seen = (x.double() - mean.double().unsqueeze(2)) * rstd.double().unsqueeze(2)
+        oracle = [(g.double() * seen).sum(1), g.double().sum(1)]
+        for one, wanted in zip(m.token_affine(g, x, mean, rstd), oracle, strict=True):
+            assert torch.allclose(one.double(), wanted, rtol=1e-5, atol=2e-4)
+
+
 def doors(m: ModuleType) -> dict[str, object]:
     """Per-record results of operands x (b, 6, 7, 7) and g (b, 20, 7, 7), by door."""
 
@@ -469,6 +580,22 @@ def doors(m: ModuleType) -> dict[str, object]:
         "conv_gram": lambda x, g: stacked(m.conv_gram(x, g, *rule)),
         "depthwise": lambda x, g: m.conv_norms(x, g[:, :6], *rule, 6),
         "depthwise_scale": lambda x, g: m.conv_scale(x, g[:, :6], *rule, 6),
+        "channel_affine": lambda x, g: torch.cat(
+            m.channel_affine(x, x.flip(1), x[:, :3, 0, 0], x[:, :3, 0, 1]), 1
+        ),
+        "last_affine": lambda x, g: torch.cat(
+            m.channel_affine(
+                x.contiguous(memory_format=deep),
+                x.contiguous(memory_format=deep),
+                x[:, :3, 0, 0],
+                x[:, :3, 0, 1],
+            ),
+            1,
+        ),
+        "token_affine": lambda x, g: torch.cat(
+            m.token_affine(tokens(g), tokens(g).flip(2), g[:, 0].flatten(1), g[:, 1].flatten(1)), 1
+        ),
+        "channel_sum": lambda x, g: m.channel_sum(g),
         "scale_rows": lambda x, g: m.scale_rows(g, x[:, 0, 0, 0].contiguous(), x[:, 0, 0, 1] > 0),
     }
 

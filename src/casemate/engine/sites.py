@@ -290,12 +290,11 @@ class Planner:
         key = f"{node.name}!affine"
 
         def make(env: Env) -> Tensor:
-            which, made = env.pop(key, (mine, None))
-            if which == mine:
+            which, made = env.pop(key, (0, None))
+            if which != mine:
                 dw, db = affine(env)
                 made, other = (dw, db) if mine == 1 else (db, dw)
                 env[key] = (3 - mine, other)
-            assert made is not None
             return shape.merged(made)
 
         return forms.formed_site(name, names, make, self.values[names[0]].dims, shape)

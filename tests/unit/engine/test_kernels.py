@@ -40,9 +40,23 @@ def test_embedding(name: str, b: int, tokens: int, width: int, rows: int, seed: 
 
 
 @both
-@pytest.mark.parametrize("check", ["chunks", "scaling", "summing", "weighting", "not_finite"])
+@pytest.mark.parametrize(
+    "check",
+    ["chunks", "scaling", "summing", "weighting", "not_finite", "long_contraction", "embedding_sum",
+     "affine"],
+)  # fmt: skip
 def test_rules(name: str, check: str) -> None:
     getattr(checks, check)(checks.KERNELS[name])
+
+
+@both
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 5, 7, 9, 4), (4, 128, 40, 100, 256), (10, 1, 64, 10, 4), (64, 1, 2, 30, 32),
+     (4, 300, 33, 17, 256), (2, 3, 20, 1, 32)],
+)  # fmt: skip
+def test_weighted_sums(name: str, shape: tuple[int, int, int, int, int]) -> None:
+    checks.contraction(checks.KERNELS[name], *shape)
 
 
 @needs_compiled

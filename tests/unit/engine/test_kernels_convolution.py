@@ -49,6 +49,21 @@ def test_any(name: str, case: Convolution, b: int, seed: int) -> None:
     checks.convolution(checks.KERNELS[name], case, b, seed)
 
 
+@both
+@pytest.mark.parametrize("chunk", [64, 256])
+def test_weighted_sums(name: str, chunk: int) -> None:
+    for i, case in enumerate((*checks.WIDE, *checks.grid())):
+        if i < len(checks.WIDE) or i % 20 == chunk % 3:
+            checks.convolution_sum(checks.KERNELS[name], case, chunk)
+
+
+@both
+@settings(max_examples=40)
+@given(convolutions(), st.sampled_from((16, 64, 256)), st.integers(0, 99))
+def test_any_weighted_sum(name: str, case: Convolution, chunk: int, seed: int) -> None:
+    checks.convolution_sum(checks.KERNELS[name], case, chunk, seed)
+
+
 @needs_compiled
 def test_layouts_are_not_copied_and_any_stride_is_read() -> None:
     case = Convolution(5, 7, (6, 8), (3, 3), (1, 1), (1, 1), (1, 1))

@@ -49,6 +49,14 @@ def embedding(m: ModuleType) -> None:
     checks.embedding(m, 2, 12, 5, 4, 1)
 
 
+def contraction(m: ModuleType) -> None:
+    checks.contraction(m, 4, 100, 33, 17, 64)
+
+
+def conv_sum(m: ModuleType) -> None:
+    checks.convolution_sum(m, PADDED, 64)
+
+
 def cancelling(m: ModuleType) -> None:
     checks.sound(m, 0, 48, 33, 20)
 
@@ -78,6 +86,18 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("k += r;\n        }\n    }\n    return 0;", "k += r + 1;\n        }\n    }\n    return 0;",
      many_taps),
     ("(group * o + first) * c * K", "first * c * K", grouped),
+    ("const i64 width = up(n, W), some = chunk", "chunk = N; const i64 width = up(n, W), some = chunk",
+     checks.long_contraction),
+    ("const i64 records = T < chunk", "chunk = 1 << 20; const i64 records = T < chunk",
+     checks.long_contraction),
+    ("if (on) std::memcpy", "std::memcpy", contraction),
+    ("to[j] = w * from[j];", "to[j] = from[j];", contraction),
+    ("start == 0 && t == 0", "t == 0", conv_sum),
+    ("const double w = c[i] * inverse_step;", "const float w = c[i] * inverse_step / 3 * 3;",
+     checks.embedding_sum),
+    ("if (!keep[i]) continue;\n        const i64 *at", "const i64 *at", checks.embedding_sum),
+    ("load<vf>(q + j + k * W) - mean", "load<vf>(q + j + k * W)", checks.affine),
+    ("(column + l) / size", "(column + l) % size", checks.affine),
 ]  # fmt: skip
 QUICK = {0, 2, 12}
 
@@ -120,7 +140,15 @@ def plain_windows(x: torch.Tensor, out: object, kernel: object, *rest: object) -
     return WINDOWS(x, out, kernel, (1,) * (x.dim() - 2), *rest[1:])  # type: ignore[arg-type]
 
 
-WINDOWS = twins.windows
+def one_by_one(g: torch.Tensor, x: torch.Tensor, c: torch.Tensor, *rest: object) -> torch.Tensor:
+    """As if there were no chunks, and the sum went token by token."""
+    total = torch.zeros(())
+    for t in (g * x * c).flatten():
+        total = total + t
+    return total.view(1, 1)
+
+
+WINDOWS, EMBEDDING, AFFINE = twins.windows, twins.embedding_add, twins.token_affine
 TWINS: list[tuple[str, object, Check]] = [
     ("_pairs", half_pairs, dense),
     ("_finite", lambda n2, scale: torch.nan_to_num(n2), checks.not_finite),
@@ -131,6 +159,13 @@ TWINS: list[tuple[str, object, Check]] = [
     ("weighted_sum", lambda formed, c: c @ formed, checks.weighting),
     ("accumulate", lambda total, part, step: total.add_((part * step).long()), checks.summing),
     ("scale_rows", lambda g, c, keep, out=None: g * (c * keep).view(-1, 1), checks.scaling),
+    ("contract", one_by_one, checks.long_contraction),
+    (
+        "embedding_add",
+        lambda total, index, g, *rest: EMBEDDING(total, index, g.half(), *rest),
+        checks.embedding_sum,
+    ),
+    ("token_affine", lambda g, x, mean, rstd: AFFINE(g, x, mean, rstd.square()), checks.affine),
 ]
 
 
