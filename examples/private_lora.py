@@ -31,7 +31,7 @@ def sequences(rows: int, seed: int, marked: range) -> dict[str, torch.Tensor]:
 def encoder() -> BertForSequenceClassification:
     config = BertConfig(
         vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=LENGTH, num_labels=2,
+        intermediate_size=64, max_position_embeddings=LENGTH,
     )  # fmt: skip
     return BertForSequenceClassification(config)
 
