@@ -311,7 +311,7 @@ def test_native_factors_are_the_twins():
     sites = []
     for k, name in enumerate(("gram", "formed")):
         site = Site(name, [], {})
-        site.way = Way(name, lambda env: Norm(squared), 1e-9 * (k + 1), 1e-5, 4 * k)
+        site.way = Way(name, lambda env: Norm(squared), 1e-9 * (k + 1), 1e-5, k == 0)
         sites.append(site)
     norms = [Norm(squared, spread), Norm(squared * 0.5)]
     for bound in (1.0, 1e-3, float("inf")):
