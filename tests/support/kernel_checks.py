@@ -503,7 +503,7 @@ def embedding_sum(m: ModuleType) -> None:
     g[:, 12:] = -g[:, :12] * (1 + 2.0**-18)
     index[:, 12:] = index[:, :12]
     index[1] = 5
-    g[3] = math.nan
+    g[3, 0] = math.nan
     c, keep = torch.rand(4, generator=r), torch.tensor([True, True, True, False])
     for padding, inverse in ((None, 2.0**20), (5, 2.0**4)):
         expected = torch.zeros((7, 19), dtype=F64)

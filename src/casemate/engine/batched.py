@@ -167,17 +167,10 @@ class Batched:
         return {**self.runner.fixed, **dict(zip(self.wanted, made, strict=True))}
 
     def choose(self, env: Env, most: int) -> None:
-        """Time the ways of every site on these operands and take the quickest that fit."""
-        known: dict[Any, str] = {}
-        for site in self.sites:
-            key = (site.name.rstrip("0123456789"), tuple(w.name for w in site.ways),
-                   tuple((w.bytes, w.gamma) for w in site.ways))  # fmt: skip
-            with torch.inference_mode():
-                if key in known:
-                    site.way = next(w for w in site.ways if w.name == known[key])
-                else:
-                    self.planner.choose(site, env, most)
-                    known[key] = site.way.name
+        """Time the ways of every site on these operands and take the quickest that together keep at
+        most ``most`` bytes of formed gradients."""
+        with torch.inference_mode():
+            self.planner.plan(self.sites, env, most)
 
     def parts(
         self, env: Env, bound: float, steps: Sequence[torch.Tensor] = (), inverse: float = 0.0

@@ -75,6 +75,19 @@ class Way:
     bytes: int = 0
 
 
+class Buffer:
+    """Memory for formed gradients, the same each time: fresh pages cost more than the sums."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+        self.held: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        if self.held is None:
+            self.held = torch.empty(self.shape)
+        return self.held
+
+
 @dataclass(slots=True)
 class Site:
     """What one parameter's gradient is made of.
@@ -88,7 +101,15 @@ class Site:
     ways: list[Way]
     totals: dict[str, Total]
     adds: dict[str, Add] = field(default_factory=dict)
+    rooms: tuple[Buffer, ...] = ()
     way: Way = field(init=False)
+
+    def settle(self, way: Way) -> None:
+        """Take ``way``; memory that only others need goes back."""
+        self.way = way
+        if not way.bytes:
+            for room in self.rooms:
+                room.held = None
 
 
 def chunk_for(units: int, terms: int) -> int:
@@ -137,20 +158,6 @@ class Formed:
             return kernels.weighted_sum(made, c).reshape(tuple(size))
 
         return total
-
-
-class Buffer:
-    """Memory for formed gradients, the same each time: fresh pages cost more than the sums."""
-
-    def __init__(self, *shape: int) -> None:
-        self.shape, self.held = shape, None
-
-    def __call__(self) -> Tensor:
-        if self.held is None:
-            self.held = torch.empty(self.shape)
-        return self.held
-
-    held: Tensor | None
 
 
 def nothing(size: Sequence[int]) -> Total:
@@ -208,15 +215,15 @@ def outer_site(
 
             gamma = bounds.gram_pair(count, m, n, precise=precise, native=native)
             ways.append(Way("gram" if not precise else "gram64", gram, gamma, error, True))
+    room = Buffer(shape.units, m * n)
     if count == 1:
         totals = {names[0]: total}
     else:
-        room = Buffer(shape.units, m * n)
         formed = Formed(lambda env: kernels.formed_outer(*both(env), out=room()), m * n, shape)
         ways.append(formed.way())
         totals = {names[0]: formed.or_else(total, sizes)}
     totals |= {c: nothing(sizes) for c in names[1:]}
-    return Site(name, ways, totals)
+    return Site(name, ways, totals, rooms=(room,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +278,7 @@ def convolution_site(
                 positions, window.outputs, window.channels * window.taps, window.taps, native=native
             )
             ways.append(Way("gram", gram, gamma, error, True))
-    return Site(name, ways, {c: formed.or_else(total, window.weight)})
+    return Site(name, ways, {c: formed.or_else(total, window.weight)}, rooms=(room,))
 
 
 def embedding_site(

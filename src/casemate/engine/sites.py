@@ -352,13 +352,45 @@ class Planner:
 
     def choose(self, site: Site, env: Env | None = None, most: int = 1 << 62) -> None:
         """Take the quickest admitted way on the operands of ``env``; the first without them."""
-        fitting = [w for w in site.ways if w.bytes <= most] or [
-            min(site.ways, key=lambda w: w.bytes)
-        ]
-        if env is None or len(fitting) == 1:
-            site.way = fitting[0]
-            return
-        site.way = min(fitting, key=lambda w: _seconds(site, w, dict(env), self.shape))
+        if env is None:
+            site.settle(_fitting(site, most)[0])
+        else:
+            self.plan([site], env, most)
+
+    def plan(self, sites: Sequence[Site], env: Env, most: int) -> None:
+        """Time the ways of every site on these operands and take the quickest that together keep at
+        most ``most`` bytes: from the quickest of all, what saves most bytes a second gives way."""
+        known: dict[Any, dict[str, float]] = {}
+        costs: list[dict[str, float]] = []
+        for site in sites:
+            fitting = _fitting(site, most)
+            key = tuple((w.name, w.bytes, w.gamma) for w in fitting)
+            if key not in known:
+                several = len(fitting) > 1
+                known[key] = {
+                    w.name: _seconds(site, w, dict(env), self.shape) if several else 0.0
+                    for w in fitting
+                }
+            costs.append(known[key])
+            site.way = min(fitting, key=lambda w: known[key][w.name])
+        while sum(s.way.bytes for s in sites) > most:
+            swaps = [
+                ((cost[w.name] - cost[s.way.name]) / (s.way.bytes - w.bytes), i, w)
+                for i, (s, cost) in enumerate(zip(sites, costs, strict=True))
+                for w in _fitting(s, most)
+                if w.bytes < s.way.bytes
+            ]
+            if not swaps:
+                break
+            _, i, way = min(swaps, key=lambda swap: swap[:2])
+            sites[i].way = way
+        for site in sites:
+            site.settle(site.way)
+
+
+def _fitting(site: Site, most: int) -> list[Way]:
+    """The ways that keep at most that many bytes, or the one that keeps least."""
+    return [w for w in site.ways if w.bytes <= most] or [min(site.ways, key=lambda w: w.bytes)]
 
 
 def _seconds(site: Site, way: Way, env: Env, shape: Shape) -> float:
