@@ -153,7 +153,7 @@ def loss_of(name: Any) -> Callable[[Tensor, Tensor], Tensor]:
             a.squeeze(-1), b.to(a.dtype)
         ),
     }
-    return named[name] if isinstance(name, str) else lambda a, b: name(a, b).sum()
+    return named[name] if isinstance(name, str) else lambda a, b: name(a, b).mean()
 
 
 def gradients(
@@ -161,6 +161,8 @@ def gradients(
 ) -> Tensor:
     """Each record's gradient by autograd in float64, one record at a time: (rows, d).
 
+    The record is given twice: torch 2.13's instance norm gives a wrong gradient for a bias at a
+    batch of one whose output gradient is transposed (finite differences say so).
     ``nudge``: relative disturbance of the weights, to see how well the gradient is determined.
     """
     double = copy.deepcopy(module).double().eval()
@@ -174,12 +176,12 @@ def gradients(
     count = len(next(iter(data.values())))
     out = torch.zeros(count, program.dimension, dtype=torch.float64)
     for i in range(count):
-        one = {n: t[i : i + 1] for n, t in data.items()}
+        one = {n: t[i : i + 1].repeat(2, *(1,) * (t.dim() - 1)) for n, t in data.items()}
         one = {n: t.double() if t.is_floating_point() else t for n, t in one.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = double(**{n: one[n] for n in names})
-        value = loss_of(loss)(made, one["target"])
+        value = loss_of(loss)(made, one["target"])  # of both copies, or their mean
         found = torch.autograd.grad(value, leaves, allow_unused=True)
         out[i] = torch.cat(
             [

@@ -86,11 +86,12 @@ def _affine(rng: Rng, s: Shape) -> Made:
 
 
 def _last_norm(rng: Rng, s: Shape) -> Made:
-    if s[-1] < 2:
+    if s[-1] < 4:  # over two, a layer norm's derivative is all but zero
         return None
     if len(s) > 1 and rng.random() < 0.3:
         return nn.LayerNorm(s[-2:], bias=rng.random() < 0.7), s
-    which: Any = rng.choice([nn.LayerNorm, nn.RMSNorm, lambda n: nn.LayerNorm(n, elementwise_affine=False)])
+    # RMSNorm's own epsilon is that of the dtype, and so not the oracle's.
+    which: Any = rng.choice([nn.LayerNorm, lambda n: nn.RMSNorm(n, 1e-5), lambda n: nn.LayerNorm(n, elementwise_affine=False)])
     return which(s[-1]), s
 
 
@@ -180,7 +181,7 @@ def _halves(rng: Rng, s: Shape) -> Made:
 
 
 def _group_flat(rng: Rng, s: Shape) -> Made:
-    return (nn.GroupNorm(2, s[0]), s) if s[0] % 2 == 0 and s[0] > 2 else None
+    return (nn.GroupNorm(2, s[0]), s) if s[0] % 2 == 0 and s[0] > 6 else None
 
 
 # --- (T, F)
@@ -323,7 +324,7 @@ def _transposed(rng: Rng, s: Shape) -> Made:
 
 
 def _channel_norm(rng: Rng, s: Shape) -> Made:
-    if torch.Size(s[1:]).numel() < 2:
+    if torch.Size(s[1:]).numel() < 4:
         return None
     n = len(s) - 1
     how = rng.randrange(4)
@@ -334,7 +335,7 @@ def _channel_norm(rng: Rng, s: Shape) -> Made:
         frozen.running_mean.normal_()
         frozen.running_var.uniform_(0.5, 2)
         return frozen.eval(), s
-    if how == 2:
+    if how == 2 and s[0] > 3:
         return Layer(lambda m, x: m.f(x.movedim(1, -1)).movedim(-1, 1), f=nn.LayerNorm(s[0])), s
     return nn.GroupNorm(rng.choice([g for g in (1, 2, s[0]) if s[0] % g == 0]), s[0], affine=rng.random() < 0.8), s
 
