@@ -66,6 +66,11 @@ class Runner:
             if any(self._value(o).batch is not None for o in self.outs(n))
         }
         self.summed = {maker(n) for n in (*proved.contractions, *proved.linear)}
+        self._of_weights = [
+            n
+            for n in proved.joint.nodes
+            if n.name not in self.of_batch and n.name not in self.summed
+        ]
         self.fixed: Env = {}
         self.refresh()
 
@@ -107,11 +112,18 @@ class Runner:
 
     def refresh(self) -> None:
         """Evaluate what depends on the trained tensors alone: once a step."""
-        env = dict(self.inputs)
+        env = dict(self.fixed or self.inputs)
         with torch.inference_mode():
-            for node in self.proved.joint.nodes:
-                if node.name not in self.of_batch and node.name not in self.summed:
-                    self._store(node, env, self.call(node, env, self.rows))
+            for node in self._of_weights:
+                self._store(node, env, self.call(node, env, self.rows))
+        if not self.fixed:
+            # Views of inputs follow these.
+            memory = {t.untyped_storage().data_ptr() for t in self.inputs.values()}
+            self._of_weights = [
+                n
+                for n in self._of_weights
+                if any(env[o].untyped_storage().data_ptr() not in memory for o in self.outs(n))
+            ]
         self.fixed = env
 
     @staticmethod

@@ -22,7 +22,7 @@ from casemate.engine import native
 from casemate.engine.kernels import bounds
 from casemate.engine.nodes import Runner
 from casemate.engine.program import uses
-from casemate.engine.sites import Outer, Shape, Site
+from casemate.engine.sites import Outer, Shape, Site, tokens
 from casemate.graph import joint as graph_joint
 from casemate.graph.joint import Proved
 
@@ -87,7 +87,7 @@ class Small:
         self._factors = torch.empty(shape.rows)
 
     def __call__(
-        self, env: Mapping[str, Any], bound: float, share: float, step: float, total: torch.Tensor
+        self, env: dict[str, Any], bound: float, share: float, step: float, total: torch.Tensor
     ) -> torch.Tensor:
         """Add to total (d,) int64; the units' factors (u,), valid until the next call."""
         g = [p.g(env).contiguous() for p in self._parts]
@@ -156,7 +156,8 @@ def _part(proved: Proved, name: str, shape: Shape, offset: int) -> _Part | None:
         if form.count != 1:
             return None
         return _Part(
-            lambda env: form.pair(dict(env))[0], lambda env: form.pair(dict(env))[1],
+            lambda env: tokens(env[refs[0]], values[0], shape, 0),
+            lambda env: tokens(env[refs[1]], values[1], shape, 1),
             m, n, bounds.rank_one(m, n), bounds.weighted_sum(shape.rows), offset,
         )  # fmt: skip
     batch = values[0].batch
