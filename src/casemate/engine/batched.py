@@ -227,6 +227,7 @@ class Batched:
         seed = torch.zeros(self.shape.rows)
 
         members, there = rows.table(k)
+        full = bool(there.all())
         tiny = small.build(
             self.runner, self.sites, self.shape, [leaf.numel() for leaf in self.program.leaves]
         )
@@ -257,12 +258,15 @@ class Batched:
             sum_.zero_()
             self.runner.refresh()
             for first in range(0, slots, units):
-                index.fill_(-1)
-                seed.zero_()
                 taken = torch.from_numpy(chosen[first : first + units])
                 count = len(taken) * k
-                index[:count] = members[taken].reshape(-1)
-                seed[:count] = there[taken].reshape(-1)
+                index[count:] = -1
+                seed[count:] = 0.0
+                torch.index_select(members, 0, taken, out=index[:count].view(-1, k))
+                if full:
+                    seed[:count] = 1.0
+                else:
+                    seed[:count] = there[taken].reshape(-1)
                 fill(count)
                 env = self._evaluate(seed)
                 if tiny is not None and step:
