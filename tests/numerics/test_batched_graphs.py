@@ -29,6 +29,8 @@ def compare(seed: int) -> str:
         return REFUSED
     each = gradients(of.module, at.program, at.data, of.loss)
     bound = float(each.reshape(-1, per, each.shape[1]).sum(1).norm(dim=1).median())
+    if bound < 1e-8:
+        return "nothing"  # a norm layer and then its mean: the true gradient is zero
     want, _ = clipped(each, bound, per)
     got, c = at.parts(bound)
     error = relative(got, want)

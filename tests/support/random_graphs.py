@@ -212,7 +212,7 @@ def _attention(rng: Rng, s: Shape) -> Made:
             scores = (m.q(x) @ m.k(x).transpose(1, 2)) / f**0.5
             return scores.masked_fill(~there, float("-inf")).softmax(-1) @ m.v(x)
         return Layer(padded, q=nn.Linear(f, f), k=nn.Linear(f, f, bias=False), v=nn.Linear(f, f)), s
-    if how == 3:
+    if how == 3 and f > 3:
         layer3 = nn.TransformerEncoderLayer(f, 2, 7, batch_first=True, norm_first=rng.random() < 0.5, activation="gelu")
         return Layer(lambda m, x: m.f(x), f=layer3), s
     def baddbmm(m: Any, x: Tensor) -> Tensor:
