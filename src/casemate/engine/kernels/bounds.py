@@ -8,7 +8,8 @@ u is 2^-24 in float32 and 2^-53 in float64. A sum of n products, computed in any
 without fused multiply-add, differs from the truth by at most gamma(n) = nu / (1 - nu) times the sum
 of the products' absolute values (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
 section 3.1); by Cauchy-Schwarz that sum is at most the product of the two lengths. Products of two
-float32 values are exact in float64. The compiled kernels add at most CHUNK terms in float32 and
+float32 values are exact in float64. The compiled kernels add at most CHUNK terms (SHORT for
+Gram matrices) in float32 and
 the rest in float64, so that their gamma does not grow with the number of terms; for the twins,
 whose products are the BLAS's, it does.
 
@@ -36,6 +37,7 @@ from typing import Final
 U32: Final = 2.0**-24
 U64: Final = 2.0**-53
 CHUNK: Final = 256
+SHORT: Final = 64
 UNDERFLOW: Final = 2.0**-125
 # For the rounding of S itself, of gamma, and of n2 + gamma S^2.
 _SLACK: Final = 1.0 + 2.0**-20
@@ -56,11 +58,10 @@ def _also(*parts: float) -> float:
     return (product - 1.0) * _SLACK
 
 
-def _dot(terms: int, native: bool) -> float:
+def _dot(terms: int, native: bool, chunk: int = CHUNK) -> float:
     if not native:
         return gamma(terms, U32)
-    chunks = terms // CHUNK + 2
-    return _also(gamma(min(terms, CHUNK), U32), gamma(chunks, U64))
+    return _also(gamma(min(terms, chunk), U32), gamma(terms // chunk + 2, U64))
 
 
 def row_squares(n: int) -> float:
@@ -81,7 +82,7 @@ def gram_pair(tokens: int, m: int, n: int, *, precise: bool, native: bool) -> fl
     summed = gamma(tokens * tokens + 4, U64)
     if precise:
         return _also(gamma(n, U64), gamma(m, U64), summed)
-    return _also(_dot(n, native), _dot(m, native), summed)
+    return _also(_dot(n, native, SHORT), _dot(m, native, SHORT), summed)
 
 
 def formed(tokens: int, size: int, *, native: bool) -> float:
@@ -124,11 +125,11 @@ def conv_gram(positions: int, m: int, n: int, taps: int, *, native: bool) -> flo
     """
     if not native:
         return gram_pair(positions, m, n, precise=False, native=False)
-    window = _also(_dot(n // taps, True), gamma(taps + 1, U32))
+    window = _also(_dot(n // taps, True, SHORT), gamma(taps + 1, U32))
     pairs = gamma(positions * positions + 4, U64)
     # Where the fast way does not hold, the windows are written out and gram_pair does it.
     return max(
-        _also(window, _dot(m, True), pairs),
+        _also(window, _dot(m, True, SHORT), pairs),
         gram_pair(positions, m, n, precise=False, native=True),
     )
 

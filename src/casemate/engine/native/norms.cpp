@@ -30,6 +30,7 @@ constexpr int WIDE = 2;
 constexpr int CELLS = 12;
 #endif
 constexpr i64 CHUNK = 256;
+constexpr i64 SHORT = 64;   // for Gram matrices, whose rounding counts S^2 / n^2 times
 constexpr int ROWS = 12;    // rows of a tile, at most
 constexpr int STAGE = 96 + 11;   // 96 rows and not another tile
 constexpr int NARROW = 2;    // vectors in a tile of a symmetric matrix: less beyond the diagonal
@@ -166,14 +167,14 @@ inline i64 rows_for(i64 vectors) { return CELLS / vectors < ROWS ? CELLS / vecto
 
 constexpr int BLOCK = CELLS * W;   // elements of a tile, at most
 
-// A tile over any number of terms: float32 over CHUNK of them, float64 beyond.
+// A tile over any number of terms: float32 over `most` of them, float64 beyond.
 template <class E>
 void product(int rows, int vectors, i64 count, const E *const *s, const i64 *si, const E *v,
-             const i64 *vi, double *out) {
+             const i64 *vi, double *out, i64 most = CHUNK) {
     alignas(64) E part[BLOCK];
     const Tile<E> run = choose<E>(rows, vectors);
     const int size = rows * vectors * lanes<E>::n;
-    const i64 chunk = sizeof(E) == 4 ? CHUNK : count;
+    const i64 chunk = sizeof(E) == 4 ? most : count;
     for (i64 k = 0; k < count || k == 0; k += chunk) {
         const i64 here = count - k < chunk ? count - k : chunk;
         run(here, s, si + k, v, vi + k, part);
@@ -296,8 +297,8 @@ double pair_sum(i64 tokens, const Operand<E> &x, const Operand<E> &g, const i64 
                 sx[i] = x.rows + (t + i) * x.ld;
                 sg[i] = g.rows + (t + i) * g.ld;
             }
-            product<E>(r, n, x.features, sx, plain, x.panel + s, xs, bx);
-            product<E>(r, n, g.features, sg, plain, g.panel + s, gs, bg);
+            product<E>(r, n, x.features, sx, plain, x.panel + s, xs, bx, SHORT);
+            product<E>(r, n, g.features, sg, plain, g.panel + s, gs, bg, SHORT);
             double part = 0;
             if (t + r <= s) {
                 vd a[2] = {};
@@ -832,7 +833,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
         for (i64 i = 0; i < below;) {
             const int r = static_cast<int>(block_size(below - i, rows_for(n)));
             for (int j = 0; j < r; j++) rows[j] = px + inner[i + j];
-            product<float>(r, n, q.C, rows, strided, px + s, strided, box);
+            product<float>(r, n, q.C, rows, strided, px + s, strided, box, SHORT);
             for (int j = 0; j < r; j++)
                 for (int l = 0; l < n * W; l++)
                     gram[(i + j) * row + s + l] = static_cast<float>(box[j * n * W + l]);
@@ -849,7 +850,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
         for (i64 t = 0; t < below;) {
             const int r = static_cast<int>(block_size(below - t, rows_for(n)));
             for (int j = 0; j < r; j++) rows[j] = pg + at[t + j];
-            product<float>(r, n, q.O, rows, strided, pg + s, strided, box);
+            product<float>(r, n, q.O, rows, strided, pg + s, strided, box, SHORT);
             for (int j = 0; j < r; j++) {
                 vf u[WIDE] = {};
                 for (i64 k = 0; k < K; k++) {
