@@ -94,6 +94,7 @@ class Batched:
         self.sites = planner.sites()
         self.wanted = self._operands()
         self.fused: compiled.Fused | None = None
+        self.later: compiled.Later | None = None
         self.source = self.frontier if keep else self.data
         self._functions({})
         self.planner = planner
@@ -116,12 +117,16 @@ class Batched:
             self._prefix = self.runner.function(self.data, self.frontier, instead)
 
     def settle(
-        self, records: Mapping[str, torch.Tensor], compile_seconds: float = 0.0
+        self,
+        records: Mapping[str, torch.Tensor],
+        compile_seconds: float = 0.0,
+        background: bool = False,
     ) -> list[str]:
         """Try every operation in every slot (:mod:`casemate.engine.probe`); those that fail are run
         one record at a time from now on. records: a microbatch by data input. Returns their names.
 
-        compile_seconds: for how long islands may be compiled (:mod:`casemate.engine.compiled`).
+        compile_seconds: for how long islands may be compiled (:mod:`casemate.engine.compiled`);
+        in the ``background``, what comes of it is taken before some later step.
         """
         runner = self.runner
         nodes = runner.order([*self.data, SEED], [*self.wanted, *self.frontier])
@@ -139,9 +144,20 @@ class Batched:
         self._functions(instead | slow)
         if compile_seconds > 0:
             ends = [*self.source, SEED]
-            fused = compiled.fuse(runner, ends, self.wanted, env, instead | slow, compile_seconds)
-            self.fused, self._forward = fused, fused.call
+            self.later = compiled.Later(
+                lambda: compiled.fuse(
+                    runner, ends, self.wanted, env, instead | slow, compile_seconds
+                )
+            )
+            if not background:
+                self.later.wait()
+                self._swap()
         return [f"{n.op} ({n.name})" for n in nodes if n.name in slow]
+
+    def _swap(self) -> None:
+        """Take what was compiled, between steps."""
+        if self.later is not None and (made := self.later.ready()) is not None:
+            self.fused, self._forward, self.later = made, made.call, None
 
     def _operands(self) -> list[str]:
         out: dict[str, None] = {}
@@ -255,6 +271,7 @@ class Batched:
         places = torch.split(sum_, [leaf.numel() for leaf in self.program.leaves])
 
         def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+            self._swap()
             sum_.zero_()
             self.runner.refresh()
             for first in range(0, slots, units):

@@ -23,6 +23,7 @@ import operator
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -588,6 +589,32 @@ class Fused:
     nodes: int
     refused: tuple[str, ...]
     seconds: float
+
+
+class Later:
+    """A :func:`fuse` in a thread of its own, for a library's user who does not want to wait.
+
+    Compiled and plain code differ in bits, so a run takes what is ready between steps alone: within
+    one, a record's bits would depend on its microbatch.
+    """
+
+    def __init__(self, make: Callable[[], Fused]) -> None:
+        self._made: Fused | None = None
+
+        def run() -> None:
+            self._made = make()
+
+        self._thread = threading.Thread(target=run, name="casemate-compile", daemon=True)
+        self._thread.start()
+
+    def ready(self) -> Fused | None:
+        """What was made, once it is there."""
+        return None if self._thread.is_alive() else self._made
+
+    def wait(self, seconds: float | None = None) -> Fused | None:
+        """As :meth:`ready`, after at most that long."""
+        self._thread.join(seconds)
+        return self.ready()
 
 
 def available() -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -196,6 +199,29 @@ def compiled_lab(module, make, monkeypatch, margin=1e9):
     found = lab(module, make, rows=ROWS, settle=False)
     found.slow = found.path.settle(found.data, compile_seconds=600.0)
     return found
+
+
+def test_what_was_compiled_later_is_taken_between_steps(gated, monkeypatch):
+    begin, path = threading.Event(), gated.path
+    plain = path._forward
+    calls = []
+
+    def make(runner, inputs, wanted, env, instead, seconds):
+        begin.wait(60)
+        made = runner.function(inputs, wanted)
+        return compiled.Fused(lambda *a: calls.append(1) or made(*a), 1, 2, (), 0.0)
+
+    monkeypatch.setattr(compiled, "fuse", make)
+    path.settle(gated.data, compile_seconds=1.0, background=True)
+    step = path.sums(gated.rows_of(), 1.0, 2.0**-20, ROWS)
+    first = step(np.arange(ROWS)).clone()
+    assert not calls
+    begin.set()
+    path.later.wait(60)
+    assert torch.equal(step(np.arange(ROWS)), first)
+    assert calls
+    assert path.fused.islands == 1
+    path._forward, path.fused = plain, None
 
 
 @pytest.mark.full
