@@ -129,6 +129,7 @@ class Cost:
 def _threads() -> Iterator[None]:
     """The engine runs on one thread (P13); the caller's number is put back."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield
     finally:

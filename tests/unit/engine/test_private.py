@@ -159,11 +159,18 @@ def test_a_step_that_fails_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert private.done == 1 and private.epsilon > 0
 
 
-def test_threads_are_put_back() -> None:
+def test_one_thread_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(2)
     try:
-        make(steps=1).train()
+        private = make(steps=1)
         assert torch.get_num_threads() == 2
+        seen = []
+        run = private._run
+        monkeypatch.setattr(
+            private, "_run", lambda n: (seen.append(torch.get_num_threads()), run(n))
+        )
+        private.train()
+        assert seen == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 
