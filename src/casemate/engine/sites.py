@@ -188,31 +188,40 @@ class Planner:
         return forms.outer_site(name, names, both, count, parts[0].sizes, self.shape)
 
     def _sum(self, name: str, names: Sequence[str]) -> Site:
-        if len(names) != 1:
-            return self._looped(name, names)
-        node = self.proved.contractions[names[0]]
+        makes = [self._summed(c) for c in names]
+
+        def make(env: Env) -> Tensor:
+            made = makes[0](env)
+            for other in makes[1:]:
+                made = made + other(env)
+            return made
+
+        return forms.formed_site(name, names, make, self.values[names[0]].dims, self.shape)
+
+    def _summed(self, c: str) -> forms.Make:
+        """Sums of units over tokens and other axes."""
+        node = self.proved.contractions[c]
         (source,) = uses(node)
         value, shape = self.values[source], self.shape
         call = graph_joint.bound(node, self.values)
         axes = sorted(call.axes(call.args.get("dim"), value.rank))
         assert value.batch is not None
-        batch, out = value.batch, self.values[names[0]].dims
+        batch, width = value.batch, math.prod(self.values[c].dims)
         kept = [a for a in range(value.rank) if a not in axes]
 
         def make(env: Env) -> Tensor:
-            """One record as (tokens, kept entries): what is summed in front, the rest behind."""
             if batch.axis == 0 and batch.outer == 1 and axes == list(range(len(axes))):
-                t = env[source].reshape(shape.units, -1, math.prod(out))
-                return kernels.formed_sum(t)
+                return kernels.formed_sum(env[source].reshape(shape.units, -1, width))
+            # A record as (tokens, kept entries): what is summed in front, the rest behind.
             sizes = [*value.dims[: batch.axis], batch.outer, batch.inner,
                      *value.dims[batch.axis + 1 :]]  # fmt: skip
             t = to_rows(env[source], value, shape.rows).reshape(shape.rows, *sizes)
             behind = [1 + a + (a > batch.axis) for a in kept]
             front = [a for a in range(1, t.dim()) if a not in behind]
-            t = t.permute(0, *front, *behind).reshape(shape.units, -1, math.prod(out))
+            t = t.permute(0, *front, *behind).reshape(shape.units, -1, width)
             return kernels.formed_sum(t)
 
-        return forms.formed_site(name, names, make, out, shape)
+        return make
 
     def _embedding(self, name: str, names: Sequence[str]) -> Site:
         shape, parts, count = self.shape, [], 0
