@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from casemate.engine import batched
+from casemate.engine import batched, small
 from support.batched_lab import Data, Lab, lab
 
 STEP = 2.0**-24
@@ -166,7 +166,14 @@ def labs(name: str) -> list[Lab]:
     return [at]
 
 
-@pytest.mark.parametrize("name", MODELS)
+BROKEN = {
+    "scaled": pytest.mark.xfail(
+        strict=True, raises=KeyError, reason="small.build asks for a contraction"
+    )
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=BROKEN.get(n, ())) for n in MODELS])
 def test_no_record_moves_the_sum_by_more_than_is_accounted(name: str) -> None:
     (at,) = labs(name)
     worst, got = 0.0, 0
@@ -263,7 +270,6 @@ def test_opposite_records_of_huge_size_hide_behind_each_other_and_move_no_more()
 
 def test_underestimating_norms_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded bug: the certified part of the bound left out."""
-    from casemate.engine import small
 
     def careless(sites: Any, norms: Any, bound: float, units: int, *rest: Any) -> Any:
         squared = sum(n.squared for n in norms).clamp(min=0.0)
