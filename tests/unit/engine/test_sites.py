@@ -295,3 +295,32 @@ def test_chunks_are_whole_where_they_may_be() -> None:
     assert forms.chunk_for(16, 2048) == 256
     assert forms.chunk_for(256, 256) == 256
     assert forms.chunk_for(1024, 1024) < 256
+
+
+@pytest.mark.parametrize("name", ["bag of words", "bert"])
+def test_the_grid_gets_the_same_sums(name: str) -> None:
+    """What goes onto the grid directly, embeddings too, is what the float sums say."""
+    case = next(c for c in (*models.plain(), *models.transformers()) if c.name == name)
+    torch.manual_seed(0)
+    made = lab(case.make(), case.data, case.loss, rows=16, settle=False)
+    assert any(site.adds for site in made.path.sites)
+    wanted, c = made.parts(1.0)
+    step = 2.0**-24
+    total = made.path.sums(made.rows_of(), 1.0, step, 16)(torch.arange(16).numpy())
+    assert float(c.min()) > 0
+    error = (total.double() * step - wanted).abs().max()
+    assert float(error) <= 16 * step + 1e-6 * float(wanted.abs().max())
+
+
+def test_formed_gradients_keep_within_the_memory_given() -> None:
+    case = next(c for c in models.plain() if c.name == "vgg")
+    made = lab(case.make(), case.data, case.loss, rows=16, settle=False)
+    path, env = made.path, made.env()
+    path.choose(env, 1 << 40)
+    least = sum(min(w.bytes for w in s.ways) for s in path.sites)
+    most = sum(max(w.bytes for w in s.ways) for s in path.sites)
+    for room in (least, (least + most) // 2):
+        path.choose(env, room)
+        assert sum(s.way.bytes for s in path.sites) <= room
+        for site in path.sites:
+            assert site.way.bytes or all(r.held is None for r in site.rooms)
