@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case a line
 """Rule P3 on the path ``graph``, from outside: however a record is made, taking it out moves the sum
 by no more than is accounted. Sums are integers of grid steps, so the norm moved is exact."""
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from casemate.engine import batched, small
+from casemate.engine.forms import ROUNDING
 from support.batched_lab import Data, Lab, lab
 
 STEP = 2.0**-24
@@ -48,7 +50,7 @@ class Conv(nn.Module):
         super().__init__()
         self.f = nn.Conv1d(4, 4, 3, padding=1, **how)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.f(x)
 
 
@@ -57,7 +59,7 @@ class Table(nn.Module):
         super().__init__()
         self.f = nn.Embedding(3, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.f(x)
 
 
@@ -78,8 +80,11 @@ def cancel(size: float) -> Callable[[Data, int], None]:
 
     def spoil(d: Data, i: int) -> None:
         x, g = d["x"], d["target"]
-        axis = 0 if g.shape[1:] == (6, 4) or x.dim() == 3 and x.shape[2] == 5 else 1
-        swap = (lambda t: t[i]) if axis == 0 else (lambda t: t[i].t())
+        axis = 0 if g.shape[1:] == (6, 4) or (x.dim() == 3 and x.shape[2] == 5) else 1
+
+        def swap(t: Tensor) -> Tensor:
+            return t[i] if axis == 0 else t[i].t()
+
         if x.is_floating_point():
             swap(x)[1::2] = swap(x)[::2]
         else:
@@ -141,11 +146,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Data]]] = {
 
 
 def accounted(bound: float, d: int, microbatches: int = 1) -> float:
-    return (
-        bound * (1 + batched.ETA)
-        + 2 * batched.ROUNDING * bound
-        + microbatches * STEP * math.sqrt(d)
-    )
+    return bound * (1 + batched.ETA) + 2 * ROUNDING * bound + microbatches * STEP * math.sqrt(d)
 
 
 def moved(at: Lab, data: Data, i: int, bound: float, step: float = STEP) -> float:
@@ -201,9 +202,7 @@ def test_small_and_large_bounds(name: str, bound: float) -> None:
         data = {k: v.clone() for k, v in at.data.items()}
         spoil(data, 0)
         by = moved(at, data, 0, bound, step)
-        room = bound * (1 + batched.ETA + 2 * batched.ROUNDING) + step * math.sqrt(
-            at.program.dimension
-        )
+        room = bound * (1 + batched.ETA + 2 * ROUNDING) + step * math.sqrt(at.program.dimension)
         assert by <= room, label
 
 
@@ -218,7 +217,7 @@ def test_a_record_that_is_not_finite_counts_as_nothing_and_leaves_the_others() -
     without = at.path.sums(rows, 1.0, STEP, at.rows)(np.arange(16)).clone()
     assert with_them.abs().sum() > 0
     # Only the rounding of the sum may differ.
-    assert (with_them - without).abs().max() * STEP <= 2 * batched.ROUNDING
+    assert (with_them - without).abs().max() * STEP <= 2 * ROUNDING
 
 
 def test_infinite_in_one_site_alone() -> None:
@@ -237,7 +236,7 @@ def test_masks_of_minus_infinity_hide_no_record() -> None:
             super().__init__()
             self.q = nn.Linear(4, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             hidden = x[..., :1].transpose(1, 2) > 5.0  # a record may mask everything
             scores = (self.q(x) @ x.transpose(1, 2)).masked_fill(hidden, -INF)
             return scores.softmax(-1) @ x

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case a line
 """Models that mix records in their backward pass, or whose batch lies where it may be mistaken: on
 the path ``graph`` refused by the node's name, or right. Never wrong."""
 

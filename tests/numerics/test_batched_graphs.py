@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def of_units(each: torch.Tensor, members: list[list[int]], bound: float) -> torc
     return out
 
 
-def ragged(at: Lab, k: int) -> tuple[object, list[list[int]]]:
+def ragged(at: Lab, k: int) -> tuple[Any, list[list[int]]]:
     """Units of 0 to k rows, some rows not valid."""
     rows = at.rows_of(k=k)
     count = rows.count
@@ -89,7 +91,7 @@ def test_sums_over_ragged_units_part_filled_and_empty_batches(seed: int, keep: b
     rows, members = ragged(at, k)
     bound = float(each.norm(dim=1).median())
     units = len(members)
-    sums = at.path.sums(rows, bound, 0.0, 2 * 16)  # type: ignore[arg-type]
+    sums = at.path.sums(rows, bound, 0.0, 2 * 16)
     for chosen in ([0, 1, 2], list(range(units)), [units - 1], list(range(0, units, 2))):
         got = sums(np.array(chosen)).clone()
         want = of_units(each, [members[u] for u in chosen], bound)

@@ -51,7 +51,9 @@ class Lab:
         seed = torch.ones(self.rows) if seed is None else seed
         return self.path.operands(at, seed)
 
-    def parts(self, bound: float, data: Data | None = None, seed: Any = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def parts(
+        self, bound: float, data: Data | None = None, seed: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """The clipped sum as one float64 vector, and the factors."""
         parts, c = self.path.parts(self.env(data, seed), bound)
         return self.flat(parts), c
@@ -77,8 +79,10 @@ class Lab:
             k,
         )
 
-    def contributions(self, bound: float, data: Data | None = None, seed: Any = None) -> list[bytes]:  # fmt: skip
-        """For each record all that its contribution is made of: factor, operands, formed gradients."""
+    def contributions(
+        self, bound: float, data: Data | None = None, seed: Any = None
+    ) -> list[bytes]:
+        """By record, what its contribution is made of: factor, operands, formed gradients."""
         path = self.path
         env = self.env(data, seed)
         read = {

@@ -39,7 +39,17 @@ def _p(*shape: int, scale: float = 0.3) -> nn.Parameter:
 
 Made: TypeAlias = "tuple[nn.Module, Shape] | None"
 Maker: TypeAlias = Callable[[Rng, Shape], Made]
-SMOOTH = (nn.Tanh, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.ELU, nn.SELU, nn.LogSigmoid)
+SMOOTH = (
+    nn.Tanh,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Mish,
+    nn.ELU,
+    nn.SELU,
+    nn.LogSigmoid,
+)
 BENT = (nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.ReLU6, nn.Hardtanh, nn.Softshrink, nn.PReLU)
 
 
@@ -91,7 +101,13 @@ def _last_norm(rng: Rng, s: Shape) -> Made:
     if len(s) > 1 and rng.random() < 0.3:
         return nn.LayerNorm(s[-2:], bias=rng.random() < 0.7), s
     # RMSNorm's own epsilon is that of the dtype, and so not the oracle's.
-    which: Any = rng.choice([nn.LayerNorm, lambda n: nn.RMSNorm(n, 1e-5), lambda n: nn.LayerNorm(n, elementwise_affine=False)])
+    which: Any = rng.choice(
+        [
+            nn.LayerNorm,
+            lambda n: nn.RMSNorm(n, 1e-5),
+            lambda n: nn.LayerNorm(n, elementwise_affine=False),
+        ]
+    )
     return which(s[-1]), s
 
 
@@ -128,15 +144,27 @@ def _dense(rng: Rng, s: Shape) -> Made:
     if how == 1:
         base = nn.Linear(f, out, bias=bias)
         base.weight.requires_grad_(False)
-        return Layer(lambda m, x: m.base(x) + (x @ m.a) @ m.b * 2.0, base=base, a=_p(f, 2), b=_p(2, out)), shape
+        return Layer(
+            lambda m, x: m.base(x) + (x @ m.a) @ m.b * 2.0, base=base, a=_p(f, 2), b=_p(2, out)
+        ), shape
     if how == 2:
         return Layer(lambda m, x: x @ (m.a @ m.b), a=_p(f, 3), b=_p(3, out)), shape
     if how == 3:
-        return Layer(lambda m, x: F.linear(x, m.w[1 : out + 1, :f], m.c[:out]), w=_p(out + 2, f + 1), c=_p(out + 3)), shape
+        return Layer(
+            lambda m, x: F.linear(x, m.w[1 : out + 1, :f], m.c[:out]),
+            w=_p(out + 2, f + 1),
+            c=_p(out + 3),
+        ), shape
     if how == 4:
-        return Layer(lambda m, x: F.linear(x, m.w * m.g.unsqueeze(1)), w=_p(out, f), g=_p(out, scale=1.0)), shape
+        return Layer(
+            lambda m, x: F.linear(x, m.w * m.g.unsqueeze(1)), w=_p(out, f), g=_p(out, scale=1.0)
+        ), shape
     if how == 5:
-        return Layer(lambda m, x: torch.addmm(m.c, x.reshape(-1, f), m.w.t()).reshape(*x.shape[:-1], -1), w=_p(out, f), c=_p(out)), shape
+        return Layer(
+            lambda m, x: torch.addmm(m.c, x.reshape(-1, f), m.w.t()).reshape(*x.shape[:-1], -1),
+            w=_p(out, f),
+            c=_p(out),
+        ), shape
     if how == 6:
         return Layer(lambda m, x: torch.einsum("...i,ji->...j", x, m.w), w=_p(out, f)), shape
     return nn.Linear(f, out, bias=bias), shape
@@ -156,13 +184,18 @@ def _fold(rng: Rng, s: Shape) -> Made:
 def _outer(rng: Rng, s: Shape) -> Made:
     if s[0] > 6:
         return None
-    return Layer(lambda m, x: x.unsqueeze(2) * (x @ m.w).unsqueeze(1), w=_p(s[0], s[0])), (s[0], s[0])
+    return Layer(lambda m, x: x.unsqueeze(2) * (x @ m.w).unsqueeze(1), w=_p(s[0], s[0])), (
+        s[0],
+        s[0],
+    )
 
 
 def _bilinear(rng: Rng, s: Shape) -> Made:
     out = rng.randint(2, 5)
     if rng.random() < 0.5:
-        return Layer(lambda m, x: torch.einsum("bi,oij,bj->bo", x, m.w, x), w=_p(out, s[0], s[0], scale=0.1)), (out,)
+        return Layer(
+            lambda m, x: torch.einsum("bi,oij,bj->bo", x, m.w, x), w=_p(out, s[0], s[0], scale=0.1)
+        ), (out,)
     return Layer(lambda m, x: m.f(x, x.tanh()), f=nn.Bilinear(s[0], s[0], out)), (out,)
 
 
@@ -174,10 +207,17 @@ def _halves(rng: Rng, s: Shape) -> Made:
     if how == 0:
         return Layer(lambda m, x: F.glu(x, -1)), (n,)
     if how == 1:
-        return Layer(lambda m, x: torch.cat([m.f(t) for t in x.split(n, -1)], -1), f=nn.Linear(n, n)), s
+        return Layer(
+            lambda m, x: torch.cat([m.f(t) for t in x.split(n, -1)], -1), f=nn.Linear(n, n)
+        ), s
     if how == 2:
-        return Layer(lambda m, x: (lambda a, b: m.f(a) * b)(*x.chunk(2, -1)), f=nn.Linear(n, n)), (n,)
-    return Layer(lambda m, x: torch.stack([m.f(x[:, :n]), x[:, n:]], 2).flatten(1), f=nn.Linear(n, n, bias=False)), s
+        return Layer(lambda m, x: (lambda a, b: m.f(a) * b)(*x.chunk(2, -1)), f=nn.Linear(n, n)), (
+            n,
+        )
+    return Layer(
+        lambda m, x: torch.stack([m.f(x[:, :n]), x[:, n:]], 2).flatten(1),
+        f=nn.Linear(n, n, bias=False),
+    ), s
 
 
 def _group_flat(rng: Rng, s: Shape) -> Made:
@@ -194,29 +234,39 @@ def _attention(rng: Rng, s: Shape) -> Made:
     mask = torch.full((t, t), float("-inf")).triu(1)
     how = rng.randrange(5)
     if how == 0:
+
         def mha(m: Any, x: Tensor) -> Tensor:
             return m.f(x, x, x, need_weights=False, attn_mask=m.mask.to(x.dtype))[0]
+
         layer = Layer(mha, f=nn.MultiheadAttention(f, 2, batch_first=True))
         layer.register_buffer("mask", mask)
         return layer, s
     if how == 1:
+
         def sdpa(m: Any, x: Tensor) -> Tensor:
             q, k, v = m.f(x).view(-1, t, 3, 2, f // 2).permute(2, 0, 3, 1, 4)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             return m.o(y.transpose(1, 2).reshape(-1, t, f))
+
         return Layer(sdpa, f=nn.Linear(f, 3 * f), o=nn.Linear(f, f)), s
     if how == 2:
+
         def padded(m: Any, x: Tensor) -> Tensor:
             there = x[..., :1].transpose(1, 2) > -1.0  # keys that count, of each record's own
             there = there | torch.eye(t, dtype=torch.bool)
             scores = (m.q(x) @ m.k(x).transpose(1, 2)) / f**0.5
             return scores.masked_fill(~there, float("-inf")).softmax(-1) @ m.v(x)
+
         return Layer(padded, q=nn.Linear(f, f), k=nn.Linear(f, f, bias=False), v=nn.Linear(f, f)), s
     if how == 3 and f > 3:
-        layer3 = nn.TransformerEncoderLayer(f, 2, 7, batch_first=True, norm_first=rng.random() < 0.5, activation="gelu")
+        layer3 = nn.TransformerEncoderLayer(
+            f, 2, 7, batch_first=True, norm_first=rng.random() < 0.5, activation="gelu"
+        )
         return Layer(lambda m, x: m.f(x), f=layer3), s
+
     def baddbmm(m: Any, x: Tensor) -> Tensor:
         return torch.baddbmm(x, torch.bmm(m.q(x), x.transpose(1, 2)), x, alpha=0.2)
+
     return Layer(baddbmm, q=nn.Linear(f, f)), s
 
 
@@ -225,18 +275,26 @@ def _recurrent(rng: Rng, s: Shape) -> Made:
     h = rng.randint(2, 5)
     how = rng.randrange(5)
     if how == 0:
-        return Layer(lambda m, x: m.f(x)[0], f=rng.choice([nn.LSTM, nn.GRU, nn.RNN])(f, h, batch_first=True)), (t, h)
+        return Layer(
+            lambda m, x: m.f(x)[0], f=rng.choice([nn.LSTM, nn.GRU, nn.RNN])(f, h, batch_first=True)
+        ), (t, h)
     if how == 1:
-        return Layer(lambda m, x: m.f(x)[0], f=nn.GRU(f, h, batch_first=True, bidirectional=True)), (t, 2 * h)
+        return Layer(
+            lambda m, x: m.f(x)[0], f=nn.GRU(f, h, batch_first=True, bidirectional=True)
+        ), (t, 2 * h)
     if how == 2:
         return Layer(lambda m, x: m.f(x.transpose(0, 1))[1].squeeze(0), f=nn.GRU(f, h)), (h,)
     if how == 3:
-        return Layer(lambda m, x: m.f(x.transpose(0, 1))[0][-1], f=nn.LSTM(f, h, num_layers=2)), (h,)
+        return Layer(lambda m, x: m.f(x.transpose(0, 1))[0][-1], f=nn.LSTM(f, h, num_layers=2)), (
+            h,
+        )
+
     def cells(m: Any, x: Tensor) -> Tensor:
         a = x.new_zeros(x.shape[0], h)
         for token in x.unbind(1):
             a = m.f(token, a)
         return a
+
     return Layer(cells, f=rng.choice([nn.GRUCell, nn.RNNCell])(f, h)), (h,)
 
 
@@ -252,11 +310,20 @@ def _time_first(rng: Rng, s: Shape) -> Made:
     how = rng.randrange(4)
     f = s[1]
     if how == 0:
-        return Layer(lambda m, x: m.f(x.transpose(0, 1)).tanh().transpose(0, 1), f=nn.Linear(f, out)), (s[0], out)
+        return Layer(
+            lambda m, x: m.f(x.transpose(0, 1)).tanh().transpose(0, 1), f=nn.Linear(f, out)
+        ), (s[0], out)
     if how == 1:
-        return Layer(lambda m, x: m.f(x.permute(1, 0, 2).reshape(-1, f)).view(s[0], -1, out).permute(1, 0, 2), f=nn.Linear(f, out)), (s[0], out)
+        return Layer(
+            lambda m, x: (
+                m.f(x.permute(1, 0, 2).reshape(-1, f)).view(s[0], -1, out).permute(1, 0, 2)
+            ),
+            f=nn.Linear(f, out),
+        ), (s[0], out)
     if how == 2:
-        return Layer(lambda m, x: m.f(x.transpose(1, 2)).transpose(1, 2), f=nn.Linear(s[0], s[0])), s
+        return Layer(
+            lambda m, x: m.f(x.transpose(1, 2)).transpose(1, 2), f=nn.Linear(s[0], s[0])
+        ), s
     return Layer(lambda m, x: (m.w @ x).tanh(), w=_p(out, s[0])), (out, f)
 
 
@@ -284,7 +351,10 @@ def _heads(rng: Rng, s: Shape) -> Made:
     t, f = s
     if f % 2:
         return None
-    return Layer(lambda m, x: m.f(x.view(-1, t, 2, f // 2)).permute(0, 2, 1, 3).reshape(-1, 2 * t, f // 2), f=nn.Linear(f // 2, f // 2)), (2 * t, f // 2)
+    return Layer(
+        lambda m, x: m.f(x.view(-1, t, 2, f // 2)).permute(0, 2, 1, 3).reshape(-1, 2 * t, f // 2),
+        f=nn.Linear(f // 2, f // 2),
+    ), (2 * t, f // 2)
 
 
 # --- (C, ...)
@@ -298,13 +368,24 @@ def _convolution(rng: Rng, s: Shape) -> Made:
         return None
     kernel = [rng.randint(1, min(3, d)) for d in s[1:]]
     stride = [rng.choice([1, 1, 2]) for _ in kernel]
-    dilation = [rng.choice([1, 1, 2]) if (k - 1) * 2 < d else 1 for k, d in zip(kernel, s[1:], strict=True)]
-    padding = [rng.randint(0, (k - 1) * d // 2 + rng.randint(0, 1)) for k, d in zip(kernel, dilation, strict=True)]
-    size = [(d + 2 * p - dl * (k - 1) - 1) // st + 1 for d, p, dl, k, st in zip(s[1:], padding, dilation, kernel, stride, strict=True)]
+    dilation = [
+        rng.choice([1, 1, 2]) if (k - 1) * 2 < d else 1 for k, d in zip(kernel, s[1:], strict=True)
+    ]
+    padding = [
+        rng.randint(0, (k - 1) * d // 2 + rng.randint(0, 1))
+        for k, d in zip(kernel, dilation, strict=True)
+    ]
+    size = [
+        (d + 2 * p - dl * (k - 1) - 1) // st + 1
+        for d, p, dl, k, st in zip(s[1:], padding, dilation, kernel, stride, strict=True)
+    ]
     if min(size) < 1:
         return None
     conv: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1]
-    return conv(c, out, kernel, stride, padding, dilation, groups, bias=rng.random() < 0.6), (out, *size)
+    return conv(c, out, kernel, stride, padding, dilation, groups, bias=rng.random() < 0.6), (
+        out,
+        *size,
+    )
 
 
 def _transposed(rng: Rng, s: Shape) -> Made:
@@ -320,7 +401,10 @@ def _transposed(rng: Rng, s: Shape) -> Made:
     if min(size) < 1 or out * torch.Size(size).numel() > 400:
         return None
     conv: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[n - 1]
-    return conv(c, out, kernel, stride, padding, more, groups, bias=rng.random() < 0.6), (out, *size)
+    return conv(c, out, kernel, stride, padding, more, groups, bias=rng.random() < 0.6), (
+        out,
+        *size,
+    )
 
 
 def _channel_norm(rng: Rng, s: Shape) -> Made:
@@ -329,7 +413,9 @@ def _channel_norm(rng: Rng, s: Shape) -> Made:
     n = len(s) - 1
     how = rng.randrange(4)
     if how == 0:
-        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[n - 1](s[0], affine=rng.random() < 0.7), s
+        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[n - 1](
+            s[0], affine=rng.random() < 0.7
+        ), s
     if how == 1:
         frozen: Any = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[n - 1](s[0])
         frozen.running_mean.normal_()
@@ -337,7 +423,9 @@ def _channel_norm(rng: Rng, s: Shape) -> Made:
         return frozen.eval(), s
     if how == 2 and s[0] > 3:
         return Layer(lambda m, x: m.f(x.movedim(1, -1)).movedim(-1, 1), f=nn.LayerNorm(s[0])), s
-    return nn.GroupNorm(rng.choice([g for g in (1, 2, s[0]) if s[0] % g == 0]), s[0], affine=rng.random() < 0.8), s
+    return nn.GroupNorm(
+        rng.choice([g for g in (1, 2, s[0]) if s[0] % g == 0]), s[0], affine=rng.random() < 0.8
+    ), s
 
 
 def _pooling(rng: Rng, s: Shape) -> Made:
@@ -351,8 +439,14 @@ def _pooling(rng: Rng, s: Shape) -> Made:
     if how == 1:
         return (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[n - 1](2), (s[0], *size)
     if how == 2:
-        return (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[n - 1](2), (s[0], *(2,) * n)
-    return (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[n - 1](3, 2, 1), (s[0], *((d - 1) // 2 + 1 for d in s[1:]))
+        return (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[n - 1](2), (
+            s[0],
+            *(2,) * n,
+        )
+    return (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[n - 1](3, 2, 1), (
+        s[0],
+        *((d - 1) // 2 + 1 for d in s[1:]),
+    )
 
 
 def _channels(rng: Rng, s: Shape) -> Made:
@@ -360,13 +454,20 @@ def _channels(rng: Rng, s: Shape) -> Made:
     ones = (1,) * (len(s) - 1)
     how = rng.randrange(5)
     if how == 0:
-        return Layer(lambda m, x: x * m.f(x.flatten(2).mean(2)).sigmoid().view(-1, c, *ones), f=nn.Linear(c, c)), s
+        return Layer(
+            lambda m, x: x * m.f(x.flatten(2).mean(2)).sigmoid().view(-1, c, *ones),
+            f=nn.Linear(c, c),
+        ), s
     if how == 1:
         return Layer(lambda m, x: x * m.a, a=_p(c, *ones, scale=1.0)), s
     if how == 2 and c % 2 == 0:
         return Layer(lambda m, x: x.view(-1, 2, c // 2, *s[1:]).transpose(1, 2).reshape(-1, *s)), s
     if how == 3 and len(s) == 3 and s[1] * s[2] <= 25:
-        return Layer(lambda m, x: F.interpolate(x, scale_factor=2.0, mode="nearest")), (c, 2 * s[1], 2 * s[2])
+        return Layer(lambda m, x: F.interpolate(x, scale_factor=2.0, mode="nearest")), (
+            c,
+            2 * s[1],
+            2 * s[2],
+        )
     return Layer(lambda m, x: F.pad(x, (1, 0))), (*s[:-1], s[-1] + 1)
 
 
@@ -379,10 +480,43 @@ def _pool_all(rng: Rng, s: Shape) -> Made:
     return Layer(lambda m, x: x.flatten(2).mean(2)), (s[0],)
 
 
-ANY: tuple[Maker, ...] = (_smooth, _smooth, _bent, _scalar, _pointwise, _affine, _last_norm, _residual, _sums)
+ANY: tuple[Maker, ...] = (
+    _smooth,
+    _smooth,
+    _bent,
+    _scalar,
+    _pointwise,
+    _affine,
+    _last_norm,
+    _residual,
+    _sums,
+)
 FLAT: tuple[Maker, ...] = (_dense, _dense, _dense, _fold, _outer, _bilinear, _halves, _group_flat)
-TOKENS: tuple[Maker, ...] = (_dense, _dense, _attention, _attention, _recurrent, _places, _time_first, _pool_tokens, _as_signal, _heads, _flatten)
-IMAGES: tuple[Maker, ...] = (_convolution, _convolution, _convolution, _transposed, _channel_norm, _pooling, _channels, _as_tokens, _flatten, _pool_all)
+TOKENS: tuple[Maker, ...] = (
+    _dense,
+    _dense,
+    _attention,
+    _attention,
+    _recurrent,
+    _places,
+    _time_first,
+    _pool_tokens,
+    _as_signal,
+    _heads,
+    _flatten,
+)
+IMAGES: tuple[Maker, ...] = (
+    _convolution,
+    _convolution,
+    _convolution,
+    _transposed,
+    _channel_norm,
+    _pooling,
+    _channels,
+    _as_tokens,
+    _flatten,
+    _pool_all,
+)
 BY_KIND = {"flat": FLAT, "tokens": TOKENS, "signal": IMAGES, "image": IMAGES, "volume": IMAGES}
 
 
@@ -427,7 +561,9 @@ class Model(nn.Module):
 
     def __init__(self, rng: Rng) -> None:
         super().__init__()
-        self.source = rng.choice(["flat", "tokens", "indices", "indices", "signal", "image", "image", "volume"])
+        self.source = rng.choice(
+            ["flat", "tokens", "indices", "indices", "signal", "image", "image", "volume"]
+        )
         shape: Shape = {
             "flat": (rng.randint(3, 9),), "tokens": (rng.randint(2, 6), rng.randint(2, 6)), "indices": (rng.randint(2, 7),),
             "signal": (rng.randint(1, 4), rng.randint(6, 12)), "image": (rng.randint(1, 4), rng.randint(4, 8), rng.randint(4, 8)),
@@ -486,7 +622,9 @@ class Model(nn.Module):
 
 
 def _own(scores: Tensor, target: Tensor) -> Tensor:
-    return (scores.logsumexp(-1) - scores[:, 0]) * (1 + 0.1 * target) + 0.01 * scores.square().sum(-1)
+    return (scores.logsumexp(-1) - scores[:, 0]) * (1 + 0.1 * target) + 0.01 * scores.square().sum(
+        -1
+    )
 
 
 @dataclass

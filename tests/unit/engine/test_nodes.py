@@ -43,8 +43,10 @@ class Halves(nn.Module):
 
 def test_the_function_gives_what_node_by_node_gives() -> None:
     torch.manual_seed(0)
-    at = lab(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), lambda n: {
-        "input": rows(n)["x"], "target": rows(n)["target"]})  # fmt: skip
+    at = lab(
+        nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)),
+        lambda n: {"input": rows(n)["x"], "target": rows(n)["target"]},
+    )
     runner = at.path.runner
     env = dict(runner.fixed)
     env |= {f"d{i}": at.data[s.name] for i, s in enumerate(at.program.data)} | {
