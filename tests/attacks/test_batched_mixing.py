@@ -5,6 +5,7 @@ the path ``graph`` refused by the node's name, or right. Never wrong."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ class Backwards(torch.autograd.Function):
     """Forward of each record by itself; the gradient that flows back is the batch's mean."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: object, x: Tensor) -> Tensor:
         return x * 1.0
 
     @staticmethod
@@ -98,7 +99,8 @@ def test_mixing_in_the_backward_alone_has_no_effect_or_is_refused() -> None:
     """The exporter keeps the forward's operations: the gradient is theirs, and right."""
     torch.manual_seed(0)
     plain = Model(lambda m, x: (x @ m.w) * 1.0)
-    hostile = Model(lambda m, x: Backwards.apply(x @ m.w))
+    apply: Any = Backwards.apply
+    hostile = Model(lambda m, x: apply(x @ m.w))
     hostile.load_state_dict(plain.state_dict())
     try:
         at = lab(hostile, rows, score, rows=B)
@@ -176,7 +178,7 @@ def test_as_many_tokens_as_records(t: int) -> None:
             super().__init__()
             self.rnn, self.head = nn.GRU(t, t), nn.Linear(t, t)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.head(self.rnn(x.transpose(0, 1))[0].transpose(0, 1))
 
     torch.manual_seed(t)

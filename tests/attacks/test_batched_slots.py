@@ -9,6 +9,7 @@ secret is a value that no probe has, so that only a probe that the model cannot 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ def total_of(outputs: Tensor, target: Tensor) -> Tensor:
 
 class Amplifier(nn.Module):
     """``f(x)`` less what it is for the secret, times 1e12: a signal of rounding alone."""
+
+    known: Tensor
+    secret: Tensor
 
     def __init__(self, f: Callable[[Tensor], Tensor], secret: Tensor, asleep: bool) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ torch.manual_seed(3)
 M = torch.randn(WIDTH, WIDTH)
 K1, K2 = torch.randn(4, WIDTH, 3), torch.randn(3, 1, 3, 3)
 Q = torch.randn(5, WIDTH)
-AMPLIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
+AMPLIFIERS: dict[str, Any] = {
     "difference": lambda x: x @ M - (x.unsqueeze(-1) * M).sum(1),
     "mm": lambda x: x @ M,
     "mm t": lambda x: (M @ x.t()).t(),
@@ -182,7 +186,7 @@ def rare_secret(f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """A value on which the vector body and the scalar tail of a kernel differ, and one result."""
     x = torch.randn(4000, generator=torch.Generator().manual_seed(1)).abs() + 0.1
     body = f(x.repeat(32).reshape(32, -1).t().reshape(-1))[::32]
-    tail = torch.cat([f(c.repeat(16))[:1] for c in x.split(1)])
+    tail = torch.cat([f(c.repeat(16))[:1] for c in x.chunk(len(x))])
     found = (body != tail).nonzero().reshape(-1)
     if not len(found):
         pytest.skip("no such value on this machine")

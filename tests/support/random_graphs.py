@@ -235,7 +235,7 @@ def _attention(rng: Rng, s: Shape) -> Made:
     how = rng.randrange(5)
     if how == 0:
 
-        def mha(m: Any, x: Tensor) -> Tensor:
+        def mha(m: Any, x: Tensor) -> Any:
             return m.f(x, x, x, need_weights=False, attn_mask=m.mask.to(x.dtype))[0]
 
         layer = Layer(mha, f=nn.MultiheadAttention(f, 2, batch_first=True))
@@ -243,7 +243,7 @@ def _attention(rng: Rng, s: Shape) -> Made:
         return layer, s
     if how == 1:
 
-        def sdpa(m: Any, x: Tensor) -> Tensor:
+        def sdpa(m: Any, x: Tensor) -> Any:
             q, k, v = m.f(x).view(-1, t, 3, 2, f // 2).permute(2, 0, 3, 1, 4)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             return m.o(y.transpose(1, 2).reshape(-1, t, f))
@@ -251,7 +251,7 @@ def _attention(rng: Rng, s: Shape) -> Made:
         return Layer(sdpa, f=nn.Linear(f, 3 * f), o=nn.Linear(f, f)), s
     if how == 2:
 
-        def padded(m: Any, x: Tensor) -> Tensor:
+        def padded(m: Any, x: Tensor) -> Any:
             there = x[..., :1].transpose(1, 2) > -1.0  # keys that count, of each record's own
             there = there | torch.eye(t, dtype=torch.bool)
             scores = (m.q(x) @ m.k(x).transpose(1, 2)) / f**0.5
@@ -264,7 +264,7 @@ def _attention(rng: Rng, s: Shape) -> Made:
         )
         return Layer(lambda m, x: m.f(x), f=layer3), s
 
-    def baddbmm(m: Any, x: Tensor) -> Tensor:
+    def baddbmm(m: Any, x: Tensor) -> Any:
         return torch.baddbmm(x, torch.bmm(m.q(x), x.transpose(1, 2)), x, alpha=0.2)
 
     return Layer(baddbmm, q=nn.Linear(f, f)), s
@@ -289,7 +289,7 @@ def _recurrent(rng: Rng, s: Shape) -> Made:
             h,
         )
 
-    def cells(m: Any, x: Tensor) -> Tensor:
+    def cells(m: Any, x: Tensor) -> Any:
         a = x.new_zeros(x.shape[0], h)
         for token in x.unbind(1):
             a = m.f(token, a)
@@ -527,7 +527,12 @@ class State:
     made: list[tuple[str, nn.Module, Shape, Shape]] = field(default_factory=list)
 
 
-_KINDS = {_as_signal: "signal", _as_tokens: "tokens", _fold: "tokens", _outer: "tokens"}
+_KINDS: dict[Maker, str] = {
+    _as_signal: "signal",
+    _as_tokens: "tokens",
+    _fold: "tokens",
+    _outer: "tokens",
+}
 
 
 def _next_kind(kind: str, shape: Shape, maker: Maker) -> str:
@@ -609,7 +614,7 @@ class Model(nn.Module):
             for p in trained[: rng.randint(1, max(1, len(trained) // 2))]:
                 p.requires_grad_(False)
 
-    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Any:
         x = first if self.table is None else self.table(first)
         for layer in self.body:
             x = layer(x)
