@@ -208,10 +208,10 @@ def _halves(rng: Rng, s: Shape) -> Made:
         return Layer(lambda m, x: F.glu(x, -1)), (n,)
     if how == 1:
         return Layer(
-            lambda m, x: torch.cat([m.f(t) for t in x.split(n, -1)], -1), f=nn.Linear(n, n)
+            lambda m, x: torch.cat([m.f(t) for t in x.chunk(2, -1)], -1), f=nn.Linear(n, n)
         ), s
     if how == 2:
-        return Layer(lambda m, x: (lambda a, b: m.f(a) * b)(*x.chunk(2, -1)), f=nn.Linear(n, n)), (
+        return Layer(lambda m, x: m.f(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1], f=nn.Linear(n, n)), (
             n,
         )
     return Layer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -19,6 +20,9 @@ def made(rows_: int = 16) -> Lab:
     return lab(nn.Sequential(nn.Linear(3, 3), nn.SiLU(), nn.Linear(3, 3)), rows, rows=rows_)
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="sizes of AVX-512 loops"
+)
 def test_an_operation_whose_last_elements_take_other_code_is_found() -> None:
     """48 numbers: 32 by vectors, the rest one by one."""
     assert any("silu" in name for name in made().slow)
