@@ -78,7 +78,7 @@ AMPLIFIERS: dict[str, Any] = {
     "variance": lambda x: x.var(-1, keepdim=True), "cumsum": lambda x: x.cumsum(-1), "sort": lambda x: (x.sort(-1).values * M[0]).sum(-1, keepdim=True),
     "prod": lambda x: x.prod(-1, keepdim=True), "einsum": lambda x: torch.einsum("bi,oi,bi->bo", x, Q, x),
     "attention": lambda x: F.scaled_dot_product_attention(*(x.unsqueeze(1) * Q for _ in range(3))).flatten(1),
-    "masked attention": lambda x: F.scaled_dot_product_attention(*[(x.unsqueeze(1) * Q).unsqueeze(1)] * 3, None, 0.0, True).flatten(1),
+    "masked attention": lambda x: (lambda y: F.scaled_dot_product_attention(y, y, y, is_causal=True))((x.unsqueeze(1) * Q).unsqueeze(1)).flatten(1),
     "average pool": lambda x: F.avg_pool1d(x.unsqueeze(1), 3).flatten(1), "interpolate": lambda x: F.interpolate(x.unsqueeze(1), scale_factor=1.7, mode="linear").flatten(1),
     "strided": lambda x: torch.sigmoid(x[:, ::2]), "one feature": lambda x: torch.sigmoid(x[:, :1]), "three": lambda x: F.silu(x[:, :3]),
     "transposed sigmoid": lambda x: torch.sigmoid(x.t()).t(), "chunks": lambda x: torch.cat([c.sigmoid() for c in x.split(3, -1)], -1),
