@@ -3,8 +3,8 @@
 MKL runs at about half of oneDNN's speed on some CPUs, and at small widths its result depends on the
 record's place. Which one does a product is timed on its very shapes and strides, once a process,
 and decides nothing but speed: a product over records' values is taken only where it treats every
-slot alike (rule P13, :mod:`casemate.engine.probe`), and sums over records carry an error bound that
-holds for any order (:mod:`casemate.engine.sites`).
+slot alike (rule P13, :mod:`casemate.engine.probe`). Sums over records are not made here: their
+rounding is certified (:mod:`casemate.engine.sites`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,6 @@ def _own(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     made: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
     return made
-
-
-def _turned(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """(b^T a^T)^T: an operand that is transposed already needs no copy, but the result does."""
-    assert bias is None
-    return _onednn(b.t(), a.t(), None).t().contiguous()
 
 
 def _onednn_there() -> bool:
@@ -84,28 +78,6 @@ def _timed(ways: Sequence[Product], a: Tensor, b: Tensor, bias: Tensor | None) -
                     best[i] = min(best[i], time.perf_counter() - start)
         _seconds[key] = tuple(best)
     return _seconds[key]
-
-
-_WAYS: Final = (_own, _onednn, _turned)
-_quickest: dict[_Key, Product] = {}
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for two matrices, by the quickest library for their shapes and strides.
-
-    For sums over records, whose error bound holds whatever the order: the result's strides and bits
-    are the library's.
-    """
-    key = (a.shape, a.stride(), b.shape, b.stride(), a.dtype, b.dtype)
-    way = _quickest.get(key)
-    if way is None:
-        way = _own
-        if _fits(a, b):
-            seconds = _timed(_WAYS, a, b, None)
-            best = min(range(len(_WAYS)), key=seconds.__getitem__)
-            way = _WAYS[best] if seconds[best] < _MARGIN * seconds[0] else _own
-        _quickest[key] = way
-    return way(a, b, None)
 
 
 def _operands(node: Node) -> tuple[str, str, str | None] | None:

@@ -287,15 +287,6 @@ def test_a_library_that_tells_slots_apart_is_not_taken(gated, monkeypatch):
         assert products.choose(gated.path.runner, nodes, env) == {}
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_product_is_the_product(turned):
-    a = torch.randn(20, 31)
-    a = torch.randn(31, 20).t() if turned else a
-    b = torch.randn(31, 6)
-    for _ in range(2):
-        assert torch.allclose(products.product(a, b), a @ b, atol=1e-5)
-
-
 def test_small_steps_are_parts_on_the_grid():
     torch.manual_seed(0)
     found = lab(nn.Linear(30, 2), data(30, 2), rows=64)
