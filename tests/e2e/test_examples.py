@@ -37,7 +37,7 @@ def test_private_lora() -> None:
     pytest.importorskip("transformers")
     shown = run("private_lora.py")
     assert "epsilon 4" in shown
-    assert re.search(r"accuracy: [\d.]+% at epsilon 4\.00", shown)
+    assert re.search(r"after LoRA: [\d.]+% at epsilon 4\.00", shown)
 
 
 def test_every_script_has_a_test() -> None:
