@@ -82,13 +82,15 @@ def _factors(
 class Batched:
     """``program`` evaluated ``shape.rows`` rows at a time."""
 
-    def __init__(self, program: Program, noted: Noted, proved: Proved, shape: Shape, keep: bool):
+    def __init__(
+        self, program: Program, noted: Noted, proved: Proved, shape: Shape, keep: bool
+    ) -> None:
         self.program, self.noted, self.proved, self.shape = program, noted, proved, shape
         at = Program(program.graph, program.weights, shape.rows)
         constants = {key: at.constant[name] for key, name in noted.constants.items()}
         self.runner = Runner(noted, proved, shape.rows, constants, program.leaves)
         self.data = [f"d{i}" for i in range(len(program.data))]
-        self.frontier = [n for n in dict.fromkeys(noted.frontier)]
+        self.frontier = list(dict.fromkeys(noted.frontier))
         self.keep = keep
         planner = Planner(proved, self.runner, shape)
         self.sites = planner.sites()

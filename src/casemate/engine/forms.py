@@ -217,7 +217,7 @@ def outer_site(
             ways.append(Way("gram" if not precise else "gram64", gram, gamma, error, True))
     room = Buffer(shape.units, m * n)
     if count == 1:
-        totals = {names[0]: total}
+        totals: dict[str, Total] = {names[0]: total}
     else:
         formed = Formed(lambda env: kernels.formed_outer(*both(env), out=room()), m * n, shape)
         ways.append(formed.way())
@@ -247,11 +247,14 @@ def convolution_site(
     name: str, c: str, x_name: str, g_name: str, window: Window, shape: Shape
 ) -> Site:
     args, size, positions = window.args, math.prod(window.weight), window.positions
+    kernel, stride, padding, dilation, groups, transposed = args
     native = kernels.native()
     room = Buffer(shape.rows, *window.weight)
 
     def make(env: Env) -> Tensor:
-        made = kernels.conv_formed(env[x_name], env[g_name], *args, out=room())
+        made = kernels.conv_formed(
+            env[x_name], env[g_name], kernel, stride, padding, dilation, groups, transposed, room()
+        )
         return shape.merged(made.reshape(shape.rows, -1))
 
     def direct(env: Env) -> Norm:

@@ -41,7 +41,7 @@ class Noted:
     (B,), by which each record's loss is multiplied before the gradient is taken.
 
     places: of each node, arguments on layout and memory that the graph's format leaves out.
-    frontier: the values, in the order of ``Program.frontier``, that no trained tensor is needed for.
+    frontier: the values, in the order of ``Program.frontier``, that need no trained tensor.
     """
 
     joint: Joint
@@ -70,7 +70,7 @@ class _Run:
                 self.constants[f"c{i}"] = name
         log = Log()
         # Fused recurrent layers hide their contractions; the cells do not.
-        with torch.backends.mkldnn.flags(enabled=False), log:  # type: ignore[attr-defined]
+        with torch.backends.mkldnn.flags(enabled=False), log:
             self.frontier = program.prefix(data)
             self.loss = program.loss(self.frontier)
             self.found = program.gradients_of(self.loss)

@@ -43,6 +43,13 @@ def from_rows(flat: torch.Tensor, v: Value) -> torch.Tensor:
     return t.reshape(v.sizes(rows)).contiguous()
 
 
+def assembled(lines: Sequence[str], space: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
+    """The function ``run`` that the lines define. They hold names that this package makes up, plain
+    ints and bools, and nothing that a model's author writes; the rest is bound in ``space``."""
+    exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102
+    return space["run"]  # type: ignore[no-any-return]
+
+
 class Runner:
     """The nodes of ``proved`` at ``rows`` records. ``constants``: R and B values that come from the
     model at this batch size, by name; ``leaves``: the trained tensors."""
@@ -201,8 +208,7 @@ class Runner:
             if gone:
                 lines.append(f"    del {', '.join(gone)}")
         lines.append(f"    return ({''.join(local(n) + ', ' for n in wanted)})")
-        exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102 - ours
-        return space["run"]  # type: ignore[no-any-return]
+        return assembled(lines, space)
 
     def line(
         self,
@@ -286,8 +292,8 @@ class Runner:
         return form
 
     def placement(self, contraction: str, chain: Sequence[Node]) -> torch.Tensor | None:
-        """Where each entry of a contraction lands in what the chain makes of it, flat int64; ``None``
-        unless each lands once, as it is, with zeros elsewhere."""
+        """Where each entry of a contraction lands in what the chain makes of it, flat int64;
+        ``None`` unless each lands once, as it is, with zeros elsewhere."""
         dims = self._value(contraction).dims
         count = math.prod(dims)
         value = torch.arange(1, count + 1, dtype=torch.float64).reshape(dims)

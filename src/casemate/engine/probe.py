@@ -1,13 +1,13 @@
 """Whether a kernel gives a record the same bits in every slot, whatever the other slots hold (P13).
 
 A record's row of a batched operation may depend on its slot only through the order in which the
-kernel adds, or through different code at the batch's ragged end; and on the other slots only through
-a branch on values of the whole batch. Each operation of the joint graph is tried by itself, at the
-very shapes and strides that the run has, on dense random operands of our own choosing: two orders
-of summation, or two ways to an exponential, then differ in the last bits of some of thousands of
-entries. The model decides which operations are tried and not what they are tried on, so no model
-can hide an amplifier from this probe. An operation that fails is run one record at a time, in the
-same buffers.
+kernel adds, or through different code at the batch's ragged end; and on the other slots only
+through a branch on values of the whole batch. Each operation of the joint graph is tried by itself,
+at the very shapes and strides that the run has, on dense random operands of our own choosing: two
+orders of summation, or two ways to an exponential, then differ in the last bits of some of
+thousands of entries. The model decides which operations are tried and not what they are tried on,
+so no model can hide an amplifier from this probe. An operation that fails is run one record at a
+time, in the same buffers.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def same_in_every_slot(
             return False
         # Other records: larger, smaller, and not numbers at all.
         mixed = {n: t.clone() for n, t in tried.items()}
-        for n, t in mixed.items():
+        for t in mixed.values():
             if t.is_floating_point():
                 t[1::4] *= 1e20
                 t[2::4] = 0.0

@@ -114,9 +114,9 @@ def prove(joint: Joint) -> Proved:
     loss = values[joint.loss]
     if loss.batch is None or loss.summed:
         raise _refuse(joint.loss, "The losses are not one for each record.")
-    for name in joint.gradients:
-        if name is not None and not values[name].summed:
-            raise _refuse(name, "A parameter's gradient is no sum over records.")
+    for gradient in joint.gradients:
+        if gradient is not None and not values[gradient].summed:
+            raise _refuse(gradient, "A parameter's gradient is no sum over records.")
     return Proved(joint, values, contractions, linear)
 
 
