@@ -300,6 +300,8 @@ class Runner:
         at = contraction
         for node in chain:
             sums = [n for n in uses(node) if self._value(n).summed]
+            if any(self._value(n).floating for n in uses(node) if n not in sums):
+                return None  # scaled or multiplied: no entry lands as it is
             out = node.name
             if graph_joint.entry(node).linear == "add":
                 if any(self._value(n).dims != tuple(value.shape) for n in sums):
