@@ -201,11 +201,11 @@ def ragged(source: str, rows: int) -> str | None:
         if len(loops) != len(re.findall(r"\bfor\s*\(", kernel)) or re.search(
             r"\b(while|goto|omp)\b", kernel
         ):
-            return "a loop that is not understood"
+            return "a found_loop that is not understood"
         for found in loops:
             first, end, step = (int(found[i]) for i in (2, 3, 4))
             if first != 0:
-                return "a loop that does not start at zero"
+                return "a found_loop that does not start at zero"
             if end % step and (end % rows == 0 or math.gcd(end, rows) == rows):
                 return found[0]
     return None
@@ -516,8 +516,8 @@ def _taken(
     if bad & _elementary([graph]).keys():
         raise Refused("an operation looks at other lanes")
     made, source = _built(graph)
-    loop = ragged(source, runner.rows)
-    if loop:
+    found_loop = ragged(source, runner.rows)
+    if found_loop:
         raise Refused(f"a ragged loop: {loop}")
     if _foreign(source):
         raise Refused("it calls more than its own kernels")

@@ -74,7 +74,7 @@ def _grid(sigma: float, clip: float, dimension: int, slots: int) -> float:
     standard deviations; slots contributions and one draw stay below 2^62.
     """
     wanted = min(sigma * 2.0**-20, clip * 2.0**-10 / math.sqrt(dimension))
-    grid = 2.0 ** math.floor(math.log2(max(wanted, sigma * 2.0 ** (1 - MAX_SCALE_BITS))))
+    grid = 2.0 ** math.floor(math.log2(max(wanted, sigma * 2.0 ** (2 - MAX_SCALE_BITS))))
     while slots * (2 * clip / grid + 1) + sigma / grid * 2.0**12 >= 2.0**62:
         grid *= 2
     if grid > sigma / 2**8:
