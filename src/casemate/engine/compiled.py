@@ -518,7 +518,7 @@ def _taken(
     made, source = _built(graph)
     found_loop = ragged(source, runner.rows)
     if found_loop:
-        raise Refused(f"a ragged loop: {loop}")
+        raise Refused(f"a ragged loop: {found_loop}")
     if _foreign(source):
         raise Refused("it calls more than its own kernels")
     values = runner.proved.values
