@@ -61,7 +61,7 @@ def check_rules(plan: Plan, d: int, eta: float, rounding: float) -> None:
     assert math.frexp(plan.grid)[0] == 0.5
     least = plan.clip * (1 + eta) + 2 * rounding + plan.grid * math.sqrt(d) / 2
     assert least <= plan.sensitivity <= least * (1 + 1e-12)
-    assert plan.sensitivity <= (plan.clip * (1 + eta) + 2 * rounding) * 1.0025
+    assert plan.sensitivity <= (plan.clip * (1 + eta) + 2 * rounding) * 1.05
     assert plan.sigma >= plan.noise_multiplier * plan.sensitivity
     assert 2**8 <= plan.sigma / plan.grid <= 2**32
     slots = plan.microbatch * plan.microbatches
