@@ -11,7 +11,7 @@ from casemate.plan.check import check_request
 from casemate.spec.codec import digest
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import PlanError
-from casemate.spec.job import Dp, DpEvent, JobRequest, Plan
+from casemate.spec.job import Dp, DpEvent, JobRequest, Plan, TrainSpec
 from casemate.spec.messages import Prepared
 
 # Each of the two extra deltas is this part of the job's delta (the rules allow 1/100).
@@ -56,34 +56,54 @@ def capacity(units: int, rate: float, steps: int, delta_part: float) -> int:
     return low
 
 
+def slots(train: TrainSpec, units: int) -> int:
+    """Units that every step must have room for."""
+    return capacity(units, train.batch_size / units, train.steps, _part(train))
+
+
+def _part(train: TrainSpec) -> float:
+    """Each of the two extra deltas."""
+    return train.privacy.delta * EXTRA_PART if isinstance(train.privacy, Dp) else _PLAIN_TRUNCATION
+
+
 def sensitivity(clip: float, eta: float, rounding: float, grid: float, dimension: int) -> float:
     """How far one unit moves the sum on the grid, L2, in gradient units, rounded up (P3):
 
-    clip (1 + eta) + 2 rounding + grid sqrt(dimension) / 2. The engine rounds each unit's clipped
-    contribution to the nearest grid point, by at most grid / 2 a coordinate; sums of integers are
-    exact, so ``rounding`` is what comes before the grid.
+    clip (1 + eta) + 2 rounding + grid sqrt(dimension). Sums of integers are exact, so ``rounding``
+    is what comes before the grid. What joins the sum at once, a unit's contribution or a
+    microbatch's, is rounded to the nearest grid point, with the unit and without it: twice at most
+    grid / 2 a coordinate.
     """
-    return (clip * (1 + eta) + 2 * rounding + grid * math.sqrt(dimension) / 2) * _UP
+    return (clip * (1 + eta) + 2 * rounding + grid * math.sqrt(dimension)) * _UP
 
 
-def _grid(sigma: float, clip: float, dimension: int, slots: int) -> float:
-    """A power of two: fine beside the noise (2^-20 sigma) and so fine that rounding ``dimension``
-    coordinates adds at most 2^-11 of the clip; coarser where int64 sums would otherwise overflow.
+def _grid(
+    noise: float, clip: float, eta: float, rounding: float, dimension: int, slots: int
+) -> tuple[float, float, float]:
+    """Grid, sensitivity and sigma. The grid is a power of two: fine beside the noise (2^-20 sigma)
+    and so fine that rounding ``dimension`` coordinates adds at most 2^-10 of the clip; coarser, by
+    as little as can be, where int64 sums or the sampler's scale would otherwise overflow.
 
     One contribution is below 2 clip / grid + 1 grid steps, and one draw of noise below 2^11
     standard deviations; slots contributions and one draw stay below 2^62.
     """
-    wanted = min(sigma * 2.0**-20, clip * 2.0**-10 / math.sqrt(dimension))
-    grid = 2.0 ** math.floor(math.log2(max(wanted, sigma * 2.0 ** (2 - MAX_SCALE_BITS))))
-    while slots * (2 * clip / grid + 1) + sigma / grid * 2.0**12 >= 2.0**62:
+    finest = min(noise * clip * 2.0**-20, clip * 2.0**-10 / math.sqrt(dimension))
+    grid = 2.0 ** math.floor(math.log2(finest))
+    while grid < clip:
+        bound = sensitivity(clip, eta, rounding, grid, dimension)
+        sigma = noise * bound * _UP
+        scale = sigma / grid
+        most = slots * (2 * clip / grid + 1) + scale * 2.0**12
+        if scale < 2**8:
+            break
+        if scale <= 2.0**MAX_SCALE_BITS and most < 2.0**62:
+            return grid, bound, sigma
         grid *= 2
-    if grid > sigma / 2**8:
-        raise PlanError(
-            "plan.grid",
-            f"No integer grid holds {slots} contributions of norm {clip:g} beside so little noise.",
-            mend="Ask for a smaller epsilon, a smaller batch or another clip.",
-        )
-    return grid
+    raise PlanError(
+        "plan.grid",
+        f"No integer grid holds {slots} contributions of norm {clip:g} beside so little noise.",
+        mend="Ask for a smaller epsilon, a smaller batch or another clip.",
+    )
 
 
 def compile_plan(
@@ -111,19 +131,17 @@ def compile_plan(
     units = sum(s.units for s in schemas)
     rate = train.batch_size / units
     private = isinstance(privacy, Dp)
-    part = privacy.delta * EXTRA_PART if isinstance(privacy, Dp) else _PLAIN_TRUNCATION
-    slots = capacity(units, rate, train.steps, part)
-    microbatch = min(prepared.microbatch, slots)
-    microbatches = -(-slots // microbatch)
+    part = _part(train)
+    microbatch = prepared.microbatch
+    microbatches = -(-slots(train, units) // microbatch)
     if isinstance(privacy, Dp):
         if noise is None:
             noise = noise_multiplier(rate, train.steps, privacy.epsilon, privacy.delta)
         clip = privacy.clip
-        grid = _grid(noise * clip, clip, prepared.dimension, microbatch * microbatches)
-        bound = sensitivity(
-            clip, prepared.certified_eta, prepared.rounding, grid, prepared.dimension
-        )
-        sigma = noise * bound * _UP
+        grid, bound, sigma = _grid(
+            noise, clip, prepared.certified_eta, prepared.rounding, prepared.dimension,
+            microbatch * microbatches,
+        )  # fmt: skip
         events: tuple[DpEvent, ...] = (
             DpEvent(rate=rate, noise_multiplier=noise, steps=train.steps),
         )

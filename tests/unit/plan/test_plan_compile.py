@@ -59,13 +59,17 @@ def check_rules(plan: Plan, d: int, eta: float, rounding: float) -> None:
     """What must hold of any private plan, recomputed here."""
     assert plan.private and plan.rate * plan.units == pytest.approx(plan.normaliser)
     assert math.frexp(plan.grid)[0] == 0.5
-    least = plan.clip * (1 + eta) + 2 * rounding + plan.grid * math.sqrt(d) / 2
+    before = plan.clip * (1 + eta) + 2 * rounding
+    least = before + plan.grid * math.sqrt(d)
     assert least <= plan.sensitivity <= least * (1 + 1e-12)
-    assert plan.sensitivity <= (plan.clip * (1 + eta) + 2 * rounding) * 1.05
     assert plan.sigma >= plan.noise_multiplier * plan.sensitivity
     assert 2**8 <= plan.sigma / plan.grid <= 2**32
     slots = plan.microbatch * plan.microbatches
     assert slots * (2 * plan.clip / plan.grid + 1) + plan.sigma / plan.grid * 2**11 < 2**62
+    if plan.sensitivity > before * 1.001:  # no finer grid would do
+        half = plan.grid / 2
+        scale = plan.noise_multiplier * (before + half * math.sqrt(d)) / half
+        assert scale > 2**32 or slots * (2 * plan.clip / half + 1) + scale * 2**12 >= 2**62
     if slots < plan.units:
         tail = plan.steps * binom.sf(slots, plan.units, plan.rate)
         assert tail <= plan.delta_truncation
