@@ -28,19 +28,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import torch
 
 from casemate.engine import native
 from casemate.engine.islands import FORMS, Island, islands
-from casemate.engine.nodes import Env, Runner, assembled, from_rows, local, to_rows
-from casemate.engine.program import maker, reader, resolve, uses
-from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
+from casemate.engine.nodes import Env, Runner, from_rows, to_rows
+from casemate.engine.program import maker, resolve, uses
+from casemate.engine.replay import At, Call
+from casemate.graph.model import ListArg, Node, Ref
 from casemate.graph.ops import JOINT, Batch, Value
-
-Values: TypeAlias = Mapping[str, Any]
-Call: TypeAlias = Callable[[Values], tuple[Any, ...]]
 
 # Operations of an island's lowered graph that move entries or add them up along a record.
 _MOVES: Final = frozenset(
@@ -75,25 +73,11 @@ def _lowered(runner: Runner, island: Island, env: Env) -> Any:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     graph = fx.Graph()
-    at: dict[str, Any] = {r: graph.placeholder(local(r)) for r in island.reads}
-
-    def argument(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            return at[arg.name]
-        if isinstance(arg, ListArg):
-            return [argument(x) for x in arg.items]
-        if isinstance(arg, Size | DtypeArg | str):
-            return reader(arg, runner.rows)({})
-        return list(arg) if isinstance(arg, tuple) else arg
-
+    at: dict[str, Any] = {r: graph.placeholder(f"x{i}") for i, r in enumerate(island.reads)}
     for node in island.nodes:
-        kwargs = {k: argument(a) for k, a in node.kwargs.items()}
-        kwargs |= dict(runner.noted.places.get(node.name, {}))
-        made: Any = graph.call_function(
-            FORMS.get(node.op) or resolve(node.op, JOINT),
-            tuple(argument(a) for a in node.args),
-            kwargs,
-        )
+        args, kwargs = runner.arguments(node, at.__getitem__, runner.rows)
+        op = FORMS.get(node.op) or resolve(node.op, JOINT)
+        made: Any = graph.call_function(op, tuple(args), kwargs)
         outs = runner.outs(node)
         if outs == [node.name]:
             at[node.name] = made
@@ -341,7 +325,7 @@ def function(
     wanted: Sequence[str],
     instead: Mapping[str, Any],
     fused: Sequence[tuple[Island, Callable[[list[Any]], Any]]],
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., Sequence[Any]]:
     """As :meth:`casemate.engine.nodes.Runner.function`, with islands in place of their nodes."""
     order = runner.order(inputs, wanted)
     units: list[tuple[tuple[Node, ...], Island | None]] = [(i.nodes, i) for i, _ in fused]
@@ -375,29 +359,15 @@ def function(
     for name in wanted:
         if maker(name) in unit_of:
             emit(unit_of[maker(name)])
-    space: dict[str, Any] = {}
-    keep = set(wanted)
-    made = set(inputs)
-    last = {r: i for i, k in enumerate(sequence) for r in reads[k]}
+    steps = []
     for k in sequence:
         nodes, island = units[k]
-        made |= set(island.makes if island else runner.outs(nodes[0]))
-    outside = sorted({r for k in sequence for r in reads[k]} - made)
-    lines = [f"def run(fixed, {', '.join(map(local, inputs))}):"]
-    lines += [f"    {local(n)} = fixed[{n!r}]" for n in outside]
-    for i, k in enumerate(sequence):
-        nodes, island = units[k]
         if island:
-            space[f"i_{k}"] = calls[id(island)]
-            targets = "".join(f"{local(o)}, " for o in island.makes)
-            lines.append(f"    {targets}= i_{k}([{', '.join(map(local, island.reads))}])")
+            operands = [At(r) for r in island.reads]
+            steps.append(Call(calls[id(island)], [operands], {}, list(island.makes)))
         else:
-            lines.append(runner.line(nodes[0], instead, keep, last, i, space))
-        gone = [local(r) for r in reads[k] if last[r] == i and r in made and r not in keep]
-        if gone:
-            lines.append(f"    del {', '.join(gone)}")
-    lines.append(f"    return ({''.join(local(n) + ', ' for n in wanted)})")
-    return assembled(lines, space)
+            steps.append(runner.as_call(nodes[0], instead))
+    return runner.replayed(steps, inputs, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +375,7 @@ class Fused:
     """call: as ``Runner.function`` gives. islands: how many are compiled; refused: why others are
     not, once each. seconds: what all of it took."""
 
-    call: Callable[..., tuple[Any, ...]]
+    call: Callable[..., Sequence[Any]]
     islands: int
     nodes: int
     refused: tuple[str, ...]

@@ -1,8 +1,7 @@
 """Running a proved joint graph at one batch size.
 
-The nodes become the source of one Python function, whose locals are the values; a value is dropped
-after its last use. Names in it are the graph's own (``v`` and a number), constants are bound from
-outside, and every operation is resolved through the closed table.
+Nodes become calls of a :class:`casemate.engine.replay.Replay`; every operation is resolved through
+the closed table.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import torch
 
 from casemate.engine.joint import Noted
 from casemate.engine.program import maker, reader, resolve, uses
+from casemate.engine.replay import At, Call, Replay
 from casemate.graph import joint as graph_joint
 from casemate.graph.joint import Proved
-from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
+from casemate.graph.model import ListArg, Node, Ref
 from casemate.graph.ops import JOINT, Value
 
 Env: TypeAlias = dict[str, Any]
@@ -41,13 +41,6 @@ def from_rows(flat: torch.Tensor, v: Value) -> torch.Tensor:
     before, after = math.prod(v.dims[:k]), math.prod(v.dims[k + 1 :])
     t = flat.reshape(rows, before * b.outer, b.inner * after).transpose(0, 1)
     return t.reshape(v.sizes(rows)).contiguous()
-
-
-def assembled(lines: Sequence[str], space: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
-    """The function ``run`` that the lines define. They hold names that this package makes up, plain
-    ints and bools, and nothing that a model's author writes; the rest is bound in ``space``."""
-    exec(compile("\n".join(lines), "<joint graph>", "exec"), space)  # noqa: S102
-    return space["run"]  # type: ignore[no-any-return]
 
 
 class Runner:
@@ -148,18 +141,38 @@ class Runner:
         changed: Mapping[str, Any] | None = None,
     ) -> Any:
         """The node's result at a batch size; ``changed`` replaces arguments by name."""
-        op = resolve(node.op, JOINT)
-        args = [reader(a, batch)(env) for a in node.args]  # type: ignore[arg-type]
-        kwargs = {k: reader(a, batch)(env) for k, a in node.kwargs.items()}  # type: ignore[arg-type]
+        args, kwargs = self.arguments(node, env.__getitem__, batch, changed)
+        return resolve(node.op, JOINT)(*args, **kwargs)
+
+    def arguments(
+        self,
+        node: Node,
+        value: Callable[[str], Any],
+        batch: int,
+        changed: Mapping[str, Any] | None = None,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """What the node's operation is called with, positional and by name; ``value``: what stands
+        for the value of a name."""
+
+        def of(arg: Any) -> Any:
+            if isinstance(arg, Ref):
+                return value(arg.name)
+            if isinstance(arg, ListArg):
+                return [of(x) for x in arg.items]
+            return reader(arg, batch)({})
+
+        args = [of(a) for a in node.args]
+        kwargs = {k: of(a) for k, a in node.kwargs.items()}
         kwargs.update(self.noted.places.get(node.name, {}))
-        for name, value in (changed or {}).items():
+        if changed:
             names = [p.name for p in graph_joint.entry(node).schema.params]
-            at = names.index(name)
-            if at < len(args):
-                args[at] = value
-            else:
-                kwargs[name] = value
-        return op(*args, **kwargs)
+            for name, made in changed.items():
+                at = names.index(name)
+                if at < len(args):
+                    args[at] = made
+                else:
+                    kwargs[name] = made
+        return args, kwargs
 
     def without_sums(self, node: Node) -> dict[str, Any]:
         """Arguments that keep a contraction from making its sums beside what records need."""
@@ -185,80 +198,30 @@ class Runner:
 
     def function(
         self, inputs: Sequence[str], wanted: Sequence[str], instead: Mapping[str, Any] | None = None
-    ) -> Callable[..., tuple[Any, ...]]:
+    ) -> Callable[..., Sequence[Any]]:
         """``f(fixed, *inputs)`` giving the B values ``wanted``, with nodes up to ``inputs`` left
         out. ``instead``: by node, functions of its operands by name that take its place."""
         order = self.order(inputs, wanted)
-        made = set(inputs) | {o for n in order for o in self.outs(n)}
-        space: dict[str, Any] = {}
-        last: dict[str, int] = {}
-        for i, node in enumerate(order):
-            for name in uses(node):
-                last[name] = i
-        lines = [f"def run(fixed, {', '.join(map(local, inputs))}):"]
-        outside = sorted({n for node in order for n in uses(node)} - made)
-        lines += [f"    {local(n)} = fixed[{n!r}]" for n in outside]
-        keep = set(wanted)
-        for i, node in enumerate(order):
-            lines.append(self.line(node, instead or {}, keep, last, i, space))
-            gone = [
-                local(n) for n in dict.fromkeys(uses(node))
-                if last[n] == i and n in made and n not in keep
-            ]  # fmt: skip
-            if gone:
-                lines.append(f"    del {', '.join(gone)}")
-        lines.append(f"    return ({''.join(local(n) + ', ' for n in wanted)})")
-        return assembled(lines, space)
+        return self.replayed([self.as_call(n, instead or {}) for n in order], inputs, wanted)
 
-    def line(
-        self,
-        node: Node,
-        instead: Mapping[str, Any],
-        keep: set[str],
-        last: Mapping[str, int],
-        i: int,
-        space: dict[str, Any],
-    ) -> str:
-        """The source of one node's call, the ``i``-th; what it calls goes into ``space``."""
-        if node.name in instead:
-            space[f"o_{node.name}"] = instead[node.name]
-            pairs = [f"{n!r}: {local(n)}" for n in dict.fromkeys(uses(node))]
-            args = "{" + ", ".join(pairs) + "}"
-        else:
-            space[f"o_{node.name}"] = _overload(node.op)
-            args = self._arguments(node, self.without_sums(node), space)
+    def as_call(self, node: Node, instead: Mapping[str, Any]) -> Call:
         outs = self.outs(node)
-        used = [o if (o in keep or last.get(o, -1) > i) else "" for o in outs]
-        if outs == [node.name]:
-            return f"    {local(node.name)} = o_{node.name}({args})"
-        targets = ", ".join(local(o) if o else "_" for o in used)
-        return f"    {targets}, = o_{node.name}({args})"
+        made = outs[0] if outs == [node.name] else outs
+        if node.name in instead:
+            names = list(dict.fromkeys(uses(node)))
+            return Call(_by_name(instead[node.name], names), [At(n) for n in names], {}, made)
+        args, kwargs = self.arguments(node, At, self.rows, self.without_sums(node))
+        op = resolve(node.op, JOINT)
+        return Call(getattr(op, "_op", op), args, kwargs, made)
 
-    def _arguments(self, node: Node, changed: Mapping[str, Any], space: dict[str, Any]) -> str:
-        params = [p.name for p in graph_joint.entry(node).schema.params]
-        items = []
-        for name, arg in zip(params, node.args, strict=False):
-            items.append(self._source(changed.get(name, arg), space))
-        named = {
-            **node.kwargs,
-            **{k: v for k, v in changed.items() if params.index(k) >= len(node.args)},
-        }
-        named |= self.noted.places.get(node.name, {})
-        items += [f"{k}={self._source(v, space)}" for k, v in named.items()]
-        return ", ".join(items)
-
-    def _source(self, arg: Any, space: dict[str, Any]) -> str:
-        if isinstance(arg, Ref):
-            return local(arg.name)
-        if isinstance(arg, ListArg | list):
-            items = arg.items if isinstance(arg, ListArg) else arg
-            return f"[{', '.join(self._source(x, space) for x in items)}]"
-        if type(arg) in (int, bool) or arg is None:
-            return repr(arg)
-        value = reader(arg, self.rows)({}) if isinstance(arg, Size | DtypeArg | str) else arg
-        name = f"k_{len(space)}"
-        space[name] = value
-        return name
+    def replayed(
+        self, calls: Sequence[Call], inputs: Sequence[str], wanted: Sequence[str]
+    ) -> Callable[..., Sequence[Any]]:
+        """``f(fixed, *inputs)`` giving the values ``wanted``."""
+        made = {*inputs, *(o for c in calls for o in c.made)}
+        outside = list(dict.fromkeys(r for c in calls for r in c.reads if r not in made))
+        replay = Replay(calls, [*outside, *inputs], wanted)
+        return lambda fixed, *given: replay([*map(fixed.__getitem__, outside), *given])
 
     # --- one record at a time ---
 
@@ -319,10 +282,5 @@ class Runner:
         return landed[numbers.argsort()]
 
 
-def local(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def _overload(op: str) -> Any:
-    found = resolve(op, JOINT)
-    return getattr(found, "_op", found)
+def _by_name(f: Callable[[Mapping[str, Any]], Any], names: Sequence[str]) -> Callable[..., Any]:
+    return lambda *values: f(dict(zip(names, values, strict=True)))

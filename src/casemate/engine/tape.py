@@ -8,11 +8,12 @@ the same bits (``prepare.probe`` compares them on rows of every magnitude), in a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from casemate.engine.replay import At, Call, Replay
 
 _REFUSED = (
     torch.Tag.nondeterministic_seeded,
@@ -36,26 +37,6 @@ def random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 class Unfit(Exception):
     """The operations depend on the record's values, or are not all seen."""
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The place of a value in a replay's list of values."""
-
-    index: int
-
-
-@dataclass(slots=True)
-class _Call:
-    op: Callable[..., Any]
-    args: list[Any]
-    kwargs: dict[str, Any]
-    places: list[tuple[int, int]]  # (argument, slot)
-    lists: list[tuple[int, list[Any]]]  # (argument, items that hold slots)
-    outs: list[int]  # slots; -1 for what is no tensor
-    several: bool
-    pure: bool
-    reads: list[int] = field(default_factory=list)
 
 
 class Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,12 +73,12 @@ class Tape:
     ) -> None:
         if not all(isinstance(v, torch.Tensor) for v in frontier):
             raise Unfit("a value that is no tensor crosses the frontier")
-        self._values: list[Any] = []
+        self._values: list[torch.Tensor] = []  # by slot, while noting
         self._slots: dict[int, int] = {}
         self._transposed: dict[int, int] = {}  # slot of a transpose -> slot of what it turns
         self._fixed: set[int] = set()
         self._alive: list[Any] = []  # identities are only unique while their owners live
-        self._frontier = [self._new(v) for v in frontier]
+        inputs = [self._new(v) for v in frontier]
         shared = {v.untyped_storage().data_ptr() for v in (*leaves, *constants)}
         self._guarded = shared | {v.untyped_storage().data_ptr() for v in frontier}
         for value in (*leaves, *constants):
@@ -106,17 +87,18 @@ class Tape:
         with log:
             found = gradients(frontier)
         self._alive.append(log.entries)
-        self._calls: list[_Call] = []
+        self._calls: list[tuple[Call, bool]] = []  # and whether each writes to what it reads
         for func, args, kwargs, out in log.entries:
             self._note(func, args, kwargs, out, shared)
         self._outs = [None if g is None else self._slots.get(id(g)) for g in found]
         if any(g is not None and s is None for g, s in zip(found, self._outs, strict=True)):
             raise Unfit("a gradient came from nowhere")
         self._sizes = [leaf.numel() for leaf in leaves]
-        self._prune()
-        self._alive.clear()
-        self._slots.clear()
-        self._values = [v if i in self._fixed else None for i, v in enumerate(self._values)]
+        wanted = [s for s in self._outs if s is not None]
+        fixed = {s: self._values[s] for s in self._fixed}
+        self._replay = Replay(self._needed(wanted), inputs, wanted, fixed)
+        for held in (self._alive, self._slots, self._values, self._calls):
+            held.clear()
 
     def _new(self, value: torch.Tensor) -> int:
         self._slots[id(value)] = len(self._values)
@@ -124,10 +106,23 @@ class Tape:
         self._alive.append(value)
         return len(self._values) - 1
 
-    def _slot(self, value: torch.Tensor) -> _Slot:
+    def _at(self, value: Any) -> Any:
+        """In place of a tensor among the arguments of a call, its slot."""
+        if isinstance(value, list | tuple) and any(isinstance(x, torch.Tensor) for x in value):
+            return [self._at(x) for x in value]
+        return At(self._slot(value)) if isinstance(value, torch.Tensor) else value
+
+    def _slot(self, value: torch.Tensor) -> int:
         if id(value) not in self._slots:
             raise Unfit("a tensor was made out of sight")
-        return _Slot(self._slots[id(value)])
+        return self._slots[id(value)]
+
+    def _made(self, value: Any) -> int | None:
+        """The slot of a result: an operation in place gives what it was given."""
+        if not isinstance(value, torch.Tensor):
+            return None
+        known = self._slots.get(id(value))
+        return self._new(value) if known is None else known
 
     def _note(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, shared: set[int]
@@ -135,40 +130,27 @@ class Tape:
         if random(func, args, kwargs) or any(isinstance(v, torch.Tensor) for v in kwargs.values()):
             raise Unfit(f"{func} cannot be replayed")
         if func is torch.ops.aten.detach.default:
-            self._slots[id(out)] = self._slot(args[0]).index
+            self._slots[id(out)] = self._slot(args[0])
             return
         if func is torch.ops.aten.t.default:
-            source = self._slot(args[0]).index
+            source = self._slot(args[0])
             if source in self._transposed:  # turned back: the same view as before
                 self._slots[id(out)] = self._transposed[source]
                 return
-        call = _Call(func._op, list(args), kwargs, [], [], [], isinstance(out, list | tuple), True)
-        for i, arg in enumerate(args):
-            if isinstance(arg, torch.Tensor):
-                call.places.append((i, self._slot(arg).index))
-                call.args[i] = None
-            elif isinstance(arg, list | tuple) and any(isinstance(x, torch.Tensor) for x in arg):
-                items = [self._slot(x) if isinstance(x, torch.Tensor) else x for x in arg]
-                call.lists.append((i, items))
-                call.args[i] = None
-        call.reads = [s for _, s in call.places]
-        call.reads += [x.index for _, items in call.lists for x in items if isinstance(x, _Slot)]
-        outs = list(out) if call.several else [out]
-        if func._schema.is_mutable:
-            call.pure = False
-            written = self._values[call.reads[0]]
+        given = [self._at(arg) for arg in args]
+        several = isinstance(out, list | tuple)
+        outs = list(out) if several else [out]
+        reads = Call(func._op, given, kwargs, []).reads
+        pure = not func._schema.is_mutable
+        if not pure:
+            written = self._values[reads[0]]
             if written.untyped_storage().data_ptr() in self._guarded:
                 raise Unfit(f"{func} writes to what must stay")
         views = {o.untyped_storage().data_ptr() for o in outs if isinstance(o, torch.Tensor)}
-        fixed = call.pure and all(s in self._fixed for s in call.reads)
-        for value in outs:
-            known = isinstance(value, torch.Tensor) and id(value) in self._slots
-            if not isinstance(value, torch.Tensor):
-                call.outs.append(-1)
-            else:
-                call.outs.append(self._slots[id(value)] if known else self._new(value))
+        fixed = pure and all(s in self._fixed for s in reads)
+        made = [self._made(o) for o in outs]
         if func is torch.ops.aten.t.default:
-            self._transposed[call.outs[0]] = call.reads[0]
+            self._transposed[self._slot(out)] = reads[0]
         # What only views trained weights follows them without being called again; the ones that
         # autograd starts from are the same for every record.
         if func is torch.ops.aten.ones_like.default:
@@ -176,43 +158,26 @@ class Tape:
             self._guarded.update(views)
             fixed = True
         if fixed and views <= shared:
-            self._fixed.update(s for s in call.outs if s >= 0)
+            self._fixed.update(s for s in made if s is not None)
             return
-        self._calls.append(call)
+        self._calls.append((Call(func._op, given, kwargs, made if several else made[0]), pure))
 
-    def _prune(self) -> None:
-        wanted = {s for s in self._outs if s is not None}
+    def _needed(self, outs: Sequence[int]) -> list[Call]:
+        """The calls without those whose results nobody reads."""
+        wanted: set[Any] = set(outs)
         kept = []
-        for call in reversed(self._calls):
-            if not call.pure or wanted.intersection(call.outs):
+        for call, pure in reversed(self._calls):
+            if not pure or wanted.intersection(call.made):
                 wanted.update(call.reads)
                 kept.append(call)
-        # Tuples: their parts are had without a look-up by name, which is a tenth of the time.
-        self._plan = [
-            (c.op, c.args, c.kwargs, c.places, c.lists, c.outs, c.several) for c in kept[::-1]
-        ]
-        self._calls.clear()
+        return kept[::-1]
 
     def __call__(self, frontier: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """Write the flat gradient of the record with these frontier values into ``out``."""
-        values = self._values
-        for slot, value in zip(self._frontier, frontier, strict=True):
-            values[slot] = value
         with torch.inference_mode():
-            for op, args, kwargs, places, lists, outs, several in self._plan:
-                for i, slot in places:
-                    args[i] = values[slot]
-                for i, items in lists:
-                    args[i] = [values[x.index] if isinstance(x, _Slot) else x for x in items]
-                made = op(*args, **kwargs)
-                if several:
-                    for slot, value in zip(outs, made, strict=True):
-                        if slot >= 0:
-                            values[slot] = value
-                else:
-                    values[outs[0]] = made
+            found = iter(self._replay(frontier))
             parts = [
-                torch.zeros(size) if slot is None else values[slot].reshape(-1)
+                torch.zeros(size) if slot is None else next(found).reshape(-1)
                 for slot, size in zip(self._outs, self._sizes, strict=True)
             ]
             torch.cat(parts, out=out)
