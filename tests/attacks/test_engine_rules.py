@@ -34,15 +34,15 @@ def test_rule(rule):
 
 def wrong_scale(factor):
     def plant(patch):
-        right = noise.gaussian
-        patch.setattr(noise, "gaussian", lambda k, s, n, scale: right(k, s, n, scale * factor))
+        right = noise.add_gaussian
+        patch.setattr(noise, "add_gaussian", lambda t, k, s, scale: right(t, k, s, scale * factor))
 
     return plant
 
 
 def key_used_again(patch):
-    right = noise.gaussian
-    patch.setattr(noise, "gaussian", lambda key, step, n, scale: right(key, 0, n, scale))
+    right = noise.add_gaussian
+    patch.setattr(noise, "add_gaussian", lambda t, key, step, scale: right(t, key, 0, scale))
 
 
 def clip_after_the_mean(patch):

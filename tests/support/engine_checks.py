@@ -37,7 +37,9 @@ def make(sizes=(5, 4, 3), count=24, batch=8, steps=4, seed=0, **more):
 
 def run(program, rows, spec: TrainSpec, plan: Plan, *, noise=lab.no_noise, key=KEY):
     """The engine's loop with the given noise; the flat weights, float32."""
-    train.loop(plan, Execution(), spec, program, rows, key, noise, False)
+    take = train.loop(plan, Execution(), spec, program, rows, key, noise, False)
+    for step in range(plan.steps):
+        take(step)
     return program.flat.clone()
 
 

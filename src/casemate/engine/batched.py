@@ -15,7 +15,7 @@ sum moves by at most C (1 + ETA) + 2 ROUNDING C + grid sqrt(d).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,12 @@ ETA: Final = 2.0**-20
 _U32: Final = 2.0**-24
 # Rows of a microbatch are a multiple of this: no kernel then has a ragged end among rows.
 TILE: Final = 16
+
+
+def sensitivity(bound: float, dimension: int, grid: float) -> float:
+    """How far one unit moves a step's sum on the grid, L2, in gradient units, rounded up."""
+    exact = bound * (1.0 + ETA) + 2.0 * ROUNDING * bound + grid * math.sqrt(dimension)
+    return exact * (1.0 + 2.0**-50)
 
 
 def factors(
@@ -235,7 +241,9 @@ class Batched:
                 flat[~rows] = 0.0
                 env[name] = from_rows(flat, value)
 
-    def sums(self, rows: Rows, bound: float, step: float, slots: int) -> Any:
+    def sums(
+        self, rows: Rows, bound: float, step: float, slots: int
+    ) -> Callable[[npt.NDArray[np.int64]], torch.Tensor]:
         """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0; in
         the same memory each time."""
         units, k = self.shape.units, self.shape.per_unit

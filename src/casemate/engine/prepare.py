@@ -12,22 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from casemate.engine import clip, noise, optim, sampling
+from casemate.engine import clip, noise, optim, sampling, select
+from casemate.engine.batched import ETA, Batched
 from casemate.engine.program import DTYPES, Program
 from casemate.engine.records import Gradients, record
 from casemate.engine.rows import Rows, bound_columns, synthetic
+from casemate.engine.sites import ROUNDING
 from casemate.engine.train import clipped_sum
 from casemate.graph import check as graph_check
 from casemate.graph import pack
 from casemate.plan.check import check_inputs
-from casemate.plan.compile import EXTRA_PART
+from casemate.plan.compile import EXTRA_PART, slots
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import LimitError, ModelError, PlanError
 from casemate.spec.job import Dp, InputBinding, TrainSpec
 from casemate.spec.messages import Prepared
 from casemate.spec.tensors import TensorInfo
 
-PATH = "record"
 _PROBES = 6
 _TIMED_SECONDS = 0.2
 _MIB = 1 << 20
@@ -35,11 +36,17 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What ``train`` needs beside plan and data: the program, and whether to keep the prefix."""
+    """What ``train`` needs beside plan and data: the program, whether to keep the prefix, and the
+    path ``graph`` where that is taken."""
 
     program: Program
     keep: bool
     prepared: Prepared
+    fast: Batched | None = None
+
+    @property
+    def path(self) -> str:
+        return self.prepared.path[0]
 
 
 def weights_of(
@@ -72,14 +79,19 @@ def prepare(
     inputs: Sequence[InputBinding],
     train: TrainSpec,
     memory_bytes: int,
+    path: str = "auto",
 ) -> Ready:
     """Parse, check, build and probe the model. Deterministic but for the measured times.
 
     packed: its bytes, whose digest must be ``model_digest``. memory_bytes: the cap for the run.
+    path: ``record``, or ``auto``: ``graph`` where it can be had (:mod:`casemate.engine.select`).
     Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding, the delta) or ``LimitError``
     (memory).
     """
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
+    if torch.get_float32_matmul_precision() != "highest":  # what the bounds of products are for
+        torch.set_float32_matmul_precision("highest")
     if "sha256:" + hashlib.sha256(packed).hexdigest() != model_digest:
         raise ModelError(
             "model.digest",
@@ -104,10 +116,19 @@ def prepare(
     data_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
     # Weights, two optimizer states, gradient, contribution, sum, noise and their temporaries.
     state_bytes = program.dimension * (3 * 4 + 4 * 4 + 6 * 8)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    needed = base + data_bytes + state_bytes + checked.saved_bytes * 3 + checked.workspace_bytes
+    needed = _resident() + data_bytes + state_bytes
+    needed += checked.saved_bytes * 3 + checked.workspace_bytes
     seen = train.steps * train.batch_size * per_unit
-    keep = program.has_prefix and rows <= seen and needed + kept_bytes <= memory_bytes
+    worth = program.has_prefix and rows <= seen
+    fast: Batched | None = None
+    why: tuple[str, ...] = ("record",)
+    if path != "record":
+        job = select.Job(slots(train, units), per_unit, worth, kept_bytes if worth else 0)
+        left = memory_bytes - select.BASE_BYTES - data_bytes - state_bytes
+        fast, why = select.graph(program, checked, samples, job, left)
+    keep = worth and (fast is not None or needed + kept_bytes <= memory_bytes)
+    if fast is not None:
+        needed = max(_resident(), needed)
     needed += kept_bytes if keep else 0
     if needed > memory_bytes:
         raise LimitError(
@@ -115,24 +136,34 @@ def prepare(
             f"The job needs {-(-needed // _MIB)} MiB of memory where {memory_bytes // _MIB} are.",
             mend="Make the model smaller, or ask the operator for a larger limit.",
         )
-    slot, whole = _times(program, samples, keep, per_unit)
+    if fast is None:
+        slot, whole = _times(program, samples, keep, per_unit)
+        prefix = whole - slot / per_unit
+    else:
+        slot, prefix = select.times(fast, samples)
     step = _step_time(program, train, units)
-    fixed = rows * (whole - slot / per_unit) if keep else 0.0
+    fixed = rows * prefix if keep else 0.0
     fixed += data_bytes / 200e6
+    clipped = train.privacy.clip if isinstance(train.privacy, Dp) else 0.0
     prepared = Prepared(
         model_digest=model_digest,
         parameters=sum(t.numel() for t in weights.values()),
         dimension=program.dimension,
-        microbatch=1,
+        microbatch=1 if fast is None else fast.shape.units,
         seconds_per_microbatch=slot,
         seconds_per_step=step,
         seconds_fixed=max(0.0, fixed),
         bytes=needed,
-        certified_eta=clip.eta(program.dimension),
-        rounding=0.0,
-        path=(PATH,),
+        certified_eta=clip.eta(program.dimension) if fast is None else ETA,
+        rounding=0.0 if fast is None else ROUNDING * clipped,
+        path=why,
     )
-    return Ready(program, keep, prepared)
+    return Ready(program, keep, prepared, fast)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def check_generator(train: TrainSpec, units: int, dimension: int) -> None:

@@ -20,12 +20,11 @@ import torch
 from torch import nn
 
 from casemate.accounting import calibrate, pld, rdp
-from casemate.engine import capture, keystream, noise, optim, sampling
+from casemate.engine import capture
 from casemate.engine.capture.table import Bounds, group, named, table
-from casemate.engine.prepare import Ready, prepare
-from casemate.engine.records import PATHS
-from casemate.engine.rows import Rows, assemble
-from casemate.engine.train import check_plan, grid_sum
+from casemate.engine.prepare import prepare
+from casemate.engine.rows import assemble
+from casemate.engine.train import start
 from casemate.plan.compile import EXTRA_PART, compile_plan
 from casemate.seams import OsRng
 from casemate.spec.errors import UsageError
@@ -36,7 +35,6 @@ from casemate.spec.job import (
     DpEvent,
     Execution,
     JobRequest,
-    Plan,
     Schedule,
     Sgd,
     TrainSpec,
@@ -182,11 +180,9 @@ def _schedule(given: Any, steps: int) -> Schedule:
 
 
 def _path(name: str) -> str:
-    if name != "auto" and name not in PATHS:
-        raise _refuse(
-            f"There is no path {name[:40]!r}.", f"Give 'auto', {', '.join(map(repr, PATHS))}."
-        )
-    return "record" if name == "auto" else name
+    if name not in ("auto", "record"):
+        raise _refuse(f"There is no path {name[:40]!r}.", "Give 'auto' or 'record'.")
+    return name
 
 
 def _spec(privacy: Mapping[str, float], **given: Any) -> TrainSpec:
@@ -210,28 +206,6 @@ def _request(digest: str, inputs: Any, train: TrainSpec) -> JobRequest:
     )
 
 
-def _run(
-    plan: Plan, execution: Execution, spec: TrainSpec, ready: Ready, rows: Rows, key: bytes
-) -> Callable[[int], None]:
-    """A function that takes the step of this number: the parts of ``train.loop``."""
-    program = ready.program
-    check_plan(plan, spec, program.dimension, rows.units)
-    gradients = PATHS[execution.path](program, rows.inputs, rows.count, ready.keep)
-    sample_key = keystream.subkey(key, sampling.PURPOSE)
-    update = optim.optimizer(spec.optimizer, spec.schedule, plan.steps, program.dimension)
-
-    def run(step: int) -> None:
-        chosen = sampling.sample(sample_key, step, plan.units, plan.rate)
-        total = grid_sum(plan, gradients, rows, chosen, program.dimension)
-        drawn = noise.gaussian(key, step, program.dimension, plan.sigma / plan.grid)
-        total += torch.from_numpy(drawn)
-        mean = total.to(torch.float64).mul_(plan.grid / plan.normaliser)
-        with torch.no_grad():
-            update(program.flat, mean.to(torch.float32), step)
-
-    return run
-
-
 class Private:
     """A private training run over rows that are here.
 
@@ -247,7 +221,7 @@ class Private:
     ``audit``). schedule: of ``torch.optim.lr_scheduler``. unit: whose row each one is, where a
     person has several; the first rows_per_unit of each are used, and protected together. bounds:
     what each tensor may hold (:func:`casemate.engine.capture.table.table`). memory: bytes, half of
-    the machine's by default. path: ``auto``, or one of the engine's by name.
+    the machine's by default. path: ``auto``, or ``record``.
 
     The guarantee: all weights that this ever shows are (epsilon, delta)-DP together for zeroing out
     one unit's contribution (docs/privacy.md); the number of units, and whatever is an argument
@@ -293,7 +267,7 @@ class Private:
                 "batch_size",
             )
         self.accountant, self.delta, self.done = accountant, delta, 0
-        self.execution = Execution(path=_path(path))
+        path = _path(path)
         self.spec = _spec(
             batch_size=batch_size,
             steps=count,
@@ -313,14 +287,18 @@ class Private:
         schemas = (self.schema,)
         with _threads():
             self.ready = prepare(
-                packed.data, digest, schemas, self.inputs, self.spec, memory or _memory()
+                packed.data, digest, schemas, self.inputs, self.spec, memory or _memory(), path
             )
+        self.execution = Execution(path=self.ready.path)
         request = _request(digest, self.inputs, self.spec)
         self.plan = compile_plan(request, schemas, self.ready.prepared, noise_)
         self.rows = assemble(schemas, (found.columns,), self.ready.program.data, self.inputs)
         key = OsRng().bytes(32)
         with _threads():
-            self._run = _run(self.plan, self.execution, self.spec, self.ready, self.rows, key)
+            self._take = start(
+                self.plan, self.execution, self.spec, self.ready.program, self.rows, key,
+                keep=self.ready.keep, fast=self.ready.fast,
+            )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Private({self.done} of {self.steps} steps, epsilon {self.epsilon:.4g})"
@@ -376,7 +354,7 @@ class Private:
             )
         at, self.done = self.done, self.done + 1  # spent, whatever becomes of it
         with _threads():
-            self._run(at)
+            self._take(at)
         if self.done == self.steps:
             self.pull()
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import clip, grid, keystream, noise, optim, sampling
+from casemate.engine import batched, clip, grid, kernels, keystream, noise, optim, sampling
+from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import PATHS, Gradients
 from casemate.engine.rows import Rows
 from casemate.spec.errors import PlanError
 from casemate.spec.job import Dp, Execution, Plan, TrainSpec
 
-# Noise of a step in grid steps: (step, dimension) -> int64 (dimension,).
-Draw: TypeAlias = Callable[[int, int], npt.NDArray[np.int64]]
+# Adds a step's noise, in grid steps: (step, total int64 (d,)).
+Add: TypeAlias = Callable[[int, npt.NDArray[np.int64]], None]
+# The sum of the chosen units' contributions: int64 grid steps, or float64 without privacy, (d,).
+Sums: TypeAlias = Callable[[npt.NDArray[np.int64]], torch.Tensor]
+
+# For each path, how far one unit moves its sum: (clip, dimension, grid) -> L2, gradient units.
+SENSITIVITY: Final[dict[str, Callable[[float, int, float], float]]] = {
+    "graph": batched.sensitivity,
+    "record": grid.sensitivity,
+}
 
 
 def _refuse(what: str) -> PlanError:
@@ -27,8 +36,12 @@ def _refuse(what: str) -> PlanError:
     )
 
 
-def check_plan(plan: Plan, train: TrainSpec, dimension: int, units: int) -> None:
+def check_plan(
+    plan: Plan, train: TrainSpec, dimension: int, units: int, path: str = "record"
+) -> None:
     """Refuse a plan whose constants do not bound what the loop does. Raises ``PlanError``."""
+    if path not in SENSITIVITY:
+        raise _refuse(f"its path {path[:40]!r} is unknown")
     if plan.private != isinstance(train.privacy, Dp):
         raise _refuse("it is not of the kind that the job asks for")
     if plan.units != units or plan.steps != train.steps or not 0 < plan.rate <= 1:
@@ -39,7 +52,7 @@ def check_plan(plan: Plan, train: TrainSpec, dimension: int, units: int) -> None
         return
     if not (plan.clip >= clip.SMALLEST and plan.grid > 0 and plan.sigma >= plan.grid):
         raise _refuse("clip, grid and sigma are out of order")
-    if plan.sensitivity < grid.sensitivity(plan.clip, dimension, plan.grid):
+    if plan.sensitivity < SENSITIVITY[path](plan.clip, dimension, plan.grid):
         raise _refuse("its sensitivity is below that of the clip and the grid")
     if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1.0 - 2.0**-40):
         raise _refuse("its noise is smaller than it accounts for")
@@ -69,17 +82,36 @@ def train(
     key: bytes,
     *,
     keep: bool = False,
+    fast: Batched | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train and return the trained tensors, float32, by name.
 
     key: 32 fresh bytes, used for nothing else. keep: evaluate the frozen prefix once per row.
-    Raises ``PlanError`` before any row is read.
+    fast: what the path ``graph`` was prepared with. Raises ``PlanError`` before any row is read.
     """
+    take = start(plan, execution, spec, program, rows, key, keep=keep, fast=fast)
+    for step in range(plan.steps):
+        take(step)
+    return program.result()
 
-    def draw(step: int, dimension: int) -> npt.NDArray[np.int64]:
-        return noise.gaussian(key, step, dimension, plan.sigma / plan.grid)
 
-    return loop(plan, execution, spec, program, rows, key, draw, keep)
+def start(
+    plan: Plan,
+    execution: Execution,
+    spec: TrainSpec,
+    program: Program,
+    rows: Rows,
+    key: bytes,
+    *,
+    keep: bool = False,
+    fast: Batched | None = None,
+) -> Callable[[int], None]:
+    """As :func:`train`; takes the step of a number, in order from 0."""
+
+    def add(step: int, total: npt.NDArray[np.int64]) -> None:
+        noise.add_gaussian(total, key, step, plan.sigma / plan.grid)
+
+    return loop(plan, execution, spec, program, rows, key, add, keep, fast)
 
 
 def loop(
@@ -89,29 +121,41 @@ def loop(
     program: Program,
     rows: Rows,
     key: bytes,
-    draw: Draw,
+    add: Add,
     keep: bool,
-) -> dict[str, torch.Tensor]:
-    """:func:`train` with the noise as an argument: for the engine and its tests alone."""
-    check_plan(plan, spec, program.dimension, rows.units)
-    if execution.path not in PATHS:
-        raise _refuse(f"its path {execution.path[:40]!r} is unknown")
+    fast: Batched | None = None,
+) -> Callable[[int], None]:
+    """:func:`start` with the noise as an argument: for the engine and its tests alone."""
+    check_plan(plan, spec, program.dimension, rows.units, execution.path)
     torch.set_num_threads(1)
-    gradients = PATHS[execution.path](program, rows.inputs, rows.count, keep)
+    sums = _sums(plan, execution.path, program, rows, keep, fast)
     sample_key = keystream.subkey(key, sampling.PURPOSE)
     update = optim.optimizer(spec.optimizer, spec.schedule, plan.steps, program.dimension)
-    for step in range(plan.steps):
-        chosen = sampling.sample(sample_key, step, plan.units, plan.rate)
+    mean = torch.empty(program.dimension)
+
+    def take(step: int) -> None:
+        total = sums(sampling.sample(sample_key, step, plan.units, plan.rate))
         if plan.private:
-            total = grid_sum(plan, gradients, rows, chosen, program.dimension)
-            total += torch.from_numpy(draw(step, program.dimension))
-            mean = total.to(torch.float64).mul_(plan.grid / plan.normaliser)
+            add(step, total.numpy())
+            kernels.finish(total, plan.grid / plan.normaliser, mean)
         else:
-            mean = plain_sum(plan, gradients, rows, chosen, program.dimension)
-            mean /= plan.normaliser
+            mean.copy_(total.div_(plan.normaliser))
         with torch.no_grad():
-            update(program.flat, mean.to(torch.float32), step)
-    return program.result()
+            update(program.flat, mean, step)
+
+    return take
+
+
+def _sums(
+    plan: Plan, path: str, program: Program, rows: Rows, keep: bool, fast: Batched | None
+) -> Sums:
+    if path == "graph":
+        if fast is None or plan.microbatch != fast.shape.units:
+            raise _refuse("its microbatch is not the one prepared for")
+        return fast.sums(rows, plan.clip if plan.private else math.inf, plan.grid, slots(plan))
+    gradients = PATHS[path](program, rows.inputs, rows.count, keep)
+    one = grid_sum if plan.private else plain_sum
+    return lambda chosen: one(plan, gradients, rows, chosen, program.dimension)
 
 
 def grid_sum(

@@ -139,6 +139,8 @@ def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> in
         raise _protocol("the run's schemas are not those prepared for")
     if run.plan.model_digest != message.model_digest:
         raise _protocol("the plan is for another model")
+    if run.execution.path != ready.path:
+        raise _protocol("the quote's path cannot be had any more")
     signal.alarm(wall_clock(ready, run))
     tables = [
         dataset.load(d.dataset, d.schema, d.key, d.salt, fd)
@@ -154,6 +156,7 @@ def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> in
         made,
         OsRng().bytes(32),
         keep=ready.keep,
+        fast=ready.fast,
     )
     return _write(result, fds[-1])
 

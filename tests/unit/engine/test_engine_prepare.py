@@ -8,26 +8,37 @@ import hashlib
 import pytest
 import torch
 
-from casemate.engine import clip, prepare, records
+from casemate.engine import batched, clip, prepare, records
 from casemate.spec.errors import FormatError, LimitError, ModelError, PlanError
 from casemate.spec.job import InputBinding
 from support import engine_lab as lab
 
 
-def run(graph, weights, *, schemas=None, bindings=lab.BINDINGS, memory=4 << 30, packed=None):
+def run(
+    graph, weights, *, schemas=None, bindings=lab.BINDINGS, memory=4 << 30, packed=None, path="auto"
+):
     packed = lab.packed(graph, weights) if packed is None else packed
     digest = "sha256:" + hashlib.sha256(packed).hexdigest()
     return prepare.prepare(
-        packed, digest, schemas or [lab.schema(5, 3, 50)], bindings, lab.spec_of(8, 20), memory
-    )
+        packed, digest, schemas or [lab.schema(5, 3, 50)], bindings, lab.spec_of(8, 20), memory,
+        path,
+    )  # fmt: skip
 
 
-def test_what_a_plan_needs_is_there():
-    ready = run(*lab.mlp([5, 4, 3], frozen=1))
+@pytest.mark.parametrize(
+    ("asked", "path", "eta", "rounding"),
+    [
+        ("record", "record", clip.eta(15), 0.0),
+        ("auto", "graph", batched.ETA, batched.ROUNDING * lab.spec_of(8, 20).privacy.clip),
+    ],
+)
+def test_what_a_plan_needs_is_there(asked, path, eta, rounding):
+    ready = run(*lab.mlp([5, 4, 3], frozen=1), path=asked)
     found = ready.prepared
     assert (found.dimension, found.parameters) == (15, 39)
-    assert found.certified_eta == clip.eta(15) and found.rounding == 0.0
-    assert found.path[0] in records.PATHS
+    assert (found.certified_eta, found.rounding) == (eta, rounding)
+    assert found.path[0] == ready.path == path
+    assert (ready.fast is None) == (path == "record")
     assert found.seconds_per_microbatch > 0 and found.bytes > 0
     assert ready.keep
 

@@ -87,7 +87,7 @@ def test_it_is_the_servers_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     got = module.train().state_dict()
     wanted = train.train(
         twin.plan, twin.execution, twin.spec, twin.ready.program, seen["rows"], key,
-        keep=twin.ready.keep,
+        keep=twin.ready.keep, fast=twin.ready.fast,
     )  # fmt: skip
     assert set(wanted) == set(got)
     for name, tensor in wanted.items():
@@ -153,7 +153,7 @@ def test_a_step_that_fails_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(step: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(private, "_run", broken)
+    monkeypatch.setattr(private, "_take", broken)
     with pytest.raises(KeyboardInterrupt):
         private.step()
     assert private.done == 1 and private.epsilon > 0
@@ -165,9 +165,9 @@ def test_one_thread_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         private = make(steps=1)
         assert torch.get_num_threads() == 2
         seen = []
-        run = private._run
+        run = private._take
         monkeypatch.setattr(
-            private, "_run", lambda n: (seen.append(torch.get_num_threads()), run(n))
+            private, "_take", lambda n: (seen.append(torch.get_num_threads()), run(n))
         )
         private.train()
         assert seen == [1] and torch.get_num_threads() == 2

@@ -1,0 +1,178 @@
+"""Whether a job can take the path ``graph``, with how many rows at once, and whether it is right.
+
+All of the choice follows from the graph, the schemas, the plan and the memory limit, so that a
+second worker on another day makes the same one: the plan counts on its microbatch. What is timed
+are only the ways of the norms, none of which changes what is certified.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from casemate.engine import batched
+from casemate.engine.batched import TILE, Batched
+from casemate.engine.joint import SEED
+from casemate.engine.nodes import Env
+from casemate.engine.program import Program
+from casemate.engine.records import record
+from casemate.engine.rows import Rows
+from casemate.engine.sites import Shape
+from casemate.engine.tape import Unfit
+from casemate.graph.check import Checked
+from casemate.spec.errors import ModelError
+
+# What the process holds before a job: Python, torch and its kernels.
+BASE_BYTES: Final = 600 << 20
+MOST_ROWS: Final = 1024
+# Values of a microbatch that are about as quick as any: more costs memory, fewer costs calls.
+_GOOD_BYTES: Final = 1 << 30
+_TIMED_SECONDS: Final = 0.2
+_CHECKED_UNITS: Final = 4
+_AGREE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """slots: units of a step. per_unit: rows of each. keep: whether the frozen prefix is worth
+    keeping, in kept_bytes."""
+
+    slots: int
+    per_unit: int
+    keep: bool
+    kept_bytes: int
+
+
+def graph(
+    program: Program,
+    checked: Checked,
+    samples: Mapping[str, torch.Tensor],
+    job: Job,
+    most_bytes: int,
+) -> tuple[Batched | None, tuple[str, ...]]:
+    """The path, and how it is had, parameter by parameter; or ``None`` and why not.
+
+    samples: made-up records by data input. most_bytes: what the path may take.
+    """
+    try:
+        made = _fitting(program, checked, samples, job, most_bytes)
+    except (Unfit, ModelError) as e:
+        return None, ("record", f"graph: {str(e)[:300]}")
+    if made is None:
+        return None, ("record", "graph: a microbatch does not fit in memory")
+    rows = tiled(samples, made.shape.rows)
+    slow = made.settle(rows)
+    made.choose(_values(made, rows), most_bytes // 4)
+    off = disagreement(made, samples)
+    if not off <= _AGREE:
+        return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
+    ways = {site.name: site.way.name for site in made.sites}
+    lines = [
+        f"{spec.tensor}: {ways.get(f'p{i}', 'no gradient')}"
+        for i, spec in enumerate(program.trained)
+    ]
+    return made, ("graph", *lines, *(f"one record per call: {name}" for name in slow))
+
+
+def _fitting(
+    program: Program,
+    checked: Checked,
+    samples: Mapping[str, torch.Tensor],
+    job: Job,
+    most_bytes: int,
+) -> Batched | None:
+    """Built for as many rows as are good and fit."""
+    k = job.per_unit
+    tile = TILE // math.gcd(TILE, k)  # units
+    few = batched.build(program, checked, samples, Shape(tile * k, k), job.keep)
+    unit = _bytes(few, samples) / tile
+    fit = int((most_bytes - (job.kept_bytes if job.keep else 0)) / unit)
+    most = min(fit, max(tile, min(MOST_ROWS // k, int(_GOOD_BYTES / unit)))) // tile * tile
+    if most < tile:
+        return None
+    units = math.ceil(job.slots / math.ceil(job.slots / most))
+    units = -(-units // tile) * tile
+    return Batched(program, few.noted, few.proved, Shape(units * k, k), job.keep)
+
+
+def tiled(samples: Mapping[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+    """The records over and over, that many."""
+    return {k: v[torch.arange(rows) % len(v)] for k, v in samples.items()}
+
+
+def _values(made: Batched, records: Mapping[str, torch.Tensor]) -> Env:
+    """All values of a microbatch of these records."""
+    runner = made.runner
+    data = {f"d{i}": records[spec.name] for i, spec in enumerate(made.program.data)}
+    data[SEED] = torch.ones(made.shape.rows)
+    nodes = runner.order([*data], [*made.wanted, *made.frontier])
+    names = [o for n in nodes for o in runner.outs(n)]
+    with torch.inference_mode():
+        values = runner.function([*data], names)(runner.fixed, *data.values())
+    return {**runner.fixed, **data, **dict(zip(names, values, strict=True))}
+
+
+def _bytes(made: Batched, samples: Mapping[str, torch.Tensor]) -> int:
+    """Of all values of a microbatch, were none let go of."""
+    env = _values(made, tiled(samples, made.shape.rows))
+    held = {
+        s.data_ptr(): s.nbytes()
+        for name, t in env.items()
+        if isinstance(t, torch.Tensor) and name not in made.runner.fixed
+        for s in [t.untyped_storage()]
+    }
+    return sum(held.values())
+
+
+def _rows(samples: Mapping[str, torch.Tensor], units: int, k: int) -> Rows:
+    """Units of k made-up rows."""
+    count = units * k
+    return Rows(
+        tiled(samples, count), np.ones(count, dtype=bool), np.arange(count),
+        np.arange(0, count + 1, k), k,
+    )  # fmt: skip
+
+
+def disagreement(made: Batched, samples: Mapping[str, torch.Tensor]) -> float:
+    """Of the clipped sum of a few made-up units from that of the path ``record``, as a part of the
+    clip that half of them keep to."""
+    program, k = made.program, made.shape.per_unit
+    rows = _rows(samples, _CHECKED_UNITS, k)
+    gradients = record(program, rows.inputs, rows.count, False)
+    one = torch.empty(program.dimension)
+    alone = torch.zeros(_CHECKED_UNITS, program.dimension, dtype=torch.float64)
+    for row in range(rows.count):
+        gradients(row, one)
+        alone[row // k] += one
+    norms = torch.linalg.vector_norm(alone, dim=1)
+    finite = torch.isfinite(norms)
+    bound = float(norms[finite].median()) if bool(finite.any()) else 1.0
+    bound = bound or 1.0
+    factors = (bound / norms).clamp(max=1.0)
+    wanted = torch.where(finite, factors, 0.0) @ torch.where(finite[:, None], alone, 0.0)
+    sums = made.sums(rows, bound, 0.0, made.shape.units)
+    got = sums(np.arange(_CHECKED_UNITS))
+    return float(torch.linalg.vector_norm(got - wanted)) / bound
+
+
+def times(made: Batched, samples: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+    """Seconds of a microbatch, and of one row's prefix where that is kept."""
+    units = made.shape.units
+    rows = _rows(samples, units, made.shape.per_unit)
+    start = time.perf_counter()
+    sums = made.sums(rows, 1.0, 2.0**-20, units)
+    prefix = (time.perf_counter() - start) / rows.count
+    chosen = np.arange(units)
+    taken: list[float] = []
+    while sum(taken) < _TIMED_SECONDS or len(taken) < 3:
+        start = time.perf_counter()
+        sums(chosen)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken), prefix
