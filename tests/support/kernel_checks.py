@@ -66,7 +66,7 @@ def dense(m: ModuleType, b: int, tokens: int, rows: int, columns: int, seed: int
     total = m.formed_sum(g)
     error = (total.double() - g.double().sum(1)).norm(dim=1)
     assert bool((error <= bounds.formed_sum(tokens) * g.double().norm(dim=2).sum(1)).all())
-    one = m.rank_one(g[:, 0], x[:, 0])
+    one = m.row_squares(g[:, 0]) * m.row_squares(x[:, 0])
     truth, s = dense_truth(g[:, :1], x[:, :1])
     within(one, truth, s, bounds.rank_one(rows, columns))
 
@@ -183,7 +183,7 @@ def not_finite(m: ModuleType) -> None:
         results = {
             "float32": m.gram_pair(g, x)[0],
             "float64": m.gram_pair(g, x, True)[0],
-            "rank one": m.rank_one(g[:, 2], x[:, 0]),
+            "rank one": m.row_squares(g[:, 2]) * m.row_squares(x[:, 0]),
             "formed": m.row_squares(m.formed_outer(g, x)),
             "norms": m.conv_norms(xs, gs, *geometry),
             "gram": m.conv_gram(xs, gs, *geometry)[0],
@@ -372,30 +372,6 @@ def conv_attack(m: ModuleType, power: int) -> None:
         assert bool((above * (1 + 1e-12) >= truth.sqrt()).all())
 
 
-def scaling(m: ModuleType) -> None:
-    g = torch.tensor([[1.0, -2.0], [math.inf, math.nan], [3.0, 2.0**-149], [math.nan, 5.0]])
-    c = torch.tensor([0.5, 0.1, 2.0, math.inf])
-    keep = torch.tensor([True, False, True, False])
-    expected = torch.tensor([[0.5, -1.0], [0.0, 0.0], [6.0, 2.0**-148], [0.0, 0.0]])
-    out = m.scale_rows(g, c, keep)
-    assert torch.equal(out, expected)
-    assert not bool(torch.signbit(out[1]).any())
-    given = torch.full_like(g, 7.0)
-    assert m.scale_rows(g, c, keep, given) is given
-    assert torch.equal(given, expected)
-    assert m.scale_rows(g, c, keep, g) is g
-    assert torch.equal(g, expected)
-    image = torch.randn(3, 4, 5, 6)
-    wanted = image * torch.tensor([1.0, 2.0, 0.0]).view(3, 1, 1, 1)
-    for form in (torch.contiguous_format, torch.channels_last):
-        for other in (None, torch.empty_like(image), image.clone(memory_format=form)):
-            keep = torch.tensor([True, True, False])
-            scaled = m.scale_rows(
-                image.contiguous(memory_format=form), torch.tensor([1.0, 2.0, 3.0]), keep, other
-            )
-            assert torch.equal(scaled, wanted)
-
-
 def summing(m: ModuleType) -> None:
     part = torch.tensor(
         [0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997, 1e-45, -7.25, 2.0**40, 3e38, math.nan, -math.inf]
@@ -562,7 +538,6 @@ def doors(m: ModuleType) -> dict[str, object]:
     deep = torch.channels_last
     return {
         "row_squares": lambda x, g: m.row_squares(x.flatten(1)),
-        "rank_one": lambda x, g: m.rank_one(g.flatten(1), x.flatten(1)),
         "gram_pair": lambda x, g: stacked(m.gram_pair(tokens(g), tokens(x))),
         "precise": lambda x, g: stacked(m.gram_pair(tokens(g), tokens(x), True)),
         "formed_outer": lambda x, g: m.formed_outer(tokens(g), tokens(x)),
@@ -596,7 +571,6 @@ def doors(m: ModuleType) -> dict[str, object]:
             m.token_affine(tokens(g), tokens(g).flip(2), g[:, 0].flatten(1), g[:, 1].flatten(1)), 1
         ),
         "channel_sum": lambda x, g: m.channel_sum(g),
-        "scale_rows": lambda x, g: m.scale_rows(g, x[:, 0, 0, 0].contiguous(), x[:, 0, 0, 1] > 0),
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +45,7 @@ def test_embedding(name: str, b: int, tokens: int, width: int, rows: int, seed: 
 @both
 @pytest.mark.parametrize(
     "check",
-    ["chunks", "scaling", "summing", "weighting", "not_finite", "long_contraction", "embedding_sum",
+    ["chunks", "summing", "weighting", "not_finite", "long_contraction", "embedding_sum",
      "affine"],
 )  # fmt: skip
 def test_rules(name: str, check: str) -> None:
@@ -86,13 +89,12 @@ def test_doors_choose(monkeypatch: pytest.MonkeyPatch) -> None:
         kernels.finish(total, 2.0**-20, out)
         xs, gs = x.transpose(1, 2), g.transpose(1, 2)
         return [
-            *kernels.gram_pair(g, x), kernels.row_squares(g), kernels.rank_one(g[:, 0], x[:, 0]),
+            *kernels.gram_pair(g, x), kernels.row_squares(g),
             kernels.formed_outer(g, x), kernels.formed_sum(g),
             *kernels.embedding_gram(torch.zeros((2, 3), dtype=torch.int64), g),
             kernels.conv_formed(xs, gs, *rule), kernels.conv_norms(xs, gs, *rule),
             kernels.conv_scale(xs, gs, *rule), *kernels.conv_gram(xs, gs, *rule),
-            kernels.scale_rows(g, torch.ones(2), torch.ones(2, dtype=torch.bool)), out,
-            kernels.weighted_sum(x[:, 0], torch.ones(2)),
+            kernels.weighted_sum(x[:, 0], torch.ones(2)), out,
         ]  # fmt: skip
 
     first = results()
@@ -100,6 +102,39 @@ def test_doors_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernels.native()
     for a, b in zip(first, results(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiled
+def test_compiled_kernels_get_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    call = compiled._call
+
+    def counted(name: str, *operands: object) -> None:
+        called.append(name)
+        call(name, *operands)
+
+    monkeypatch.setattr(compiled, "_call", counted)
+    total, keep = torch.zeros((2, 4), dtype=torch.int64), torch.ones(2, dtype=torch.bool)
+    g, c = torch.ones(2, 3, 4), torch.ones(2)
+    index = torch.zeros((2, 3), dtype=torch.int64)
+    row, doubles = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.float64)
+    cases: list[tuple[Any, tuple[Any, ...], torch.Tensor]] = [
+        (kernels.row_squares, (g,), g.to(torch.uint8)),
+        (kernels.embedding_gram, (index, g), g.double()),
+        (kernels.contract, (row, row, c, keep, 32), doubles),
+        (kernels.conv_contract, (g, g, c, keep, 32, (1,), (1,), (0,), (1,)), g.double()),
+        (kernels.embedding_add, (total, index, g, c, keep, 1.0), g.double()),
+        (kernels.accumulate, (total, row, 1.0), doubles),
+    ]
+    for door, operands, other in cases:
+        door(*operands)
+        assert len(called) == 1
+        same = [other if isinstance(o, torch.Tensor) and o.shape == other.shape
+                and o.dtype == torch.float32 else o for o in operands]  # fmt: skip
+        with contextlib.suppress(RuntimeError):  # a twin may mind two types at once
+            door(*same)
+        assert len(called) == 1
+        called.clear()
 
 
 def test_sums_need_their_types() -> None:

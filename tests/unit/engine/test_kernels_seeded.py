@@ -14,7 +14,7 @@ import torch
 
 import support.kernel_checks as checks
 from casemate.engine import native
-from casemate.engine.kernels import bounds, compiled, twins
+from casemate.engine.kernels import Window, bounds, compiled, twins
 from support.kernel_checks import Convolution
 
 needs_compiler = pytest.mark.skipif(
@@ -70,7 +70,6 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("CHUNK = 256", "CHUNK = 1 << 20", checks.chunks),
     ("SHORT = 64", "SHORT = 1 << 20", checks.chunks),
     ("if (w == 0) continue;", "", checks.weighting),
-    ("if (!keep[i]) {", "if (false) {", checks.scaling),
     ("std::rint(", "std::floor(", checks.summing),
     ("std::fabs(v) < 0x1p62 ? v : 0.0", "v", checks.summing),
     ("static_cast<double>(total[j]) * factor", "static_cast<float>(total[j]) * factor",
@@ -136,8 +135,8 @@ def half_pairs(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     return sum((twins._pair(a, c, a, c) for a, c in parts), torch.zeros(x.shape[0]))
 
 
-def plain_windows(x: torch.Tensor, out: object, kernel: object, *rest: object) -> torch.Tensor:
-    return WINDOWS(x, out, kernel, (1,) * (x.dim() - 2), *rest[1:])  # type: ignore[arg-type]
+def plain_windows(x: torch.Tensor, out: torch.Size, w: Window) -> torch.Tensor:
+    return WINDOWS(x, out, w._replace(stride=(1,) * (x.dim() - 2)))
 
 
 def one_by_one(g: torch.Tensor, x: torch.Tensor, c: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -158,7 +157,7 @@ TWINS: list[tuple[str, object, Check]] = [
     ("formed_sum", lambda g: g.half().sum(1).float(), dense),
     ("weighted_sum", lambda formed, c: c @ formed, checks.weighting),
     ("accumulate", lambda total, part, step: total.add_((part * step).long()), checks.summing),
-    ("scale_rows", lambda g, c, keep, out=None: g * (c * keep).view(-1, 1), checks.scaling),
+    ("_scaled", lambda g, c, keep: g * (c * keep).view(-1, 1), contraction),
     ("contract", one_by_one, checks.long_contraction),
     (
         "embedding_add",

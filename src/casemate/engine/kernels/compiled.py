@@ -2,7 +2,7 @@
 
 A record is handled by the same instructions on its own memory, in an order that depends on the
 shapes alone, so its result has the same bits in every slot and whatever the others hold (P13).
-Doors and shapes: the package's page. MemoryError when there is no room for scratch.
+Doors and shapes: ``twins``. MemoryError when there is no room for scratch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 
 from casemate.engine import native
 from casemate.engine.kernels import twins
+from casemate.engine.kernels.window import Window, windowed
 
 Tensor = torch.Tensor
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -31,7 +31,6 @@ _DOORS: dict[str, tuple[tuple[type, ...], bool]] = {
     "conv": ((_P, _P, _P, _P, _P), True),
     "conv_scale": ((_P, _P, _P, _P), True),
     "conv_gram": ((_P, _P, _P, _P, _P), True),
-    "scale_rows": ((_P, _I, _I, _P, _P, _P), False),
     "accumulate": ((_P, _P, _I, _D), False),
     "finish": ((_P, _I, _D, _P), False),
     "weighted_sum": ((_P, _I, _I, _P, _P), False),
@@ -77,10 +76,6 @@ def row_squares(x: Tensor) -> Tensor:
     out = _doubles(x)
     _call("row_squares", x.data_ptr(), len(x), math.prod(x.shape[1:]), out.data_ptr())
     return out
-
-
-def rank_one(g: Tensor, x: Tensor) -> Tensor:
-    return row_squares(g) * row_squares(x)
 
 
 def gram_pair(g: Tensor, x: Tensor, precise: bool = False) -> tuple[Tensor, Tensor]:
@@ -137,143 +132,67 @@ def _packed(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
     return (_I * len(values))(*values)
 
 
-def _shape(
-    x: Tensor,
-    g: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> ctypes.Array[ctypes.c_int64]:
-    dims = len(kernel)
+def _shape(x: Tensor, g: Tensor, w: Window) -> ctypes.Array[ctypes.c_int64]:
+    dims = len(w.kernel)
     lead = [1] * (3 - dims)
     return _packed(
         (
-            x.shape[0], x.shape[1], g.shape[1], groups, *lead, *x.shape[2:], *lead, *g.shape[2:],
-            *lead, *kernel, *lead, *stride, *([0] * (3 - dims)), *padding, *lead, *dilation,
+            x.shape[0], x.shape[1], g.shape[1], w.groups, *lead, *x.shape[2:], *lead, *g.shape[2:],
+            *lead, *w.kernel, *lead, *w.stride, *([0] * (3 - dims)), *w.padding, *lead, *w.dilation,
             *_strides(x, dims), *_strides(g, dims),
         )
     )  # fmt: skip
 
 
-def conv_formed(
-    x: Tensor,
-    g: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-    transposed: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
-    if transposed:
-        x, g = g, x
-    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
-    out = _filled(out, (x.shape[0], g.shape[1], x.shape[1] // groups, *kernel))
+@windowed()
+def conv_formed(x: Tensor, g: Tensor, w: Window, out: Tensor | None = None) -> Tensor:
+    shape = _shape(x, g, w)
+    out = _filled(out, (x.shape[0], g.shape[1], x.shape[1] // w.groups, *w.kernel))
     _call("conv", x.data_ptr(), g.data_ptr(), shape, None, out.data_ptr())
     return out
 
 
-def conv_norms(
-    x: Tensor,
-    g: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-    transposed: bool = False,
-) -> Tensor:
-    if transposed:
-        x, g = g, x
-    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+@windowed()
+def conv_norms(x: Tensor, g: Tensor, w: Window) -> Tensor:
+    shape = _shape(x, g, w)
     out = _doubles(x)
     _call("conv", x.data_ptr(), g.data_ptr(), shape, out.data_ptr(), None)
     return out
 
 
-def conv_scale(
-    x: Tensor,
-    g: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-    transposed: bool = False,
-) -> Tensor:
-    if transposed:
-        x, g = g, x
-    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+@windowed()
+def conv_scale(x: Tensor, g: Tensor, w: Window) -> Tensor:
+    shape = _shape(x, g, w)
     out = _doubles(x)
     _call("conv_scale", x.data_ptr(), g.data_ptr(), shape, out.data_ptr())
     return out
 
 
-def conv_gram(
-    x: Tensor,
-    g: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-    transposed: bool = False,
-) -> tuple[Tensor, Tensor]:
-    if transposed:
-        x, g = g, x
-    if groups != 1 or any(s != 1 for s in stride):
-        seen, out = twins.unfolded(x, g, kernel, stride, padding, dilation, groups)
+@windowed()
+def conv_gram(x: Tensor, g: Tensor, w: Window) -> tuple[Tensor, Tensor]:
+    if w.groups != 1 or any(s != 1 for s in w.stride):
+        seen, out = twins.unfolded(x, g, w)
         n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2))
-        return n2.view(-1, groups).sum(1), scale.view(-1, groups).square().sum(1).sqrt()
+        return n2.view(-1, w.groups).sum(1), scale.view(-1, w.groups).square().sum(1).sqrt()
     n2, scale = _doubles(x), _doubles(x)
-    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
+    shape = _shape(x, g, w)
     _call("conv_gram", x.data_ptr(), g.data_ptr(), shape, n2.data_ptr(), scale.data_ptr())
     again = ~torch.isfinite(n2) & torch.isfinite(scale)
     for i in again.nonzero().flatten().tolist():
-        seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], kernel, stride, padding, dilation, 1)
+        seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], w)
         n2[i] = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise=True)[0][0]
     return torch.where(torch.isfinite(scale), n2, scale), scale
 
 
-def scale_rows(g: Tensor, c: Tensor, keep: Tensor, out: Tensor | None = None) -> Tensor:
-    if out is None:
-        g = g if _dense_rows(g) else g.contiguous()
-        out = torch.empty_like(g)
-    elif not (_dense_rows(g) and out.stride() == g.stride()):
-        return twins.scale_rows(g, c, keep, out)
-    c, keep = c.contiguous(), keep.contiguous()
-    size = math.prod(g.shape[1:])
-    _call("scale_rows", g.data_ptr(), len(g), size, c.data_ptr(), keep.data_ptr(), out.data_ptr())
-    return out
-
-
-def _dense_rows(g: Tensor) -> bool:
-    """Whether rows lie one after the other, each in one piece, whatever its inner order."""
-    if g.is_contiguous():
-        return True
-    size = math.prod(g.shape[1:])
-    return g.stride(0) == size and g[0].numel() == size and _dense(g[0])
-
-
-def _dense(t: Tensor) -> bool:
-    expected = 1
-    for step, size in sorted(zip(t.stride(), t.shape, strict=True)):
-        if size != 1:
-            if step != expected:
-                return False
-            expected *= size
-    return True
-
-
 def accumulate(total: Tensor, part: Tensor, inverse_step: float) -> None:
+    twins.needs(total, torch.int64)
     part = part.contiguous()
     _call("accumulate", total.data_ptr(), part.data_ptr(), total.numel(), inverse_step)
 
 
 def finish(total: Tensor, factor: float, out: Tensor) -> None:
+    twins.needs(total, torch.int64)
+    twins.needs(out, torch.float32)
     _call("finish", total.data_ptr(), total.numel(), factor, out.data_ptr())
 
 
@@ -300,31 +219,27 @@ def contract(
     return out
 
 
+@windowed(before=3)
 def conv_contract(
     x: Tensor,
     g: Tensor,
     c: Tensor,
     keep: Tensor,
     chunk: int,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-    transposed: bool = False,
+    w: Window,
     out: Tensor | None = None,
 ) -> Tensor:
-    if transposed:
-        x, g = g, x
     c, keep = c.contiguous(), keep.contiguous()
     outputs, inputs = g.shape[1], x.shape[1]
-    point = groups == 1 and (*kernel, *stride) == (1,) * 2 * len(kernel) and not any(padding)
+    point = (
+        w.groups == 1 and (*w.kernel, *w.stride) == (1,) * 2 * len(w.kernel) and not any(w.padding)
+    )
     if point and x.shape[2:] == g.shape[2:] and _idle(outputs) * inputs > _idle(inputs) * outputs:
-        turned = conv_contract(g, x, c, keep, chunk, kernel, stride, padding, dilation)
+        turned = conv_contract(g, x, c, keep, chunk, *w)
         turned = turned.transpose(0, 1)
         return turned.contiguous() if out is None else out.copy_(turned)
-    shape = _shape(x, g, kernel, stride, padding, dilation, groups)
-    out = _filled(out, (outputs, inputs // groups, *kernel))
+    shape = _shape(x, g, w)
+    out = _filled(out, (outputs, inputs // w.groups, *w.kernel))
     _call(
         "conv_contract", x.data_ptr(), g.data_ptr(), shape, c.data_ptr(), keep.data_ptr(), chunk,
         out.data_ptr(),
@@ -346,6 +261,7 @@ def embedding_add(
     inverse_step: float,
     padding_idx: int | None = None,
 ) -> None:
+    twins.needs(total, torch.int64)
     index, g = index.long().contiguous(), g.contiguous()
     c, keep = c.contiguous(), keep.contiguous()
     none = _NO_PADDING if padding_idx is None else padding_idx

@@ -1144,18 +1144,6 @@ int norms_embedding(const i64 *index, const float *g, i64 b, i64 T, i64 m, i64 p
     return 0;
 }
 
-void norms_scale_rows(const float *g, i64 b, i64 n, const float *c, const uint8_t *keep,
-                      float *out) {
-    for (i64 i = 0; i < b; i++) {
-        if (!keep[i]) {
-            std::memset(out + i * n, 0, sizeof(float) * n);
-            continue;
-        }
-        const float w = c[i];
-        for (i64 j = 0; j < n; j++) out[i * n + j] = g[i * n + j] * w;
-    }
-}
-
 void norms_accumulate(i64 *total, const float *part, i64 d, double inverse_step) {
     for (i64 j = 0; j < d; j++) {
         total[j] += grid_steps(std::rint(part[j] * inverse_step));
