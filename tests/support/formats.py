@@ -66,10 +66,13 @@ def formats() -> dict[str, type]:
 
 
 def sample(kind: type) -> Any:
-    """The sample value of a format."""
+    """The sample value of a format; what joined it later is at its default."""
     fixed = FIELDS.get(kind.__casemate_type__, {})
     hints = typing.get_type_hints(kind)
-    names = [name for name in hints if name in kind.__dataclass_fields__]
+    names = [
+        name for name in hints
+        if name in kind.__dataclass_fields__ and name not in codec.later_fields(kind)
+    ]  # fmt: skip
     return kind(**{n: fixed[n] if n in fixed else _sample(hints[n], n) for n in names})
 
 

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
 
+from casemate.spec import codec
+
 if TYPE_CHECKING:
     from casemate.server.routes import Route
 
@@ -79,9 +81,10 @@ class _Schemas:
             self.named[hint.__name__] = {}  # before its fields: a format may hold itself
             hints = typing.get_type_hints(hint)
             fields = {f.name: self.of(hints[f.name]) for f in dataclasses.fields(hint)}
-            self.named[hint.__name__] = _object({"type": {"const": name}} | fields) | {
-                "description": _first_paragraph(hint.__doc__)
-            }
+            made = _object({"type": {"const": name}} | fields)
+            made["required"] = [n for n in made["required"] if n not in codec.later_fields(hint)]
+            made["description"] = _first_paragraph(hint.__doc__)
+            self.named[hint.__name__] = made
         return {"$ref": f"#/components/schemas/{hint.__name__}"}
 
 

@@ -1,10 +1,11 @@
 """Frozen dataclasses to canonical JSON and back, strictly.
 
 A shared format is a frozen, keyword-only dataclass marked with :func:`value`, which gives it a
-versioned name. Its JSON object holds ``"type": "<name>/v<n>"`` and every field, none more. Field
-types are those of :data:`Json` scalars, ``bytes`` (unpadded base64url), ``tuple[X, ...]``,
-``dict[str, X]``, ``X | None``, ``Literal`` and other values. Checks beyond types belong in
-``__post_init__`` and raise a ``CasemateError`` or ``ValueError``.
+versioned name. Its JSON object holds ``"type": "<name>/v<n>"`` and every field, none more; those
+that joined it later stand there only where they are not at their default. Field types are those of
+:data:`Json` scalars, ``bytes`` (unpadded base64url), ``tuple[X, ...]``, ``dict[str, X]``,
+``X | None``, ``Literal`` and other values. Checks beyond types belong in ``__post_init__`` and
+raise a ``CasemateError`` or ``ValueError``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from casemate.spec import canonical
@@ -30,8 +31,12 @@ _REGISTRY: Final[dict[str, type]] = {}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def value(name: str) -> Callable[[type[T]], type[T]]:
+def value(name: str, *, later: Sequence[str] = ()) -> Callable[[type[T]], type[T]]:
     """Make a class a shared format under ``name``, such as ``policy/v1``.
+
+    later: fields that the format has got since it was first written. At its default such a field is
+    left out, so that what was written before keeps its bytes and its digest; a decoder that does
+    not know it refuses any other value of it.
 
     A whole number given for a float field becomes a float, since the wire keeps the two apart.
     """
@@ -49,6 +54,10 @@ def value(name: str) -> Callable[[type[T]], type[T]]:
         cls.__post_init__ = post_init  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
         made.__casemate_type__ = name  # type: ignore[attr-defined]
+        defaults = {f.name: f.default for f in dataclasses.fields(typing.cast(Any, made))}
+        made.__casemate_later__ = {n: defaults[n] for n in later}  # type: ignore[attr-defined]
+        if dataclasses.MISSING in (defaults[n] for n in later):
+            raise ValueError(f"a field that joined {name} later needs a default")
         if name in _REGISTRY:
             raise ValueError(f"two formats are called {name}")
         _REGISTRY[name] = made
@@ -60,6 +69,12 @@ def value(name: str) -> Callable[[type[T]], type[T]]:
 def registered() -> dict[str, type]:
     """Every shared format by name; each must have a golden file."""
     return dict(_REGISTRY)
+
+
+def later_fields(kind: type | object) -> Mapping[str, object]:
+    """Fields that joined a format later, with their defaults."""
+    found: Mapping[str, object] = typing.cast(Any, kind).__casemate_later__
+    return found
 
 
 def warm() -> None:
@@ -93,8 +108,11 @@ def to_json(item: object) -> Json:
     if name is None:
         raise TypeError(f"{type(item).__name__} is no shared format")
     out: dict[str, Json] = {"type": name}
+    joined = later_fields(item)
     for field in dataclasses.fields(item):  # type: ignore[arg-type]
-        out[field.name] = to_json(getattr(item, field.name))
+        given = getattr(item, field.name)
+        if field.name not in joined or given != joined[field.name]:
+            out[field.name] = to_json(given)
     return out
 
 
@@ -197,11 +215,16 @@ def from_json(cls: type[T], data: Json, *, where: str = "") -> T:
     for key in data:
         if key != "type" and key not in names:
             raise _bad(f"{where}.{key}"[:200].lstrip("."), "is not a field of this version")
-    fields = {}
+    fields, joined = {}, later_fields(cls)
     for key in names:
+        if key not in data and key in joined:
+            continue
+        at = f"{where}.{key}".lstrip(".")
         if key not in data:
-            raise _bad(f"{where}.{key}".lstrip("."), "is missing")
-        fields[key] = _decode(hints[key], data[key], f"{where}.{key}".lstrip("."))
+            raise _bad(at, "is missing")
+        fields[key] = _decode(hints[key], data[key], at)
+        if key in joined and fields[key] == joined[key]:
+            raise _bad(at, "stands there although it has its default")
     try:
         return cls(**fields)
     except CasemateError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias, get_args
 
 from casemate.spec.codec import value
 
@@ -67,19 +67,36 @@ class Schedule:
         _between(1, 10_000_000, every=self.every)
 
 
-@value("dp/v1")
+Clipping: TypeAlias = Literal["flat", "per-layer", "automatic"]
+
+
+@value("dp/v1", later=("clipping", "gamma"))
 class Dp:
     """The privacy asked for: the plan is calibrated so that no dataset's filter is charged more
-    than ``epsilon`` at ``delta``; ``clip`` is C, the bound on one unit's gradient norm."""
+    than ``epsilon`` at ``delta``; ``clip`` is C, the bound on one unit's gradient norm.
+
+    ``clipping`` says how a unit's gradient g comes to a norm of at most C:
+
+    flat: g min(1, C / |g|) (Abadi et al. 2016, Algorithm 1).
+    per-layer: each trained tensor's part by itself to C / sqrt(L), L the number of trained tensors
+    (McMahan et al. 2018, arXiv:1710.06963, per-layer clipping).
+    automatic: g C / (|g| + gamma) (Bu et al. 2023, arXiv:2206.07136, AUTO-S); gamma, in gradient
+    units, counts for this form alone.
+    """
 
     epsilon: float
     delta: float
     clip: float = 1.0
+    clipping: Clipping = "flat"
+    gamma: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1000 or not 0 < self.delta <= 0.01:
             raise ValueError("epsilon must be in (0, 1000], delta in (0, 0.01]")
         _between(1e-30, _LARGEST, clip=self.clip)
+        _between(1e-12, _LARGEST, gamma=self.gamma)
+        if self.clipping not in get_args(Clipping):
+            raise ValueError(f"clipping must be one of {', '.join(get_args(Clipping))}")
 
 
 @value("non-private/v1")
@@ -89,17 +106,62 @@ class NonPrivate:
     words: str
 
 
-@value("train/v1")
+@value("flip/v1")
+class Flip:
+    """Mirror an image (C, H, W) left to right with probability 1/2."""
+
+
+@value("crop/v1")
+class Crop:
+    """Pad an image (C, H, W) by ``pixels`` on each side, with zeros or by reflection (which leaves
+    out the edge itself), and cut one of the old size at a place drawn uniformly."""
+
+    pixels: int
+    pad: Literal["reflect", "zeros"] = "reflect"
+
+    def __post_init__(self) -> None:
+        _between(1, 1024, pixels=self.pixels)
+        if self.pad not in ("reflect", "zeros"):
+            raise ValueError("pad must be one of reflect, zeros")
+
+
+@value("views/v1")
+class Views:
+    """Augmentation multiplicity (De et al. 2022, arXiv:2204.13650, section 3.3): a row's gradient is
+    the mean over ``count`` views of it, each with draws of its own, before the clip; so what one
+    unit moves stays as it is. ``transforms``, in their order, act on the graph's input ``input``."""
+
+    count: int = 1
+    input: str = ""
+    transforms: tuple[Flip | Crop, ...] = ()
+
+    def __post_init__(self) -> None:
+        _between(1, 1024, count=self.count)
+        if len(self.transforms) > 8:
+            raise ValueError("there are at most 8 transforms")
+        if bool(self.input) != bool(self.transforms):
+            raise ValueError("an input is named where there are transforms, and only there")
+
+
+@value("train/v1", later=("ema", "views"))
 class TrainSpec:
-    """``batch_size``: the expected number of units in a step, also the normaliser (P2)."""
+    """``batch_size``: the expected number of units in a step, also the normaliser (P2).
+
+    ``ema``: what is released is the average of the weights after each step w_1 ... w_t with this
+    decay b, (1 - b) / (1 - b^t) sum_s b^(t-s) w_s (De et al. 2022, arXiv:2204.13650;
+    the divisor as in Adam, so that the initial weights have no part in it); 0: the last weights.
+    """
 
     batch_size: int
     steps: int
     privacy: Dp | NonPrivate
     optimizer: Sgd | Adam
     schedule: Schedule = Schedule()
+    ema: float = 0.0
+    views: Views = Views()
 
     def __post_init__(self) -> None:
+        _between(0, math.nextafter(1, 0), ema=self.ema)
         if not 1 <= self.batch_size <= 2**31 or not 1 <= self.steps <= 10_000_000:
             raise ValueError("batch_size must be in [1, 2^31], steps in [1, 10^7]")
 
@@ -170,7 +232,7 @@ class DpEvent:
     steps: int
 
 
-@value("plan/v1")
+@value("plan/v1", later=("clipping", "gamma"))
 class Plan:
     """All public constants of a run that can affect privacy. Frozen; its digest is what counts.
 
@@ -181,6 +243,8 @@ class Plan:
     microbatch, microbatches: every step evaluates exactly microbatch * microbatches slots.
     delta_truncation, delta_sampler: charged beside the event's own delta (P2, P4).
     private is False only for NonPrivate jobs; then sigma is 0 and events is empty.
+    clipping, gamma: the form of the clip, as in ``Dp``; gamma is 0 but for ``automatic``. What a
+    unit adds has norm at most C (1+eta) under each, so that sensitivity does not depend on it.
     """
 
     request_digest: str
@@ -200,6 +264,8 @@ class Plan:
     events: tuple[DpEvent, ...]
     delta_truncation: float
     delta_sampler: float
+    clipping: Clipping = "flat"
+    gamma: float = 0.0
 
 
 @value("execution/v1")
