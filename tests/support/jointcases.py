@@ -416,7 +416,8 @@ def shows(case: Case) -> bool:
 
 
 def nonlinear(case: Case) -> list[str]:
-    """Outputs that are proved S and that are no linear function of the S operands."""
+    """Outputs that are proved S and that are no linear function of the S operands, or zero and that
+    are not."""
     node, values = case.nodes[0], case.prove()
     torch.manual_seed(5)
     one, two, both, twice = (dict(case.data) for _ in range(4))
@@ -427,6 +428,8 @@ def nonlinear(case: Case) -> list[str]:
     a, b, c, d = (replay(case.nodes, x, 1) for x in (one, two, both, twice))
     out = []
     for k in [n for n in a if n.partition(".")[0] == node.name]:
+        if values[k].floating and values[k].bounds == (0, 0) and any(x[k].any() for x in (a, b)):
+            out.append(f"{node.op}: {k} is not zero")
         if not values[k].summed or not a[k].numel():
             continue
         if not a[k].dtype.is_floating_point:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from casemate.engine.program import DTYPES, Program
+from casemate.engine.program import DTYPES, Program, maker, uses
 from casemate.engine.tape import Log, Unfit, random
 from casemate.graph.joint import Joint
 from casemate.graph.model import DtypeArg, Graph, ListArg, Node, Ref, Size
@@ -31,6 +31,8 @@ _OTHER_FORM: Final = {
     "aten.transpose_.default": "aten.transpose.int",
     "aten.squeeze_.dim": "aten.squeeze.dim",
     "aten.zero_.default": "aten.zeros_like.default",
+    # Memory that autograd writes before it reads.
+    "aten.empty_like.default": "aten.zeros_like.default",
 }
 
 
@@ -227,20 +229,46 @@ def note(graph: Graph, values: Mapping[str, Value], programs: Sequence[Program],
             second.add(out2, SEED)
             seeded = True
         else:
-            nodes.append(_node(f"v{len(nodes)}", func, (args, args2), (kwargs, kwargs2),
-                               first, second, places))  # fmt: skip
+            node = _node(f"v{len(nodes)}", func, (args, args2), (kwargs, kwargs2),
+                         first, second, places)  # fmt: skip
+            nodes += _as_matrices(node) if func is torch.ops.aten.mv.default else (node,)
             _outputs(nodes[-1].name, func, (args, args2), (out, out2), first, second)
     if not seeded:
         raise Unfit("the gradient does not start at the losses")
     gradients = []
     for g, h in zip(first.found, second.found, strict=True):
         gradients.append(None if g is None or h is None else _pair(g, h, first, second).name)
+    frontier = tuple(first.name(v) for v in first.frontier)
+    kept = _read(nodes, [loss, *frontier, *(g for g in gradients if g is not None)])
     return Noted(
-        joint=Joint(inputs, tuple(nodes), loss, tuple(gradients)),
-        places=places,
-        frontier=tuple(first.name(v) for v in first.frontier),
+        joint=Joint(inputs, kept, loss, tuple(gradients)),
+        places={n.name: places[n.name] for n in kept if n.name in places},
+        frontier=frontier,
         constants=first.constants,
     )
+
+
+def _as_matrices(node: Node) -> tuple[Node, ...]:
+    """``mv`` as ``mm``, whose sum over records has a site; the result is the last node."""
+    left, right = node.args
+    at = int(node.name[1:])
+    names = [Ref(name=f"v{at + i}") for i in range(3)]
+    return (
+        Node(name=names[0].name, op="aten.unsqueeze.default", args=(right, 1), kwargs={}),
+        Node(name=names[1].name, op="aten.mm.default", args=(left, names[0]), kwargs={}),
+        Node(name=names[2].name, op="aten.squeeze.dim", args=(names[1], 1), kwargs={}),
+    )
+
+
+def _read(nodes: Sequence[Node], wanted: Sequence[str]) -> tuple[Node, ...]:
+    """The nodes that the values come of: what nothing reads needs no proof."""
+    names = {maker(n) for n in wanted}
+    kept = []
+    for node in reversed(nodes):
+        if node.name in names:
+            names.update(maker(n) for n in uses(node))
+            kept.append(node)
+    return tuple(reversed(kept))
 
 
 def _node(

@@ -11,13 +11,14 @@ none of the three.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from casemate.graph.model import ListArg, Node, Ref
+from casemate.graph.model import DtypeArg, ListArg, Node, Ref
 from casemate.graph.ops import JOINT, Value, bind
 from casemate.graph.ops.base import Call, Op
+from casemate.graph.ops.joint import zero
 from casemate.spec.errors import ModelError
 
 
@@ -37,8 +38,9 @@ class Joint:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """values: all by name, with their state. contractions: S values that come of a sum over records
-    in the node itself, with that node. linear: S values that come of other S values."""
+    """joint: with ``None`` for gradients that are proved to be zero, and with zeros made like a sum
+    made without it. values: all by name, with their state. contractions: S values that come of a
+    sum over records in the node itself, with that node. linear: S values that come of others."""
 
     joint: Joint
     values: Mapping[str, Value]
@@ -82,20 +84,39 @@ def _outputs(call: Call, op: Op) -> tuple[tuple[Value, ...], bool, bool]:
         if any(v.batch is not None for v in given):
             call.mixes("combines a sum over records with single records")
         allowed = {
-            "add": all(sums),
+            "add": all(sums) or _beside_zeros(given),
             "each": sum(sums) == 1,
             "first": sums == [True] + [False] * (len(sums) - 1),
         }
         if not allowed.get(op.linear, False):
             call.mixes("is no linear function of a sum over records")
+        if op.linear == "add" and not all(zero(x) for x in _numbers(call, op)):
+            call.mixes("adds a constant to a sum over records")
         made = op.rule(call)
+        if isinstance(made, Value) and made.batch is None and zero(made):
+            return (made,), False, False  # zero for whatever records: R
         outs = made if isinstance(made, tuple) else (made,)
         outs = tuple(dataclasses.replace(v, summed=True) for v in outs)
-        return outs, isinstance(made, tuple), False
-    contracted = op.contract(call) if op.contract is not None else None
-    made = contracted if contracted is not None else op.rule(call)
-    outs = made if isinstance(made, tuple) else (made,)
-    return outs, isinstance(made, tuple), any(v.summed for v in outs)
+        contracts = False
+    else:
+        contracted = op.contract(call) if op.contract is not None else None
+        made = contracted if contracted is not None else op.rule(call)
+        outs = made if isinstance(made, tuple) else (made,)
+        contracts = any(v.summed for v in outs)
+    if any(v.summed and not v.floating for v in outs):
+        call.mixes("rounds a sum over records")
+    return outs, isinstance(made, tuple), contracts
+
+
+def _beside_zeros(given: Sequence[Value]) -> bool:
+    """Whether all but the S values are zeros that do not broadcast them."""
+    return all(v.summed or zero(v) for v in given) and len({v.dims for v in given}) == 1
+
+
+def _numbers(call: Call, op: Op) -> list[Any]:
+    """Numbers that stand for tensors."""
+    kinds = {p.name for p in op.schema.params if p.kind.rstrip("?") == "Tensor"}
+    return [x for name, x in call.args.items() if name in kinds and type(x) in (int, float, bool)]
 
 
 def prove(joint: Joint) -> Proved:
@@ -104,8 +125,14 @@ def prove(joint: Joint) -> Proved:
     values = dict(joint.inputs)
     contractions: dict[str, Node] = {}
     linear: dict[str, Node] = {}
+    nodes: list[Node] = []
     for node in joint.nodes:
-        outs, several, contracts = _outputs(bound(node, values), entry(node))
+        call = bound(node, values)
+        outs, several, contracts = _outputs(call, entry(node))
+        if any(v.summed for v in call.tensors()) and not any(v.summed for v in outs):
+            nodes += _zeros(node, outs[0], values)
+        else:
+            nodes.append(node)
         for i, v in enumerate(outs):
             name = f"{node.name}.{i}" if several else node.name
             values[name] = v
@@ -114,10 +141,29 @@ def prove(joint: Joint) -> Proved:
     loss = values[joint.loss]
     if loss.batch is None or loss.summed:
         raise _refuse(joint.loss, "The losses are not one for each record.")
-    for gradient in joint.gradients:
-        if gradient is not None and not values[gradient].summed:
-            raise _refuse(gradient, "A parameter's gradient is no sum over records.")
-    return Proved(joint, values, contractions, linear)
+    gradients = tuple(g and _gradient(g, values[g]) for g in joint.gradients)
+    made = dataclasses.replace(joint, nodes=tuple(nodes), gradients=gradients)
+    return Proved(made, values, contractions, linear)
+
+
+def _zeros(node: Node, v: Value, values: dict[str, Value]) -> tuple[Node, Node]:
+    """Zeros made like a sum, made without it: they are there before any record is."""
+    like = f"{node.name}z"
+    values[like] = v
+    size, dtype = ListArg(items=v.dims), DtypeArg(dtype=v.dtype)
+    return (
+        Node(name=like, op="aten.full.default", args=(size, 0), kwargs={"dtype": dtype}),
+        Node(name=node.name, op="aten.zeros_like.default", args=(Ref(name=like),), kwargs={}),
+    )
+
+
+def _gradient(name: str, v: Value) -> str | None:
+    """The gradient's name, ``None`` where it is zero. Raises ``ModelError``."""
+    if v.batch is None and not v.summed and v.floating and zero(v):
+        return None
+    if not v.summed or v.batch is not None:
+        raise _refuse(name, "A parameter's gradient is no sum over records.")
+    return name
 
 
 def _refuse(name: str, message: str) -> ModelError:

@@ -10,16 +10,65 @@ import torch
 from casemate.engine import program as engine_program
 from casemate.engine import records
 from casemate.engine.program import Program
-from casemate.graph.ops import TABLE
+from casemate.graph.ops import TABLE, Batch, Value, bind
 from casemate.spec.errors import ModelError
 from support import engine_checks as checks
 from support import engine_lab as lab
 
+# What is run in place of torch's own, and by what.
+INSTEAD = {"aten.one_hot.default": engine_program._one_hot}
 
-@pytest.mark.parametrize("op", sorted(TABLE))
-def test_every_op_of_the_table_is_one_torch_overload(op):
-    if op != "aten.one_hot.default":  # by comparison: torch's own looks at values to raise
-        assert str(engine_program.resolve(op)) == op.removeprefix("torch.ops.")
+
+def test_every_op_of_the_table_is_one_torch_overload():
+    for op in TABLE:
+        found = engine_program.resolve(op)
+        if op in INSTEAD:
+            assert found is INSTEAD[op]
+        else:
+            assert isinstance(found, torch._ops.OpOverload) and str(found) == op
+    assert set(engine_program._INSTEAD) == set(INSTEAD)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (2, 0, 3), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("count", [1, 2, 5, 300])
+def test_one_hot_is_torchs(shape, count):
+    torch.manual_seed(0)
+    index = torch.randint(count, shape)
+    for x in (index, index.t() if index.dim() == 2 else index, torch.full(shape, count - 1)):
+        found = engine_program.resolve("aten.one_hot.default")(x, count)
+        want = torch.nn.functional.one_hot(x, count)
+        assert found.dtype == want.dtype and torch.equal(found, want)
+
+
+@pytest.mark.parametrize("hostile", [-1, -(2**63), 3, 4, 2**31, 2**32, 2**63 - 1])
+def test_one_hot_of_a_class_out_of_range_is_no_class_and_tells_nothing(hostile):
+    """torch raises; here the row is zeros, and the others are what they are without it."""
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.one_hot(torch.tensor([hostile]), 3)
+    found = engine_program.resolve("aten.one_hot.default")(torch.tensor([0, hostile, 2]), 3)
+    assert found.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "code"),
+    [
+        (0, 2, None),
+        (0, 3, "model.index-range"),
+        (-1, 2, "model.index-range"),
+        (None, None, "model.index-range"),
+    ],
+)
+def test_one_hot_of_classes_that_are_not_proved_in_range_is_refused(low, high, code):
+    bounds = None if low is None else (low, high)
+    index = Value("i64", (1,), Batch(0), bounds, data=True)
+    entry = TABLE["aten.one_hot.default"]
+    call = bind(entry.schema, "n", "", (index, 3), {})
+    if code is None:
+        assert entry.rule(call).bounds == (0, 1)
+        return
+    with pytest.raises(ModelError) as refused:
+        entry.rule(call)
+    assert refused.value.code == code and refused.value.where == "n"
 
 
 @pytest.mark.parametrize(

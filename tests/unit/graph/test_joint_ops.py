@@ -82,11 +82,7 @@ CALLS = (
 SLOWER = {
     "aten.where.self": "binary/maximum_fx binary/maximum_fw binary/maximum_fi binary/maximum_fb binary/maximum_fz "
     "binary/minimum_fx binary/minimum_fw binary/minimum_fi binary/minimum_fb binary/minimum_fz binary/mi reduce/cp",
-    "aten.scatter.src": "reduce/maxd_ta reduce/mind_ta reduce/maxd_tk reduce/mind_tk reduce/so_t reduce/ss_t reduce/tk_t",
     "aten.abs.default": "reduce/lc",
-    "aten.index_put.default": "index/i1 index/i2 index/i3 index/i4 index/i5",
-    "aten.scatter_add.default": "index/ga index/gm",
-    "aten.index_add.default": "index/is_",
 }
 
 
