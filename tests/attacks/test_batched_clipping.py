@@ -167,14 +167,7 @@ def labs(name: str) -> list[Lab]:
     return [at]
 
 
-BROKEN = {
-    "scaled": pytest.mark.xfail(
-        strict=True, raises=KeyError, reason="small.build asks for a contraction"
-    )
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=BROKEN.get(n, ())) for n in MODELS])
+@pytest.mark.parametrize("name", MODELS)
 def test_no_record_moves_the_sum_by_more_than_is_accounted(name: str) -> None:
     (at,) = labs(name)
     worst, got = 0.0, 0

@@ -218,7 +218,6 @@ class Rare(nn.Module):
 
 
 @WIDE
-@pytest.mark.xfail(strict=True, reason="the probe's random operands miss what differs rarely")
 @pytest.mark.parametrize("name", RARE)
 def test_rare_differences_do_not_get_through(name: str) -> None:
     """A kernel whose body and tail differ on one value in thousands: random operands miss it where
@@ -246,7 +245,6 @@ class Expanded(nn.Module):
 
 
 @WIDE
-@pytest.mark.xfail(strict=True, reason="the probe makes expanded operands contiguous")
 @pytest.mark.parametrize("rows", [48, 80])
 def test_expanded_operands_are_tried_as_they_are(rows: int) -> None:
     secret, known = rare_secret(torch.exp2)
@@ -274,7 +272,6 @@ class TimeFirst(nn.Module):
 
 
 @WIDE
-@pytest.mark.xfail(strict=True, reason="the probe's strides are not those of the run")
 @pytest.mark.parametrize("frozen", [True, False])
 def test_strides_after_a_kept_prefix_or_a_slow_node_are_those_tried(frozen: bool) -> None:
     at = lab(TimeFirst(frozen), rows_of, total_of, rows=48, keep=frozen)

@@ -25,17 +25,20 @@ import torch
 from casemate.engine import compiled, kernels, products, small
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
-from casemate.engine.probe import failing
-from casemate.engine.program import DTYPES, Program, maker
+from casemate.engine.probe import STEP, entrywise, failing, laid, place
+from casemate.engine.program import DTYPES, Program, maker, uses
 from casemate.engine.rows import Rows
 from casemate.engine.sites import ROUNDING, Planner, Shape, Site
 from casemate.graph.check import Checked
 from casemate.graph.joint import Proved, prove
+from casemate.graph.model import Node
 
 ETA: Final = 2.0**-20
 _U32: Final = 2.0**-24
-# Rows of a microbatch are a multiple of this: no kernel then has a ragged end among rows.
+# Rows of a microbatch are a multiple of one of these: see :func:`tile`.
 TILE: Final = 16
+TILES: Final = (TILE, 32, STEP)
+_FEW: Final = 32
 
 
 def sensitivity(bound: float, dimension: int, grid: float) -> float:
@@ -130,37 +133,54 @@ class Batched:
         compile_seconds: float = 0.0,
         background: bool = False,
     ) -> list[str]:
-        """Try every operation in every slot (:mod:`casemate.engine.probe`); those that fail are run
-        one record at a time from now on. records: a microbatch by data input. Returns their names.
+        """Try every operation in every slot (:mod:`casemate.engine.probe`), where values lie as in
+        a run; those that fail are run another way from now on. records: a microbatch by data input.
+        Returns their names.
 
         compile_seconds: for how long islands may be compiled (:mod:`casemate.engine.compiled`);
         in the ``background``, what comes of it is taken before some later step.
         """
-        runner = self.runner
-        nodes = runner.order([*self.data, SEED], [*self.wanted, *self.frontier])
-        names = [o for n in nodes for o in runner.outs(n)]
-        everything = runner.function([*self.data, SEED], names)
+        inputs = {
+            name: records[spec.name].contiguous()
+            for name, spec in zip(self.data, self.program.data, strict=True)
+        }
         seed = torch.ones(self.shape.rows)
-        inputs = [records[spec.name] for spec in self.program.data]
+        instead: dict[str, Any] = {}
+        slow: dict[str, str] = {}
         with torch.inference_mode():
-            made = everything(runner.fixed, *inputs, seed)
-        env = {**runner.fixed, **dict(zip(names, made, strict=True))}
-        env |= dict(zip(self.data, inputs, strict=True)) | {SEED: seed}
-        with torch.inference_mode():
-            instead = products.choose(runner, nodes, env)
-        slow = failing(runner, [n for n in nodes if n.name not in instead], env)
-        self._functions(instead | slow)
+            if self.keep:
+                nodes, env = self._values(inputs, self.frontier)
+                slow |= self._settle(nodes, env, instead)
+                # What is kept goes through the buffers.
+                inputs = {n: b.copy_(env[n]).clone() for n, b in self._buffers.items()}
+            nodes, env = self._values(inputs | {SEED: seed}, self.wanted)
+            slow |= self._settle(nodes, env, instead)
+        self._functions(instead)
         if compile_seconds > 0:
             ends = [*self.source, SEED]
             self.later = compiled.Later(
-                lambda: compiled.fuse(
-                    runner, ends, self.wanted, env, instead | slow, compile_seconds
-                )
+                lambda: compiled.fuse(self.runner, ends, self.wanted, env, instead, compile_seconds)
             )
             if not background:
                 self.later.wait()
                 self._swap()
-        return [f"{n.op} ({n.name})" for n in nodes if n.name in slow]
+        return [f"{op} ({name})" for name, op in slow.items()]
+
+    def _values(
+        self, inputs: Mapping[str, torch.Tensor], ends: Sequence[str]
+    ) -> tuple[list[Node], Env]:
+        """The nodes between, and every value as a run from ``inputs`` has it."""
+        nodes = self.runner.order(list(inputs), ends)
+        names = [o for n in nodes for o in self.runner.outs(n)]
+        made = self.runner.function(list(inputs), names)(self.runner.fixed, *inputs.values())
+        return nodes, {**self.runner.fixed, **inputs, **dict(zip(names, made, strict=True))}
+
+    def _settle(self, nodes: Sequence[Node], env: Env, instead: dict[str, Any]) -> dict[str, str]:
+        """Add to ``instead`` what takes nodes' places; operations of those that fail, by name."""
+        instead |= products.choose(self.runner, nodes, env)
+        slow = failing(self.runner, [n for n in nodes if n.name not in instead], env)
+        instead |= slow
+        return {n.name: n.op for n in nodes if n.name in slow}
 
     def _swap(self) -> None:
         """Take what was compiled, between steps."""
@@ -239,7 +259,9 @@ class Batched:
             if t.is_floating_point() and value.batch is not None:
                 flat = to_rows(t, value, self.shape.rows).clone()
                 flat[~rows] = 0.0
-                env[name] = from_rows(flat, value)
+                blank = from_rows(flat, value)
+                own = t.stride()[value.batch.axis] > 0  # else all records' rows are one
+                env[name] = laid(blank, place(t)) if own else blank
 
     def sums(
         self, rows: Rows, bound: float, step: float, slots: int
@@ -300,9 +322,9 @@ class Batched:
                     tiny(env, bound, ROUNDING * bound / units, step, sum_)
                     continue
                 parts, _ = self.parts(env, bound, places, 1.0 / step if step else 0.0)
-                for part, place in zip(parts, places, strict=True):
+                for part, at in zip(parts, places, strict=True):
                     if part is not None:
-                        place += part.reshape(-1)
+                        at += part.reshape(-1)
             return sum_
 
         return total
@@ -332,6 +354,45 @@ class Batched:
         return store
 
 
+def analyse(
+    program: Program, checked: Checked, records: Mapping[str, torch.Tensor]
+) -> tuple[Noted, Proved]:
+    """Forward and backward as a graph, and the proof of what its values are; ``Unfit`` or
+    ``ModelError``. records: at least three made-up ones by data input."""
+    few = [Program(program.graph, program.weights, b) for b in BATCHES]
+    noted = note(program.graph, checked.values, few,
+                 [{k: v[:b].clone() for k, v in records.items()} for b in BATCHES])  # fmt: skip
+    return noted, prove(noted.joint)
+
+
+def tile(proved: Proved) -> int:
+    """The number of :data:`TILES` of which a microbatch's rows should be a multiple.
+
+    At 64 no loop over memory has a ragged end among records. With fewer, operations entry by entry
+    whose entries do not fill whole vectors are copied to where they do
+    (:func:`casemate.engine.probe.evenly`), so any number is sound: the least is taken at which that
+    is a small part of the graph's entries.
+    """
+    values = proved.values
+
+    def outs(node: Node) -> list[str]:
+        return [node.name] if node.name in values else [
+            f"{node.name}.{i}" for i in range(9) if f"{node.name}.{i}" in values
+        ]  # fmt: skip
+
+    sizes, every = [], 0
+    for node in proved.joint.nodes:
+        made = [values[o] for o in outs(node) if values[o].batch is not None]
+        every += sum(v.numel for v in made)
+        given = [values[n].dims for n in uses(node)]
+        if entrywise(node, given, [v.dims for v in made]):
+            sizes.append(made[0].numel)
+    for rows in TILES[:-1]:
+        if _FEW * sum(f for f in sizes if rows * f % STEP) <= every:
+            return rows
+    return TILES[-1]
+
+
 def build(
     program: Program,
     checked: Checked,
@@ -343,7 +404,5 @@ def build(
 
     records: at least three made-up records by data input.
     """
-    few = [Program(program.graph, program.weights, b) for b in BATCHES]
-    noted = note(program.graph, checked.values, few,
-                 [{k: v[:b].clone() for k, v in records.items()} for b in BATCHES])  # fmt: skip
-    return Batched(program, noted, prove(noted.joint), shape, keep)
+    noted, proved = analyse(program, checked, records)
+    return Batched(program, noted, proved, shape, keep)

@@ -144,7 +144,9 @@ def build(
 
 
 def _part(proved: Proved, name: str, shape: Shape, offset: int) -> _Part | None:
-    node = proved.contractions[name]
+    node = proved.contractions.get(name)
+    if node is None:  # a whole gradient, which is made of contractions
+        return None
     refs = uses(node)
     values = [proved.values[r] for r in refs]
     if any(v.rank != 2 or v.batch is None or v.dtype != "f32" for v in values):

@@ -41,7 +41,8 @@ def test_one_by_one_gives_the_same_values() -> None:
         for node in nodes:
             whole = runner.call(node, env, 16, runner.without_sums(node))
             if any(runner.proved.values[n].batch is not None for n in uses(node)):
-                alone = one_by_one(runner, node)(env)
+                runner._store(node, env, whole)
+                alone = one_by_one(runner, node, env)(env)
                 pairs = (
                     zip(whole, alone, strict=True) if isinstance(whole, tuple) else [(whole, alone)]
                 )
