@@ -41,6 +41,18 @@ def blocks(key: bytes, step: int, first: int, count: int) -> bytes:
     return out.update(bytes(BLOCK * count)) + out.finalize()
 
 
+def scattered(key: bytes, step: int, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """The blocks of these numbers (n,) of ``step``'s stream, (n, 16): those of :func:`blocks`,
+    since a block of CTR is its counter enciphered."""
+    check_range(step, 0, 0)
+    counters = np.empty((len(numbers), 2), dtype=">u8")
+    counters[:, 0], counters[:, 1] = step, numbers
+    # Counters never repeat, so that no two plain blocks of this ECB are the same.
+    out = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    made = out.update(counters.tobytes()) + out.finalize()
+    return np.frombuffer(made, dtype=np.uint8).reshape(-1, BLOCK)
+
+
 def words(key: bytes, step: int, first: int, count: int) -> npt.NDArray[np.uint64]:
     """``count`` blocks as 2 * ``count`` uniform 64-bit words (little endian)."""
     return np.frombuffer(blocks(key, step, first, count), dtype="<u8")

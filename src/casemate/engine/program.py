@@ -120,14 +120,16 @@ class Program:
 
     ``flat`` holds all trained scalars, float32 (d,), in the order of ``trained``. Nodes fall into
     three: those that depend on no data and no trained weight (``constants``, run once here), those
-    that depend on no trained weight (the frozen prefix, whose results can be kept per record), and
-    the rest. ``frontier`` names the values that the rest takes from records: data inputs and prefix
-    results.
+    that depend on no trained weight and on nothing random (the frozen prefix, whose results can be
+    kept per record), and the rest. ``frontier`` names the values that the rest takes from records:
+    ``lasting`` ones, data inputs and prefix results, and then random inputs.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], batch: int = 1) -> None:
         self.graph, self.weights, self.batch = graph, weights, batch
-        self.data: list[InputSpec] = [i for i in graph.inputs if i.kind == "data"]
+        # What each record has a value of: the columns' inputs, and those drawn for it.
+        self.data: list[InputSpec] = [i for i in graph.inputs if i.kind in ("data", "random")]
+        self.random: list[InputSpec] = [i for i in graph.inputs if i.kind == "random"]
         self.trained: list[InputSpec] = [i for i in graph.inputs if i.kind == "param"]
         if not self.trained:
             raise ModelError(
@@ -157,15 +159,15 @@ class Program:
         return views
 
     def _split(self) -> None:
-        of_data = {i.name for i in self.data}
-        of_trained = {i.name for i in self.trained}
+        of_data = {i.name for i in self.data if i.kind == "data"}
+        changing = {i.name for i in (*self.trained, *self.random)}
         constants: list[_Call] = []
         prefix: list[_Call] = []
         rest: list[_Call] = []
         for node in self.graph.nodes:
             reads = {maker(name) for name in uses(node)}
-            if reads & of_trained:
-                of_trained.add(node.name)
+            if reads & changing:
+                changing.add(node.name)
                 rest.append(_Call(node, self.batch))
             elif reads & of_data:
                 of_data.add(node.name)
@@ -174,7 +176,9 @@ class Program:
                 constants.append(_Call(node, self.batch))
         wanted = {n for call in rest for n in uses(call.node)} | {self.graph.loss}
         self.frontier = sorted(n for n in wanted if maker(n) in of_data)
+        self.lasting = len(self.frontier)
         kept = {maker(name) for name in self.frontier}
+        self.frontier += [i.name for i in self.random if i.name in wanted]
         self._prefix: list[_Call] = []
         for call in reversed(prefix):  # leave out what nothing reads
             if call.node.name in kept:
@@ -207,7 +211,7 @@ class Program:
             ) from e
 
     def prefix(self, record: Mapping[str, torch.Tensor]) -> list[Any]:
-        """Frontier values of one record from its data inputs, batch 1. Raises ``ModelError``."""
+        """Frontier values of one record from its ``data``, batch 1. Raises ``ModelError``."""
         values: Values = {**self.constant, **record}
         with torch.no_grad():
             for call in self._prefix:

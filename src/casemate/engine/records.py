@@ -1,8 +1,8 @@
 """Per-record gradients over a run's rows: the engine's paths.
 
-A path is a factory ``(program, inputs, rows, keep) -> Gradients``. There is one so far, ``record``:
-one record per call in one set of buffers. It is sound under P13 by construction, needs no proof of
-independence (P5), and is the oracle of faster ones.
+A path is a factory ``(program, inputs, rows, keep, draws) -> Gradients``. There is one so far,
+``record``: one record per call in one set of buffers. It is sound under P13 by construction, needs
+no proof of independence (P5), and is the oracle of faster ones.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import torch
 
+from casemate.engine.draws import Draws
 from casemate.engine.program import DTYPES, Program, size_at
 
 # ``gradients(row, out)``: writes row's gradient into ``out`` (d,), float32; row -1 is the dummy.
@@ -27,42 +29,80 @@ def dummy(program: Program) -> dict[str, torch.Tensor]:
 
 
 def record(
-    program: Program, inputs: Mapping[str, torch.Tensor], rows: int, keep: bool
+    program: Program,
+    inputs: Mapping[str, torch.Tensor],
+    rows: int,
+    keep: bool,
+    draws: Draws | None = None,
 ) -> Gradients:
-    """One record per call. ``keep``: evaluate the frozen prefix of every row now, once.
+    """One record per call. ``keep``: evaluate the frozen prefix of every row now, once. ``draws``:
+    of the inputs that ``inputs`` has not; with several views, a row's gradient is their mean.
 
     A record on which the model fails, in whatever way, has gradient zero: an error would tell of
     the row (P6). That a model can run at all is settled in ``prepare``.
     """
     buffers = dummy(program)
+    given = [name for name in buffers if name in inputs]
+    if draws is None and len(given) < len(buffers):
+        raise ValueError("random inputs need draws")
+    drawn = [buffers[name] for name in program.frontier[program.lasting :]]
 
-    def frontier(row: int) -> list[Any] | None:
-        for name, buffer in buffers.items():
+    def frontier(row: int, view: int = 0, draws: Draws | None = draws) -> list[Any] | None:
+        for name in given:
             if row < 0:
-                buffer.zero_()
+                buffers[name].zero_()
             else:
-                buffer.copy_(inputs[name][row : row + 1])
+                buffers[name].copy_(inputs[name][row : row + 1])
+        if draws is not None:
+            draws.fill(buffers, np.array([row]), np.array([view]))
         try:
             return program.prefix(buffers)
         except Exception:
             return None
 
+    source = frontier
     if keep:
-        source = kept(frontier, rows)
-    else:
-        source = frontier
 
-    def gradients(row: int, out: torch.Tensor) -> None:
-        values = source(row)
+        def first(row: int) -> list[Any] | None:
+            values = frontier(row, 0, None)
+            return None if values is None else values[: program.lasting]
+
+        lasting = kept(first, rows)
+
+        def source(row: int, view: int = 0, draws: Draws | None = draws) -> list[Any] | None:
+            values = lasting(row)
+            if values is not None and draws is not None:
+                draws.fill(buffers, np.array([row]), np.array([view]))
+            return None if values is None else values + drawn
+
+    def one(row: int, view: int, out: torch.Tensor) -> bool:
+        values = source(row, view)
         if values is None:
-            out.zero_()
-            return
+            return False
         try:
             program.gradient(values, out)
         except Exception:
+            return False
+        return True
+
+    def gradients(row: int, out: torch.Tensor) -> None:
+        if not one(row, 0, out):
             out.zero_()
 
-    return gradients
+    if draws is None or draws.views == 1:
+        return gradients
+    count, part = draws.views, torch.empty(program.dimension)
+
+    def mean(row: int, out: torch.Tensor) -> None:
+        out.zero_()
+        for view in range(count):
+            if not one(row, view, part):
+                out.zero_()
+                return
+            out.add_(part)
+        out.mul_(1 / count)
+
+    return mean
 
 
 def kept(
@@ -97,6 +137,6 @@ def kept(
     return source
 
 
-PATHS: Final[dict[str, Callable[[Program, Mapping[str, torch.Tensor], int, bool], Gradients]]] = {
+PATHS: Final[dict[str, Callable[..., Gradients]]] = {
     "record": record,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,21 @@ from casemate.spec.job import InputBinding
 class Rows:
     """``inputs``: graph input -> tensor with the row as axis 0. ``valid``: rows as their schema
     says; others contribute zero (P6). ``order`` and ``starts``: the rows of unit u, in their order,
-    are ``order[starts[u]:starts[u + 1]]``, at most its dataset's k; ``per_unit``: the largest k."""
+    are ``order[starts[u]:starts[u + 1]]``, at most its dataset's k; ``per_unit``: the largest k.
+    ``filler``: what a place without a row holds, a made-up record within the declared bounds, so
+    that no operation fails on it."""
 
     inputs: dict[str, torch.Tensor]
     valid: npt.NDArray[np.bool_]
     order: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     per_unit: int
+    filler: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def filler_of(self, name: str) -> torch.Tensor:
+        """The made-up record of an input, batch 1; zeros where none is given."""
+        found = self.inputs[name]
+        return self.filler.get(name, found.new_zeros((1, *found.shape[1:])))
 
     @property
     def count(self) -> int:
@@ -40,6 +48,16 @@ class Rows:
         chosen = self.order[self.starts[unit] : self.starts[unit + 1]]
         kept: npt.NDArray[np.int64] = chosen[self.valid[chosen]]
         return kept
+
+    def places(self) -> npt.NDArray[np.int64]:
+        """For each row, the number of its place among all units' places, which follows from its own
+        unit alone; of a row that is no unit's, and as the last of all, that of nobody."""
+        lengths = np.diff(self.starts)
+        unit = np.repeat(np.arange(self.units), lengths)
+        rank = np.arange(len(self.order)) - self.starts[:-1][unit]
+        out = np.full(self.count + 1, self.units * self.per_unit, dtype=np.int64)
+        out[self.order] = unit * self.per_unit + rank
+        return out
 
     def table(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`of_unit` for all units: rows (units, k) int64, missing ones filled up with the
@@ -87,9 +105,12 @@ def assemble(
     data: Sequence[InputSpec],
     bindings: Sequence[InputBinding],
 ) -> Rows:
-    """All datasets one after the other; a unit is a unit of one dataset (design: P1)."""
-    inputs = {}
-    for spec in data:
+    """All datasets one after the other; a unit is a unit of one dataset (design: P1). Of ``data``
+    those inputs count that columns feed: random ones are drawn in each step."""
+    inputs, filler = {}, {}
+    for spec in (s for s in data if s.kind == "data"):
+        bound = bound_columns(schemas[0], spec, bindings)
+        filler[spec.name] = stack(bound, {c.name: _nearest_zero(c) for c in bound})
         parts = [
             stack(bound_columns(schema, spec, bindings), columns)
             for schema, columns in zip(schemas, tensors, strict=True)
@@ -112,7 +133,13 @@ def assemble(
     order = order[(ordered >= 0) & (rank < np.concatenate(limits)[order])]
     starts = np.searchsorted(owners[order], np.arange(base + 1)).astype(np.int64)
     per_unit = max(schema.rows_per_unit for schema in schemas)
-    return Rows(inputs, np.concatenate(valid), order, starts, per_unit)
+    return Rows(inputs, np.concatenate(valid), order, starts, per_unit, filler)
+
+
+def _nearest_zero(column: Column) -> torch.Tensor:
+    """Of the declared values the one nearest to zero, for one record, batch 1."""
+    low, high = column.wire_bounds or (0, 0)
+    return torch.full((1, *column.shape), min(max(0, low), high), dtype=DTYPES[column.dtype])
 
 
 def synthetic(columns: Sequence[Column], rng: np.random.Generator) -> torch.Tensor:

@@ -23,6 +23,8 @@ from casemate.spec.errors import ModelError
 from casemate.spec.job import InputBinding
 from casemate.spec.tensors import TensorInfo
 
+# The most by which dropout may multiply what it keeps.
+MAX_GAIN: Final = 2**16
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}\Z")
 
 
@@ -52,8 +54,8 @@ class Checked:
     flops: forward and backward, per record; saved_bytes: what a record's intermediate values take;
     workspace_bytes: the most that one node needs besides. fixed_flops and fixed_bytes: the same for
     what depends on no record.
-    frozen_prefix: nodes that depend on the record and on no trained parameter, so that they need
-    evaluating once per record. constants: nodes that depend on neither.
+    frozen_prefix: nodes that depend on the record and on no trained parameter and no random input,
+    so that they need evaluating once per record. constants: nodes that depend on none of these.
     """
 
     graph: Graph
@@ -110,12 +112,26 @@ def _weight(
 def _data(spec: InputSpec, bounds: Mapping[str, tuple[int, int] | None] | None) -> Value:
     name = spec.name
     if not spec.shape or spec.shape[0] != Size(a=1) or spec.tensor:
-        _form(name, f"Data input {name!r} must have the batch as axis 0 and no tensor.")
+        _form(name, f"Input {name!r} must have the batch as axis 0 and no tensor.")
     if any(isinstance(d, Size) for d in spec.shape[1:]):
-        _form(name, f"Data input {name!r} has the batch on another axis too.")
+        _form(name, f"Input {name!r} has the batch on another axis too.")
     dims = tuple(_size(d) for d in spec.shape)
     known = bounds.get(name) if bounds is not None else None
     return Value(spec.dtype, dims, Batch(0), known, data=bounds is not None)
+
+
+def _random(spec: InputSpec, bounds: Mapping[str, tuple[int, int] | None] | None) -> Value:
+    """Each element is 0 or 1 / (1 - rate), drawn for the record alone."""
+    name = spec.name
+    if spec.dtype != "f32" or not 0 < spec.rate < 1:
+        _form(name, f"Random input {name!r} is not float32, or its rate is not between 0 and 1.")
+    if 1 / (1 - spec.rate) > MAX_GAIN:
+        message = f"Random input {name!r} multiplies by {1 / (1 - spec.rate):.3g}."
+        _refuse("model.argument", message, f"Drop out at most 1 - 1/{MAX_GAIN} of it.", name)
+    return _data(spec, bounds)
+
+
+_OF_RECORD: Final = {"data": _data, "random": _random}
 
 
 def _inputs(
@@ -136,8 +152,10 @@ def _inputs(
         _name("Input", name, names)
         if spec.dtype not in ITEM_BYTES or any(_size(d) < 0 for d in spec.shape):
             _form(name, f"Input {name!r} has a dtype or shape that is not admitted.")
-        if spec.kind == "data":
-            values[name] = _data(spec, bounds)
+        if spec.kind != "random" and spec.rate:
+            _form(name, f"Input {name!r} has a rate and is not random.")
+        if spec.kind in _OF_RECORD:
+            values[name] = _OF_RECORD[spec.kind](spec, bounds)
         else:
             if spec.tensor in tensors:
                 _form(name, f"Tensor {spec.tensor!r} is named by two inputs.")
@@ -234,9 +252,12 @@ class _Walk:
         self.names = set(values)
         # Names of values that depend on a trained parameter.
         self.trained = {s.name for s in graph.inputs if s.kind == "param"}
+        # And of those that depend on a draw, which is another one in each step.
+        self.drawn = {s.name for s in graph.inputs if s.kind == "random"}
         self.prefix: set[str] = set()
         self.constants: set[str] = set()
         self.record, self.fixed = _Cost(), _Cost()
+        self.record.nbytes = sum(values[name].nbytes for name in self.drawn)
 
     def node(self, node: Node) -> None:
         _name("Node", node.name, self.names)
@@ -260,11 +281,15 @@ class _Walk:
         for name, v in zip(names, outs, strict=True):
             _limit("Node", node.name, v, self.limits)
             self.values[name] = dataclasses.replace(v, bounds=held(v.dtype, v.bounds), data=data)
-        trains = any(r in self.trained for r in references(node))
+        reads = references(node)
+        trains = not self.trained.isdisjoint(reads)
+        draws = not self.drawn.isdisjoint(reads)
         of_record = any(v.batch is not None for v in outs)
         if trains:
             self.trained.update(names)
-        else:
+        if draws:
+            self.drawn.update(names)
+        if not (trains or draws):
             (self.prefix if of_record else self.constants).add(node.name)
         cost = self.record if of_record else self.fixed
         cost.flops += entry.flops(call, outs) * (1 + entry.backward * trains)

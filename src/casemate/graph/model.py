@@ -54,20 +54,23 @@ class ListArg:
 Arg: TypeAlias = "Ref | Size | DtypeArg | ListArg | bool | int | float | str | None"
 
 
-@value("input-spec/v1")
+@value("input-spec/v1", later=("rate",))
 class InputSpec:
     """An input of the graph.
 
     kind: ``param`` (trained), ``frozen`` (a parameter or buffer that never changes), ``data`` (has
-    the batch as axis 0). ``tensor`` names the weight file's tensor for param and frozen; two inputs
-    may name the same tensor only through one InputSpec (tied weights are one input).
+    the batch as axis 0), ``random`` (has it too; no column feeds it: whoever runs the graph draws
+    each element of each record by itself, 0 with probability ``rate``, else 1 / (1 - rate), as
+    dropout multiplies by). ``tensor`` names the weight file's tensor for param and frozen; two
+    inputs may name the same tensor only through one InputSpec (tied weights are one input).
     """
 
     name: str
-    kind: Literal["param", "frozen", "data"]
+    kind: Literal["param", "frozen", "data", "random"]
     dtype: str
     shape: tuple[int | Size, ...]
     tensor: str = ""
+    rate: float = 0.0
 
 
 @value("node/v1")
