@@ -46,7 +46,7 @@ def key_used_again(patch):
 
 
 def clip_after_the_mean(patch):
-    def mean_then_clip(plan, gradients, rows, chosen, dimension):
+    def mean_then_clip(plan, gradients, rows, chosen, dimension, sizes=()):
         total = train.plain_sum(plan, gradients, rows, chosen, dimension)
         clip.clip(total, plan.clip * max(1, len(chosen)))
         return train.grid.to_grid(total, plan.grid)
@@ -90,8 +90,8 @@ def not_finite_left(patch):
 def realised_normaliser(patch):
     right = train.grid_sum
 
-    def bad(plan, gradients, rows, chosen, dimension):
-        total = right(plan, gradients, rows, chosen, dimension).double()
+    def bad(plan, gradients, rows, chosen, dimension, sizes=()):
+        total = right(plan, gradients, rows, chosen, dimension, sizes).double()
         return (total * (plan.normaliser / max(1, len(chosen)))).round().to(torch.int64)
 
     patch.setattr(train, "grid_sum", bad)

@@ -1,4 +1,5 @@
-"""Optimizers and schedules on the noised mean gradient (P11), as torch.optim defines them.
+"""Optimizers and schedules on the noised mean gradient (P11), as torch.optim defines them, and the
+average of the weights.
 
 State is one flat float32 vector each. Formulas: torch.optim.SGD, Adam, AdamW (PyTorch 2.13),
 Kingma and Ba 2015, Loshchilov and Hutter 2019; the tests compare with torch.optim itself.
@@ -73,3 +74,26 @@ def optimizer(spec: Sgd | Adam, schedule: Schedule, steps: int, dimension: int) 
         return spec.lr * factor(schedule, step, steps)
 
     return adam(spec, rate, dimension) if isinstance(spec, Adam) else sgd(spec, rate, dimension)
+
+
+class Average:
+    """The exponential moving average of weights, with its bias taken out.
+
+    After t weights w_1 ... w_t it is a_t = (1 - b) / (1 - b^t) sum_s b^(t-s) w_s with decay b: the
+    average of De et al. 2022 (arXiv:2204.13650) with the divisor 1 - b^t of Kingma and Ba 2015,
+    section 3. In steps, a_t = a_(t-1) + p_t (w_t - a_(t-1)) with p_t = (1 - b) / (1 - b^t), so that
+    a_1 is w_1 and the initial weights have no part in it. Float64 (d,): in float32 a change below
+    2^-25 |a|, which (1 - b)(w - a) soon is, would be lost.
+    """
+
+    def __init__(self, decay: float, dimension: int) -> None:
+        self.decay, self.count = decay, 0
+        self.value = torch.zeros(dimension, dtype=torch.float64)
+
+    def add(self, weights: torch.Tensor) -> None:
+        """Take weights (d,), float32, in."""
+        self.count += 1
+        part = 1.0
+        if self.count > 1:
+            part = (1.0 - self.decay) / -math.expm1(self.count * math.log(self.decay))
+        self.value.mul_(1.0 - part).add_(weights, alpha=part)

@@ -72,7 +72,8 @@ def sensitivity(clip: float, eta: float, rounding: float, grid: float, dimension
     clip (1 + eta) + 2 rounding + grid sqrt(dimension). Sums of integers are exact, so ``rounding``
     is what comes before the grid. What joins the sum at once, a unit's contribution or a
     microbatch's, is rounded to the nearest grid point, with the unit and without it: twice at most
-    grid / 2 a coordinate.
+    grid / 2 a coordinate. Every form of the clip keeps to clip (1 + eta): per-layer bounds are
+    clip / sqrt(L) on each of L tensors, and automatic clipping stays below the clip.
     """
     return (clip * (1 + eta) + 2 * rounding + grid * math.sqrt(dimension)) * _UP
 
@@ -145,7 +146,9 @@ def compile_plan(
         events: tuple[DpEvent, ...] = (
             DpEvent(rate=rate, noise_multiplier=noise, steps=train.steps),
         )
+        form, gamma = privacy.clipping, privacy.gamma if privacy.clipping == "automatic" else 0.0
     else:
+        form, gamma = "flat", 0.0
         noise = clip = grid = bound = sigma = part = 0.0
         events = ()
     return Plan(
@@ -166,4 +169,6 @@ def compile_plan(
         events=events,
         delta_truncation=part,
         delta_sampler=part,
+        clipping=form,
+        gamma=gamma,
     )
