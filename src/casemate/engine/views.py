@@ -37,7 +37,8 @@ def turn(
         taken = words[:, at : at + WORDS[type(transform)]]
         at += taken.shape[1]
         if isinstance(transform, Flip):
-            xs = np.where((taken[:, :1] & 1).astype(bool), xs[:, ::-1], xs)
+            mirrored = taken[:, :1] < np.float64(transform.chance * 2.0**32)
+            xs = np.where(mirrored, xs[:, ::-1], xs)
         else:
             ys = _cut(ys, transform, taken[:, 0])
             xs = _cut(xs, transform, taken[:, 1])

@@ -108,7 +108,12 @@ class NonPrivate:
 
 @value("flip/v1")
 class Flip:
-    """Mirror an image (C, H, W) left to right with probability 1/2."""
+    """Mirror an image (C, H, W) left to right with probability ``chance``."""
+
+    chance: float = 0.5
+
+    def __post_init__(self) -> None:
+        _between(0, 1, chance=self.chance)
 
 
 @value("crop/v1")
