@@ -82,6 +82,19 @@ def test_another_source_or_other_flags_are_another_file(sources, builds, cache, 
     assert len(builds) == 4 and len(list(cache.iterdir())) == 4
 
 
+def test_parts_are_of_the_helper(sources, builds):
+    (sources / "hello.cpp").write_text('#include <cstdint>\n#include "hello_part.cpp"\n')
+    assert "FileNotFoundError" in load("hello")[1]
+    for part, found in ((HELLO, 1), (OTHER, 2)):  # what changes in a part is built anew
+        (sources / "hello_part.cpp").write_text(part)
+        assert load("hello")[0].hello(0) == found
+    assert len(builds) == 2
+    (sources / "hello_part.cpp").write_text('// "\\1"\n' + HELLO)  # put in as it is
+    assert native._source("hello").endswith(HELLO.encode() + b"\n")
+    (sources / "hello.cpp").write_text('#include "../hello_part.cpp"\n')
+    assert "the build failed" in load("hello")[1]
+
+
 def test_two_at_once(sources, cache):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         assert [f[0].hello(1) for f in pool.map(load, ["hello", "hello"])] == [2, 2]

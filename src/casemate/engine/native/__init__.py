@@ -1,7 +1,7 @@
 """Small C++ helpers, built on the machine they run on and loaded by ctypes (docs/adr/0006).
 
-Each helper is one file, ``<name>.cpp``: a plain C ABI, no header but the compiler's own, so that it
-builds in a second or two. Its Python twin is always there and is what it is tested against; where
+Each helper is one file, ``<name>.cpp``, with a plain C ABI and no header but the compiler's own, so
+that it builds in seconds; a line ``#include "part.cpp"`` stands for that file of this folder. Its Python twin is always there and is what it is tested against; where
 :func:`library` returns None, for whatever reason, the twin does the work.
 
 Built files are kept in ``$XDG_CACHE_HOME/casemate/native`` (default ``~/.cache``), a folder of
@@ -19,6 +19,7 @@ import hashlib
 import os
 import platform
 import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -36,6 +37,7 @@ FLAGS: Final = (
 COMPILERS: Final = ("c++", "g++", "clang++")
 _SOURCES: Final = Path(__file__).parent
 _BUILD_SECONDS: Final = 120
+_PART: Final = re.compile(rb'^#include "(\w+\.cpp)"$', re.MULTILINE)
 
 
 def library(name: str) -> ctypes.CDLL | None:
@@ -62,7 +64,7 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, "CASEMATE_NATIVE=0"
     try:
         compiler = _compiler()
-        source = (_SOURCES / f"{name}.cpp").read_bytes()
+        source = _source(name)
         folder, path = _cache()
         try:
             return _open(folder, path, _built(folder, compiler, source)), ""
@@ -72,6 +74,12 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, f"the build failed: {e.stderr.decode(errors='replace')[-2000:]}"
     except (OSError, KeyError, ValueError, subprocess.SubprocessError) as e:
         return None, f"{type(e).__name__}: {e}"
+
+
+def _source(name: str) -> bytes:
+    """The helper's file, with its parts in their places."""
+    whole = (_SOURCES / f"{name}.cpp").read_bytes()
+    return _PART.sub(lambda found: (_SOURCES / found[1].decode()).read_bytes(), whole)
 
 
 def _compiler() -> list[str]:
