@@ -271,6 +271,7 @@ class Batched:
         units, k = self.shape.units, self.shape.per_unit
         store = self._stored(rows) if self.keep else None
         data = [rows.inputs[spec.name] for spec in self.program.data]
+        filler = [rows.filler_of(spec.name) for spec in self.program.data]
         index = torch.zeros(self.shape.rows, dtype=torch.int64)
         seed = torch.zeros(self.shape.rows)
 
@@ -283,7 +284,7 @@ class Batched:
         everywhere = bool((members >= 0).all()) and all(len(t) for t in data)
 
         def fill(count: int) -> None:
-            """The buffers with the rows of ``index``, free slots with zeros."""
+            """The buffers with the rows of ``index``, free slots with the filler."""
             if store is not None:
                 for name, buffer in self._buffers.items():
                     buffer.copy_(from_rows(store[name][index], self.proved.values[name]))
@@ -294,10 +295,10 @@ class Batched:
                 return
             free = index < 0
             at = index.clamp(min=0)
-            for buffer, t in zip(self._buffers.values(), data, strict=True):
+            for buffer, t, other in zip(self._buffers.values(), data, filler, strict=True):
                 if len(t):
                     torch.index_select(t, 0, at, out=buffer)
-                buffer[free] = 0
+                buffer[free] = other
 
         sum_ = torch.zeros(self.program.dimension, dtype=torch.int64 if step else torch.float64)
         places = torch.split(sum_, [leaf.numel() for leaf in self.program.leaves])
@@ -330,7 +331,8 @@ class Batched:
         return total
 
     def _stored(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """Frontier values of every row, and of the dummy as the last, a microbatch at a time."""
+        """Frontier values of every valid row, and of the filler for others and as the last, a
+        microbatch at a time."""
         assert self._prefix is not None
         count, size = rows.count, self.shape.rows
         store: dict[str, torch.Tensor] = {}
@@ -339,9 +341,9 @@ class Batched:
             inputs = []
             for spec in self.program.data:
                 t = rows.inputs[spec.name]
-                block = torch.zeros((size, *t.shape[1:]), dtype=t.dtype)
-                got = t[first : first + size]
-                block[: len(got)] = got
+                valid = torch.from_numpy(rows.valid[first : first + size])
+                block = rows.filler_of(spec.name).repeat(size, *[1] * (t.dim() - 1))
+                block[: len(valid)][valid] = t[first : first + size][valid]
                 inputs.append(block)
             with torch.inference_mode():
                 made = self._prefix(self.runner.fixed, *inputs)

@@ -37,6 +37,7 @@ _GOOD_BYTES: Final = 1 << 30
 _TIMED_SECONDS: Final = 0.2
 _CHECKED_UNITS: Final = 4
 _AGREE: Final = 1e-3
+_NAMED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,7 @@ def graph(
     off = disagreement(made, samples)
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
-    ways = {site.name: site.way.name for site in made.sites}
-    lines = [
-        f"{spec.tensor}: {ways.get(f'p{i}', 'no gradient')}"
-        for i, spec in enumerate(program.trained)
-    ]
-    return made, ("graph", *lines, *(f"one record per call: {name}" for name in slow))
+    return made, ("graph", *_told(made), *(f"one record per call: {name}" for name in slow))
 
 
 def _fitting(
@@ -100,6 +96,19 @@ def _fitting(
     units = math.ceil(job.slots / math.ceil(job.slots / most))
     units = -(-units // tile) * tile
     return Batched(program, few.noted, few.proved, Shape(units * k, k), job.keep)
+
+
+def _told(made: Batched) -> list[str]:
+    """Which tensors' norms are had which way, a line for each way."""
+    tensors = {f"p{i}": spec.tensor for i, spec in enumerate(made.program.trained)}
+    by_way: dict[str, list[str]] = {}
+    for site in made.sites:
+        by_way.setdefault(site.way.name, []).append(tensors[site.name])
+    return [
+        f"{way}: {', '.join(names[:_NAMED])}"
+        + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for way, names in by_way.items()
+    ]
 
 
 def tiled(samples: Mapping[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
@@ -136,7 +145,7 @@ def _rows(samples: Mapping[str, torch.Tensor], units: int, k: int) -> Rows:
     count = units * k
     return Rows(
         tiled(samples, count), np.ones(count, dtype=bool), np.arange(count),
-        np.arange(0, count + 1, k), k,
+        np.arange(0, count + 1, k), k, {name: t[:1] for name, t in samples.items()},
     )  # fmt: skip
 
 
