@@ -30,7 +30,7 @@ def make(sizes=(5, 4, 3), count=24, batch=8, steps=4, seed=0, **more):
     rows = lab.rows_of((schema, table), graph=graph)
     if more.get("replayed", True):
         assert program.note(program.prefix({n: t[:1].clone() for n, t in rows.inputs.items()}))
-    spec = lab.spec_of(batch, steps, clip=more.get("clip", 0.5))
+    spec = lab.spec_of(batch, steps, clip=more.get("clip", 0.5), form=more.get("form", "flat"))
     plan = lab.plan_of(spec, rows.units, program.dimension, slots=more.get("slots"))
     return program, rows, spec, plan, table
 
@@ -58,7 +58,20 @@ def forward(weights: dict[str, torch.Tensor], x: torch.Tensor, y: int) -> torch.
     return torch.nn.functional.cross_entropy(x.unsqueeze(0), torch.tensor([y]))
 
 
-def reference(sizes, seed, table, plan: Plan, lr: float, who=None, k=1) -> torch.Tensor:
+def scaled(gradients, form: str, bound: float, gamma: float):
+    """A unit's gradients, by name, as the forms of ``spec.job.Dp`` define them."""
+    norms = {n: float((g**2).sum()) ** 0.5 for n, g in gradients.items()}
+    norm = math.sqrt(sum(v**2 for v in norms.values()))
+    if form == "per-layer":
+        each = bound / math.sqrt(len(gradients))
+        return {n: g * min(1.0, each / max(norms[n], 1e-300)) for n, g in gradients.items()}
+    factor = bound / (norm + gamma) if form == "automatic" else min(1.0, bound / max(norm, 1e-300))
+    return {n: g * factor for n, g in gradients.items()}
+
+
+def reference(
+    sizes, seed, table, plan: Plan, lr: float, who=None, k=1, form="flat", gamma=0.01
+) -> torch.Tensor:
     """Abadi et al. 2016, Algorithm 1, without noise, in float64, one record at a time; a unit's
     gradient is the sum over its first k rows. The normaliser is the expected lot size L."""
     _, weights = lab.mlp(sizes, seed)
@@ -77,9 +90,8 @@ def reference(sizes, seed, table, plan: Plan, lr: float, who=None, k=1) -> torch
             gradients = dict(
                 zip(order, torch.autograd.grad(loss, [weights[n] for n in order]), strict=True)
             )
-            norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
-            for n, g in gradients.items():
-                total[n] += g / max(1.0, norm / plan.clip)
+            for n, g in scaled(gradients, form, plan.clip, gamma).items():
+                total[n] += g
         for n in order:
             weights[n] = (weights[n] - lr * total[n] / plan.normaliser).detach().requires_grad_()
     return torch.cat([weights[n].detach().reshape(-1) for n in order]).float()
@@ -88,9 +100,10 @@ def reference(sizes, seed, table, plan: Plan, lr: float, who=None, k=1) -> torch
 def agrees_with_algorithm_1(**more) -> None:
     """The engine with zero noise has the reference's weights to 1e-5 (relative to their size)."""
     program, rows, spec, plan, table = make(steps=6, **more)
+    form = more.get("form", "flat")
     who = table["who"].numpy() if "who" in table else None
     found = run(program, rows, spec, plan)
-    expected = reference((5, 4, 3), 0, table, plan, spec.optimizer.lr, who, more.get("k", 1))
+    expected = reference((5, 4, 3), 0, table, plan, spec.optimizer.lr, who, more.get("k", 1), form)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5), (found - expected).abs().max()
     start = Program(*lab.mlp((5, 4, 3))).flat
     assert (found - start).abs().max() > 1e-2  # it moved, so agreement means something
@@ -110,9 +123,10 @@ def contributions_are_alone() -> None:
 HOSTILE = [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e10, 1e19, 1e20, 3.4e38, math.inf, -math.inf, math.nan]
 
 
-def clip_bounds_anything(dimension: int = 67) -> None:
+def clip_bounds_anything(dimension: int = 67, form: str = "flat", gamma: float = 0.01) -> None:
     """P3: whatever comes in, what joins the sum has norm at most the accounted sensitivity."""
     bound, step = 1.0, 2.0**-14
+    clip_ = clip.FORMS[form]((3, dimension - 7, 4), gamma)
     limit = grid.sensitivity(bound, dimension, step)
     made = torch.Generator().manual_seed(1)
     for value, spread in itertools.product(HOSTILE, (0, 1, dimension)):
@@ -121,7 +135,7 @@ def clip_bounds_anything(dimension: int = 67) -> None:
             x[-spread:] = value
         else:
             x *= value
-        clip.clip(x, bound)
+        clip_(x, bound)
         assert bool(torch.isfinite(x).all()), value
         assert float(torch.linalg.vector_norm(x)) <= bound * (1 + clip.eta(dimension)) * (1 + 1e-15)
         steps = grid.to_grid(x, step)

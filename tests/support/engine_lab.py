@@ -122,15 +122,19 @@ def rows_of(*pairs: tuple[DatasetSchema, dict[str, torch.Tensor]], graph: Graph)
 
 
 def spec_of(
-    batch: int, steps: int, *, clip: float = 1.0, private: bool = True, optimizer: Any = None
-) -> TrainSpec:
+    batch: int, steps: int, *, clip: float = 1.0, private: bool = True, optimizer: Any = None,
+    form: str = "flat", gamma: float = 0.01, **more: Any,
+) -> TrainSpec:  # fmt: skip
+    """``form``: of the clip; ``more``: other fields of ``TrainSpec``."""
+    clipping: Any = form
     return TrainSpec(
         batch_size=batch,
         steps=steps,
-        privacy=Dp(epsilon=3.0, delta=1e-5, clip=clip)
+        privacy=Dp(epsilon=3.0, delta=1e-5, clip=clip, clipping=clipping, gamma=gamma)
         if private
         else NonPrivate(words="we all agree"),
         optimizer=optimizer or Sgd(lr=0.5),
+        **more,
     )
 
 
@@ -139,7 +143,8 @@ def plan_of(
 ) -> Plan:
     """A sound plan made by hand; its noise is not calibrated to any epsilon."""
     private = isinstance(train.privacy, Dp)
-    bound = train.privacy.clip if isinstance(train.privacy, Dp) else 1.0
+    asked = train.privacy if isinstance(train.privacy, Dp) else None
+    bound = asked.clip if asked else 1.0
     step = 2.0 ** math.floor(math.log2(bound * 2.0**-20 / math.sqrt(dimension)))
     sensitivity = grid.sensitivity(bound, dimension, step)
     rate = min(1.0, train.batch_size / units)
@@ -164,6 +169,8 @@ def plan_of(
         events=(event,) if private else (),
         delta_truncation=1e-9,
         delta_sampler=1e-12,
+        clipping=asked.clipping if asked else "flat",
+        gamma=asked.gamma if asked and asked.clipping == "automatic" else 0.0,
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import batched, clip, grid, kernels, keystream, noise, optim, sampling
+from casemate.engine import batched, clip, draws, grid, kernels, keystream, noise, optim, sampling
 from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import PATHS, Gradients
@@ -23,7 +24,8 @@ Add: TypeAlias = Callable[[int, npt.NDArray[np.int64]], None]
 # The sum of the chosen units' contributions: int64 grid steps, or float64 without privacy, (d,).
 Sums: TypeAlias = Callable[[npt.NDArray[np.int64]], torch.Tensor]
 
-# For each path, how far one unit moves its sum: (clip, dimension, grid) -> L2, gradient units.
+# For each path, how far one unit moves its sum: (clip, dimension, grid) -> L2, gradient units; the
+# same for every form of the clip (``clip``, ``batched.factors``).
 SENSITIVITY: Final[dict[str, Callable[[float, int, float], float]]] = {
     "graph": batched.sensitivity,
     "record": grid.sensitivity,
@@ -52,6 +54,11 @@ def check_plan(
         return
     if not (plan.clip >= clip.SMALLEST and plan.grid > 0 and plan.sigma >= plan.grid):
         raise _refuse("clip, grid and sigma are out of order")
+    assert isinstance(train.privacy, Dp)
+    asked = train.privacy
+    gamma = asked.gamma if asked.clipping == "automatic" else 0.0
+    if (plan.clip, plan.clipping, plan.gamma) != (asked.clip, asked.clipping, gamma):
+        raise _refuse("its clip is not the job's")
     if plan.sensitivity < SENSITIVITY[path](plan.clip, dimension, plan.grid):
         raise _refuse("its sensitivity is below that of the clip and the grid")
     if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1.0 - 2.0**-40):
@@ -84,15 +91,41 @@ def train(
     keep: bool = False,
     fast: Batched | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Train and return the trained tensors, float32, by name.
+    """Train and return the trained tensors, float32, by name: the last, or their average.
 
     key: 32 fresh bytes, used for nothing else. keep: evaluate the frozen prefix once per row.
     fast: what the path ``graph`` was prepared with. Raises ``PlanError`` before any row is read.
     """
-    take = start(plan, execution, spec, program, rows, key, keep=keep, fast=fast)
+    run = start(plan, execution, spec, program, rows, key, keep=keep, fast=fast)
     for step in range(plan.steps):
-        take(step)
-    return program.result()
+        run(step)
+    return run.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run under way: call it with a step's number, in order from 0."""
+
+    take: Callable[[int], None]
+    program: Program
+    average: optim.Average | None
+
+    def __call__(self, step: int) -> None:
+        self.take(step)
+        if self.average is not None:
+            self.average.add(self.program.flat)
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """What is released as the run stands: the trained tensors, float32, by name, or their
+        average over the steps so far (``TrainSpec.ema``)."""
+        found = self.program.result()
+        if self.average is None or not self.average.count:
+            return found
+        parts = torch.split(self.average.value, [t.numel() for t in found.values()])
+        return {
+            name: part.to(torch.float32).view(t.shape)
+            for (name, t), part in zip(found.items(), parts, strict=True)
+        }
 
 
 def start(
@@ -105,7 +138,7 @@ def start(
     *,
     keep: bool = False,
     fast: Batched | None = None,
-) -> Callable[[int], None]:
+) -> Run:
     """As :func:`train`; takes the step of a number, in order from 0."""
 
     def add(step: int, total: npt.NDArray[np.int64]) -> None:
@@ -124,16 +157,21 @@ def loop(
     add: Add,
     keep: bool,
     fast: Batched | None = None,
-) -> Callable[[int], None]:
+) -> Run:
     """:func:`start` with the noise as an argument: for the engine and its tests alone."""
     check_plan(plan, spec, program.dimension, rows.units, execution.path)
     torch.set_num_threads(1)
-    sums = _sums(plan, execution.path, program, rows, keep, fast)
+    drawn = draws.of_job(key, rows, program.random, spec.views)
+    if keep and spec.views.transforms:
+        raise _refuse("it keeps what the views of a row are not made of")
+    sums = _sums(plan, execution.path, program, rows, keep, fast, drawn)
     sample_key = keystream.subkey(key, sampling.PURPOSE)
     update = optim.optimizer(spec.optimizer, spec.schedule, plan.steps, program.dimension)
     mean = torch.empty(program.dimension)
 
     def take(step: int) -> None:
+        if drawn is not None:
+            drawn.step = step
         total = sums(sampling.sample(sample_key, step, plan.units, plan.rate))
         if plan.private:
             add(step, total.numpy())
@@ -143,19 +181,30 @@ def loop(
         with torch.no_grad():
             update(program.flat, mean, step)
 
-    return take
+    average = optim.Average(spec.ema, program.dimension) if spec.ema else None
+    return Run(take, program, average)
 
 
 def _sums(
-    plan: Plan, path: str, program: Program, rows: Rows, keep: bool, fast: Batched | None
+    plan: Plan,
+    path: str,
+    program: Program,
+    rows: Rows,
+    keep: bool,
+    fast: Batched | None,
+    drawn: draws.Draws | None,
 ) -> Sums:
     if path == "graph":
         if fast is None or plan.microbatch != fast.shape.units:
             raise _refuse("its microbatch is not the one prepared for")
+        if plan.clipping != "flat":
+            raise _refuse("its path does not know its clip")
         return fast.sums(rows, plan.clip if plan.private else math.inf, plan.grid, slots(plan))
-    gradients = PATHS[path](program, rows.inputs, rows.count, keep)
-    one = grid_sum if plan.private else plain_sum
-    return lambda chosen: one(plan, gradients, rows, chosen, program.dimension)
+    gradients = PATHS[path](program, rows.inputs, rows.count, keep, drawn)
+    if not plan.private:
+        return lambda chosen: plain_sum(plan, gradients, rows, chosen, program.dimension)
+    sizes = [leaf.numel() for leaf in program.leaves]
+    return lambda chosen: grid_sum(plan, gradients, rows, chosen, program.dimension, sizes)
 
 
 def grid_sum(
@@ -164,9 +213,14 @@ def grid_sum(
     rows: Rows,
     chosen: npt.NDArray[np.int64],
     dimension: int,
+    sizes: Sequence[int] = (),
 ) -> torch.Tensor:
-    """The exact sum of the chosen units' clipped contributions in grid steps, int64 (d,)."""
-    return clipped_sum(slots(plan), plan.clip, plan.grid, gradients, rows, chosen, dimension)
+    """The exact sum of the chosen units' clipped contributions in grid steps, int64 (d,).
+
+    sizes: elements of each trained tensor; by default there is one.
+    """
+    how = clip.FORMS[plan.clipping](sizes or (dimension,), plan.gamma)
+    return clipped_sum(slots(plan), plan.clip, plan.grid, gradients, rows, chosen, dimension, how)
 
 
 def clipped_sum(
@@ -177,11 +231,13 @@ def clipped_sum(
     rows: Rows,
     chosen: npt.NDArray[np.int64],
     dimension: int,
+    how: clip.Clip | None = None,
 ) -> torch.Tensor:
     """:func:`grid_sum` of ``count`` slots with clip ``bound`` and grid ``step``."""
+    how = how or clip.clip
     total = torch.zeros(dimension, dtype=torch.int64)
     for real, contribution in _slots(count, gradients, rows, chosen, dimension):
-        clip.clip(contribution, bound)
+        how(contribution, bound)
         steps = grid.to_grid(contribution, step)
         total.add_(steps, alpha=int(real))
     return total
