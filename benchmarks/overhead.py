@@ -13,13 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import marks, processes
+from benchmarks import marks, processes, serving
 from benchmarks.marks import Mark, Marks
 
 ROWS: Final = 4096
@@ -27,30 +25,6 @@ FEATURES: Final = 30
 HIDDEN: Final = 64
 BATCH: Final = 256
 TRIAL_STEPS: Final = 20
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[dict[str, Any]]:
-    """The server's public facts, while it runs."""
-    state, log = folder / "state", folder / "log"
-    state.mkdir()
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            processes.command("server", folder, str(state)),
-            stdout=sink,
-            stderr=sink,
-            env={"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"},
-        )
-    try:
-        ready = state / "server.json"
-        while not ready.exists():
-            if process.poll() is not None:
-                raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.02)
-        yield json.loads(ready.read_bytes())
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def push(enclave: Any, name: str) -> Any:
@@ -110,7 +84,9 @@ def job(seconds: float, folder: Path) -> dict[str, Any]:
         "lr": 0.5,
         "loss": "cross_entropy",
     }
-    with server(folder) as facts:
+    state = folder / "state"
+    command = processes.command("server", folder, str(state))
+    with serving.started(command, state, folder / "log") as (facts, _):
         trust = cm.Trust.simulated(facts["root"])
         owner = cm.connect(facts["url"], trust=trust, identity=cm.Identity.generate("owner"))
         rows = push(owner, "rows")

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import serving
 from benchmarks.fortified.workload import Workload, accuracy, load, model, of_owner
 
 WORDS: Final = "public images of a benchmark"
@@ -25,29 +24,12 @@ WORDS: Final = "public images of a benchmark"
 SPEC: Final = ("model", "quote", "schemas")
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
+def server(folder: Path) -> AbstractContextManager[tuple[dict[str, Any], int]]:
     """``casemate serve --dev`` on a free port: its public facts and its pid."""
-    state, log = folder / "state", folder / "server.log"
-    state.mkdir()
+    state = folder / "state"
     command = [sys.executable, "-m", "casemate", "serve", "--dev", "--port", "0"]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [*command, "--state", str(state), "--threads", "1"],
-            stdout=sink,
-            stderr=sink,
-            env={"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"},
-        )
-    try:
-        ready = state / "server.json"
-        while not ready.exists():
-            if process.poll() is not None:
-                raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.02)
-        yield json.loads(ready.read_bytes()), process.pid
-    finally:
-        process.terminate()
-        process.wait(60)
+    command += ["--state", str(state), "--threads", "1"]
+    return serving.started(command, state, folder / "server.log")
 
 
 def tree_cpu(root: int) -> float:

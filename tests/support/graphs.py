@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +19,8 @@ DTYPES = {
 }  # fmt: skip
 
 
-def interpret(
-    graph: Graph, weights: Mapping[str, torch.Tensor], data: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Every value of the graph at this batch, op by op, straight from the names in the graph."""
-    batch = next(iter(data.values())).shape[0]
-    values: dict[str, Any] = {
-        i.name: data[i.name] if i.kind == "data" else weights[i.tensor] for i in graph.inputs
-    }
+def reader(values: Mapping[str, Any], batch: int) -> Callable[[Any], Any]:
+    """What an argument of a node is, with the values so far, at a batch size."""
 
     def read(arg: Any) -> Any:
         if isinstance(arg, Ref):
@@ -39,6 +33,17 @@ def interpret(
             return [read(x) for x in arg.items]
         return float(arg) if arg in ("inf", "-inf") else arg
 
+    return read
+
+
+def interpret(
+    graph: Graph, weights: Mapping[str, torch.Tensor], data: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Every value of the graph at this batch, op by op, straight from the names in the graph."""
+    values: dict[str, Any] = {
+        i.name: data[i.name] if i.kind == "data" else weights[i.tensor] for i in graph.inputs
+    }
+    read = reader(values, next(iter(data.values())).shape[0])
     for node in graph.nodes:
         space, name, overload = node.op.split(".")
         op = getattr(getattr(getattr(torch.ops, space), name), overload)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from casemate.graph.model import DtypeArg, ListArg, Node, Ref, Size
 from casemate.graph.ops import Value
-from support.graphs import DTYPES
+from support.graphs import DTYPES, reader
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SIZES = (7, 11)
@@ -188,18 +188,7 @@ def replay(
 ) -> dict[str, torch.Tensor]:
     """Every value of the nodes at this batch; ``hook`` sees each node with its arguments."""
     values: dict[str, Any] = dict(inputs)
-
-    def read(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            return values[arg.name]
-        if isinstance(arg, Size):
-            return arg.a * batch + arg.c
-        if isinstance(arg, DtypeArg):
-            return DTYPES[arg.dtype]
-        if isinstance(arg, ListArg):
-            return [read(x) for x in arg.items]
-        return float(arg) if arg in ("inf", "-inf") else arg
-
+    read = reader(values, batch)
     with torch.no_grad(), plain():
         for node in nodes:
             kwargs = {k: read(a) for k, a in node.kwargs.items()}

@@ -18,7 +18,6 @@ import torch
 from casemate.engine.nodes import Env, Runner
 from casemate.engine.probe import same_in_every_slot
 from casemate.graph.model import Node, Ref
-from casemate.graph.ops import Value
 
 Tensor: TypeAlias = torch.Tensor
 Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -116,7 +115,7 @@ def choose(
     known: dict[Any, bool] = {}
 
     def alike(node: Node, names: tuple[str, str, str | None], way: Product) -> bool:
-        batches = tuple(_batch(runner.proved.values[n]) for n in names if n is not None)
+        batches = tuple(runner.proved.values[n].batch for n in names if n is not None)
         key = (way.__name__, batches, *(_layout(env[n]) for n in names if n is not None))
         if key not in known:
             call = _as_call(names, way)
@@ -139,7 +138,3 @@ def choose(
             if made.stride() == env[node.name].stride() and alike(node, names, _onednn):
                 out[node.name] = _as_call(names, _onednn)
     return out
-
-
-def _batch(value: Value) -> Any:
-    return value.batch

@@ -1,8 +1,9 @@
 """Small C++ helpers, built on the machine they run on and loaded by ctypes (docs/adr/0006).
 
 Each helper is one file, ``<name>.cpp``, with a plain C ABI and no header but the compiler's own, so
-that it builds in seconds; a line ``#include "part.cpp"`` stands for that file of this folder. Its Python twin is always there and is what it is tested against; where
-:func:`library` returns None, for whatever reason, the twin does the work.
+that it builds in seconds; a line ``#include "part.cpp"`` stands for that file of this folder. Its
+Python twin is always there and is what it is tested against; where :func:`library` returns None,
+for whatever reason, the twin does the work.
 
 Built files are kept in ``$XDG_CACHE_HOME/casemate/native`` (default ``~/.cache``), a folder of
 mode 0700 that is ours, else they are not used. A file's name is the SHA-256 of all that decides its
@@ -46,11 +47,6 @@ def library(name: str) -> ctypes.CDLL | None:
     The first answer stands for the life of the process.
     """
     return _load(name)[0]
-
-
-def available(name: str) -> bool:
-    """Whether :func:`library` gives one."""
-    return library(name) is not None
 
 
 def reason(name: str) -> str:
