@@ -25,6 +25,7 @@ def export(
     *,
     loss: Any = None,
     inputs: Inputs | None = None,
+    dropout: bool = True,
 ) -> tuple[Packed, tuple[InputBinding, ...]]:
     """Pack ``module`` with its per-record ``loss``; and say which columns feed which input.
 
@@ -35,17 +36,20 @@ def export(
     loss, or a function of (outputs, target) that gives shape (B,).
     ``inputs``: input to column or columns, where names do not say it.
 
-    Parameters with ``requires_grad`` are trained; others, and buffers, never change. Dropout is
-    left out, with a warning. Raises ``ModelError`` naming the node and the mend.
+    ``dropout``: as in PyTorch, layers in training mode drop out, with draws that the server makes
+    for each record; ``False`` leaves it out whatever the mode.
+
+    Parameters with ``requires_grad`` are trained; others, and buffers, never change. Raises
+    ``ModelError`` naming the node and the mend.
     """
     module = module_of(module)
     made = losses.make(loss)
     if not isinstance(data, DatasetSchema):
         specs = specs_of(data)
         bindings = tuple(InputBinding(input=n, columns=(n,)) for n in specs)
-        return capture(module, made, specs), bindings
+        return capture(module, made, specs, dropout=dropout), bindings
     specs, bindings = _inputs(module, made, data, inputs or {})
-    return capture(module, made, specs, bindings, data), bindings
+    return capture(module, made, specs, bindings, data, dropout), bindings
 
 
 def _inputs(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_impls import register_op_impl
 from torch.export.graph_signature import InputKind
 
+from casemate.engine.capture import dropout
 from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops import TABLE
 from casemate.graph.ops.base import PLACE_NAMES
@@ -33,8 +34,7 @@ _IDENTITY: Final = {
 _BATCH_NORM: Final = "aten._native_batch_norm_legit_no_training.default"
 # Ops that are refused by name rather than written with others.
 _REFUSED: Final = (
-    "aten.embedding_bag", "aten._embedding_bag", "aten.native_dropout", "aten.rrelu",
-    "aten.binary_cross_entropy.",
+    "aten.embedding_bag", "aten._embedding_bag", "aten.rrelu", "aten.binary_cross_entropy.",
 )  # fmt: skip
 # Ops written by another name, so that the table need not know both.
 _RENAMED: Final = {
@@ -53,11 +53,13 @@ class _Converter:
         self.nodes: list[Node] = []
         self.weights: dict[str, Tensor] = {}
 
+        self.taken = set(names)
+
     def run(self) -> tuple[Graph, dict[str, Tensor]]:
         live = _live(self.program.graph)
         data = iter(self.names)
         by_tensor: dict[int, Ref] = {}
-        taken = set(self.names)
+        taken = self.taken
         for spec, node in zip(
             self.program.graph_signature.input_specs,
             (n for n in self.program.graph.nodes if n.op == "placeholder"),
@@ -76,7 +78,7 @@ class _Converter:
                 self.values[node] = self._weight(name, spec, by_tensor)
         for node in self.program.graph.nodes:
             if node.op == "call_function" and node in live:
-                self.values[node] = self._node(node, taken)
+                self.values[node] = self._node(node)
         (output,) = self.program.graph.output_node().args[0]
         loss = self.values[output]
         graph = Graph(inputs=tuple(self.inputs), nodes=tuple(self.nodes), loss=loss.name)
@@ -117,17 +119,40 @@ class _Converter:
         by_tensor[id(tensor)] = Ref(name=name)
         return by_tensor[id(tensor)]
 
-    def _node(self, node: fx.Node, taken: set[str]) -> Any:
+    def _emit(self, node: fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+        name = _free(node.name, self.taken)
+        self.nodes.append(Node(name=name, op=op, args=args, kwargs=kwargs, source=_source(node)))
+        return Ref(name=name)
+
+    def _draw(self, node: fx.Node, shape: dropout.Sizes, rate: float) -> Ref:
+        name = _free(f"{node.name}_drawn", self.taken)
+        self.inputs.append(dropout.spec(name, shape, rate))
+        return Ref(name=name)
+
+    def _writer(self, node: fx.Node) -> dropout.Writer:
+        return dropout.Writer(
+            emit=lambda op, *args, **kwargs: self._emit(node, op, args, kwargs),
+            draw=lambda shape, rate: self._draw(node, shape, rate),
+            sizes=lambda traced: [affine(d, node) for d in traced.meta["val"].shape],
+            arg=lambda given: self._arg(node, given),
+            refuse=lambda code, what, mend: _refuse_node(node, code, what, mend),
+        )
+
+    def _node(self, node: fx.Node) -> Any:
         given: Any = node.args
         value = node.meta.get("val")
         if isinstance(value, int | torch.SymInt):
             return affine(value, node)
         if node.target is operator.getitem:
             source, index = given
+            if callable(self.values[source]):
+                return self.values[source](index)
             if str(source.target) == _BATCH_NORM:
                 return self.values[source]
             return Ref(name=f"{self.values[source].name}.{index}")
         op = str(node.target)
+        if dropout.draws(node):
+            return dropout.write(node, self._writer(node))
         if op in _IDENTITY:
             return self.values[given[0]]
         args, kwargs = self._arguments(node)
@@ -139,11 +164,7 @@ class _Converter:
             sizes = given[0].meta["val"].shape
             axes = [i for i, d in enumerate(sizes) if isinstance(d, int) and d == 1]
             op, args = "aten.squeeze.dims", (args[0], ListArg(items=tuple(axes)))
-        name = _free(node.name, taken)
-        self.nodes.append(
-            Node(name=name, op=_RENAMED.get(op, op), args=args, kwargs=kwargs, source=_source(node))
-        )
-        return Ref(name=name)
+        return self._emit(node, _RENAMED.get(op, op), args, kwargs)
 
     def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments, without places and without trailing defaults."""
@@ -184,18 +205,16 @@ class _Converter:
             return "inf" if item > 0 else "-inf"
         if isinstance(item, int) and abs(item) >= 2**62:
             return None  # "to the end" of a slice
-        if item is None or isinstance(item, bool | int | float | str):
-            return item
-        _refuse_node(
-            node, "model.argument", f"has a {type(item).__name__} as an argument", "Leave it out."
-        )
-        return None
+        if not (item is None or isinstance(item, bool | int | float | str)):
+            kind = type(item).__name__
+            _refuse_node(node, "model.argument", f"has a {kind} as an argument", "Leave it out.")
+        return item
 
 
 _ABSENT: Final = object()
 
 
-def _refuse_node(node: fx.Node, code: str, what: str, mend: str) -> None:
+def _refuse_node(node: fx.Node, code: str, what: str, mend: str) -> NoReturn:
     source = _source(node)
     place = f", in {source}" if source else ""
     raise ModelError(
@@ -236,7 +255,6 @@ def affine(value: int | torch.SymInt, node: fx.Node) -> int | Size:
         f"has the size {expr}",
         "Sizes may only be multiples of the batch.",
     )
-    raise AssertionError
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
@@ -247,7 +265,8 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
         node = todo.pop()
         if node not in live:
             live.add(node)
-            todo.extend(node.all_input_nodes)
+            if str(node.target) != "aten.bernoulli.p":  # which only looks at the shape
+                todo.extend(node.all_input_nodes)
     return live
 
 
@@ -268,6 +287,7 @@ def _cosine_loss(a: Any, b: Any, y: Any, margin: float = 0.0, reduction: int = 1
 def _decompositions() -> dict[Any, Any]:
     """torch's own decompositions of every op that the table does not hold whole."""
     kept = {*TABLE, *_RENAMED, *_IDENTITY, "aten.sym_size.int", _BATCH_NORM, "aten.squeeze.default"}
+    kept.update(dropout.KEPT)
     aten = torch.ops.aten
     rules = dict(torch.export.default_decompositions())
     rules |= {aten.bilinear.default: _bilinear, aten.cosine_embedding_loss.default: _cosine_loss}

@@ -39,15 +39,17 @@ def capture(
     specs: Specs,
     bindings: Sequence[InputBinding] = (),
     schema: DatasetSchema | None = None,
+    dropout: bool = True,
 ) -> Packed:
     """The checked and packed model of ``module`` with its per-record ``loss``.
 
     loss: of :func:`casemate.engine.capture.loss.make`. specs: dtype and per-record shape of each
     input. bindings, schema: where given, the columns' declared bounds prove indices in range.
+    dropout: whether layers that are in training mode drop out, or none does.
     Raises ``ModelError`` naming the node and the mend.
     """
     refuse_modules(module)
-    graph, weights = trace(module, loss, specs)
+    graph, weights = trace(module, loss, specs, dropout)
     packed = pack(graph, weights)
     view = unpack(packed.data)[1]
     bounds = None if schema is None else check.known_bounds(graph, view, bindings, [schema])
@@ -72,12 +74,16 @@ def specs_of(examples: Mapping[str, torch.Tensor]) -> Specs:
 
 
 @contextmanager
-def _eval(module: nn.Module) -> Any:
-    """Evaluation mode (no dropout), put back as it was."""
+def _modes(module: nn.Module, dropout: bool) -> Iterator[bool]:
+    """Evaluation mode, but for layers in training mode that may drop out; put back as it was.
+    Whether there are any."""
     modes = [(m, m.training) for m in module.modules()]
+    training = [m for m in module.modules() if dropout and m.training and _drops(m)]
     module.eval()
+    for m in training:
+        m.training = True
     try:
-        yield
+        yield bool(training)
     finally:
         for m, mode in modes:
             m.training = mode
@@ -93,9 +99,14 @@ def _reads_training(m: nn.Module) -> bool:
     return any("training" in f.__code__.co_names for f in functions)
 
 
+def _drops(m: nn.Module) -> bool:
+    """Whether a layer draws in training mode, or may."""
+    rate = m.p if isinstance(m, nn.modules.dropout._DropoutNd) else getattr(m, "dropout", 0)
+    return (isinstance(rate, float) and rate > 0) or _reads_training(m)
+
+
 def refuse_modules(module: nn.Module) -> None:
-    """Refuse modules that mix records or change buffers, by name; warn of dropout left out."""
-    dropped: list[str] = []
+    """Refuse modules that mix records or change buffers, by name."""
     for name, m in module.named_modules():
         own = (*m.parameters(recurse=False), *m.buffers(recurse=False))
         if any(isinstance(p, UninitializedParameter | UninitializedBuffer) for p in own):
@@ -134,16 +145,6 @@ def refuse_modules(module: nn.Module) -> None:
                 " .eval().",
                 where=name,
             )
-        rate = m.p if isinstance(m, nn.modules.dropout._DropoutNd) else getattr(m, "dropout", 0)
-        if m.training and ((isinstance(rate, float) and rate > 0) or _reads_training(m)):
-            dropped.append(name)
-    if dropped:
-        warnings.warn(
-            "Dropout is left out of the exported model, and so is all else that is done in training"
-            f" mode alone ({len(dropped)} layers, such as {dropped[0] or 'the module'!r}): DP-SGD's"
-            " noise regularises already.",
-            stacklevel=4,
-        )
 
 
 def parameters(module: nn.Module) -> tuple[list[str], list[str], bool]:
@@ -196,7 +197,9 @@ class _Records(nn.Module):
         return losses_
 
 
-def trace(module: nn.Module, loss: nn.Module, specs: Specs) -> tuple[Graph, Any]:
+def trace(
+    module: nn.Module, loss: nn.Module, specs: Specs, dropout: bool = True
+) -> tuple[Graph, Any]:
     """The graph and weights of the per-record losses of ``module`` on inputs of these ``specs``."""
     for name in specs:
         if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
@@ -215,7 +218,10 @@ def trace(module: nn.Module, loss: nn.Module, specs: Specs) -> tuple[Graph, Any]
     # opt_einsum orders products by the example's sizes, which would bake its batch in.
     plain = torch.backends.opt_einsum.flags(enabled=False)
     checks = Distribution._validate_args  # which branch on values, and change none
-    with _eval(wrapper), torch.enable_grad(), warnings.catch_warnings(), plain, _no_tracebacks():
+    with (
+        _modes(wrapper, dropout) as training, torch.enable_grad(), warnings.catch_warnings(), plain,
+        _no_tracebacks(),
+    ):  # fmt: skip
         warnings.simplefilter("ignore")
         try:
             Distribution.set_default_validate_args(False)
@@ -229,7 +235,7 @@ def trace(module: nn.Module, loss: nn.Module, specs: Specs) -> tuple[Graph, Any]
         except CasemateError:
             raise
         except Exception as e:
-            raise _explain(e, specs) from e
+            raise _explain(e, specs, training) from e
         finally:
             Distribution.set_default_validate_args(checks)
 
@@ -246,8 +252,21 @@ def _no_tracebacks() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _explain(error: Exception, specs: Specs) -> ModelError:
-    """What a failure of torch.export means for the model's author."""
+def _explain(error: Exception, specs: Specs, training: bool) -> ModelError:
+    """What a failure of torch.export means for the model's author. training: whether some layers
+    are in training mode."""
+    made = _meaning(error, specs)
+    if training:
+        mend = f"{made.mend} {_EVAL}"
+        return ModelError(made.code, made.message, mend=mend, where=made.where)
+    return made
+
+
+# Where what fails may be done in training mode alone.
+_EVAL: Final = "If it is done in training mode alone, call .eval() on the layer."
+
+
+def _meaning(error: Exception, specs: Specs) -> ModelError:
     text = f"{type(error).__name__}: {error}"
     line = " ".join(str(error).split())[:300].rstrip(".")
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
