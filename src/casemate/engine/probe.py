@@ -84,7 +84,8 @@ def exact(node: Node) -> bool:
     scaled = node.kwargs.get("alpha", 1) != 1 or (
         node.op in ("aten.add.Scalar", "aten.sub.Scalar") and node.args[2:] not in ((), (1,))
     )
-    return node.op in EXACT and not scaled
+    power = node.op == "aten.pow.Tensor_Scalar" and node.args[1] in (1, 2)
+    return power or (node.op in EXACT and not scaled)
 
 
 def entrywise(node: Node, given: Sequence[Sequence[int]], made: Sequence[Sequence[int]]) -> bool:
