@@ -158,6 +158,7 @@ def _bare(folder: Path) -> None:
             made,
             os.urandom(32),
             keep=ready.keep,
+            fast=ready.fast,
         )
 
 

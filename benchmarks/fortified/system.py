@@ -199,6 +199,7 @@ def bare(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         made,
         os.urandom(32),
         keep=ready.keep,
+        fast=ready.fast,
     )
     seconds, cpu = now() - start, time.process_time() - cpu
     module = model(work.seed)
