@@ -199,7 +199,8 @@ def _sums(
             raise _refuse("its microbatch is not the one prepared for")
         if plan.clipping != "flat":
             raise _refuse("its path does not know its clip")
-        return fast.sums(rows, plan.clip if plan.private else math.inf, plan.grid, slots(plan))
+        bound, step = (plan.clip, plan.grid) if plan.private else (math.inf, 0.0)
+        return fast.sums(rows, bound, step, slots(plan))
     gradients = PATHS[path](program, rows.inputs, rows.count, keep, drawn)
     if not plan.private:
         return lambda chosen: plain_sum(plan, gradients, rows, chosen, program.dimension)
