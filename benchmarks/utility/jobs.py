@@ -166,8 +166,9 @@ def run(
     table = {**own.inputs, "target": own.target}
     made = rows.assemble((schema,), (table,), ready.program.data, bindings)
     trained = train.train(
-        plan, Execution(), spec, ready.program, made, os.urandom(32), keep=ready.keep
-    )
+        plan, Execution(path=ready.path), spec, ready.program, made, os.urandom(32),
+        keep=ready.keep, fast=ready.fast,
+    )  # fmt: skip
     load_weights(module, trained)
     spent = None
     if epsilon is not None:
