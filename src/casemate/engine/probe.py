@@ -155,22 +155,31 @@ def laid(t: torch.Tensor, at: Place) -> torch.Tensor:
     return out.copy_(source).expand(at.sizes)
 
 
+def _flat(
+    values: Mapping[str, Any], names: Sequence[str], flats: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Values with ``flats`` in place; of what has one entry, no more than one axis is left."""
+    single = {n: values[n].reshape(1) for n in names if n not in flats and values[n].dim() > 1}
+    return {**values, **single, **flats}
+
+
 def evenly(runner: Runner, node: Node, env: Mapping[str, Any]) -> Replacement:
     """The node's operation, entry by entry, on operands copied to where they are :func:`even`;
     results lie as in ``env``."""
     outs = runner.outs(node)
     places = [place(env[o]) for o in outs]
     sizes, count = places[0].sizes, math.prod(places[0].sizes)
+    names = list(dict.fromkeys(uses(node)))
     buffers = {
         n: torch.zeros(-(-count // STEP) * STEP, dtype=env[n].dtype)
-        for n in dict.fromkeys(uses(node))
+        for n in names
         if env[n].numel() > 1
     }
 
     def run(values: Mapping[str, Any]) -> Any:
         for n, buffer in buffers.items():
             buffer[:count].view(sizes).copy_(values[n])
-        made = runner.call(node, {**values, **buffers}, runner.rows)
+        made = runner.call(node, _flat(values, names, buffers), runner.rows)
         found = made if isinstance(made, list | tuple) else [made]
         out = [laid(t[:count].view(sizes), at) for t, at in zip(found, places, strict=True)]
         return out if outs != [node.name] else out[0]
@@ -297,7 +306,8 @@ def same_in_every_lane(
 ) -> bool:
     """Whether an operation entry by entry gives an entry the same bits whatever the others are and
     wherever it lies, over one :func:`even` run of many entries."""
-    many = [n for n in dict.fromkeys(uses(node)) if env[n].numel() > 1]
+    names = list(dict.fromkeys(uses(node)))
+    many = [n for n in names if env[n].numel() > 1]
 
     def operand(t: torch.Tensor) -> torch.Tensor:
         if t.dtype == torch.bool:
@@ -309,7 +319,7 @@ def same_in_every_lane(
         return both[torch.randperm(_TRIED, generator=generator)]
 
     def outputs(flats: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        made = runner.call(node, {**env, **flats}, runner.rows)
+        made = runner.call(node, _flat(env, names, flats), runner.rows)
         return list(made) if isinstance(made, list | tuple) else [made]
 
     tried = {n: operand(env[n]) for n in many}
@@ -405,7 +415,11 @@ def _way(runner: Runner, node: Node, env: Env, generator: torch.Generator) -> _W
     if all(isinstance(t, torch.Tensor) for t in made) and entrywise(
         node, [t.shape for t in given], [t.shape for t in made]
     ):
-        if not same_in_every_lane(runner, node, env, generator):
+        try:
+            alike = same_in_every_lane(runner, node, env, generator)
+        except (RuntimeError, IndexError):  # it does not take entries without their axes
+            alike = False
+        if not alike:
             return one_by_one
         if not even(given, made):
             way = evenly

@@ -39,7 +39,8 @@ def values(at: Lab) -> dict[str, Any]:
     """Every value of a microbatch."""
     inputs = {f"d{i}": at.data[s.name] for i, s in enumerate(at.program.data)}
     with torch.inference_mode():
-        return at.path._values(inputs | {"seed": torch.ones(at.rows)}, at.path.wanted)[1]
+        _, env = at.path._values(inputs | {"seed": torch.ones(at.rows)}, at.path.wanted)
+    return env
 
 
 def nodes(at: Lab) -> list[Node]:
@@ -115,7 +116,7 @@ def test_what_is_exact_has_the_same_bits_in_vectors_alone_and_strided() -> None:
         def run(of: list[Tensor]) -> Tensor:
             tensors = iter(of)
             numbers = iter((0.3, 0.7, True))
-            plain = [next(tensors) if g == "tensor" else next(numbers) for g in given]
+            plain: list[Any] = [next(tensors) if g == "tensor" else next(numbers) for g in given]
             if "bitwise" in op:
                 plain = [True if isinstance(v, float) else v for v in plain]
             named = {"max": 0.7} if op.startswith("aten.clamp.default") else {}
