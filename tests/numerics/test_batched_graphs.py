@@ -11,15 +11,19 @@ import torch
 from casemate.engine.program import Program
 from casemate.engine.tape import Unfit
 from casemate.spec.errors import ModelError
-from support import random_graphs
+from support import random_graphs, rounding
 from support.batched_lab import Lab, clipped, gradients, lab, relative
 
 CHUNK = 50
 REFUSED = "refused"
+# A norm layer and then its mean: the true gradient is zero, and so is autograd's in float64 but for
+# its own rounding. Next to nothing beside the weights, of which each graph has some of about 0.3.
+ZERO = 1e-12
 
 
 def compare(seed: int) -> str:
-    """``refused`` by name, or ``right``; else an assertion fails."""
+    """``right`` within 1e-5 of the clipped sum, ``zero`` within what rounding does where the true
+    gradient vanishes, or ``refused`` by name; else an assertion fails."""
     of = random_graphs.graph(seed)
     per = 1 if seed % 3 else 2
     try:
@@ -29,36 +33,40 @@ def compare(seed: int) -> str:
         return REFUSED
     except Unfit:
         return REFUSED
-    each = gradients(of.module, at.program, at.data, of.loss)
-    bound = float(each.reshape(-1, per, each.shape[1]).sum(1).norm(dim=1).median())
-    if bound < 1e-8:
-        return "nothing"  # a norm layer and then its mean: the true gradient is zero
-    want, _ = clipped(each, bound, per)
+
+    def units() -> torch.Tensor:
+        each = gradients(of.module, at.program, at.data, of.loss)
+        return each.reshape(-1, per, each.shape[1]).sum(1)
+
+    exact = units()
+    median = float(exact.norm(dim=1).median())
+    bound = median if median > ZERO else 1.0
+    want, _ = clipped(exact, bound)
     got, c = at.parts(bound)
-    error = relative(got, want)
-    if error > 1e-5:  # how well is the gradient determined at all, in float32?
-        nudged = gradients(of.module, at.program, at.data, of.loss, nudge=2.0**-24)
-        error -= 30 * relative(clipped(nudged, bound, per)[0], want)
-    assert error <= 1e-5, (seed, error, [s.way.name for s in at.path.sites])
+    error = float((got - want).norm())
+    if error > 1e-5 * float(want.norm()):  # is the gradient determined at all, in float32?
+        allowed = rounding.error(lambda: clipped(units(), bound)[0], want)
+        assert error <= allowed, (seed, error, allowed, [s.way.name for s in at.path.sites])
+        assert median <= ZERO, (seed, "no graph but those needs it")
     assert bool((c <= 1).all())
-    return "right"
+    return "right" if median > ZERO else "zero"
 
 
-# Those that need a rule for empty_like, or a placement of products of parameters, come later.
-QUICK = [s for s in range(40) if s not in (2, 58, 71)]
+# A graph with empty_like, one of whose gradient nothing is left, one at the edge of 1e-5, and the
+# first ones; the others are run by make test-full.
+QUICK = (*range(16), 87, 159, 508)
 
 
-@pytest.mark.parametrize("first", range(0, 40, 10))
-def test_random_graphs(first: int) -> None:
-    found = [compare(s) for s in QUICK if first <= s < first + 10]
-    assert found.count("right") >= 8
+@pytest.mark.parametrize("seed", QUICK)
+def test_random_graphs(seed: int) -> None:
+    assert compare(seed) == ("zero" if seed == 159 else "right")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("first", range(0, 1000, CHUNK))
 def test_a_thousand_random_graphs(first: int) -> None:
     found = [compare(s) for s in range(first, first + CHUNK)]
-    assert found.count("right") >= CHUNK * 0.9
+    assert found.count(REFUSED) <= 1 and found.count("zero") <= 3
 
 
 def of_units(each: torch.Tensor, members: list[list[int]], bound: float) -> torch.Tensor:
@@ -128,3 +136,36 @@ def test_the_oracle_is_the_record_path() -> None:
     for i in range(3):
         program.gradient(program.prefix({k: v[i : i + 1] for k, v in at.data.items()}), out)
         assert relative(out.double(), each[i]) < 1e-5
+
+
+# --- the allowance for rounding (support.rounding)
+
+
+def test_rounding_is_seen_where_terms_cancel() -> None:
+    """The allowance covers what float32 does, and is no more than the theorem's for these terms: a
+    product of n terms moved by sqrt(n) u in both operands and the result, and one addition."""
+    torch.manual_seed(0)
+    for large in (1.0, 1e3, 1e6):
+        x, y = torch.randn(2, 2000, dtype=torch.float32)
+
+        def run(x: torch.Tensor, y: torch.Tensor, large: float = large) -> torch.Tensor:
+            return ((x + large) * y).sum(0, keepdim=True) - large * y.sum(0, keepdim=True)
+
+        exact = run(x.double(), y.double())
+        made = float((run(x, y).double() - exact).norm())
+        allowed = rounding.error(lambda x=x, y=y: run(x.double(), y.double()), exact)  # type: ignore[misc]
+        terms = 2000 * float(((x + large) * y).double().norm())
+        assert made <= allowed <= rounding.LAMBDA * rounding.UNIT * terms
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_an_error_that_is_no_rounding_is_seen(seed: int) -> None:
+    of = random_graphs.graph(seed)
+    at = lab(of.module, of.data, of.loss)
+    exact = gradients(of.module, at.program, at.data, of.loss)
+    wrong = exact.clone()
+    wrong[3] *= 1.01
+    allowed = rounding.error(
+        lambda: gradients(of.module, at.program, at.data, of.loss).sum(0), exact.sum(0)
+    )
+    assert float((wrong.sum(0) - exact.sum(0)).norm()) > allowed > 0.0
