@@ -192,7 +192,7 @@ DATA_DEPENDENT: dict[str, Callable[..., Tensor]] = {
     "masked": lambda m, x: (x @ m.w)[x > 0].view(1, -1),
     "size": lambda m, x: (x @ m.w) / x.shape[0],
     "noise": lambda m, x: x @ m.w + torch.randn_like(x),
-    "dropout": lambda m, x: F.dropout(x @ m.w, 0.5, training=True),
+    "one draw for all": lambda m, x: x @ m.w * F.dropout(m.w[0], 0.5, training=True),
 }
 
 

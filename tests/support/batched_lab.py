@@ -112,9 +112,7 @@ class Lab:
 
 
 def exported(module: nn.Module, few: Data, loss: Any, flat: bool = True) -> tuple[Program, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        packed, _ = export(module, few, loss=loss)
+    packed, _ = export(module, few, loss=loss, dropout=False)
     graph, view = pack.unpack(packed.data)
     checked = check.check(graph, {n: i for n, (i, _) in view.items()})
     return Program(graph, weights_of(view)), checked

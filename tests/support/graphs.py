@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,10 +67,8 @@ def tensors(packed: Any) -> tuple[Graph, dict[str, torch.Tensor], dict[str, Any]
 
 
 def exported(module: nn.Module, data: Mapping[str, torch.Tensor], **how: Any) -> Any:
-    """The packed model, dropout's warning silenced."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return export(module, data, **how)[0]
+    """The packed model, without dropout unless it is asked for."""
+    return export(module, data, **{"dropout": False, **how})[0]
 
 
 def checked(module: nn.Module, data: Mapping[str, torch.Tensor], **how: Any) -> check.Checked:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from casemate.client.torch import export, groupnorm, load_weights
 from casemate.graph import check
+from casemate.graph.model import Size
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.errors import ModelError
 from support.graphs import exported, interpret, tensors
@@ -110,12 +111,16 @@ def test_frozen_prefix() -> None:
     assert made.dimension == 27
 
 
-def test_dropout_is_left_out_aloud_and_modes_come_back() -> None:
+def test_dropout_follows_the_mode_and_modes_come_back() -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
-    with pytest.warns(UserWarning, match="Dropout is left out"):
-        packed, _ = export(module, data(), loss="cross_entropy")
-    assert not [n for n in tensors(packed)[0].nodes if "dropout" in n.op]
-    assert module.training and module[1].training
+    for dropout in (True, False):
+        for train in (True, False):
+            module.train(train)
+            graph = tensors(export(module, data(), loss="cross_entropy", dropout=dropout)[0])[0]
+            assert not [n for n in graph.nodes if "dropout" in n.op]
+            drawn = [(i.shape, i.rate) for i in graph.inputs if i.kind == "random"]
+            assert drawn == ([((Size(a=1), 3), 0.5)] if dropout and train else [])
+            assert module.training is module[1].training is train
 
 
 def test_batchnorm_is_refused_with_the_mend_that_works() -> None:

@@ -7,7 +7,7 @@ import keyword
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -49,11 +49,29 @@ def capture(
     Raises ``ModelError`` naming the node and the mend.
     """
     refuse_modules(module)
-    graph, weights = trace(module, loss, specs, dropout)
-    packed = pack(graph, weights)
-    view = unpack(packed.data)[1]
-    bounds = None if schema is None else check.known_bounds(graph, view, bindings, [schema])
-    check.check(graph, {n: info for n, (info, _) in view.items()}, bounds=bounds)
+
+    def made(training: Collection[nn.Module]) -> Packed:
+        graph, weights = trace(module, loss, specs, training)
+        packed = pack(graph, weights)
+        view = unpack(packed.data)[1]
+        bounds = None if schema is None else check.known_bounds(graph, view, bindings, [schema])
+        check.check(graph, {n: info for n, (info, _) in view.items()}, bounds=bounds)
+        return packed
+
+    layers = [m for m in module.modules() if dropout and m.training and _drops(m)]
+    own = [(n, m) for n, m in module.named_modules() if dropout and m.training and _own(m)]
+    if not own:
+        return made(layers)
+    try:
+        return made([*layers, *(m for _, m in own)])
+    except ModelError:
+        # What the module's own code does in training may be more than dropping out.
+        packed = made(layers)
+    warnings.warn(
+        "What the module's own code does in training mode alone cannot be exported, and is left out"
+        f" ({len(own)} modules, such as {own[0][0] or 'the module itself'!r}).",
+        stacklevel=3,
+    )
     return packed
 
 
@@ -74,16 +92,14 @@ def specs_of(examples: Mapping[str, torch.Tensor]) -> Specs:
 
 
 @contextmanager
-def _modes(module: nn.Module, dropout: bool) -> Iterator[bool]:
-    """Evaluation mode, but for layers in training mode that may drop out; put back as it was.
-    Whether there are any."""
+def _modes(module: nn.Module, training: Collection[nn.Module]) -> Iterator[None]:
+    """Evaluation mode, but for the modules ``training``; put back as it was."""
     modes = [(m, m.training) for m in module.modules()]
-    training = [m for m in module.modules() if dropout and m.training and _drops(m)]
     module.eval()
     for m in training:
         m.training = True
     try:
-        yield bool(training)
+        yield
     finally:
         for m, mode in modes:
             m.training = mode
@@ -92,17 +108,17 @@ def _modes(module: nn.Module, dropout: bool) -> Iterator[bool]:
 _SPECTRAL: Final = (_SpectralNorm, SpectralNorm)
 
 
-def _reads_training(m: nn.Module) -> bool:
-    """Whether code of the module's own reads ``training``, and so may do otherwise in it."""
+def _own(m: nn.Module) -> bool:
+    """Whether code that is not torch's reads ``training``, and so may do otherwise in it."""
     own = (k for k in type(m).__mro__ if not k.__module__.startswith("torch."))
     functions = (f for k in own for f in vars(k).values() if inspect.isfunction(f))
     return any("training" in f.__code__.co_names for f in functions)
 
 
 def _drops(m: nn.Module) -> bool:
-    """Whether a layer draws in training mode, or may."""
+    """Whether a layer of torch drops out in training mode."""
     rate = m.p if isinstance(m, nn.modules.dropout._DropoutNd) else getattr(m, "dropout", 0)
-    return (isinstance(rate, float) and rate > 0) or _reads_training(m)
+    return isinstance(rate, float) and rate > 0
 
 
 def refuse_modules(module: nn.Module) -> None:
@@ -198,9 +214,10 @@ class _Records(nn.Module):
 
 
 def trace(
-    module: nn.Module, loss: nn.Module, specs: Specs, dropout: bool = True
+    module: nn.Module, loss: nn.Module, specs: Specs, training: Collection[nn.Module] = ()
 ) -> tuple[Graph, Any]:
-    """The graph and weights of the per-record losses of ``module`` on inputs of these ``specs``."""
+    """The graph and weights of the per-record losses of ``module`` on inputs of these ``specs``;
+    its modules ``training`` in that mode."""
     for name in specs:
         if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
             raise ModelError(
@@ -219,7 +236,7 @@ def trace(
     plain = torch.backends.opt_einsum.flags(enabled=False)
     checks = Distribution._validate_args  # which branch on values, and change none
     with (
-        _modes(wrapper, dropout) as training, torch.enable_grad(), warnings.catch_warnings(), plain,
+        _modes(wrapper, training), torch.enable_grad(), warnings.catch_warnings(), plain,
         _no_tracebacks(),
     ):  # fmt: skip
         warnings.simplefilter("ignore")
@@ -235,7 +252,7 @@ def trace(
         except CasemateError:
             raise
         except Exception as e:
-            raise _explain(e, specs, training) from e
+            raise _explain(e, specs) from e
         finally:
             Distribution.set_default_validate_args(checks)
 
@@ -252,21 +269,8 @@ def _no_tracebacks() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _explain(error: Exception, specs: Specs, training: bool) -> ModelError:
-    """What a failure of torch.export means for the model's author. training: whether some layers
-    are in training mode."""
-    made = _meaning(error, specs)
-    if training:
-        mend = f"{made.mend} {_EVAL}"
-        return ModelError(made.code, made.message, mend=mend, where=made.where)
-    return made
-
-
-# Where what fails may be done in training mode alone.
-_EVAL: Final = "If it is done in training mode alone, call .eval() on the layer."
-
-
-def _meaning(error: Exception, specs: Specs) -> ModelError:
+def _explain(error: Exception, specs: Specs) -> ModelError:
+    """What a failure of torch.export means for the model's author."""
     text = f"{type(error).__name__}: {error}"
     line = " ".join(str(error).split())[:300].rstrip(".")
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
