@@ -36,7 +36,8 @@ def compare(seed: int) -> str:
 
     def units() -> torch.Tensor:
         each = gradients(of.module, at.program, at.data, of.loss)
-        return each.reshape(-1, per, each.shape[1]).sum(1)
+        sums: torch.Tensor = each.reshape(-1, per, each.shape[1]).sum(1)
+        return sums
 
     exact = units()
     median = float(exact.norm(dim=1).median())
@@ -153,7 +154,7 @@ def test_rounding_is_seen_where_terms_cancel() -> None:
 
         exact = run(x.double(), y.double())
         made = float((run(x, y).double() - exact).norm())
-        allowed = rounding.error(lambda x=x, y=y: run(x.double(), y.double()), exact)  # type: ignore[misc]
+        allowed = rounding.error(lambda x=x, y=y: run(x.double(), y.double()), exact)
         terms = 2000 * float(((x + large) * y).double().norm())
         assert made <= allowed <= rounding.LAMBDA * rounding.UNIT * terms
 
