@@ -9,7 +9,8 @@ arXiv:2210.00038). The microbatch's sum is then put on the integer grid.
 What P3 needs (see :func:`factors`): with n the norm and S the spread of a unit's contribution as
 defined in ``sites``, c is chosen so that c n <= C and that what the second contraction's rounding
 may hide is at most ``ROUNDING`` C a microbatch. Zeroing out a unit changes one microbatch, so the
-sum moves by at most C (1 + ETA) + 2 ROUNDING C + grid sqrt(d).
+sum moves by at most C (1 + ETA) + 2 ROUNDING C + grid sqrt(d), whatever form the clip has
+(:func:`weigh`).
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import compiled, kernels, products, small
+from casemate.engine import compiled, fill, kernels, products, small
+from casemate.engine.clip import share
+from casemate.engine.draws import Draws
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
-from casemate.engine.probe import STEP, entrywise, failing, laid, place
+from casemate.engine.probe import STEP, Replacement, entrywise, laid, place, prober
 from casemate.engine.program import DTYPES, Program, maker, uses
 from casemate.engine.rows import Rows
 from casemate.engine.sites import ROUNDING, Planner, Shape, Site
 from casemate.graph.check import Checked
 from casemate.graph.joint import Proved, prove
 from casemate.graph.model import Node
+from casemate.spec.job import Clipping
 
 ETA: Final = 2.0**-20
+SMALLEST: Final = 2.0**-40
 _U32: Final = 2.0**-24
 # Rows of a microbatch are a multiple of one of these: see :func:`tile`.
 TILE: Final = 16
@@ -48,7 +53,7 @@ def sensitivity(bound: float, dimension: int, grid: float) -> float:
 
 
 def factors(
-    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int
+    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int, gamma: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip factors of units (u,), float32, and which units count.
 
@@ -58,13 +63,43 @@ def factors(
     the sums (triangle inequality over units and sites), so c <= ROUNDING C / (u Q) keeps that below
     ROUNDING C in all. A factor is rounded towards zero. A unit whose bound is not finite does not
     count (its operands are taken out before anything is multiplied).
+
+    A factor below SMALLEST is zero, else what c times an operand loses to underflow could be more
+    than C. That loss is at most 2^-150 sqrt(m) sum_t |x_t| at a site, and S is at least 2^-62.5
+    sqrt(m) sum_t |x_t| (``bounds``); with c >= 2^-40, S is at most 2^40 ROUNDING C / (u error), and
+    error at least 2^-24: the loss is below 2^-30 C / u, that of a microbatch 2^-30 C: ETA holds it.
+
+    gamma: of automatic clipping; then c N <= C N / (N + gamma), for gamma >= C.
     """
-    quick = small.factors(sites, norms, bound, units, ROUNDING * bound / units)
-    return quick or _factors(sites, norms, bound, units)
+    quick = None
+    if not gamma:
+        quick = small.factors(sites, norms, bound, units, ROUNDING * bound / units)
+    c, good = quick or _factors(sites, norms, bound, units, gamma)
+    return torch.where(c >= SMALLEST, c, 0.0), good
+
+
+def per_layer(
+    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip factors (sites, u) of each site by itself, for the same ``bound``, and which units count
+    at all of them."""
+    c = torch.zeros(len(sites), units)
+    good = torch.ones(units, dtype=torch.bool)
+    for i, (site, norm) in enumerate(zip(sites, norms, strict=True)):
+        c[i], fine = factors([site], [norm], bound, units)
+        good &= fine
+    c[:, ~good] = 0.0
+    return c, good
+
+
+def scale_of(bound: float, gamma: float) -> float:
+    """The power of two by which automatic clipping has its sums multiplied in the end: bound over
+    it is at most gamma, so that no factor is above 1 and no operand overflows."""
+    return 2.0 ** max(0, math.frexp(bound / gamma)[1]) if gamma else 1.0
 
 
 def _factors(
-    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int
+    sites: Sequence[Site], norms: Sequence[Any], bound: float, units: int, gamma: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = torch.zeros(units, dtype=torch.float64)
     spread = torch.zeros(units, dtype=torch.float64)
@@ -79,7 +114,7 @@ def _factors(
     good = torch.isfinite(largest)
     if not math.isfinite(bound):
         return good.to(torch.float32), good
-    by_norm = bound / largest
+    by_norm = bound / (largest + gamma)
     by_rounding = ROUNDING * bound / (units * rounding.sqrt())
     c = torch.minimum(by_norm, by_rounding).clamp(max=1.0)
     c = torch.where(good, c, 0.0)
@@ -104,6 +139,8 @@ class Batched:
         planner = Planner(proved, self.runner, shape)
         self.sites = planner.sites()
         self.wanted = self._operands()
+        self.instead: dict[str, Replacement] = {}
+        self.slow: list[str] = []
         self.fused: compiled.Fused | None = None
         self.later: compiled.Later | None = None
         self.source = self.frontier if keep else self.data
@@ -144,43 +181,65 @@ class Batched:
             name: records[spec.name].contiguous()
             for name, spec in zip(self.data, self.program.data, strict=True)
         }
-        seed = torch.ones(self.shape.rows)
-        instead: dict[str, Any] = {}
-        slow: dict[str, str] = {}
+        self.instead, self.slow = {}, []
+        tried, held = self._trier(), compile_seconds > 0
         with torch.inference_mode():
             if self.keep:
-                nodes, env = self._values(inputs, self.frontier)
-                slow |= self._settle(nodes, env, instead)
+                env = tried(inputs, self.frontier, held)
                 # What is kept goes through the buffers.
                 inputs = {n: b.copy_(env[n]).clone() for n, b in self._buffers.items()}
-            nodes, env = self._values(inputs | {SEED: seed}, self.wanted)
-            slow |= self._settle(nodes, env, instead)
-        self._functions(instead)
-        if compile_seconds > 0:
-            ends = [*self.source, SEED]
+            inputs[SEED] = torch.ones(self.shape.rows)
+            env = tried(inputs, self.wanted, held)
+        self._functions(self.instead)
+        if held:
+            ends, instead = [*self.source, SEED], self.instead
             self.later = compiled.Later(
                 lambda: compiled.fuse(self.runner, ends, self.wanted, env, instead, compile_seconds)
             )
             if not background:
                 self.later.wait()
                 self._swap()
-        return [f"{op} ({name})" for name, op in slow.items()]
+        return [f"{self.runner.nodes[name].op} ({name})" for name in self.instead]
 
-    def _values(
-        self, inputs: Mapping[str, torch.Tensor], ends: Sequence[str]
-    ) -> tuple[list[Node], Env]:
-        """The nodes between, and every value as a run from ``inputs`` has it."""
-        nodes = self.runner.order(list(inputs), ends)
-        names = [o for n in nodes for o in self.runner.outs(n)]
-        made = self.runner.function(list(inputs), names)(self.runner.fixed, *inputs.values())
-        return nodes, {**self.runner.fixed, **inputs, **dict(zip(names, made, strict=True))}
+    def _trier(self) -> Callable[[Mapping[str, torch.Tensor], Sequence[str], bool], Env]:
+        """``f(inputs, ends, held)``: evaluate what lies between, node by node, trying each on what
+        it reads and adding to ``instead`` what takes its place and to ``slow`` those that are run
+        one record a call. Values as a run has them: the ends, or all if ``held``."""
+        runner = self.runner
+        product, other = products.chooser(runner), prober(runner)
 
-    def _settle(self, nodes: Sequence[Node], env: Env, instead: dict[str, Any]) -> dict[str, str]:
-        """Add to ``instead`` what takes nodes' places; operations of those that fail, by name."""
-        instead |= products.choose(self.runner, nodes, env)
-        slow = failing(self.runner, [n for n in nodes if n.name not in instead], env)
-        instead |= slow
-        return {n.name: n.op for n in nodes if n.name in slow}
+        def tried(inputs: Mapping[str, torch.Tensor], ends: Sequence[str], held: bool) -> Env:
+            env: Env = {**runner.fixed, **inputs}
+            nodes = runner.order(list(inputs), ends)
+            last = {n: i for i, node in enumerate(nodes) for n in uses(node)}
+            for i, node in enumerate(nodes):
+                made = runner.call(node, env, self.shape.rows, runner.without_sums(node))
+                runner._store(node, env, made)
+                found = product(node, env)
+                if found is None and (way := other(node, env)) is not None:
+                    found, alone = way
+                    self.slow += [f"{node.op} ({node.name})"] * alone
+                if found is not None:
+                    self.instead[node.name] = found
+                for name in dict.fromkeys((*uses(node), *runner.outs(node))):
+                    if last.get(name, i) == i and name not in ends and not held:
+                        env.pop(name, None)
+            return env
+
+        return tried
+
+    def values(self, records: Mapping[str, torch.Tensor]) -> Env:
+        """Every value of a microbatch of these records; none is let go of."""
+        runner = self.runner
+        data = {
+            name: records[spec.name] for name, spec in zip(self.data, self.program.data, strict=True)
+        }
+        data[SEED] = torch.ones(self.shape.rows)
+        nodes = runner.order(list(data), [*self.wanted, *self.frontier])
+        names = [o for n in nodes for o in runner.outs(n)]
+        with torch.inference_mode():
+            made = runner.function(list(data), names)(runner.fixed, *data.values())
+        return {**runner.fixed, **data, **dict(zip(names, made, strict=True))}
 
     def _swap(self) -> None:
         """Take what was compiled, between steps."""
@@ -216,26 +275,54 @@ class Batched:
         with torch.inference_mode():
             self.planner.plan(self.sites, env, most)
 
+    def weigh(
+        self, norms: Sequence[Any], bound: float, clipping: Clipping, gamma: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip factors in a form (``spec.job.Dp``), and which units count: (u,), or (sites, u).
+
+        Per-layer: each of L tensors has C / sqrt(L) for its norm, and ROUNDING C / sqrt(L) for what
+        the rounding of its sum may hide. Tensors have no entry in common, so both add up as squares
+        to what the whole has under one factor: C (1 + ETA), ROUNDING C. Automatic: a power of two M
+        with C / M <= gamma; factors for C / M and for gamma, and sums times M, which is exact: all
+        that holds for the bound C / M holds for C.
+        """
+        sites, units = self.sites, self.shape.units
+        if clipping == "per-layer":
+            return per_layer(sites, norms, share(bound, len(self.program.leaves)), units)
+        if clipping == "automatic":
+            return factors(sites, norms, bound / scale_of(bound, gamma), units, gamma)
+        return factors(sites, norms, bound, units)
+
     def parts(
-        self, env: Env, bound: float, steps: Sequence[torch.Tensor] = (), inverse: float = 0.0
+        self,
+        env: Env,
+        bound: float,
+        steps: Sequence[torch.Tensor] = (),
+        inverse: float = 0.0,
+        clipping: Clipping = "flat",
+        gamma: float = 0.0,
     ) -> tuple[list[torch.Tensor | None], torch.Tensor]:
         """The clipped sum of one microbatch, a tensor for each trained one (``None`` for zero), and
         the units' factors.
 
         steps: int64 grid steps, a tensor for each trained one, to which the sums are added, 1 /
-        inverse being a step; then no part is given back.
+        inverse being a step; then no part is given back. gamma: 0 but for automatic clipping, whose
+        factors are over :func:`scale_of`.
         """
         with torch.inference_mode():
             norms = [site.way.norm(env) for site in self.sites]
-            c, good = factors(self.sites, norms, bound, self.shape.units)
+            c, good = self.weigh(norms, bound, clipping, gamma)
             if not bool(good.all()):
                 self._blank(env, good)
             k = self.shape.per_unit
-            weights = c if k == 1 else c.repeat_interleave(k)
+            each = c if k == 1 else c.repeat_interleave(k, dim=-1)
             rows = good if k == 1 else good.repeat_interleave(k)
+            scale = scale_of(bound, gamma)
+            inverse *= scale
             sums: Env = dict(env)
             parts: list[torch.Tensor | None] = [None] * len(self.proved.joint.gradients)
-            for i, g, site, tail in self._order:
+            for at, (i, g, site, tail) in enumerate(self._order):
+                weights = each if each.dim() == 1 else each[at]
                 if inverse and g in site.adds:
                     site.adds[g](steps[i], env, weights, rows, inverse)
                     continue
@@ -248,7 +335,7 @@ class Batched:
                     for name in site.totals:
                         sums.pop(name, None)
                 else:
-                    parts[i] = sums[g]
+                    parts[i] = sums[g] if scale == 1.0 else sums[g] * scale
         return parts, c
 
     def _blank(self, env: Env, good: torch.Tensor) -> None:
@@ -264,44 +351,40 @@ class Batched:
                 env[name] = laid(blank, place(t)) if own else blank
 
     def sums(
-        self, rows: Rows, bound: float, step: float, slots: int
+        self,
+        rows: Rows,
+        bound: float,
+        step: float,
+        slots: int,
+        clipping: Clipping = "flat",
+        gamma: float = 0.0,
+        drawn: Draws | None = None,
     ) -> Callable[[npt.NDArray[np.int64]], torch.Tensor]:
         """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0; in
-        the same memory each time."""
+        the same memory each time. drawn: random inputs and views, whose step the caller sets; of a
+        unit's ``per_unit`` places each row takes one for each of its views."""
         units, k = self.shape.units, self.shape.per_unit
-        store = self._stored(rows) if self.keep else None
-        data = [rows.inputs[spec.name] for spec in self.program.data]
-        filler = [rows.filler_of(spec.name) for spec in self.program.data]
+        views = 1 if drawn is None else drawn.views
+        store = None
+        if self.keep:
+            assert self._prefix is not None
+            names = self.frontier
+            store = fill.kept(self._prefix, names, self.runner, self.program, rows)
         index = torch.zeros(self.shape.rows, dtype=torch.int64)
         seed = torch.zeros(self.shape.rows)
 
-        members, there = rows.table(k)
+        members, there = (t.repeat_interleave(views, 1) for t in rows.table(k // views))
         full = bool(there.all())
-        tiny = small.build(
-            self.runner, self.sites, self.shape, [leaf.numel() for leaf in self.program.leaves]
-        )
-
-        everywhere = bool((members >= 0).all()) and all(len(t) for t in data)
-
-        def fill(count: int) -> None:
-            """The buffers with the rows of ``index``, free slots with the filler."""
-            if store is not None:
-                for name, buffer in self._buffers.items():
-                    buffer.copy_(from_rows(store[name][index], self.proved.values[name]))
-                return
-            if everywhere and count == self.shape.rows:
-                for buffer, t in zip(self._buffers.values(), data, strict=True):
-                    torch.index_select(t, 0, index, out=buffer)
-                return
-            free = index < 0
-            at = index.clamp(min=0)
-            for buffer, t, other in zip(self._buffers.values(), data, filler, strict=True):
-                if len(t):
-                    torch.index_select(t, 0, at, out=buffer)
-                buffer[free] = other
+        there = there / views
+        sizes = [leaf.numel() for leaf in self.program.leaves]
+        tiny = None
+        if clipping == "flat":
+            tiny = small.build(self.runner, self.sites, self.shape, sizes)
+        everywhere = bool((members >= 0).all()) and rows.count > 0
+        put = fill.of_rows(self._buffers, self.program, self.proved.values, rows, store, drawn)
 
         sum_ = torch.zeros(self.program.dimension, dtype=torch.int64 if step else torch.float64)
-        places = torch.split(sum_, [leaf.numel() for leaf in self.program.leaves])
+        places = torch.split(sum_, sizes)
 
         def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
             self._swap()
@@ -314,46 +397,22 @@ class Batched:
                 seed[count:] = 0.0
                 torch.index_select(members, 0, taken, out=index[:count].view(-1, k))
                 if full:
-                    seed[:count] = 1.0
+                    seed[:count] = 1.0 / views
                 else:
                     seed[:count] = there[taken].reshape(-1)
-                fill(count)
+                put(index, not everywhere or count < self.shape.rows)
                 env = self._evaluate(seed)
                 if tiny is not None and step:
                     tiny(env, bound, ROUNDING * bound / units, step, sum_)
                     continue
-                parts, _ = self.parts(env, bound, places, 1.0 / step if step else 0.0)
+                inverse = 1.0 / step if step else 0.0
+                parts, _ = self.parts(env, bound, places, inverse, clipping, gamma)
                 for part, at in zip(parts, places, strict=True):
                     if part is not None:
                         at += part.reshape(-1)
             return sum_
 
         return total
-
-    def _stored(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """Frontier values of every valid row, and of the filler for others and as the last, a
-        microbatch at a time."""
-        assert self._prefix is not None
-        count, size = rows.count, self.shape.rows
-        store: dict[str, torch.Tensor] = {}
-        self.runner.refresh()
-        for first in range(0, count + 1, size):
-            inputs = []
-            for spec in self.program.data:
-                t = rows.inputs[spec.name]
-                valid = torch.from_numpy(rows.valid[first : first + size])
-                block = rows.filler_of(spec.name).repeat(size, *[1] * (t.dim() - 1))
-                block[: len(valid)][valid] = t[first : first + size][valid]
-                inputs.append(block)
-            with torch.inference_mode():
-                made = self._prefix(self.runner.fixed, *inputs)
-            for name, value in zip(self.frontier, made, strict=True):
-                flat = to_rows(value, self.proved.values[name], size)
-                if name not in store:
-                    store[name] = torch.zeros((count + 1, flat.shape[1]), dtype=flat.dtype)
-                place = store[name][first : first + size]
-                place.copy_(flat[: len(place)])
-        return store
 
 
 def analyse(

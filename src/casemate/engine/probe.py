@@ -427,20 +427,28 @@ def _way(runner: Runner, node: Node, env: Env, generator: torch.Generator) -> _W
     return way if same_in_every_slot(runner, node, env, call, generator) else one_by_one
 
 
+def prober(runner: Runner) -> Callable[[Node, Env], tuple[Replacement, bool] | None]:
+    """A function of a node and the values as a run has them. It gives ``None`` where the node
+    treats all slots alike, else a replacement that does, and whether that is one record a call."""
+    generator = torch.Generator().manual_seed(0)  # tests kernels, guards nothing
+    known: dict[Any, _Way] = {}
+
+    def tried(node: Node, env: Env) -> tuple[Replacement, bool] | None:
+        with torch.inference_mode():
+            key = _key(runner, node, env)
+            if key not in known:
+                known[key] = _way(runner, node, env, generator)
+            way = known[key]
+            return None if way is None else (way(runner, node, env), way is one_by_one)
+
+    return tried
+
+
 def failing(runner: Runner, nodes: Sequence[Node], env: Env) -> dict[str, Replacement]:
     """Of the nodes, those that do not treat all slots alike, with a replacement that does.
 
     env: every value as a run has it, at the run's strides.
     """
-    generator = torch.Generator().manual_seed(0)  # tests kernels, guards nothing
-    known: dict[Any, _Way] = {}
-    out: dict[str, Replacement] = {}
-    with torch.inference_mode():
-        for node in nodes:
-            key = _key(runner, node, env)
-            if key not in known:
-                known[key] = _way(runner, node, env, generator)
-            way = known[key]
-            if way is not None:
-                out[node.name] = way(runner, node, env)
-    return out
+    tried = prober(runner)
+    found = {node.name: tried(node, env) for node in nodes}
+    return {name: made[0] for name, made in found.items() if made is not None}

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from casemate.engine.nodes import Env, Runner
-from casemate.engine.probe import same_in_every_slot
+from casemate.engine.probe import Replacement, same_in_every_slot
 from casemate.graph.model import Node, Ref
 
 Tensor: TypeAlias = torch.Tensor
@@ -91,9 +91,7 @@ def _operands(node: Node) -> tuple[str, str, str | None] | None:
     return None
 
 
-def _as_call(
-    names: tuple[str, str, str | None], way: Product
-) -> Callable[[Mapping[str, Any]], Any]:
+def _as_call(names: tuple[str, str, str | None], way: Product) -> Replacement:
     left, right, bias = names
 
     def run(values: Mapping[str, Any]) -> Tensor:
@@ -102,19 +100,14 @@ def _as_call(
     return run
 
 
-def choose(
-    runner: Runner, nodes: Sequence[Node], env: Env
-) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-    """By name, the products of ``nodes`` that another library than torch's own choice shall do, as
-    functions of the operands by name.
-
-    env: every value as a run has it. One is taken where it treats all slots alike and either is
-    quicker, or torch's own does not.
-    """
+def chooser(runner: Runner) -> Callable[[Node, Env], Replacement | None]:
+    """A function of a node and the values as a run has them. It gives what another library than
+    torch's own choice shall do instead, where that treats all slots alike and either is quicker, or
+    torch's own does not."""
     generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
     known: dict[Any, bool] = {}
 
-    def alike(node: Node, names: tuple[str, str, str | None], way: Product) -> bool:
+    def alike(node: Node, names: tuple[str, str, str | None], way: Product, env: Env) -> bool:
         batches = tuple(runner.proved.values[n].batch for n in names if n is not None)
         key = (way.__name__, batches, *(_layout(env[n]) for n in names if n is not None))
         if key not in known:
@@ -122,19 +115,27 @@ def choose(
             known[key] = same_in_every_slot(runner, node, env, call, generator)
         return known[key]
 
-    out: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
-    for node in nodes:
+    def chosen(node: Node, env: Env) -> Replacement | None:
         names = _operands(node)
         if names is None:
-            continue
+            return None
         left, right, bias = names
         a, b, row = env[left], env[right], None if bias is None else env[bias]
         if not _fits(a, b, row) or (row is not None and row.dim() != 1):
-            continue
+            return None
         own, onednn = _timed((_own, _onednn), a, b, row)
-        if onednn < _MARGIN * own or not alike(node, names, _own):
+        if onednn < _MARGIN * own or not alike(node, names, _own, env):
             # Whatever follows was tried on the strides of torch's own result.
             made = _onednn(a, b, row)
-            if made.stride() == env[node.name].stride() and alike(node, names, _onednn):
-                out[node.name] = _as_call(names, _onednn)
-    return out
+            if made.stride() == env[node.name].stride() and alike(node, names, _onednn, env):
+                return _as_call(names, _onednn)
+        return None
+
+    return chosen
+
+
+def choose(runner: Runner, nodes: Sequence[Node], env: Env) -> dict[str, Replacement]:
+    """By name, what :func:`chooser` gives for these nodes. env: every value as a run has it."""
+    chosen = chooser(runner)
+    found = {node.name: chosen(node, env) for node in nodes}
+    return {name: made for name, made in found.items() if made is not None}

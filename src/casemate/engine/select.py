@@ -18,9 +18,7 @@ import numpy as np
 import torch
 
 from casemate.engine import batched
-from casemate.engine.batched import TILE, Batched
-from casemate.engine.joint import SEED
-from casemate.engine.nodes import Env
+from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import record
 from casemate.engine.rows import Rows
@@ -33,7 +31,7 @@ from casemate.spec.errors import ModelError
 BASE_BYTES: Final = 600 << 20
 MOST_ROWS: Final = 1024
 # Values of a microbatch that are about as quick as any: more costs memory, fewer costs calls.
-_GOOD_BYTES: Final = 1 << 30
+_GOOD_BYTES: Final = 256 << 20
 _TIMED_SECONDS: Final = 0.2
 _CHECKED_UNITS: Final = 4
 _AGREE: Final = 1e-3
@@ -69,12 +67,12 @@ def graph(
     if made is None:
         return None, ("record", "graph: a microbatch does not fit in memory")
     rows = tiled(samples, made.shape.rows)
-    slow = made.settle(rows)
-    made.choose(_values(made, rows), most_bytes // 4)
+    made.settle(rows)
+    made.choose(made.values(rows), min(most_bytes // 4, _GOOD_BYTES))
     off = disagreement(made, samples)
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
-    return made, ("graph", *_told(made), *(f"one record per call: {name}" for name in slow))
+    return made, ("graph", *_told(made), *(f"one record per call: {name}" for name in made.slow))
 
 
 def _fitting(
@@ -86,8 +84,10 @@ def _fitting(
 ) -> Batched | None:
     """Built for as many rows as are good and fit."""
     k = job.per_unit
-    tile = TILE // math.gcd(TILE, k)  # units
-    few = batched.build(program, checked, samples, Shape(tile * k, k), job.keep)
+    noted, proved = batched.analyse(program, checked, samples)
+    of_rows = batched.tile(proved)
+    tile = of_rows // math.gcd(of_rows, k)  # units
+    few = Batched(program, noted, proved, Shape(tile * k, k), job.keep)
     unit = _bytes(few, samples) / tile
     fit = int((most_bytes - (job.kept_bytes if job.keep else 0)) / unit)
     most = min(fit, max(tile, min(MOST_ROWS // k, int(_GOOD_BYTES / unit)))) // tile * tile
@@ -95,7 +95,7 @@ def _fitting(
         return None
     units = math.ceil(job.slots / math.ceil(job.slots / most))
     units = -(-units // tile) * tile
-    return Batched(program, few.noted, few.proved, Shape(units * k, k), job.keep)
+    return Batched(program, noted, proved, Shape(units * k, k), job.keep)
 
 
 def _told(made: Batched) -> list[str]:
@@ -116,21 +116,9 @@ def tiled(samples: Mapping[str, torch.Tensor], rows: int) -> dict[str, torch.Ten
     return {k: v[torch.arange(rows) % len(v)] for k, v in samples.items()}
 
 
-def _values(made: Batched, records: Mapping[str, torch.Tensor]) -> Env:
-    """All values of a microbatch of these records."""
-    runner = made.runner
-    data = {f"d{i}": records[spec.name] for i, spec in enumerate(made.program.data)}
-    data[SEED] = torch.ones(made.shape.rows)
-    nodes = runner.order([*data], [*made.wanted, *made.frontier])
-    names = [o for n in nodes for o in runner.outs(n)]
-    with torch.inference_mode():
-        values = runner.function([*data], names)(runner.fixed, *data.values())
-    return {**runner.fixed, **data, **dict(zip(names, values, strict=True))}
-
-
 def _bytes(made: Batched, samples: Mapping[str, torch.Tensor]) -> int:
     """Of all values of a microbatch, were none let go of."""
-    env = _values(made, tiled(samples, made.shape.rows))
+    env = made.values(tiled(samples, made.shape.rows))
     held = {
         s.data_ptr(): s.nbytes()
         for name, t in env.items()

@@ -118,7 +118,7 @@ def test_a_model_without_a_proof_takes_the_slow_path_and_says_why(monkeypatch):
     def unfit(*args):
         raise select.Unfit("v3: no rule")
 
-    monkeypatch.setattr(select.batched, "build", unfit)
+    monkeypatch.setattr(select.batched, "analyse", unfit)
     ready = ready_of(graph, weights, lab.schema(5, 3, 40), lab.spec_of(12, 6))
     assert ready.prepared.path == ("record", "graph: v3: no rule")
     assert ready.prepared.microbatch == 1
@@ -141,7 +141,7 @@ def test_rows_at_once_follow_from_public_values_alone():
     }
     again = ready_of(graph, weights, lab.schema(5, 3, 4000), lab.spec_of(300, 6)).fast.shape
     assert found[300] == again
-    assert all(s.rows % select.TILE == 0 and s.rows <= select.MOST_ROWS for s in found.values())
+    assert all(s.rows % batched.TILE == 0 and s.rows <= select.MOST_ROWS for s in found.values())
     assert found[1].rows < found[300].rows
 
 
