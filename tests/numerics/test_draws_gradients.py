@@ -34,7 +34,7 @@ TRANSFORMS = (Flip(), Crop(pixels=2), Crop(pixels=1, pad="zeros"))
 ASKED: Final = {
     "none": Views(),
     "one": Views(count=1, input="x", transforms=TRANSFORMS),
-    "three": Views(count=3, input="x", transforms=TRANSFORMS),
+    "three": Views(count=3, transforms=TRANSFORMS),
     "plain": Views(count=2),
 }
 PATHS = ("record", "graph")
@@ -98,7 +98,7 @@ class Case:
         }
         bindings = tuple(InputBinding(input=n, columns=(n,)) for n in "xy")
         self.rows = assemble([schema], [self.table], self.program.data, bindings)
-        self.draws = draws.of_job(KEY, self.rows, self.program.random, asked)
+        self.draws = draws.of_job(KEY, self.rows, self.program.data, asked)
 
     def fast(self) -> batched.Batched:
         per_unit = K * self.asked.count
@@ -135,7 +135,7 @@ class Case:
     def oracle(self, step: int, chosen: list[int], bound: float) -> Tensor:
         """Each row's gradient the mean over its views, in float64, with that row's own draws; of
         each unit the sum over its rows, clipped; and the sum over units."""
-        own = draws.of_job(KEY, self.rows, self.program.random, self.asked)
+        own = draws.of_job(KEY, self.rows, self.program.data, self.asked)
         total = torch.zeros(self.program.dimension, dtype=torch.float64)
         for unit in chosen:
             sum_ = torch.zeros_like(total)

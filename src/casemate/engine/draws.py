@@ -29,14 +29,14 @@ _CHUNK: Final = 1 << 15
 _LONG: Final = 512
 
 
-def of_job(key: bytes, rows: Rows, random: Sequence[InputSpec], asked: Views) -> Draws | None:
+def of_job(key: bytes, rows: Rows, inputs: Sequence[InputSpec], asked: Views) -> Draws | None:
     """A run's draws, or ``None`` where it has none and one view of each row.
 
-    key: the job's 32 bytes. random: the graph's inputs of that kind. Raises ``PlanError``.
+    key: the job's 32 bytes. inputs: the graph's. Raises ``PlanError``.
     """
-    if not random and asked == Views():
+    if all(i.kind != "random" for i in inputs) and asked == Views():
         return None
-    return Draws(keystream.subkey(key, PURPOSE), rows.places(), random, asked)
+    return Draws(keystream.subkey(key, PURPOSE), rows.places(), inputs, asked)
 
 
 class Draws:
@@ -50,15 +50,20 @@ class Draws:
         self,
         key: bytes,
         places: npt.NDArray[np.int64],
-        random: Sequence[InputSpec],
+        inputs: Sequence[InputSpec],
         asked: Views,
     ) -> None:
-        self.key, self.random, self.step = key, random, 0
-        self.views, self.image, self.transforms = asked.count, asked.input, asked.transforms
+        self.key, self.step = key, 0
+        self.random = [i for i in inputs if i.kind == "random"]
+        self.views, self.transforms = asked.count, asked.transforms
+        image = views.image(asked, inputs)
+        if self.transforms and image is None:
+            raise PlanError("plan.views", "The model has no such images.", mend="Name its input.")
+        self.image = "" if image is None else image.name
         self._places = places
         words = sum(views.WORDS[type(t)] for t in asked.transforms)
         self._first = [_blocks(words)]  # of each random input; before them those of transforms
-        for spec in random:
+        for spec in self.random:
             self._first.append(self._first[-1] + _blocks(elements(spec)))
         self._each = max(1, self._first[-1])
         if (int(places[-1]) + 1) * self.views * self._each > 2**64:

@@ -64,6 +64,13 @@ def _cut(sources: Sources, crop: Crop, words: npt.NDArray[np.uint32]) -> Sources
     return np.where(inside, np.take_along_axis(sources, place.clip(0, size - 1), axis=1), -1)
 
 
+def image(views: Views, inputs: Sequence[InputSpec]) -> InputSpec | None:
+    """The input that the transforms act on: the one named, or the only one of images (C, H, W)."""
+    images = [i for i in inputs if i.kind == "data" and len(i.shape) == 4]
+    images = [i for i in images if i.dtype in ("f32", "u8") and views.input in ("", i.name)]
+    return images[0] if views.transforms and len(images) == 1 else None
+
+
 def check_views(
     views: Views,
     inputs: Sequence[InputSpec],
@@ -74,13 +81,14 @@ def check_views(
     the model's indices holds for rows within them. Raises ``PlanError`` ``plan.views``."""
     if not views.transforms:
         return
-    found = [i for i in inputs if i.kind == "data" and i.name == views.input]
-    if not found or len(found[0].shape) != 4 or found[0].dtype not in ("f32", "u8"):
+    found = image(views, inputs)
+    if found is None:
+        what = f"called {views.input!r}" if views.input else "or several"
         raise _refuse(
-            f"The model has no data input {views.input!r} of images (C, H, W), float32 or uint8.",
+            f"The model has no input of images (C, H, W), float32 or uint8, {what}.",
             "Name the input that the images feed.",
         )
-    height, width = found[0].shape[2:]
+    height, width = found.shape[2:]
     for crop in (t for t in views.transforms if isinstance(t, Crop)):
         if not (isinstance(height, int) and isinstance(width, int)) or (
             crop.pixels >= min(height, width)
@@ -89,7 +97,7 @@ def check_views(
                 f"Images of {height} by {width} cannot be padded by {crop.pixels} pixels.",
                 "Crop by fewer pixels than the image has.",
             )
-        for column in bound_columns(schemas[0], found[0], bindings):
+        for column in bound_columns(schemas[0], found, bindings):
             low, high = column.wire_bounds or (0, 0)
             if crop.pad == "zeros" and not low <= 0 <= high:
                 raise _refuse(

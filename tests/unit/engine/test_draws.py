@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -146,6 +147,10 @@ def padded(image: torch.Tensor, crop: Crop) -> torch.Tensor:
     return torch.nn.functional.pad(image, [crop.pixels] * 4, mode=mode)
 
 
+IMAGE = InputSpec(name="x", kind="data", dtype="f32", shape=(Size(a=1), 3, 8, 6))
+FLAT = InputSpec(name="v", kind="data", dtype="f32", shape=(Size(a=1), 3))
+
+
 @pytest.mark.parametrize("pad", ["reflect", "zeros"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_each_crop_is_torchs(pad: str, dtype: torch.dtype) -> None:
@@ -179,7 +184,7 @@ def test_the_law_of_views() -> None:
     """Each of the 2 x 5 x 5 views of a picture is as likely: chi-square with 49 degrees of freedom,
     whose 1 - 1e-6 quantile is 117.1 (Wilson and Hilferty: 49 (1 - 2/441 + 4.753 (2/441)^0.5)^3)."""
     count, asked = 4000, Views(count=2, input="x", transforms=(Flip(), Crop(pixels=2, pad="zeros")))
-    made = draws.of_job(KEY, rows(list(range(count + 1)), 1), [], asked)
+    made = draws.of_job(KEY, rows(list(range(count + 1)), 1), [IMAGE], asked)
     assert made is not None
     picture = torch.arange(1.0, 36.0).view(1, 1, 5, 7)
     seen: dict[bytes, int] = {}
@@ -200,16 +205,14 @@ def schema(low: float, high: float) -> DatasetSchema:
     return DatasetSchema(name="d", columns=(column,), rows=4, units=4)
 
 
-IMAGE = InputSpec(name="x", kind="data", dtype="f32", shape=(Size(a=1), 3, 8, 6))
-FLAT = InputSpec(name="v", kind="data", dtype="f32", shape=(Size(a=1), 3))
 BOUND = (InputBinding(input="x", columns=("pixels",)),)
 
 
 @pytest.mark.parametrize(
     ("transforms", "name", "low", "said"),
     [
-        ((Flip(),), "y", 0.0, "no data input"),
-        ((Flip(),), "v", 0.0, "no data input"),
+        ((Flip(),), "y", 0.0, "no input of images"),
+        ((Flip(),), "v", 0.0, "no input of images"),
         ((Crop(pixels=6),), "x", 0.0, "8 by 6"),
         ((Flip(), Crop(pixels=1, pad="zeros")), "x", 0.5, "outside the declared bounds"),
     ],
@@ -229,7 +232,11 @@ def test_views_that_can_be() -> None:
     )
     views.check_views(asked, (IMAGE, FLAT), BOUND, (schema(0.0, 1.0),))
     views.check_views(Views(count=3), (IMAGE, FLAT), BOUND, (schema(0.0, 1.0),))
+    views.check_views(Views(transforms=(Flip(),)), (IMAGE, FLAT), BOUND, (schema(0.0, 1.0),))
+    second = replace(IMAGE, name="z")
+    with pytest.raises(PlanError, match="or several"):
+        views.check_views(Views(transforms=(Flip(),)), (IMAGE, second), BOUND, ())
     with pytest.raises(ValueError, match="input"):
-        Views(count=2, transforms=(Flip(),))
+        Views(count=2, input="x")
     with pytest.raises(ValueError, match="count"):
         Views(count=0)
