@@ -22,7 +22,7 @@ of them to at most C^2 (1 + u)^12 / (1 - gamma), whose root is at most C (1 + 7u
 
 *Automatic*: with g > 0 for the form's own gamma, what is computed for n + g is at least n (1 - u),
 n being the computed norm; that is one rounding more than flat: at most C (1 + u)^4 / sqrt(1 -
-gamma) <= C (1 + 5u)(1 + gamma). The factor is at most C / g, at most 1e18: nothing overflows.
+gamma) <= C (1 + 5u)(1 + gamma). The factor is at most C / g, at most 1e12: nothing overflows.
 """
 
 from __future__ import annotations

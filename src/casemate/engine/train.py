@@ -161,7 +161,7 @@ def loop(
     """:func:`start` with the noise as an argument: for the engine and its tests alone."""
     check_plan(plan, spec, program.dimension, rows.units, execution.path)
     torch.set_num_threads(1)
-    drawn = draws.of_job(key, rows, program.random, spec.views)
+    drawn = draws.of_job(key, rows, program.data, spec.views)
     if keep and spec.views.transforms:
         raise _refuse("it keeps what the views of a row are not made of")
     sums = _sums(plan, execution.path, program, rows, keep, fast, drawn)
@@ -197,10 +197,8 @@ def _sums(
     if path == "graph":
         if fast is None or plan.microbatch != fast.shape.units:
             raise _refuse("its microbatch is not the one prepared for")
-        if plan.clipping != "flat":
-            raise _refuse("its path does not know its clip")
         bound, step = (plan.clip, plan.grid) if plan.private else (math.inf, 0.0)
-        return fast.sums(rows, bound, step, slots(plan))
+        return fast.sums(rows, bound, step, slots(plan), plan.clipping, plan.gamma, drawn)
     gradients = PATHS[path](program, rows.inputs, rows.count, keep, drawn)
     if not plan.private:
         return lambda chosen: plain_sum(plan, gradients, rows, chosen, program.dimension)

@@ -94,7 +94,7 @@ class Dp:
         if not 0 < self.epsilon <= 1000 or not 0 < self.delta <= 0.01:
             raise ValueError("epsilon must be in (0, 1000], delta in (0, 0.01]")
         _between(1e-30, _LARGEST, clip=self.clip)
-        _between(1e-12, _LARGEST, gamma=self.gamma)
+        _between(1e-6, _LARGEST, gamma=self.gamma)
         if self.clipping not in get_args(Clipping):
             raise ValueError(f"clipping must be one of {', '.join(get_args(Clipping))}")
 
@@ -134,7 +134,8 @@ class Crop:
 class Views:
     """Augmentation multiplicity (De et al. 2022, arXiv:2204.13650, section 3.3): a row's gradient is
     the mean over ``count`` views of it, each with draws of its own, before the clip; so what one
-    unit moves stays as it is. ``transforms``, in their order, act on the graph's input ``input``."""
+    unit moves stays as it is. ``transforms``, in their order, act on the graph's input ``input``; by
+    default on its only one of images."""
 
     count: int = 1
     input: str = ""
@@ -144,8 +145,8 @@ class Views:
         _between(1, 1024, count=self.count)
         if len(self.transforms) > 8:
             raise ValueError("there are at most 8 transforms")
-        if bool(self.input) != bool(self.transforms):
-            raise ValueError("an input is named where there are transforms, and only there")
+        if self.input and not self.transforms:
+            raise ValueError("an input is named for no transforms")
 
 
 @value("train/v1", later=("ema", "views"))
