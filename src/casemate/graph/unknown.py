@@ -23,7 +23,7 @@ REASONS: Final[tuple[tuple[re.Pattern[str], str, str, str], ...]] = tuple(
             r"log_normal|geometric)(_like|_functional|_with_noise)*_?\.",
             "model.random",
             "draws at random, and randomness is the server's alone",
-            "Leave it out; dropout is left out when a module is exported in eval mode.",
+            "Leave it out; layers that drop out are exported with draws of the server's.",
         ),
         (
             r"aten\.(item|_local_scalar_dense|nonzero|nonzero_static|masked_select|_unique2|"
