@@ -12,7 +12,6 @@ import torch
 from benchmarks.engine.workloads import CLIP, LEARNING_RATE, NOISE_MULTIPLIER, Workload
 
 GRID: Final = 2.0**-20
-MEMORY_BYTES: Final = 1 << 33
 
 
 def casemate_step(workload: Workload) -> Callable[[], object]:
@@ -25,6 +24,7 @@ def casemate_step(workload: Workload) -> Callable[[], object]:
     from casemate.engine.prepare import weights_of
     from casemate.engine.program import Program
     from casemate.engine.rows import Rows
+    from casemate.engine.select import FORMED_BYTES
     from casemate.engine.sites import Shape
     from casemate.graph import check, pack
     from casemate.spec.job import Schedule, Sgd
@@ -40,7 +40,7 @@ def casemate_step(workload: Workload) -> Callable[[], object]:
     path = batched.build(program, checked, records, Shape(b, 1), keep=False)
     path.settle(records)
     order = {f"d{i}": records[spec.name] for i, spec in enumerate(program.data)}
-    path.choose(path.operands(order, torch.ones(b)), MEMORY_BYTES)
+    path.choose(path.operands(order, torch.ones(b)), FORMED_BYTES)
     del packed, graph, view, order
     rows = Rows(
         records, valid=np.ones(b, bool), order=np.arange(b), starts=np.arange(b + 1), per_unit=1

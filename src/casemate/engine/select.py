@@ -32,6 +32,8 @@ BASE_BYTES: Final = 600 << 20
 MOST_ROWS: Final = 1024
 # Values of a microbatch that are about as quick as any: more costs memory, fewer costs calls.
 _GOOD_BYTES: Final = 256 << 20
+# Of formed gradients, over all tensors.
+FORMED_BYTES: Final = 128 << 20
 _TIMED_SECONDS: Final = 0.2
 _CHECKED_UNITS: Final = 4
 _AGREE: Final = 1e-3
@@ -68,7 +70,7 @@ def graph(
         return None, ("record", "graph: a microbatch does not fit in memory")
     rows = tiled(samples, made.shape.rows)
     made.settle(rows)
-    made.choose(made.values(rows), min(most_bytes // 4, _GOOD_BYTES))
+    made.choose(made.values(rows), min(most_bytes // 4, FORMED_BYTES))
     off = disagreement(made, samples)
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
