@@ -9,7 +9,8 @@ value is before anything is run from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +53,17 @@ class Noted:
     constants: Mapping[str, str]
 
 
+@contextmanager
+def _cells() -> Iterator[None]:
+    """Without oneDNN, not by torch.backends: those warn of what they leave alone."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 class _Run:
     """One noting: names of tensors by identity, and which are stale since written over."""
 
@@ -72,7 +84,7 @@ class _Run:
                 self.constants[f"c{i}"] = name
         log = Log()
         # Fused recurrent layers hide their contractions; the cells do not.
-        with torch.backends.mkldnn.flags(enabled=False), log:
+        with _cells(), log:
             self.frontier = program.prefix(data)
             self.loss = program.loss(self.frontier)
             self.found = program.gradients_of(self.loss)
