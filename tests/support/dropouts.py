@@ -104,6 +104,11 @@ CASES: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: m.e(x), e=nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)
     ),
     "lstm": lambda: Run(_in_turn, rnn=_recurrent("LSTM")),
+    "lstm, projected": lambda: Run(
+        lambda m, x: m.out(m.rnn(x)[0]),
+        rnn=nn.LSTM(WIDTH, 4, 2, dropout=0.2, batch_first=True, proj_size=2),
+        out=nn.Linear(2, WIDTH),
+    ),
     "gru, both ways": lambda: Run(_in_turn, rnn=_recurrent("GRU", both=True)),
     "rnn, batch second": lambda: Run(
         lambda m, x: m.rnn(x.transpose(0, 1))[0].transpose(0, 1),

@@ -47,8 +47,7 @@ def draws(node: Any) -> bool:
     if op == _ATTENTION:
         return bool(_given(node, "dropout_p"))
     if op in _RECURRENT:
-        layers = _given(node, "num_layers")
-        return bool(_given(node, "train") and _given(node, "dropout") and layers > 1)
+        return bool(_given(node, "train") and _given(node, "dropout"))
     return op in KEPT
 
 

@@ -97,3 +97,20 @@ def test_all_or_nothing() -> None:
         program.gradient(frontier, out)
         first = out[: dropouts.WIDTH**2]
         assert bool(first.any()) == (p == 0)
+
+
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout")
+@pytest.mark.parametrize("projected", [0, 2])
+def test_a_recurrent_layer_that_has_none_after_it_drops_nothing(projected: int) -> None:
+    width = dropouts.WIDTH
+    rnn = nn.LSTM(width, width, 1, dropout=0.5, batch_first=True, proj_size=projected)
+    out = nn.Linear(projected or width, width)
+    module = dropouts.Run(lambda m, x: m.out(m.rnn(x)[0]), rnn=rnn, out=out)
+    program = captured(module)
+    assert not program.random
+    record = {n: t[:1] for n, t in data().items()}
+    found = torch.empty(program.dimension)
+    program.gradient(program.prefix(record), found)
+    want = torchs(module, record, program)
+    own = torch.cat([want[i.tensor].reshape(-1) for i in program.trained])
+    torch.testing.assert_close(found, own.float(), rtol=1e-4, atol=1e-6)
