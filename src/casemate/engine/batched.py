@@ -38,7 +38,7 @@ from casemate.graph.model import Node
 from casemate.spec.job import Clipping
 
 ETA: Final = 2.0**-20
-SMALLEST: Final = 2.0**-40
+SMALLEST: Final = 2.0**-48
 _U32: Final = 2.0**-24
 # Rows of a microbatch are a multiple of one of these: see :func:`tile`.
 TILE: Final = 16
@@ -66,8 +66,8 @@ def factors(
 
     A factor below SMALLEST is zero, else what c times an operand loses to underflow could be more
     than C. That loss is at most 2^-150 sqrt(m) sum_t |x_t| at a site, and S is at least 2^-62.5
-    sqrt(m) sum_t |x_t| (``bounds``); with c >= 2^-40, S is at most 2^40 ROUNDING C / (u error), and
-    error at least 2^-24: the loss is below 2^-30 C / u, that of a microbatch 2^-30 C: ETA holds it.
+    sqrt(m) sum_t |x_t| (``bounds``); with c >= 2^-48, S is at most 2^48 ROUNDING C / (u error), and
+    error at least 2^-24: the loss is below 2^-22 C / u, that of a microbatch 2^-22 C: ETA holds it.
 
     gamma: of automatic clipping; then c N <= C N / (N + gamma), for gamma >= C.
     """

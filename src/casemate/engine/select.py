@@ -141,7 +141,7 @@ def _rows(samples: Mapping[str, torch.Tensor], units: int, k: int) -> Rows:
 
 def disagreement(made: Batched, samples: Mapping[str, torch.Tensor]) -> float:
     """Of the clipped sum of a few made-up units from that of the path ``record``, as a part of the
-    clip that half of them keep to."""
+    clip, which half of them keep to."""
     program, k = made.program, made.shape.per_unit
     rows = _rows(samples, _CHECKED_UNITS, k)
     gradients = record(program, rows.inputs, rows.count, False)
@@ -152,8 +152,11 @@ def disagreement(made: Batched, samples: Mapping[str, torch.Tensor]) -> float:
         alone[row // k] += one
     norms = torch.linalg.vector_norm(alone, dim=1)
     finite = torch.isfinite(norms)
-    bound = float(norms[finite].median()) if bool(finite.any()) else 1.0
-    bound = bound or 1.0
+    bound = 1.0
+    if bool(finite.any()):
+        # Made-up rows may saturate a model: beside the others' their gradients are nothing, and a
+        # factor that small is zero.
+        bound = max(float(norms[finite].median()), 2.0**-20 * float(norms[finite].max())) or 1.0
     factors = (bound / norms).clamp(max=1.0)
     wanted = torch.where(finite, factors, 0.0) @ torch.where(finite[:, None], alone, 0.0)
     sums = made.sums(rows, bound, 0.0, made.shape.units)

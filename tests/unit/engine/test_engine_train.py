@@ -180,3 +180,38 @@ def test_only_the_engine_itself_can_choose_the_noise():
     for door in (train.train, train.start):
         arguments = set(inspect.signature(door).parameters)
         assert not {"noise", "add", "draw", "sigma", "scale"} & arguments
+
+
+@pytest.mark.parametrize("form", ["flat", "per-layer", "automatic"])
+def test_the_same_sums_however_slots_are_parted(form):
+    """Gradient accumulation: 24 slots one, six or all at a time, the same integers."""
+    program, rows, spec, plan, _ = checks.make(count=24, batch=12, slots=24, form=form)
+    found = []
+    for microbatch in (1, 6, 24):
+        parted = dataclasses.replace(plan, microbatch=microbatch, microbatches=24 // microbatch)
+        train.check_plan(parted, spec, program.dimension, rows.units)
+        start = program.flat.clone()
+        found.append(checks.run(program, rows, spec, parted))
+        with torch.no_grad():
+            program.flat.copy_(start)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], program.flat)
+
+
+def test_what_is_released_is_the_average():
+    """A run's result, and train's, is the debiased average of the weights after each step."""
+    program, rows, spec, plan, _ = checks.make(steps=5)
+    start = program.flat.clone()
+    averaged = dataclasses.replace(spec, ema=0.6)
+    run = train.loop(plan, Execution(), averaged, program, rows, checks.KEY, lab.no_noise, False)
+    before = run.result()
+    assert torch.equal(torch.cat([t.reshape(-1) for t in before.values()]), start)
+    seen = []
+    for step in range(5):
+        run(step)
+        seen.append(program.flat.double().clone())
+        parts = [0.6 ** (step - s) for s in range(step + 1)]
+        wanted = sum(p * w for p, w in zip(parts, seen, strict=True)) / sum(parts)
+        got = torch.cat([t.reshape(-1) for t in run.result().values()])
+        assert torch.allclose(got.double(), wanted, rtol=1e-6, atol=1e-7)
+        assert torch.equal(program.flat.double(), seen[-1])  # the run itself goes on as it was
