@@ -317,7 +317,12 @@ def test_the_native_step_takes_the_flat_form_alone(monkeypatch: Patch) -> None:
     """At sites of one token a record the whole step is native, which knows no other form."""
     made: list[int] = []
     right = small.build
-    monkeypatch.setattr(small, "build", lambda *given: made.append(1) or right(*given))
+
+    def build(*given: Any) -> Any:
+        made.append(1)
+        return right(*given)
+
+    monkeypatch.setattr(small, "build", build)
     torch.manual_seed(0)
     at = lab(nn.Linear(4, 2), lambda n: {"input": torch.randn(n, 4), "target": torch.arange(n) % 2})
     for form in ("flat", "per-layer", "automatic"):

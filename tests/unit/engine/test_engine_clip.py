@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.engine import clip, train
+from casemate.engine import clip, records, train
 from casemate.engine.rows import Rows
 from casemate.spec.errors import PlanError
 from support import engine_checks as checks
@@ -132,7 +132,7 @@ def hostile(rows: Rows) -> list[Callable[[], None]]:
 
 def nothing_moves_more_than_it_may(form: str) -> None:
     program, rows, _, plan, _ = checks.make(count=12, slots=12, form=form, clip=0.2)
-    gradients = train.PATHS["record"](program, rows.inputs, rows.count, False)
+    gradients = records.PATHS["record"](program, rows.inputs, rows.count, False)
     sizes = [leaf.numel() for leaf in program.leaves]
     moved = []
     for spoil in hostile(rows):
