@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from casemate.client.enclave import Enclave, connect
     from casemate.client.jobs import Run
     from casemate.client.receipts import load_bundle, verify_receipt
-    from casemate.client.values import DP, SGD, Adam, AdamW, Budget, NonPrivate, Policy, Schedule
+    from casemate.client.values import (
+        DP,
+        SGD,
+        Adam,
+        AdamW,
+        Budget,
+        NonPrivate,
+        Policy,
+        Schedule,
+        Views,
+    )
     from casemate.seal.identity import Identity
     from casemate.spec.errors import CasemateError
 
@@ -40,6 +50,7 @@ _HOMES: Final = {
     "Run": "casemate.client.jobs",
     "SGD": "casemate.client.values",
     "Schedule": "casemate.client.values",
+    "Views": "casemate.client.values",
     "Trust": "casemate.attest.trust",
     "connect": "casemate.client.enclave",
     "load_bundle": "casemate.client.receipts",
@@ -48,6 +59,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Adam", "AdamW", "Budget", "DP", "Identity", "NonPrivate", "Policy", "SGD", "Schedule", "Trust",
+    "Views",
     "Enclave", "Run", "connect",
     "load_bundle", "verify_receipt",
     "CasemateError",

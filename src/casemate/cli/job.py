@@ -11,6 +11,7 @@ from casemate.cli import config, output
 if TYPE_CHECKING:
     from casemate.client.jobs import QuoteView
     from casemate.client.views import Listing
+    from casemate.spec.job import Clipping
 
 
 @click.group()
@@ -52,12 +53,51 @@ def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("--epsilon", type=float, help="Privacy of this job; with --delta.")
 @click.option("--delta", type=float, help="Probability that the bound fails.")
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Gradient norm bound.")
+@click.option(
+    "--clipping",
+    type=click.Choice(["flat", "per-layer", "automatic"]),
+    default="flat",
+    show_default=True,
+    help="How a gradient is brought to that norm.",
+)
+@click.option(
+    "--gamma", type=float, default=0.01, show_default=True, help="Of --clipping automatic."
+)
 @click.option("--nonprivate", metavar="WORDS", help="No privacy: the owners' own words.")
 @click.option("--loss", help="Such as cross_entropy; for a Python model.")
 @click.option(
     "--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), default="adam", show_default=True
 )
 @click.option("--lr", type=float, required=True, help="Learning rate.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "linear", "cosine", "step"]),
+    default="constant",
+    show_default=True,
+    help="Of the learning rate.",
+)
+@click.option("--warmup", type=int, default=0, help="Steps of linear rise to --lr, before it.")
+@click.option("--final", type=float, default=0.0, help="What linear and cosine fall to, of --lr.")
+@click.option(
+    "--every", type=int, default=1, help="Steps after which a step schedule multiplies by --factor."
+)
+@click.option("--factor", type=float, default=1.0, help="See --every.")
+@click.option(
+    "--ema", type=float, default=0.0, help="Release the weights' average with this decay; 0: none."
+)
+@click.option(
+    "--views", type=int, default=1, help="Random views of a row whose gradients are averaged."
+)
+@click.option("--flip", is_flag=True, help="Views are mirrored half of the time.")
+@click.option("--crop", type=int, default=0, help="Views are cut from the image padded by so many.")
+@click.option(
+    "--pad", type=click.Choice(["reflect", "zeros"]), default="reflect", help="What --crop pads by."
+)
+@click.option(
+    "--dropout/--no-dropout",
+    default=True,
+    help="Whether layers in training mode drop out; for a Python model.",
+)
 @click.option("--batch-size", type=int, required=True, help="Expected units in a step.")
 @click.option("--epochs", type=float, help="Passes over all units of all datasets.")
 @click.option("--steps", type=int, help="Or: the number of steps.")
@@ -77,23 +117,42 @@ def quote(
     epsilon: float | None,
     delta: float | None,
     clip: float,
+    clipping: Clipping,
+    gamma: float,
     nonprivate: str | None,
+    schedule: Any,
+    warmup: int,
+    final: float,
+    every: int,
+    factor: float,
+    views: int,
+    flip: bool,
+    crop: int,
+    pad: Any,
     target: config.Target,
     form: str,
     **job: Any,
 ) -> None:
     """What a job would cost: privacy, time, memory, and each dataset's answer. Spends nothing."""
     from casemate.cli.model import load_model
+    from casemate.client import values
 
-    privacy = _privacy(epsilon, delta, clip, nonprivate)
+    privacy = _privacy(epsilon, delta, clip, clipping, gamma, nonprivate)
+    rate = values.Schedule(schedule, warmup, final, factor, every)
+    seen = values.Views(views, flip=flip, crop=crop, pad=pad)
     found = load_model(model)
     with target.connect() as enclave:
-        view = enclave.quote(found, list(datasets), dp=privacy, **job)
+        view = enclave.quote(found, list(datasets), dp=privacy, schedule=rate, views=seen, **job)
     output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
 
 
 def _privacy(
-    epsilon: float | None, delta: float | None, clip: float, nonprivate: str | None
+    epsilon: float | None,
+    delta: float | None,
+    clip: float,
+    clipping: Clipping,
+    gamma: float,
+    nonprivate: str | None,
 ) -> Any:
     from casemate.client import values
 
@@ -101,7 +160,7 @@ def _privacy(
         return values.NonPrivate(nonprivate)
     if nonprivate is not None or epsilon is None or delta is None:
         raise click.UsageError("Give --epsilon and --delta, or --nonprivate with words.")
-    return values.DP(epsilon, delta, clip)
+    return values.DP(epsilon, delta, clip, clipping=clipping, gamma=gamma)
 
 
 @job.command()

@@ -26,6 +26,7 @@ from casemate.spec.job import (
     Quote,
     Submission,
     TrainSpec,
+    Views,
 )
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class Enclave:
         lr: float | None = None,
         loss: Any = None,
         schedule: Any = None,
+        ema: float = 0.0,
+        views: int | Views | None = None,
+        dropout: bool = True,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
     ) -> QuoteView:
         """What training ``model`` over ``datasets`` would cost; no data is touched.
@@ -120,7 +124,10 @@ class Enclave:
         or ``cm.SGD(...)`` and the like. ``schedule``: ``"cosine"`` and the like, ``cm.Schedule``,
         or a ``torch.optim.lr_scheduler`` object stepped after every step. ``batch_size`` is the
         expected number of units in a step; give ``epochs`` (over all units of all datasets) or
-        ``steps``. ``inputs`` names the columns of each input where names do not say it.
+        ``steps``. ``ema``: decay of the average of the weights that is released in place of the
+        last ones, 0 for none. ``views``: a row's gradient is the mean over so many views of it, or
+        over ``cm.Views(16, flip=True, crop=4)``. ``dropout``: layers in training mode drop out;
+        ``False`` leaves it out. ``inputs`` names the columns of each input where names do not say.
         Raises ``ModelError``, ``PlanError`` or ``PolicyError`` before anything is spent.
         """
         infos = [self._info(d) for d in datasets]
@@ -128,7 +135,8 @@ class Enclave:
             raise UsageError(
                 "usage.datasets", "No dataset was named.", mend="Give one or several dataset ids."
             )
-        exported = models.export(model, [i.schema for i in infos], loss=loss, inputs=inputs)
+        schemas = [i.schema for i in infos]
+        exported = models.export(model, schemas, loss=loss, inputs=inputs, dropout=dropout)
         count = _steps(epochs, steps, batch_size, sum(i.schema.units for i in infos))
         train = values.make(
             TrainSpec,
@@ -137,6 +145,8 @@ class Enclave:
             privacy=dp,
             optimizer=models.optimizer(optimizer, lr),
             schedule=models.schedule(schedule, count),
+            ema=float(ema),
+            views=models.views(views),
         )
         request = values.make(
             JobRequest,

@@ -25,7 +25,7 @@ from casemate.spec.errors import (
     PolicyError,
     ReceiptError,
 )
-from casemate.spec.job import JobStatus, NonPrivate, Quote
+from casemate.spec.job import JobStatus, NonPrivate, Plan, Quote
 from casemate.spec.receipt import ReceiptBundle
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ POLL_SECONDS: Final = 0.25
 MAX_RESULT: Final = 64 << 30
 RESULT_KEY_INFO: Final = "casemate/result-key/v1|{job}|{digest}"
 FINAL: Final = frozenset({"done", "failed", "cancelled"})
+
+
+def _clip(plan: Plan) -> str:
+    """A plan's clip in words."""
+    form = "" if plan.clipping == "flat" else f" {plan.clipping}"
+    return f"clip {plan.clip:g}{form}" + (f", gamma {plan.gamma:g}" if plan.gamma else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ class QuoteView:
             ("job", self.job),
             ("privacy", privacy),
             ("steps", f"{plan.steps}, each on {plan.rate:.2%} of {plan.units} units"),
-            ("noise", f"multiplier {plan.noise_multiplier:.3f}, clip {plan.clip:g}"),
+            ("noise", f"multiplier {plan.noise_multiplier:.3f}, {_clip(plan)}"),
             ("parameters", quote.parameters),
             ("time", f"about {quote.seconds:.0f} s"),
             ("memory", f"about {quote.bytes / 2**20:.0f} MiB"),

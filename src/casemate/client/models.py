@@ -13,7 +13,7 @@ from casemate.graph import pack
 from casemate.graph.model import Packed
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import UsageError
-from casemate.spec.job import Adam, InputBinding, Schedule, Sgd
+from casemate.spec.job import Adam, InputBinding, Schedule, Sgd, Views
 
 SUFFIX: Final = ".cmm"
 MAX_FILE: Final = 8 << 30
@@ -48,11 +48,13 @@ def export(
     *,
     loss: Any = None,
     inputs: Mapping[str, str | Sequence[str]] | None = None,
+    dropout: bool = True,
 ) -> Exported:
     """Pack ``model`` for datasets of these schemas.
 
     A ``.cmm`` path or a ``Packed`` needs no torch; a module is exported by
-    :mod:`casemate.client.torch`. Raises ``ModelError`` naming the node or the input.
+    :mod:`casemate.client.torch`, with what its layers in training mode drop out unless ``dropout``
+    is false. Raises ``ModelError`` naming the node or the input.
     """
     if isinstance(model, str | Path):
         model = load(model)
@@ -61,8 +63,15 @@ def export(
         return Exported(model, bind(graph, schemas[0], inputs))
     from casemate.client import torch as bridge
 
-    packed, bindings = bridge.export(model, schemas[0], loss=loss, inputs=inputs)
+    packed, bindings = bridge.export(model, schemas[0], loss=loss, inputs=inputs, dropout=dropout)
     return Exported(packed, bindings)
+
+
+def views(given: int | Views | None) -> Views:
+    """Views from their number, themselves, or ``None`` for one without transforms."""
+    if isinstance(given, Views):
+        return given
+    return values.Views(1 if given is None else given)
 
 
 _NAMED: Final[dict[str, Any]] = {

@@ -66,12 +66,29 @@ def Policy(  # noqa: N802
     )
 
 
-def DP(epsilon: float, delta: float, clip: float = 1.0) -> job.Dp:  # noqa: N802
+def DP(  # noqa: N802
+    epsilon: float,
+    delta: float,
+    clip: float = 1.0,
+    *,
+    clipping: job.Clipping = "flat",
+    gamma: float = 0.01,
+) -> job.Dp:
     """The privacy of one job: no dataset's filter is charged more than epsilon at delta.
 
-    ``clip`` is C, the bound on the L2 norm of one privacy unit's gradient.
+    ``clip`` is C, the bound on the L2 norm of one privacy unit's gradient; ``clipping`` how a
+    gradient is brought to it (:class:`casemate.spec.job.Dp`): ``"flat"``, ``"per-layer"`` (each
+    tensor to C over the root of their number) or ``"automatic"`` (times C / (norm + ``gamma``)).
+    All cost the same.
     """
-    return make(job.Dp, epsilon=float(epsilon), delta=float(delta), clip=float(clip))
+    return make(
+        job.Dp,
+        epsilon=float(epsilon),
+        delta=float(delta),
+        clip=float(clip),
+        clipping=clipping,
+        gamma=float(gamma),
+    )
 
 
 def NonPrivate(words: str) -> job.NonPrivate:  # noqa: N802
@@ -124,6 +141,25 @@ def _adam(
         weight_decay=float(decay),
         decoupled=decoupled,
     )
+
+
+def Views(  # noqa: N802
+    count: int = 1,
+    *,
+    flip: bool = False,
+    crop: int = 0,
+    pad: Literal["reflect", "zeros"] = "reflect",
+    input: str = "",
+) -> job.Views:
+    """Augmentation multiplicity: a row's gradient is the mean over ``count`` random views of it,
+    before the clip; one unit moves no more than without (De et al. 2022, arXiv:2204.13650).
+
+    ``flip``: left to right, half of the time. ``crop``: pad by so many pixels, then cut at random.
+    ``input``: the model's input of images (C, H, W), where it has several.
+    """
+    crops = (make(job.Crop, pixels=crop, pad=pad),) if crop else ()
+    flips = (job.Flip(),) if flip else ()
+    return make(job.Views, count=count, input=input, transforms=(*flips, *crops))
 
 
 def Schedule(  # noqa: N802

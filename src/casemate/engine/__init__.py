@@ -11,12 +11,17 @@ from typing import Any, Final
 _HOMES: Final = {
     "CasemateError": "casemate.spec.errors",
     "Cost": "casemate.engine.private",
+    "Crop": "casemate.spec.job",
+    "Flip": "casemate.spec.job",
     "Private": "casemate.engine.private",
+    "Views": "casemate.spec.job",
     "groupnorm": "casemate.engine.capture",
     "noise_for": "casemate.engine.private",
 }
 
-__all__ = ["CasemateError", "Cost", "Private", "groupnorm", "noise_for"]
+__all__ = [
+    "CasemateError", "Cost", "Crop", "Flip", "Private", "Views", "groupnorm", "noise_for",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,7 @@ from casemate.seams import OsRng
 from casemate.spec.errors import UsageError
 from casemate.spec.job import (
     Adam,
+    Clipping,
     DatasetUse,
     Dp,
     DpEvent,
@@ -38,6 +39,7 @@ from casemate.spec.job import (
     Schedule,
     Sgd,
     TrainSpec,
+    Views,
 )
 
 Accountant: TypeAlias = Literal["rdp", "pld"]
@@ -91,9 +93,10 @@ class Cost:
     """What a run takes, known before it.
 
     epsilon, delta: of the whole run, by ``accountant``. noise_multiplier: standard deviation of the
-    noise over the sensitivity; sigma: in gradient units, on the sum. rate: each unit's chance to be
-    in a step. parameters: trained scalars. path: how gradients are had, site by site. seconds and
-    bytes: predicted from a probe on this machine, on made-up rows.
+    noise over the sensitivity; sigma: in gradient units, on the sum. clipping: the form of the
+    clip. rate: each unit's chance to be in a step. parameters: trained scalars. path: how gradients
+    are had, site by site. seconds and bytes: predicted from a probe on this machine, on made-up
+    rows.
     """
 
     epsilon: float
@@ -102,6 +105,7 @@ class Cost:
     noise_multiplier: float
     sigma: float
     clip: float
+    clipping: str
     rate: float
     units: int
     steps: int
@@ -114,7 +118,8 @@ class Cost:
         return "\n".join(
             (
                 f"epsilon {self.epsilon:.4g} at delta {self.delta:.3g} ({self.accountant}),"
-                f" noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}",
+                f" noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}"
+                + ("" if self.clipping == "flat" else f" {self.clipping}"),
                 f"{self.steps} steps, each of {self.units} units at rate {self.rate:.4g}",
                 f"{self.parameters} trained parameters, {self.seconds:.1f} s and"
                 f" {self.bytes / 2**20:.0f} MiB predicted",
@@ -185,9 +190,17 @@ def _path(name: str) -> str:
     return name
 
 
-def _spec(privacy: Mapping[str, float], **given: Any) -> TrainSpec:
+def _views(count: int) -> Views:
     try:
-        dp = Dp(**{k: float(v) for k, v in privacy.items()})
+        return Views(count=count)
+    except ValueError as e:
+        raise _refuse(f"The views cannot be had: {e}.", "Choose within these.", "views") from None
+
+
+def _spec(privacy: Mapping[str, Any], **given: Any) -> TrainSpec:
+    try:
+        numbers = {k: float(v) for k, v in privacy.items() if k != "clipping"}
+        dp = Dp(clipping=privacy["clipping"], **numbers)
         return TrainSpec(privacy=dp, **given)
     except ValueError as e:
         raise _refuse(f"The run cannot be described: {e}.", "Choose within these.") from None
@@ -217,11 +230,15 @@ class Private:
     units in a step; the true one is secret. steps, or epochs.
 
     epsilon at delta calibrates the noise; or noise_multiplier says it, at delta. clip: the bound on
-    the L2 norm of one unit's gradient. accountant: ``rdp``, or ``pld`` (tighter; needs the extra
-    ``audit``). schedule: of ``torch.optim.lr_scheduler``. unit: whose row each one is, where a
-    person has several; the first rows_per_unit of each are used, and protected together. bounds:
-    what each tensor may hold (:func:`casemate.engine.capture.table.table`). memory: bytes, half of
-    the machine's by default. path: ``auto``, or ``record``.
+    the L2 norm of one unit's gradient; clipping: how it is kept, ``flat``, ``per-layer`` or
+    ``automatic`` with gamma (:class:`casemate.spec.job.Dp`). ema: decay of the average of the
+    weights that is given in place of the last ones; 0 for none. views: a row's gradient is the mean
+    over so many views of it; or which, as ``Views`` (docs/library.md). dropout: whether layers in
+    training mode drop out. accountant: ``rdp``, or ``pld``
+    (tighter; needs the extra ``audit``). schedule: of ``torch.optim.lr_scheduler``. unit: whose row
+    each one is, where a person has several; the first rows_per_unit of each are used, and protected
+    together. bounds: what each tensor may hold (:func:`casemate.engine.capture.table.table`).
+    memory: bytes, half of the machine's by default. path: ``auto``, or ``record``.
 
     The guarantee: all weights that this ever shows are (epsilon, delta)-DP together for zeroing out
     one unit's contribution (docs/privacy.md); the number of units, and whatever is an argument
@@ -242,8 +259,13 @@ class Private:
         delta: float,
         noise_multiplier: float | None = None,
         clip: float = 1.0,
+        clipping: Clipping = "flat",
+        gamma: float = 0.01,
         accountant: Accountant = "rdp",
         schedule: Any = None,
+        ema: float = 0.0,
+        views: int | Views = 1,
+        dropout: bool = True,
         unit: Any = None,
         rows_per_unit: int = 1,
         bounds: Bounds | None = None,
@@ -271,11 +293,16 @@ class Private:
         self.spec = _spec(
             batch_size=batch_size,
             steps=count,
-            privacy={"epsilon": epsilon or MAX_EPSILON, "delta": delta, "clip": clip},
+            privacy={
+                "epsilon": epsilon or MAX_EPSILON, "delta": delta, "clip": clip,
+                "clipping": clipping, "gamma": gamma,
+            },
             optimizer=made,
             schedule=_schedule(schedule, count),
-        )
-        packed = capture.capture(self.model, lossy, capture.specs_of(rows.tensors))
+            ema=float(ema),
+            views=views if isinstance(views, Views) else _views(views),
+        )  # fmt: skip
+        packed = capture.capture(self.model, lossy, capture.specs_of(rows.tensors), dropout=dropout)
         found = table(packed, rows, bounds or {})
         self.schema, self.inputs = found.schema, found.bindings
         noise_ = noise_multiplier
@@ -295,7 +322,7 @@ class Private:
         self.rows = assemble(schemas, (found.columns,), self.ready.program.data, self.inputs)
         key = OsRng().bytes(32)
         with _threads():
-            self._take = start(
+            self._run = start(
                 self.plan, self.execution, self.spec, self.ready.program, self.rows, key,
                 keep=self.ready.keep, fast=self.ready.fast,
             )  # fmt: skip
@@ -332,6 +359,7 @@ class Private:
             noise_multiplier=plan.noise_multiplier,
             sigma=plan.sigma,
             clip=plan.clip,
+            clipping=plan.clipping,
             rate=plan.rate,
             units=plan.units,
             steps=plan.steps,
@@ -354,7 +382,7 @@ class Private:
             )
         at, self.done = self.done, self.done + 1  # spent, whatever becomes of it
         with _threads():
-            self._take(at)
+            self._run(at)
         if self.done == self.steps:
             self.pull()
 
@@ -371,6 +399,7 @@ class Private:
         return self.model
 
     def pull(self) -> nn.Module:
-        """Copy the weights as they are now into the module: noised, and covered by ``epsilon``."""
-        capture.load_weights(self.model, self.ready.program.result())
+        """Copy the weights as they are now, or their average, into the module: noised, and covered
+        by ``epsilon``."""
+        capture.load_weights(self.model, self._run.result())
         return self.model

@@ -20,7 +20,17 @@ def test_constructors_give_the_shared_values():
     assert cm.Policy("*") == data.Policy(scientists=("*",))
     assert cm.Policy(["id_a"], approval=True, max_epsilon=2).approval == "each-quote"
     assert cm.Schedule("cosine", warmup=3) == job.Schedule(kind="cosine", warmup=3)
-    for value in (cm.Budget(8, 1e-5), cm.Policy("*"), cm.DP(2, 1e-5), cm.SGD(1), cm.AdamW()):
+    assert cm.Views(3) == job.Views(count=3)
+    both = (job.Flip(), job.Crop(pixels=2, pad="zeros"))
+    assert cm.Views(4, flip=True, crop=2, pad="zeros").transforms == both
+    for value in (
+        cm.Views(4, flip=True, crop=2, input="x"),
+        cm.Budget(8, 1e-5),
+        cm.Policy("*"),
+        cm.DP(2, 1e-5),
+        cm.SGD(1),
+        cm.AdamW(),
+    ):
         assert codec.decode(type(value), codec.encode(value)) == value
 
 
@@ -28,6 +38,8 @@ def test_constructors_give_the_shared_values():
     "make",
     [
         lambda: cm.Budget(0, 1e-5), lambda: cm.Budget(8, 0.5), lambda: cm.DP(-1, 1e-5),
+        lambda: cm.Views(0), lambda: cm.Views(2, crop=-1), lambda: cm.Views(2, input="x"),
+        lambda: cm.Views(2, crop=1, pad="wrap"),
         lambda: cm.Policy([]), lambda: cm.Policy(["somebody"]),
         lambda: cm.Policy("*", approval="sometimes"), lambda: cm.Policy("*", nonprivate="ok"),
     ],
@@ -80,6 +92,8 @@ def test_schedules_by_name_by_torch_and_by_value():
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=20)
     assert models.schedule(None, 20) == cm.Schedule()
+    assert models.views(None) == cm.Views() and models.views(3) == cm.Views(3)
+    assert models.views(cm.Views(2, flip=True)) == cm.Views(2, flip=True)
     assert models.schedule("cosine", 20) == cm.Schedule("cosine")
     assert models.schedule(cm.Schedule("step", every=3), 20) == cm.Schedule("step", every=3)
     assert models.schedule(cosine, 20) == cm.Schedule("cosine")

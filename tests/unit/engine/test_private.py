@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -153,7 +154,7 @@ def test_a_step_that_fails_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(step: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(private, "_take", broken)
+    monkeypatch.setattr(private, "_run", broken)
     with pytest.raises(KeyboardInterrupt):
         private.step()
     assert private.done == 1 and private.epsilon > 0
@@ -165,10 +166,13 @@ def test_one_thread_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         private = make(steps=1)
         assert torch.get_num_threads() == 2
         seen = []
-        run = private._take
-        monkeypatch.setattr(
-            private, "_take", lambda n: (seen.append(torch.get_num_threads()), run(n))
-        )
+        run = private._run
+
+        def take(step: int) -> None:
+            seen.append(torch.get_num_threads())
+            run.take(step)
+
+        monkeypatch.setattr(private, "_run", dataclasses.replace(run, take=take))
         private.train()
         assert seen == [1] and torch.get_num_threads() == 2
     finally:
@@ -259,3 +263,106 @@ def test_the_door_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError):
         ce.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("path", ["record", "auto"])
+def test_the_average_is_what_it_shows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The debiased average of the weights after each step, in float64 by its definition; epsilon
+    is as without it."""
+    from casemate.seams import OsRng
+
+    monkeypatch.setattr(OsRng, "bytes", lambda self, n: bytes(range(32))[:n])
+    plain, private = make(path=path, steps=8), make(path=path, steps=8, ema=0.7)
+    seen: list[torch.Tensor] = []
+    for _ in plain:
+        seen.append(plain.pull().state_dict()["0.weight"].double().clone())
+        private.step()
+        weights = [0.7 ** (len(seen) - 1 - s) for s in range(len(seen))]
+        wanted = sum(w * t for w, t in zip(weights, seen, strict=True)) / sum(weights)
+        got = private.pull().state_dict()["0.weight"]
+        assert got.dtype == torch.float32 and private.epsilon == plain.epsilon
+        assert torch.allclose(got.double(), wanted, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(got, seen[-1].float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["per-layer", "automatic"])
+def test_a_form_of_the_clip_costs_the_same_and_learns(form: Any) -> None:
+    module = model()
+    flat = make(steps=30, epsilon=8.0)
+    private = make(
+        module, optimizer=sgd(module, lr=0.3, momentum=0.9), steps=30, epsilon=8.0, clipping=form
+    )
+    assert (private.plan.clipping, private.plan.gamma) == (form, 0.01 * (form == "automatic"))
+    assert private.plan.sensitivity == flat.plan.sensitivity
+    assert private.quote().epsilon == flat.quote().epsilon
+    assert form in str(private.quote()) and private.quote().clipping == form
+    private.train()
+    test = data(2000, seed=1)
+    assert (module(test["input"]).argmax(1) == test["target"]).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    "bad", [{"clipping": "ghost"}, {"gamma": 0.0}, {"ema": 1.0}, {"ema": -0.1}, {"ema": math.nan}]
+)
+def test_what_is_no_choice_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as e:
+        make(**bad)
+    assert e.value.code == "usage.value"
+
+
+def public(rows: int = 500) -> nn.Sequential:
+    """An encoder and a head, trained without privacy on rows of others."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 2))
+    other = data(rows, seed=7)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(other["input"]), other["target"]).backward()
+        optimizer.step()
+    return net
+
+
+def test_a_warm_start_from_public_weights() -> None:
+    """They are where the run begins, all of them trained on from there."""
+    torch.manual_seed(0)
+    net = public()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    make(net, optimizer=sgd(net, lr=0.0)).train()
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    test = data(2000, seed=1)
+
+    def accuracy() -> float:
+        return float((net(test["input"]).argmax(1) == test["target"]).float().mean())
+
+    warm = accuracy()
+    make(net, optimizer=sgd(net, lr=0.02), epsilon=1.0).train()
+    assert not any(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    assert accuracy() > warm - 0.05 > 0.8
+
+
+@pytest.mark.parametrize("path", ["record", "auto"])
+def test_a_warm_start_from_public_features(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen encoder in the model is the head alone on what the encoder makes of the rows, and
+    it is evaluated once a row."""
+    from casemate.seams import OsRng
+
+    monkeypatch.setattr(OsRng, "bytes", lambda self, n: bytes(range(32))[:n])
+    torch.manual_seed(0)
+    net = public()
+    net[0].requires_grad_(False)
+    frozen = {n: t.clone() for n, t in net[0].state_dict().items()}
+    head = nn.Linear(6, 2)
+    head.load_state_dict(net[1].state_dict())
+    given = {"steps": 12, "path": path, "clipping": "per-layer"}
+    whole = make(net, optimizer=torch.optim.SGD(net[1].parameters(), lr=0.5), **given)
+    assert whole.ready.keep and whole.quote().parameters == 14
+    whole.train()
+    rows = data()
+    alone = make(head, data={"input": net[0](rows["input"]).detach(), "target": rows["target"]},
+                 optimizer=sgd(head), **given)  # fmt: skip
+    alone.train()
+    assert all(torch.equal(t, frozen[n]) for n, t in net[0].state_dict().items())
+    # The paths account other sensitivities, so that their noise differs in size.
+    near = 1e-5 if whole.ready.path == alone.ready.path else 0.05
+    assert torch.allclose(net[1].weight, head.weight, atol=near)
+    assert torch.allclose(net[1].bias, head.bias, atol=near)
