@@ -7,6 +7,7 @@ plain autograd on the module, and trained for two steps; or it is refused, and t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,10 +50,13 @@ def job(
         warnings.simplefilter("ignore")
         packed, bindings = export(module, schema, loss=loss, inputs=inputs, dropout=False)
     spec = lab.spec_of(3, 2)
-    program = prepare.prepare(packed.data, packed.digest, [schema], bindings, spec, 4 << 30).program
+    ready = prepare.prepare(packed.data, packed.digest, [schema], bindings, spec, 4 << 30)
+    program = ready.program
     rng = np.random.default_rng(3)
     table = {c.name: torch.cat([rows.synthetic([c], rng) for _ in range(ROWS)]) for c in columns}
     assembled = rows.assemble([schema], [table], program.data, bindings)
+    fast = ready.fast
+    summed = fast and fast.sums(assembled, math.inf, 0.0, fast.shape.units)
     own = dict(module.named_parameters(remove_duplicate=False))
     module.eval()
     largest = 0.0
@@ -69,10 +73,15 @@ def job(
         assert torch.isfinite(flat).all()
         largest = max(largest, float(flat.norm()))
         assert (found - flat).norm() <= 1e-5 * flat.norm()
+        if summed:
+            assert (summed(np.array([row])) - flat).norm() <= 1e-5 * flat.norm()
     assert largest > 0
     before = program.flat.clone()
-    plan = lab.plan_of(spec, ROWS, program.dimension)
-    train.train(plan, Execution(), spec, program, assembled, bytes(32))
+    plan = lab.fitted(lab.plan_of(spec, ROWS, program.dimension), ready.prepared)
+    train.train(
+        plan, Execution(path=ready.path), spec, program, assembled, bytes(32),
+        keep=ready.keep, fast=fast,
+    )  # fmt: skip
     assert not torch.equal(before, program.flat) and torch.isfinite(program.flat).all()
 
 

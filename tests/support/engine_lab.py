@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 
 from casemate.engine import grid, rows
+from casemate.engine import train as train_
 from casemate.graph import pack
 from casemate.graph.model import Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.seal import stream
 from casemate.spec import tensors
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.job import Adam, Dp, DpEvent, InputBinding, NonPrivate, Plan, Sgd, TrainSpec
+from casemate.spec.messages import Prepared
 
 WIRE = {
     torch.float32: "f32",
@@ -171,6 +174,18 @@ def plan_of(
         delta_sampler=1e-12,
         clipping=asked.clipping if asked else "flat",
         gamma=asked.gamma if asked and asked.clipping == "automatic" else 0.0,
+    )
+
+
+def fitted(plan: Plan, prepared: Prepared) -> Plan:
+    """The plan on the path and in the microbatches that were prepared."""
+    bound = train_.SENSITIVITY[prepared.path[0]](plan.clip, prepared.dimension, plan.grid)
+    return dataclasses.replace(
+        plan,
+        microbatch=prepared.microbatch,
+        microbatches=math.ceil(plan.microbatches / prepared.microbatch),
+        sensitivity=bound * plan.private,
+        sigma=bound * plan.noise_multiplier,
     )
 
 

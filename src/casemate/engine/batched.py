@@ -74,8 +74,7 @@ def factors(
     quick = None
     if not gamma:
         quick = small.factors(sites, norms, bound, units, ROUNDING * bound / units)
-    c, good = quick or _factors(sites, norms, bound, units, gamma)
-    return torch.where(c >= SMALLEST, c, 0.0), good
+    return quick or _factors(sites, norms, bound, units, gamma)
 
 
 def per_layer(
@@ -117,7 +116,7 @@ def _factors(
     by_norm = bound / (largest + gamma)
     by_rounding = ROUNDING * bound / (units * rounding.sqrt())
     c = torch.minimum(by_norm, by_rounding).clamp(max=1.0)
-    c = torch.where(good, c, 0.0)
+    c = torch.where(good & (c >= SMALLEST), c, 0.0)
     exact = c.to(torch.float32)
     down = torch.nextafter(exact, torch.zeros_like(exact))
     return torch.where(exact.to(torch.float64) > c, down, exact), good

@@ -12,26 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from casemate.engine import clip, kernels, noise, optim, sampling, select
+from casemate.engine import clip, draws, kernels, noise, optim, sampling, select
 from casemate.engine.batched import ETA, Batched
 from casemate.engine.program import DTYPES, Program
 from casemate.engine.records import Gradients, record
 from casemate.engine.rows import Rows, bound_columns, synthetic
 from casemate.engine.sites import ROUNDING
 from casemate.engine.train import clipped_sum
+from casemate.engine.views import check_views
 from casemate.graph import check as graph_check
 from casemate.graph import pack
 from casemate.plan.check import check_inputs
 from casemate.plan.compile import EXTRA_PART, slots
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import LimitError, ModelError, PlanError
-from casemate.spec.job import Dp, InputBinding, TrainSpec
+from casemate.spec.job import Dp, InputBinding, TrainSpec, Views
 from casemate.spec.messages import Prepared
 from casemate.spec.tensors import TensorInfo
 
 _PROBES = 6
 _TIMED_SECONDS = 0.2
 _MIB = 1 << 20
+NEVER = select.Compile()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,17 @@ def prepare(
     train: TrainSpec,
     memory_bytes: int,
     path: str = "auto",
+    compiling: select.Compile = NEVER,
 ) -> Ready:
     """Parse, check, build and probe the model. Deterministic but for the measured times.
 
     packed: its bytes, whose digest must be ``model_digest``. memory_bytes: the cap for the run.
     path: ``record``, or ``auto``: ``graph`` where it can be had (:mod:`casemate.engine.select`).
+    compiling: whether and for how long islands of that path are compiled.
     Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding, the delta) or ``LimitError``
     (memory).
     """
+    begun = time.monotonic()
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)
     if torch.get_float32_matmul_precision() != "highest":  # what the bounds of products are for
@@ -100,6 +105,7 @@ def prepare(
         )
     graph, view = pack.unpack(packed)
     check_inputs(graph.inputs, inputs, schemas)
+    check_views(train.views, graph.inputs, inputs, schemas)
     bounds = graph_check.known_bounds(graph, view, inputs, schemas)
     infos = {name: info for name, (info, _) in view.items()}
     checked = graph_check.check(graph, infos, bounds=bounds)
@@ -107,25 +113,37 @@ def prepare(
     units = sum(s.units for s in schemas)
     check_generator(train, units, checked.dimension)
     program = Program(graph, weights)
-    samples = _samples(program, schemas, inputs)
+    samples = _samples(program, schemas, inputs) | draws.samples(program.random, _PROBES)
     probe(program, samples)
     rows = sum(s.rows for s in schemas)
     per_unit = max(s.rows_per_unit for s in schemas)
+    each = per_unit * train.views.count
     frontier = program.prefix({k: v[:1] for k, v in samples.items()})
-    kept_bytes = (rows + 1) * sum(v.numel() * v.element_size() for v in frontier)
+    kept_bytes = (rows + 1) * sum(v.numel() * v.element_size() for v in frontier[: program.lasting])
     data_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
     # Weights, two optimizer states, gradient, contribution, sum, noise and their temporaries.
-    state_bytes = program.dimension * (3 * 4 + 4 * 4 + 6 * 8)
+    state_bytes = program.dimension * (3 * 4 + 4 * 4 + 6 * 8 + (8 if train.ema else 0))
     needed = _resident() + data_bytes + state_bytes
     needed += checked.saved_bytes * 3 + checked.workspace_bytes
-    seen = train.steps * train.batch_size * per_unit
-    worth = program.has_prefix and rows <= seen
+    seen = train.steps * train.batch_size * each
+    # A prefix that is kept is of the row as it is, not of a view.
+    worth = program.has_prefix and rows <= seen and not train.views.transforms
     fast: Batched | None = None
     why: tuple[str, ...] = ("record",)
     if path != "record":
-        job = select.Job(slots(train, units), per_unit, worth, kept_bytes if worth else 0)
+        job = select.Job(slots(train, units), each, worth, kept_bytes if worth else 0)
         left = memory_bytes - select.BASE_BYTES - data_bytes - state_bytes
         fast, why = select.graph(program, checked, samples, job, left)
+    tried = False
+    if fast is not None:
+        slot, prefix = select.times(fast, samples, train.views)
+        microbatches = train.steps * -(-slots(train, units) // fast.shape.units)
+        time_left = compiling.seconds - (time.monotonic() - begun)
+        room = memory_bytes - max(_resident(), needed) - kept_bytes
+        tried = select.compile_(fast, samples, compiling, time_left, microbatches, slot, room)
+        if fast.fused is not None:
+            slot, prefix = select.times(fast, samples, train.views)
+            why = (*why, str(fast.fused))
     keep = worth and (fast is not None or needed + kept_bytes <= memory_bytes)
     if fast is not None:
         needed = max(_resident(), needed)
@@ -137,10 +155,8 @@ def prepare(
             mend="Make the model smaller, or ask the operator for a larger limit.",
         )
     if fast is None:
-        slot, whole = _times(program, samples, keep, per_unit)
-        prefix = whole - slot / per_unit
-    else:
-        slot, prefix = select.times(fast, samples)
+        slot, whole = _times(program, samples, keep, per_unit, train.views)
+        prefix = whole - slot / each
     step = _step_time(program, train, units)
     fixed = rows * prefix if keep else 0.0
     fixed += data_bytes / 200e6
@@ -157,6 +173,7 @@ def prepare(
         certified_eta=clip.eta(program.dimension) if fast is None else ETA,
         rounding=0.0 if fast is None else ROUNDING * clipped,
         path=why,
+        compiled=tried,
     )
     return Ready(program, keep, prepared, fast)
 
@@ -187,7 +204,7 @@ def _samples(
     """Synthetic rows within the first schema's bounds."""
     rng = np.random.default_rng(0)  # tests kernels, guards nothing
     out = {}
-    for spec in program.data:
+    for spec in (s for s in program.data if s.kind == "data"):
         columns = bound_columns(schemas[0], spec, inputs)
         out[spec.name] = torch.cat([synthetic(columns, rng) for _ in range(_PROBES)])
     return out
@@ -234,14 +251,20 @@ def probe(program: Program, samples: Mapping[str, torch.Tensor]) -> None:
 
 
 def _times(
-    program: Program, samples: Mapping[str, torch.Tensor], keep: bool, per_unit: int
+    program: Program,
+    samples: Mapping[str, torch.Tensor],
+    keep: bool,
+    per_unit: int,
+    views: Views,
 ) -> tuple[float, float]:
-    """Seconds of one slot, and of one row with its prefix: as in the loop that a run has."""
+    """Seconds of one slot, and of one view of a row with its prefix: as in a run's loop."""
+    given = {s.name: samples[s.name] for s in program.data if s.kind == "data"}
     order, valid = np.arange(_PROBES), np.ones(_PROBES, dtype=bool)
-    rows = Rows(dict(samples), valid, order, np.arange(_PROBES + 1), per_unit)
+    rows = Rows(given, valid, order, np.arange(_PROBES + 1), per_unit)
+    drawn = draws.of_job(bytes(32), rows, program.data, views)
     found = []
     for kept in (keep, False):
-        gradients = record(program, samples, _PROBES, kept)
+        gradients = record(program, given, _PROBES, kept, drawn)
 
         def seconds(count: int, gradients: Gradients = gradients) -> float:
             chosen = np.resize(order, count)
@@ -255,7 +278,7 @@ def _times(
         while count * sum(taken) < _TIMED_SECONDS:
             taken.append(seconds(count))
         found.append(statistics.median(taken))
-    return found[0], found[1] / per_unit
+    return found[0], found[1] / (per_unit * views.count)
 
 
 def _step_time(program: Program, train: TrainSpec, units: int) -> float:

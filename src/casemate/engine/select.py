@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from casemate.engine import batched
+from casemate.engine import batched, compiled, draws
 from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import record
@@ -26,6 +26,7 @@ from casemate.engine.sites import Shape
 from casemate.engine.tape import Unfit
 from casemate.graph.check import Checked
 from casemate.spec.errors import ModelError
+from casemate.spec.job import Views
 
 # What the process holds before a job: Python, torch and its kernels.
 BASE_BYTES: Final = 600 << 20
@@ -38,6 +39,21 @@ _TIMED_SECONDS: Final = 0.2
 _CHECKED_UNITS: Final = 4
 _AGREE: Final = 1e-3
 _NAMED: Final = 6
+
+
+# What inductor takes, loaded.
+_COMPILER_BYTES: Final = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """Whether islands are compiled (:mod:`casemate.engine.compiled`): ``wanted``, or ``None`` where
+    that is decided here, by what it is likely to save. seconds: since the start of ``prepare``;
+    nothing is begun after. background: while the run goes on without."""
+
+    seconds: float = 0.0
+    wanted: bool | None = None
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,28 @@ def graph(
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
     return made, ("graph", *_told(made), *(f"one record per call: {name}" for name in made.slow))
+
+
+def compile_(
+    made: Batched,
+    samples: Mapping[str, torch.Tensor],
+    how: Compile,
+    seconds: float,
+    microbatches: int,
+    slot: float,
+    room: int,
+) -> bool:
+    """Compile islands if that pays, by public values alone; returns whether it was begun.
+
+    seconds: left. microbatches: of the run, each of ``slot`` seconds. room: bytes of memory left.
+    """
+    if how.wanted is False or seconds <= 0 or room < _COMPILER_BYTES:
+        return False
+    if how.wanted is None and not compiled.could_pay(microbatches * slot):
+        return False
+    decide = microbatches if how.wanted is None else None
+    rows = tiled(samples, made.shape.rows)
+    return made.fuse(rows, seconds, microbatches=decide, background=how.background)
 
 
 def _fitting(
@@ -164,12 +202,14 @@ def disagreement(made: Batched, samples: Mapping[str, torch.Tensor]) -> float:
     return float(torch.linalg.vector_norm(got - wanted)) / bound
 
 
-def times(made: Batched, samples: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-    """Seconds of a microbatch, and of one row's prefix where that is kept."""
-    units = made.shape.units
-    rows = _rows(samples, units, made.shape.per_unit)
+def times(made: Batched, samples: Mapping[str, torch.Tensor], views: Views) -> tuple[float, float]:
+    """Seconds of a microbatch with its draws, and of one row's prefix where that is kept."""
+    units, program = made.shape.units, made.program
+    given = {s.name: samples[s.name] for s in program.data if s.kind == "data"}
+    rows = _rows(given, units, made.shape.per_unit // views.count)
+    drawn = draws.of_job(bytes(32), rows, program.data, views)
     start = time.perf_counter()
-    sums = made.sums(rows, 1.0, 2.0**-20, units)
+    sums = made.sums(rows, 1.0, 2.0**-20, units, drawn=drawn)
     prefix = (time.perf_counter() - start) / rows.count
     chosen = np.arange(units)
     taken: list[float] = []

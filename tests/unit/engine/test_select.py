@@ -26,14 +26,7 @@ def ready_of(graph, weights, schema, spec, *, path="auto", memory=4 << 30):
 
 
 def planned(ready, spec, units):
-    """A plan that fits what was prepared."""
-    plan = lab.plan_of(spec, units, ready.program.dimension)
-    u = ready.prepared.microbatch
-    bound = batched.sensitivity(plan.clip, ready.program.dimension, plan.grid)
-    return dataclasses.replace(
-        plan, microbatch=u, microbatches=math.ceil(plan.microbatches / u),
-        sensitivity=bound * plan.private, sigma=bound * plan.noise_multiplier,
-    )  # fmt: skip
+    return lab.fitted(lab.plan_of(spec, units, ready.program.dimension), ready.prepared)
 
 
 def weights_after(path, *, sizes=(5, 4, 3), frozen=0, k=1, private=True, spoilt=(), **form):

@@ -94,12 +94,13 @@ def test_a_job_from_prepare_to_weights():
         locked, _ = frames.receive(sock, (Locked,), timeout=60)
         assert {"rlimits", "environment", "descriptors", "no-import"} <= set(locked.layers)
         plan = dataclasses.replace(
-            lab.plan_of(prepare.train, ROWS, prepared.dimension), model_digest=prepare.model_digest
+            lab.fitted(lab.plan_of(prepare.train, ROWS, prepared.dimension), prepared),
+            model_digest=prepare.model_digest,
         )
         name = lab.commitment(SALT, wire)
         run = Run(
             plan=plan,
-            execution=Execution(),
+            execution=Execution(path=prepared.path[0]),
             datasets=(RunDataset(dataset=name, schema=schema, key=KEY, salt=SALT),),
         )
         memfd = os.memfd_create("result")

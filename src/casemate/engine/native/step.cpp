@@ -42,6 +42,9 @@ double squares(const float *x, i64 n) {
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7])) + rest;
 }
 
+// As batched.SMALLEST: a smaller factor is zero.
+constexpr double SMALLEST = 0x1p-48;
+
 // Of a block of units: what their sites add up to.
 struct Sums {
     double squared[BLOCK], rounding[BLOCK], spread[BLOCK];
@@ -77,7 +80,7 @@ struct Sums {
             std::memcpy(&bits, near + i, sizeof bits);
             bits -= static_cast<double>(near[i]) > wanted[i];
             const bool counts = largest[i] <= DBL_MAX;  // not so for NaN
-            bits = counts ? bits : 0;
+            bits = counts && wanted[i] >= SMALLEST ? bits : 0;
             std::memcpy(c + i, &bits, sizeof bits);
             good[i] = counts;
         }
