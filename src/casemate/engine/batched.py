@@ -142,6 +142,7 @@ class Batched:
         self.slow: list[str] = []
         self.fused: compiled.Fused | None = None
         self.later: compiled.Later | None = None
+        self._trial: list[torch.Tensor] = []
         self.source = self.frontier if keep else self.data
         self._functions({})
         self.planner = planner
@@ -163,51 +164,76 @@ class Batched:
         if self.keep:
             self._prefix = self.runner.function(self.data, self.frontier, instead)
 
-    def settle(
-        self,
-        records: Mapping[str, torch.Tensor],
-        compile_seconds: float = 0.0,
-        background: bool = False,
-    ) -> list[str]:
+    def settle(self, records: Mapping[str, torch.Tensor]) -> list[str]:
         """Try every operation in every slot (:mod:`casemate.engine.probe`), where values lie as in
         a run; those that fail are run another way from now on. records: a microbatch by data input.
-        Returns their names.
-
-        compile_seconds: for how long islands may be compiled (:mod:`casemate.engine.compiled`);
-        in the ``background``, what comes of it is taken before some later step.
-        """
+        Returns their names."""
         inputs = {
             name: records[spec.name].contiguous()
             for name, spec in zip(self.data, self.program.data, strict=True)
         }
         self.instead, self.slow = {}, []
-        tried, held = self._trier(), compile_seconds > 0
+        tried = self._trier()
         with torch.inference_mode():
             if self.keep:
-                env = tried(inputs, self.frontier, held)
+                env = tried(inputs, self.frontier)
                 # What is kept goes through the buffers.
                 inputs = {n: b.copy_(env[n]).clone() for n, b in self._buffers.items()}
             inputs[SEED] = torch.ones(self.shape.rows)
-            env = tried(inputs, self.wanted, held)
+            tried(inputs, self.wanted)
         self._functions(self.instead)
-        if held:
-            ends, instead = [*self.source, SEED], self.instead
-            self.later = compiled.Later(
-                lambda: compiled.fuse(self.runner, ends, self.wanted, env, instead, compile_seconds)
-            )
-            if not background:
-                self.later.wait()
-                self._swap()
         return [f"{self.runner.nodes[name].op} ({name})" for name in self.instead]
 
-    def _trier(self) -> Callable[[Mapping[str, torch.Tensor], Sequence[str], bool], Env]:
-        """``f(inputs, ends, held)``: evaluate what lies between, node by node, trying each on what
-        it reads and adding to ``instead`` what takes its place and to ``slow`` those that are run
-        one record a call. Values as a run has them: the ends, or all if ``held``."""
+    def fuse(
+        self,
+        records: Mapping[str, torch.Tensor],
+        seconds: float,
+        *,
+        microbatches: int | None = None,
+        background: bool = False,
+    ) -> bool:
+        """Compile islands (:mod:`casemate.engine.compiled`) after :meth:`settle`, none begun after
+        so many seconds; what comes of it is taken if it is quicker: at once, or in the
+        ``background`` before some later step. records: a microbatch by data input. microbatches: do
+        so only if it is likely to pay for a run of as many. Returns whether it was begun."""
+        runner, ends = self.runner, [*self.source, SEED]
+        data = [records[spec.name].contiguous() for spec in self.program.data]
+        with torch.inference_mode():
+            given: list[torch.Tensor] = data
+            if self.keep:
+                kept = self._prefix(runner.fixed, *data)
+                given = [
+                    b.copy_(t).clone() for b, t in zip(self._buffers.values(), kept, strict=True)
+                ]
+            given = [*given, torch.ones(self.shape.rows)]
+            names = [o for n in runner.order(ends, self.wanted) for o in runner.outs(n)]
+            made = runner.function(ends, names, self.instead)(runner.fixed, *given)
+            fixed = runner.fixed
+            if background:  # steps change weights meanwhile
+                fixed = {k: laid(t, place(t)) for k, t in fixed.items()}
+        env = {**fixed, **dict(zip([*ends, *names], [*given, *made], strict=True))}
+        wanted, instead = self.wanted, self.instead
+        if microbatches is not None and not compiled.pays(
+            runner, ends, wanted, env, instead, microbatches
+        ):
+            return False
+        self._trial = given
+        self.later = compiled.Later(
+            lambda: compiled.fuse(runner, ends, wanted, env, instead, seconds)
+        )
+        if not background:
+            self.later.wait()
+            self._swap()
+        return True
+
+    def _trier(self) -> Callable[[Mapping[str, torch.Tensor], Sequence[str]], Env]:
+        """``f(inputs, ends)``: evaluate what lies between, node by node, trying each on what it
+        reads and adding to ``instead`` what takes its place and to ``slow`` those that are run one
+        record a call. Gives the ends, as a run has them."""
         runner = self.runner
         product, other = products.chooser(runner), prober(runner)
 
-        def tried(inputs: Mapping[str, torch.Tensor], ends: Sequence[str], held: bool) -> Env:
+        def tried(inputs: Mapping[str, torch.Tensor], ends: Sequence[str]) -> Env:
             env: Env = {**runner.fixed, **inputs}
             nodes = runner.order(list(inputs), ends)
             last = {n: i for i, node in enumerate(nodes) for n in uses(node)}
@@ -221,7 +247,7 @@ class Batched:
                 if found is not None:
                     self.instead[node.name] = found
                 for name in dict.fromkeys((*uses(node), *runner.outs(node))):
-                    if last.get(name, i) == i and name not in ends and not held:
+                    if last.get(name, i) == i and name not in ends:
                         env.pop(name, None)
             return env
 
@@ -231,7 +257,8 @@ class Batched:
         """Every value of a microbatch of these records; none is let go of."""
         runner = self.runner
         data = {
-            name: records[spec.name] for name, spec in zip(self.data, self.program.data, strict=True)
+            name: records[spec.name]
+            for name, spec in zip(self.data, self.program.data, strict=True)
         }
         data[SEED] = torch.ones(self.shape.rows)
         nodes = runner.order(list(data), [*self.wanted, *self.frontier])
@@ -241,9 +268,21 @@ class Batched:
         return {**runner.fixed, **data, **dict(zip(names, made, strict=True))}
 
     def _swap(self) -> None:
-        """Take what was compiled, between steps."""
-        if self.later is not None and (made := self.later.ready()) is not None:
-            self.fused, self._forward, self.later = made, made.call, None
+        """Take what was compiled, between steps, if it is quicker on made-up records."""
+        if self.later is None or not self.later.over():
+            return
+        made, plain, self.later = self.later.ready(), self._forward, None
+        given, self._trial = self._trial, []
+        if made is None or not made.islands:
+            self.fused = made
+            return
+        with torch.inference_mode():
+            fixed = self.runner.fixed
+            quick, slow = compiled.race(
+                lambda: made.call(fixed, *given), lambda: plain(fixed, *given)
+            )
+        self.fused = made if quick < slow else made.untaken(plain)
+        self._forward = self.fused.call
 
     def _operands(self) -> list[str]:
         out: dict[str, None] = {}

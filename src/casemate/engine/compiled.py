@@ -10,7 +10,8 @@ docs/adr/0007):
 1. the generated source has no loop over records with a ragged end (:func:`ragged`);
 2. every elementary operation of the island gives each lane of a vector the same bits whatever the
    other lanes hold (tried in a kernel of its own, so no model can hide one from it);
-3. the island itself treats all slots alike on dense random operands and hostile magnitudes;
+3. the island itself, at the run's strides and places in memory, treats all slots alike on dense
+   random operands and hostile magnitudes, and with other weights than the model starts from;
 4. it agrees with its nodes.
 
 A machine without a C++ compiler stays with the nodes. inductor is imported here alone, when used.
@@ -18,6 +19,8 @@ A machine without a C++ compiler stays with the nodes. inductor is imported here
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import math
 import operator
 import os
@@ -28,13 +31,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
-from casemate.engine import native
+from casemate.engine import native, probe
 from casemate.engine.islands import FORMS, Island, islands
 from casemate.engine.nodes import Env, Runner, from_rows, to_rows
+from casemate.engine.probe import laid, place
 from casemate.engine.program import maker, resolve, uses
 from casemate.engine.replay import At, Call
 from casemate.graph.model import ListArg, Node, Ref
@@ -55,8 +59,20 @@ _LOOP: Final = re.compile(
 )
 _WIDEST: Final = 16  # float32 in a vector; rows of a microbatch are a multiple of it
 _MARGIN: Final = 0.95
-_ROUNDS: Final = 3
+_ROUNDS: Final = (4, 64)
+_ENOUGH: Final = 10_000
 _HOSTILE: Final = (1e20, 0.0, math.nan, math.inf, -1e38, 1e-42)
+# For deciding whether to compile: the part of an island's time that is likely to be saved, seconds
+# for loading inductor and its trial of operations, and for each kernel.
+_SAVED: Final = 0.5
+_START_SECONDS: Final = 6.0
+_KERNEL_SECONDS: Final = 4.0
+_PAYS: Final = 2.0
+_RACE_SECONDS: Final = 0.5
+_STOP_SECONDS: Final = 3.0
+
+
+_Flats: TypeAlias = list[torch.Tensor | None]
 
 
 class Refused(Exception):
@@ -85,21 +101,11 @@ def _lowered(runner: Runner, island: Island, env: Env) -> Any:
             at |= {o: graph.call_function(operator.getitem, (made, i)) for i, o in enumerate(outs)}
     graph.output(tuple(at[o] for o in island.makes))
     module: Any = fx.GraphModule({}, graph)
-    examples = [_laid(env[r], env[r]) for r in island.reads]
+    examples = [laid(env[r], place(env[r])) for r in island.reads]
     with torch.no_grad():
         traced = make_fx(module, select_decomp_table(), tracing_mode="fake")(*examples)
     traced.graph.eliminate_dead_code()
     return traced
-
-
-def _laid(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``t`` in memory as ``like`` is; where that is expanded, what lies first counts."""
-    first = tuple(
-        slice(0, 1) if s == 0 else slice(None)
-        for s in like.stride()
-    )  # fmt: skip
-    out = torch.empty_strided(like[first].size(), like.stride(), dtype=t.dtype)
-    return out.copy_(t[first]).expand(like.size())
 
 
 def _key(runner: Runner, island: Island, env: Env) -> Any:
@@ -119,8 +125,7 @@ def _key(runner: Runner, island: Island, env: Env) -> Any:
         for n in island.nodes
     )
     reads = tuple(
-        (tuple(env[r].shape), env[r].stride(), env[r].dtype, runner.proved.values[r].batch)
-        for r in island.reads
+        (place(env[r]), env[r].dtype, runner.proved.values[r].batch) for r in island.reads
     )
     return nodes, reads, tuple(names[o] for o in island.makes)
 
@@ -207,42 +212,73 @@ def _alike(
     rows: int,
 ) -> list[bool]:
     """Which results of ``call`` treat all slots alike, on operands (tensor, its value); ``values``
-    are those of its results. As :func:`casemate.engine.probe.same_in_every_slot`, but with more to
-    put into the other records."""
+    are those of its results.
+
+    As :func:`casemate.engine.probe.same_in_every_slot`, and more: at magnitudes from 1e-30 to 1e30
+    each record goes through every place of a vector, and among records of its size; and there is
+    more to put into the other records.
+    """
     generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
     alike = [True] * len(values)
+    places = [place(t) for t, _ in operands]
+    own = [None if v.batch is None else to_rows(t, v, rows) for t, v in operands]
+    shared = [v.batch is not None and rows > 1 and t.stride()[v.batch.axis] == 0
+              for t, v in operands]  # fmt: skip
 
-    def outputs(flats: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    def outputs(flats: _Flats, weights: _Flats) -> list[torch.Tensor]:
         given = []
-        for (t, v), flat in zip(operands, flats, strict=True):
-            given.append(t if flat is None else _laid(from_rows(flat, v), t))
+        for (t, v), flat, weight, at in zip(operands, flats, weights, places, strict=True):
+            if flat is not None:
+                given.append(laid(from_rows(flat, v), at))
+            else:
+                given.append(t if weight is None else weight)
         found = call(given)
         return [to_rows(t, v, rows).contiguous() for t, v in zip(found, values, strict=True)]
 
     def compare(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], at: Any, to: Any) -> None:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            x, y = x[at].contiguous(), y[to].contiguous()
-            alike[i] &= torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+            alike[i] = alike[i] and probe._same(x[at], y[to])
 
-    for round_ in range(_ROUNDS):
-        tried: list[torch.Tensor | None] = []
-        for t, v in operands:
-            flat = None if v.batch is None else to_rows(t, v, rows).clone()
-            if flat is not None and flat.is_floating_point() and round_:
-                flat = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
-                flat *= 1.0 if round_ == 1 else 100.0
-            tried.append(flat)
-        first = outputs(tried)
-        order = torch.randperm(rows, generator=generator)
-        turned = outputs([None if t is None else t[order] for t in tried])
-        compare(first, turned, order, slice(None))
-        for k in range(len(_HOSTILE)):
+    rounds, done, round_ = _ROUNDS[0], [0] * len(values), 0
+    while round_ < rounds and any(alike):
+        tried: _Flats = []
+        weights: _Flats = []
+        for (t, _), flat, one, at in zip(operands, own, shared, places, strict=True):
+            drawn, weight = flat, None
+            if round_ and t.is_floating_point():
+                if flat is None:
+                    weight = torch.randn(t.shape, generator=generator, dtype=t.dtype)
+                    weight = laid(weight if round_ % 2 else weight.abs() + 0.5, at)
+                else:
+                    drawn = probe._drawn(flat.shape, round_, generator).to(t.dtype)
+            if drawn is not None:
+                drawn = drawn[:1].expand(drawn.shape).clone() if one else drawn.clone()
+            tried.append(drawn)
+            weights.append(weight)
+        first = outputs(tried, weights)
+        orders = [torch.randperm(rows, generator=generator)]
+        if round_ == _ROUNDS[0] - 1:
+            orders += [torch.arange(rows).roll(k) for k in range(1, min(rows, _WIDEST))]
+            floats = [t for t in tried if t is not None and t.is_floating_point() and t.numel()]
+            orders += [t.abs().amax(1).argsort() for t in floats]
+        for order in orders:
+            turned = outputs([None if t is None else t[order] for t in tried], weights)
+            compare(first, turned, order, slice(None))
+        keep = (torch.arange(rows) + round_) % 4
+        for k in range(len(_HOSTILE)) if round_ < _ROUNDS[0] else [round_]:
             mixed = [None if t is None else t.clone() for t in tried]
-            for m in mixed:
-                if m is not None and m.is_floating_point():
+            for m, one in zip(mixed, shared, strict=True):
+                if m is not None and not one:
                     for role in (1, 2, 3):
-                        m[role::4] = _HOSTILE[(k + role) % len(_HOSTILE)]
-            compare(first, outputs(mixed), slice(0, None, 4), slice(0, None, 4))
+                        if m.is_floating_point():
+                            m[keep == role] = _HOSTILE[(k + role) % len(_HOSTILE)]
+                        elif k % 2:
+                            m[keep == role] = m[:1].clone()
+            compare(first, outputs(mixed, weights), keep == 0, keep == 0)
+        done = [n + t.numel() for n, t in zip(done, first, strict=True)]
+        round_ += 1
+        if round_ == rounds and min(done, default=_ENOUGH) < _ENOUGH and rounds < _ROUNDS[1]:
+            rounds += 1
     return alike
 
 
@@ -271,15 +307,16 @@ def _kind(arg: Any) -> Any:
     return tuple(_kind(a) for a in arg) if isinstance(arg, list | tuple) else arg
 
 
-_WIDTH: Final = 67  # of a record in the trial: vectors straddle records
+_TRIED: Final = 1 << 14  # entries, each a record of its own
 
 
-def _trial(nodes: Sequence[Any], rows: int) -> tuple[Any, list[torch.Tensor]]:
-    """One graph of all these operations, each on operands of its own, (rows, 67)."""
+def _trial(nodes: Sequence[Any]) -> tuple[Any, list[torch.Tensor]]:
+    """One graph of all these operations, each on operands of its own, one run over memory."""
     from torch import fx
     from torch.fx.experimental.proxy_tensor import make_fx
 
     graph = fx.Graph()
+    generator = torch.Generator().manual_seed(0)
     examples: list[torch.Tensor] = []
     outs = []
     for node in nodes:
@@ -288,9 +325,12 @@ def _trial(nodes: Sequence[Any], rows: int) -> tuple[Any, list[torch.Tensor]]:
             if isinstance(arg, fx.Node):
                 dtype = arg.meta["val"].dtype
                 if dtype.is_floating_point:
-                    examples.append(torch.rand(rows, _WIDTH, dtype=dtype) + 0.5)
+                    made = torch.rand(_TRIED, generator=generator) + 0.5
+                elif dtype == torch.bool:
+                    made = torch.rand(_TRIED, generator=generator) < 0.5
                 else:
-                    examples.append(torch.ones(rows, _WIDTH, dtype=dtype))
+                    made = torch.randint(-2, 3, (_TRIED,), generator=generator)
+                examples.append(made.to(dtype))
                 return graph.placeholder(f"x{len(examples)}")
             return [operand(a) for a in arg] if isinstance(arg, list | tuple) else arg
 
@@ -307,12 +347,13 @@ def _lanes(graphs: Sequence[Any], rows: int) -> set[Any]:
     found = _elementary(graphs)
     if not found:
         return set()
-    graph, examples = _trial(list(found.values()), rows)
+    graph, examples = _trial(list(found.values()))
     call, source = _built(graph)
     if ragged(source, rows):
         raise Refused("the trial of elementary operations has a ragged loop")
-    one = [Value("f32", (1, _WIDTH), Batch(0))] * max(len(examples), len(found))
-    alike = _alike(call, list(zip(examples, one, strict=False)), one[: len(found)], rows)
+    one = [Value("f32", (1,), Batch(0))] * max(len(examples), len(found))
+    with torch.inference_mode():
+        alike = _alike(call, list(zip(examples, one, strict=False)), one[: len(found)], _TRIED)
     return {key for key, ok in zip(found, alike, strict=True) if not ok}
 
 
@@ -381,6 +422,16 @@ class Fused:
     refused: tuple[str, ...]
     seconds: float
 
+    def untaken(self, plain: Callable[..., Sequence[Any]]) -> Fused:
+        """As if nothing had been compiled."""
+        why = (*self.refused, "the whole is no quicker")
+        return Fused(plain, 0, 0, why, self.seconds)
+
+    def __str__(self) -> str:
+        if self.islands:
+            return f"compiled: {self.islands} islands of {self.nodes} operations"
+        return f"compiled: none, {(*self.refused, 'there is no island')[0]}"[:300]
+
 
 class Later:
     """A :func:`fuse` in a thread of its own, for a library's user who does not want to wait.
@@ -394,13 +445,29 @@ class Later:
 
         def run() -> None:
             self._made = make()
+            atexit.unregister(self.stop)
 
         self._thread = threading.Thread(target=run, name="casemate-compile", daemon=True)
+        atexit.register(self.stop)
         self._thread.start()
+
+    def stop(self) -> None:
+        """Give up, for the process ends: a thread that torch's code is called from must not be cut
+        off there. One that waits for the compiler may be, so nobody waits long."""
+        atexit.unregister(self.stop)
+        if self._thread.is_alive() and self._thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit)
+            )
+            self._thread.join(_STOP_SECONDS)
+
+    def over(self) -> bool:
+        """Whether it has ended, with or without a result."""
+        return not self._thread.is_alive()
 
     def ready(self) -> Fused | None:
         """What was made, once it is there."""
-        return None if self._thread.is_alive() else self._made
+        return self._made if self.over() else None
 
     def wait(self, seconds: float | None = None) -> Fused | None:
         """As :meth:`ready`, after at most that long."""
@@ -496,19 +563,31 @@ def _taken(
     operands = [(env[r], values[r]) for r in island.reads]
     results = [values[o] for o in island.makes]
     with torch.inference_mode():
-        found = call([t for t, _ in operands])
-        for o, t in zip(island.makes, found, strict=True):
-            if t.stride() != env[o].stride() or t.dtype != env[o].dtype:
-                raise Refused("its results lie otherwise in memory")
-            if not _close(t, env[o]):
-                raise Refused("it does not agree with its nodes")
+        plain = _nodes(runner, island)
+        for at in (env, _other_weights(runner, island, env)):
+            found = call([at[r] for r in island.reads])
+            for o, t, wanted in zip(island.makes, found, plain(at), strict=True):
+                if place(t) != place(env[o]) or t.dtype != env[o].dtype:
+                    raise Refused("its results lie otherwise in memory")
+                if not _close(t, wanted):
+                    raise Refused("it does not agree with its nodes")
         if not all(_alike(call, operands, results, runner.rows)):
             raise Refused("slots are not treated alike")
-        plain = _nodes(runner, island)
-        pair = _race(lambda: call([t for t, _ in operands]), lambda: plain(env))
+        pair = race(lambda: call([t for t, _ in operands]), lambda: plain(env))
     if pair[0] > _MARGIN * pair[1]:
         raise Refused("it is no quicker than its nodes")
     return call
+
+
+def _other_weights(runner: Runner, island: Island, env: Env) -> Env:
+    """The values, with floats that are no records' drawn afresh: a model may start from zero."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        r: laid(torch.randn(env[r].shape, generator=generator).to(env[r].dtype), place(env[r]))
+        for r in island.reads
+        if runner.proved.values[r].batch is None and env[r].is_floating_point()
+    }
+    return {**env, **drawn}
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -523,12 +602,48 @@ def _nodes(runner: Runner, island: Island) -> Callable[[Env], Any]:
     return lambda env: run({**runner.fixed, **env}, *(env[r] for r in island.reads))
 
 
-def _race(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
+def race(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
     """Seconds of both, interleaved: the least of some."""
-    best = [math.inf, math.inf]
-    for _ in range(7):
+    best, begun = [math.inf, math.inf], time.perf_counter()
+    for round_ in range(7):
         for i, call in enumerate((a, b)):
             start = time.perf_counter()
             call()
             best[i] = min(best[i], time.perf_counter() - start)
+        if round_ and time.perf_counter() - begun > _RACE_SECONDS:
+            break
     return best[0], best[1]
+
+
+def could_pay(seconds: float) -> bool:
+    """Whether compiling could save more than it takes in a run of so many seconds."""
+    return _SAVED * seconds > _PAYS * (_START_SECONDS + _KERNEL_SECONDS)
+
+
+def pays(
+    runner: Runner,
+    inputs: Sequence[str],
+    wanted: Sequence[str],
+    env: Env,
+    instead: Mapping[str, Any],
+    microbatches: int,
+) -> bool:
+    """Whether :func:`fuse` is likely to save a run of so many microbatches more than it takes.
+    Loads nothing; ``env`` and ``instead`` as there."""
+    if runner.rows % _WIDEST or not available():
+        return False
+    kinds: dict[Any, list[Island]] = {}
+    for island in islands(runner, runner.order(inputs, wanted), wanted, frozenset(instead)):
+        kinds.setdefault(_key(runner, island, env), []).append(island)
+    seconds = 0.0
+    with torch.inference_mode():
+        for same in kinds.values():
+            plain = _nodes(runner, same[0])
+            best = math.inf
+            for _ in range(3):
+                start = time.perf_counter()
+                plain(env)
+                best = min(best, time.perf_counter() - start)
+            seconds += len(same) * best
+    cost = _START_SECONDS + _KERNEL_SECONDS * len(kinds)
+    return _SAVED * seconds * microbatches > _PAYS * cost

@@ -20,7 +20,8 @@ class Limits:
 
     ``worker_bytes`` caps one worker's resident memory. A run is ended after ``run_floor`` seconds
     plus ``run_factor`` times its predicted time: constants of the quote, so that the end of a run
-    tells nothing of the rows.
+    tells nothing of the rows. ``compile_seconds`` after a worker began to prepare, or half of
+    ``prepare_seconds`` if that is less, it compiles nothing more; 0: nothing at all.
     """
 
     json_bytes: int = 4 * MIB
@@ -37,6 +38,7 @@ class Limits:
     result_bytes: int = 4 * GIB
     worker_bytes: int = 16 * GIB
     prepare_seconds: float = 100.0
+    compile_seconds: float = 60.0
     check_seconds: float = 1_800.0
     run_factor: float = 20.0
     run_floor: float = 120.0

@@ -91,7 +91,11 @@ async def make(call: Call) -> Quote:
     try:
         async with service.queue.preparing(), service.pool.worker() as (worker, _):
             prepared = await run.prepare(service, worker, request, schemas, submission.upload, key)
-            execution = Execution(threads=service.config.threads, path=prepared.path[0])
+            execution = Execution(
+                threads=service.config.threads,
+                path=prepared.path[0],
+                compiled=prepared.compiled,
+            )
             made = await asyncio.to_thread(_price, service, submission, prepared, execution)
             digest = quotes.add(service.store, made, submission, key)
             if all(d.refusal is None for d in made.datasets):

@@ -32,6 +32,8 @@ from casemate.spec.messages import (
     Run,
 )
 
+# Of prepare_seconds: what was begun by then has the rest to end in.
+COMPILE_PART = 0.5
 FAILED = "The run failed. For the sake of the rows, nothing more is said."
 
 
@@ -63,9 +65,10 @@ async def prepare(
     schemas: tuple[DatasetSchema, ...],
     upload: str,
     model_key: bytes,
+    compiled: bool | None = None,
 ) -> Prepared:
-    """Phases ``prepare`` and ``lock``. Raises the worker's refusal of the model, or ``JobError``
-    ``job.worker-failed``."""
+    """Phases ``prepare`` and ``lock``. compiled: what a quote says of it, if there is one. Raises
+    the worker's refusal of the model, or ``JobError`` ``job.worker-failed``."""
     limits, threads = service.config.limits, service.config.threads
     message = Prepare(
         key=model_key,
@@ -75,6 +78,8 @@ async def prepare(
         train=request.train,
         memory_bytes=service.config.worker_memory,
         threads=threads,
+        compile_seconds=min(limits.compile_seconds, COMPILE_PART * limits.prepare_seconds),
+        compiled=compiled,
     )
     try:
         await _tell(worker, message, lambda: service.uploads.descriptor(upload))
@@ -176,7 +181,8 @@ async def execute(
             if not is_prepared:
                 schemas = schemas_of(service, request)
                 upload, key = stored.submission.upload, stored.model_key
-                await prepare(service, worker, request, schemas, upload, key)
+                as_quoted = stored.quote.execution.compiled
+                await prepare(service, worker, request, schemas, upload, key, as_quoted)
             ledger.reserve(service.store, job)
             reserved()
             ticks = Ticks(stored.quote, service.clock.monotonic())

@@ -274,12 +274,14 @@ class Plan:
     gamma: float = 0.0
 
 
-@value("execution/v1")
+@value("execution/v1", later=("compiled",))
 class Execution:
-    """Parts of a run that cannot affect privacy. ``path``: how gradients are had (engine PATHS)."""
+    """Parts of a run that cannot affect privacy. ``path``: how gradients are had (engine PATHS).
+    ``compiled``: whether parts of it are compiled before the run, for speed alone."""
 
     threads: int = 1
     path: str = "record"
+    compiled: bool = False
 
 
 @value("charge/v1")

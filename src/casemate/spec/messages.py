@@ -30,9 +30,12 @@ class CheckDataset:
     salt: bytes
 
 
-@value("w-prepare/v1")
+@value("w-prepare/v1", later=("compile_seconds", "compiled"))
 class Prepare:
-    """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model."""
+    """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model.
+
+    compile_seconds: from then on no part of it is compiled. compiled: what the quote's execution
+    says; ``None`` where there is no quote yet and the worker decides."""
 
     key: bytes
     model_digest: str
@@ -41,6 +44,8 @@ class Prepare:
     train: TrainSpec
     memory_bytes: int
     threads: int
+    compile_seconds: float = 0.0
+    compiled: bool | None = None
 
 
 @value("w-dataset/v1")
@@ -80,13 +85,13 @@ class Checked:
     dataset: str
 
 
-@value("w-prepared/v1")
+@value("w-prepared/v1", later=("compiled",))
 class Prepared:
     """What the plan needs to know of a model on this machine.
 
     certified_eta: the relative slack of the clip (P3); rounding: certified absolute error of one
     step's sum in gradient units before the grid's own rounding.
-    dimension: number of trained scalars.
+    dimension: number of trained scalars. compiled: whether compiling parts of the path was tried.
     """
 
     model_digest: str
@@ -100,6 +105,7 @@ class Prepared:
     certified_eta: float
     rounding: float
     path: tuple[str, ...]
+    compiled: bool = False
 
 
 @value("w-locked/v1")

@@ -12,7 +12,7 @@ from typing import Literal
 # after the lock.
 import torch
 
-from casemate.engine import prepare, rows, train
+from casemate.engine import prepare, rows, select, train
 from casemate.seal import stream
 from casemate.seams import OsRng
 from casemate.spec import codec, frames, tensors
@@ -128,6 +128,7 @@ def _prepare(message: Prepare, fd: int) -> prepare.Ready:
         message.inputs,
         message.train,
         message.memory_bytes,
+        compiling=select.Compile(message.compile_seconds, message.compiled),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from casemate.engine import compiled, products, small
-from casemate.engine.compiled import Island, ragged
+from casemate.engine import compiled, products, select, small
+from casemate.engine.compiled import ragged
+from casemate.engine.islands import Island
 from casemate.engine.joint import SEED
 from casemate.graph.ops import Batch, Value
 from support.batched_lab import lab
@@ -172,6 +175,111 @@ def test_kernels_that_tell_slots_apart_are_caught(kernel, fine):
     assert found == [fine]
 
 
+def _by_weight(x, w):
+    out = x.clone()
+    out[-1] += w[0]
+    return [out]
+
+
+def _by_place(x, w):
+    # Aligned or not: where a record lies within a vector's bytes.
+    out = x.clone()
+    if x.data_ptr() % 64 == 0:
+        return [out]
+    out[0] *= 1.0 + 2.0**-22
+    return [out]
+
+
+def _at_one_place(x, w):
+    out = x.clone()
+    out[5] = torch.where(x[5].abs() > 1e20, x[5] * 0.5, x[5])
+    return [out]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "offset", "fine"),
+    [
+        (_by_weight, 0, False),
+        (_by_place, 0, True),
+        (_by_place, 3, False),
+        (_at_one_place, 0, False),
+    ],
+)
+def test_islands_are_tried_as_they_lie_with_other_weights(kernel, offset, fine):
+    """A weight that starts from zero hides no kernel; operands lie where a run has them."""
+    x = torch.rand(offset + ROWS * 64)[offset:].view(ROWS, 64)
+    operands = [(x, Value("f32", (1, 64), Batch(0))), (torch.zeros(1), Value("f32", (1,)))]
+    with torch.inference_mode():
+        found = compiled._alike(lambda given: kernel(*given), operands, [operands[0][1]], ROWS)
+    assert found == [fine]
+
+
+def test_what_is_expanded_over_records_stays_so():
+    value = Value("f32", (1, 64), Batch(0))
+    seed = torch.ones(1, 1).expand(ROWS, 64)
+    operands = [(torch.rand(ROWS, 64), value), (seed, value)]
+    with torch.inference_mode():
+        found = compiled._alike(lambda g: [g[0] * g[1][:1]], operands, [value], ROWS)
+    assert found == [True]
+
+
+def test_short_runs_compile_nothing(gated, monkeypatch):
+    def never(*given):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(compiled, "fuse", never)
+    path = gated.path
+    assert not path.fuse(gated.data, 60.0, microbatches=10)
+    assert path.later is None
+    rows = {spec.name: gated.data[spec.name] for spec in gated.program.data}
+    for how, room in ((select.Compile(60.0), 1 << 40), (select.Compile(60.0, False), 1 << 40),
+                      (select.Compile(60.0, True), 1 << 20)):  # fmt: skip
+        assert not select.compile_(path, rows, how, how.seconds, 10, 0.01, room)
+    assert not select.compile_(path, rows, select.Compile(), 0.0, 10**9, 1.0, 1 << 40)
+
+
+def test_long_runs_compile(gated, monkeypatch):
+    seen = []
+
+    def make(runner, inputs, wanted, env, instead, seconds):
+        seen.append(seconds)
+        return compiled.Fused(runner.function(inputs, wanted), 0, 0, ("nothing",), 0.0)
+
+    monkeypatch.setattr(compiled, "fuse", make)
+    monkeypatch.setattr(compiled, "available", lambda: True)
+    assert gated.path.fuse(gated.data, 7.0, microbatches=10**9)
+    assert seen == [7.0]
+    assert str(gated.path.fused) == "compiled: none, nothing"
+    gated.path.fused = None
+
+
+ENDS = """
+import subprocess, sys, threading, time
+from casemate.engine import compiled
+begun = threading.Event()
+def make():
+    {body}
+later = compiled.Later(make)
+begun.wait()
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while begun.set() is None: time.sleep(0.001)",
+        "p = subprocess.Popen(['sleep', '20'], stdout=-3, stderr=-3); begun.set(); p.wait()",
+    ],
+)
+def test_a_process_that_ends_early_does_not_wait(body):
+    code = ENDS.format(body=body).replace("later = ", "compiled._STOP_SECONDS = 0.2\nlater = ")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=15, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
 def test_without_a_compiler_the_nodes_stay(gated, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     _, env, inputs = everything(gated)
@@ -197,11 +305,13 @@ def compiled_lab(module, make, monkeypatch, margin=1e9):
     """A lab whose islands are compiled whether or not that pays."""
     monkeypatch.setattr(compiled, "_MARGIN", margin)
     found = lab(module, make, rows=ROWS, settle=False)
-    found.slow = found.path.settle(found.data, compile_seconds=600.0)
+    found.slow = found.path.settle(found.data)
+    assert found.path.fuse(found.data, 600.0)
     return found
 
 
-def test_what_was_compiled_later_is_taken_between_steps(gated, monkeypatch):
+@pytest.mark.parametrize("quicker", [True, False])
+def test_what_was_compiled_later_is_taken_between_steps_if_quicker(gated, monkeypatch, quicker):
     begin, path = threading.Event(), gated.path
     plain = path._forward
     calls = []
@@ -212,15 +322,17 @@ def test_what_was_compiled_later_is_taken_between_steps(gated, monkeypatch):
         return compiled.Fused(lambda *a: calls.append(1) or made(*a), 1, 2, (), 0.0)
 
     monkeypatch.setattr(compiled, "fuse", make)
-    path.settle(gated.data, compile_seconds=1.0, background=True)
+    monkeypatch.setattr(compiled, "race", lambda a, b: (1.0, 2.0) if quicker else (2.0, 1.0))
+    assert path.fuse(gated.data, 1.0, background=True)
     step = path.sums(gated.rows_of(), 1.0, 2.0**-20, ROWS)
     first = step(np.arange(ROWS)).clone()
     assert not calls
     begin.set()
     path.later.wait(60)
     assert torch.equal(step(np.arange(ROWS)), first)
-    assert calls
-    assert path.fused.islands == 1
+    assert bool(calls) == quicker
+    assert path.fused.islands == int(quicker)
+    assert quicker or path._forward is plain
     path._forward, path.fused = plain, None
 
 
