@@ -94,7 +94,8 @@ class Site:
 
     totals: S value -> function of (env, weights of rows (b,) float32, which rows count) giving its
     weighted sum. adds: for some of them also a function that adds it to int64 grid steps, of
-    (steps, flat; env; weights; rows; 1 / step), rounding each unit by itself.
+    (steps, flat; env; weights; rows; 1 / step), rounding each unit by itself. parts: the sites that
+    this one is put together from.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Site:
     totals: dict[str, Total]
     adds: dict[str, Add] = field(default_factory=dict)
     rooms: tuple[Buffer, ...] = ()
+    parts: Sequence[Site] = ()
     way: Way = field(init=False)
 
     def settle(self, way: Way) -> None:
@@ -261,9 +263,6 @@ def convolution_site(
         x, g = env[x_name], env[g_name]
         return Norm(kernels.conv_norms(x, g, *args), kernels.conv_scale(x, g, *args))
 
-    def gram(env: Env) -> Norm:
-        return Norm(*kernels.conv_gram(env[x_name], env[g_name], *args))
-
     chunk = chunk_for(shape.units, positions * shape.rows)
     error = bounds.contract(positions * shape.rows, chunk)
 
@@ -276,11 +275,14 @@ def convolution_site(
     if shape.per_unit == 1 and not depthwise:
         gamma = bounds.conv_norms(positions, size, native=native)
         ways.append(Way("direct", direct, gamma, error, True))
-        if window.groups == 1 and positions <= 512:
-            gamma = bounds.conv_gram(
-                positions, window.outputs, window.channels * window.taps, window.taps, native=native
-            )
-            ways.append(Way("gram", gram, gamma, error, True))
+        for precise in (False, True) if window.groups == 1 and positions <= 512 else ():
+
+            def gram(env: Env, precise: bool = precise) -> Norm:
+                return Norm(*kernels.conv_gram(env[x_name], env[g_name], *args, precise))
+
+            sizes = (window.outputs, window.channels * window.taps, window.taps)
+            gamma = bounds.conv_gram(positions, *sizes, precise=precise, native=native)
+            ways.append(Way("gram64" if precise else "gram", gram, gamma, error, True))
     return Site(name, ways, {c: formed.or_else(total, window.weight)}, rooms=(room,))
 
 
@@ -322,6 +324,79 @@ def embedding_site(
     return Site(name, [way], totals, {names[0]: add})
 
 
+def _one_by_one(of: Callable[..., Sequence[Tensor]], *operands: Tensor) -> list[Tensor]:
+    """``of`` of one unit a call, in the same memory each time."""
+    held = [torch.empty_like(t[:1], memory_format=torch.contiguous_format) for t in operands]
+    made = []
+    for i in range(len(operands[0])):
+        for one, t in zip(held, operands, strict=True):
+            one.copy_(t[i : i + 1])
+        made.append([t.clone() for t in of(*held)])
+    return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+
+def tied_site(
+    head: Site,
+    table: Site,
+    products: Callable[[Env], tuple[Tensor, Tensor]],
+    lookups: Callable[[Env], tuple[Tensor, Tensor]],
+    counts: tuple[int, int],
+    sizes: tuple[int, int],
+    padding: int,
+    turned: bool,
+    shape: Shape,
+) -> Site:
+    """A tensor (rows, width) that is a factor of products and a table of embeddings: A + B with
+    A = sum_t g_t x_t^T and B = sum_s 1_{index_s} e_s^T, ``counts`` tokens each.
+
+    |A + B|^2 = |A|^2 + |B|^2 + 2 <A, B>, <A, B> = sum_{t,s} g_t[index_s] (x_t . e_s), in float64
+    and off by at most gamma(width + counts) S_A S_B; S = S_A + S_B. What is added is A's sum and
+    B's, each with its own error, and rounded once more. turned: the products' left side has the
+    width. head, table: the sites of A and of B.
+    """
+    rows, width = sizes
+    (of_table,) = table.ways
+    m, n = (width, rows) if turned else (rows, width)
+
+    def inner(env: Env) -> Tensor:
+        g, x = products(env)
+        if turned:
+            g, x = x, g
+        index, e = lookups(env)
+
+        def of(g: Tensor, x: Tensor, index: Tensor, e: Tensor) -> list[Tensor]:
+            dots = x[0].double() @ e[0].double().t()
+            pairs = dots * g[0].index_select(1, index[0]).double()
+            return [torch.where(index[0] != padding, pairs, 0.0).sum().reshape(1)]
+
+        return _one_by_one(of, g, x, index.long(), e)[0]
+
+    def alone(env: Env) -> Norm:
+        def of(g: Tensor, x: Tensor) -> Sequence[Tensor]:
+            return kernels.gram_pair(g, x, True)
+
+        return Norm(*_one_by_one(of, *products(env)))
+
+    def both(norm: Callable[[Env], Norm]) -> Callable[[Env], Norm]:
+        def of(env: Env) -> Norm:
+            a, b = norm(env), of_table.norm(env)
+            assert a.spread is not None
+            assert b.spread is not None
+            return Norm(a.squared + b.squared + 2.0 * inner(env), a.spread + b.spread)
+
+        return of
+
+    crossed = bounds.gamma(width + counts[0] * counts[1] + 8, bounds.U64)
+    precise = bounds.gram_pair(counts[0], m, n, precise=True, native=kernels.native())
+    ways = [(f"{w.name}+tied", w.norm, w.gamma, w) for w in head.ways if not w.bytes]
+    made = [
+        Way(name, both(norm), max(gamma, of_table.gamma, crossed) + crossed,
+            max(w.error, of_table.error) * (1.0 + bounds.U32) + 2.0 * bounds.U32, True)
+        for name, norm, gamma, w in [*ways, ("loop", alone, precise, ways[0][3])]
+    ]  # fmt: skip
+    return Site(head.name, made, {**head.totals, **table.totals})
+
+
 def apart_site(name: str, sites: Sequence[Site]) -> Site:
     """Sites that fall on different entries of the parameter: squared norms add."""
 
@@ -343,4 +418,4 @@ def apart_site(name: str, sites: Sequence[Site]) -> Site:
         sum(w.bytes for w in chosen),
     )
     totals: Mapping[str, Total] = {k: t for s in sites for k, t in s.totals.items()}
-    return Site(name, [way], dict(totals))
+    return Site(name, [way], dict(totals), parts=sites)

@@ -10,6 +10,7 @@ rank-one   one token: the product of two norms
 gram       Gram matrices of tokens (float32, or float64: gram64), those of the padded input for
            convolutions
 embedding  tokens of one index added up, then squared
+...+tied   an embedding that is also a factor: both squared norms and twice the inner product
 direct     a convolution's gradients formed in cache, never written
 formed     the gradients are formed, and their weighted sum is the contraction
 loop       as formed, one record at a time by the very operation of the graph
@@ -27,14 +28,13 @@ and the sums within ROUNDING C. docs/engine.md, "Certified sums", has the argume
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
-from casemate.engine import forms, kernels
+from casemate.engine import forms, kernels, ways
 from casemate.engine.forms import ROUNDING, Env, Norm, Shape, Site, Tensor, Way
 from casemate.engine.nodes import Runner, to_rows
 from casemate.engine.program import uses
@@ -109,6 +109,7 @@ class Planner:
     def __init__(self, proved: Proved, runner: Runner, shape: Shape) -> None:
         self.proved, self.runner, self.shape = proved, runner, shape
         self.values = proved.values
+        self.trials = ways.Trials(runner, shape)
 
     def sites(self) -> list[Site]:
         found = []
@@ -152,6 +153,8 @@ class Planner:
             found = [p for p in places if p is not None]
             if len(found) < len(places):
                 return None
+            if kinds == {"outer", "embedding"}:
+                return self._tied(name, terms, found)
             if not all(torch.equal(found[0], p) for p in found[1:]):
                 return self._apart(name, terms, found)
         if len(kinds) != 1:
@@ -177,15 +180,21 @@ class Planner:
     # One function for each kind of contraction: (planner, site's name, S values) -> Site.
 
     def _outer(self, name: str, names: Sequence[str]) -> Site:
+        found = self._products(names)
+        if found is None:
+            return self._looped(name, names)
+        return forms.outer_site(name, names, *found, self.shape)
+
+    def _products(self, names: Sequence[str]) -> tuple[Pair, int, tuple[int, int]] | None:
+        """(g, x) of all, how many tokens, and (m, n)."""
         parts = []
         for c in names:
             left, right = uses(self.proved.contractions[c])
             a, b = self.values[left], self.values[right]
             if a.rank != 2:
-                return self._looped(name, names)
+                return None
             parts.append(Outer(c, left, right, a, b, self.shape))
-        both, count = _joined([p.pair for p in parts]), sum(p.count for p in parts)
-        return forms.outer_site(name, names, both, count, parts[0].sizes, self.shape)
+        return _joined([p.pair for p in parts]), sum(p.count for p in parts), parts[0].sizes
 
     def _sum(self, name: str, names: Sequence[str]) -> Site:
         makes = [self._summed(c) for c in names]
@@ -224,6 +233,13 @@ class Planner:
         return make
 
     def _embedding(self, name: str, names: Sequence[str]) -> Site:
+        found = self._lookups(names)
+        if found is None:
+            return self._looped(name, names)
+        return forms.embedding_site(name, names, *found, self.shape)
+
+    def _lookups(self, names: Sequence[str]) -> tuple[Pair, int, tuple[int, int], int] | None:
+        """(index, g) of all, how many tokens, (rows, width) of the table, and its padding."""
         shape, parts, count = self.shape, [], 0
         tables = set()
         for c in names:
@@ -232,7 +248,7 @@ class Planner:
             call = graph_joint.bound(node, self.values)
             for v in (self.values[source], self.values[at]):
                 if v.batch is None or v.batch.axis != 0 or v.batch.outer != 1:
-                    return self._looped(name, names)
+                    return None
             width = self.values[source].dims[-1]
             tables.add((call["num_weights"], width, call["padding_idx"]))
             count += shape.per_unit * self.values[at].numel
@@ -244,11 +260,34 @@ class Planner:
 
             parts.append(pair)
         if len(tables) != 1:
-            return self._looped(name, names)
+            return None
         rows, width, padding = tables.pop()
-        return forms.embedding_site(
-            name, names, _joined(parts), count, (rows, width), padding, shape
-        )
+        return _joined(parts), count, (rows, width), padding
+
+    def _tied(
+        self, name: str, terms: Sequence[tuple[str, tuple[Node, ...]]], places: Sequence[Tensor]
+    ) -> Site | None:
+        """One tensor read by embeddings and by products: a language model's head."""
+        kinds = [graph_joint.entry(self.proved.contractions[c]).site for c, _ in terms]
+        at = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in kinds}
+        head, table = ([terms[i][0] for i in at[kind]] for kind in ("outer", "embedding"))
+        for some in at.values():
+            if not all(torch.equal(places[some[0]], places[i]) for i in some):
+                return None
+        products, lookups = self._products(head), self._lookups(table)
+        if products is None or lookups is None:
+            return None
+        of_head = places[at["outer"][0]].reshape(products[2])
+        of_table = places[at["embedding"][0]].reshape(lookups[2])
+        turned = not torch.equal(of_head, of_table)
+        if turned and not torch.equal(of_head.t(), of_table):
+            return None
+        return forms.tied_site(
+            forms.outer_site(name, head, *products, self.shape),
+            forms.embedding_site(name, table, *lookups, self.shape),
+            products[0], lookups[0], (products[1], lookups[1]), lookups[2], lookups[3], turned,
+            self.shape,
+        )  # fmt: skip
 
     def _convolution(self, name: str, names: Sequence[str]) -> Site:
         c = names[0]
@@ -362,56 +401,22 @@ class Planner:
     def choose(self, site: Site, env: Env | None = None, most: int = 1 << 62) -> None:
         """Take the quickest admitted way on the operands of ``env``; the first without them."""
         if env is None:
-            site.settle(_fitting(site, most)[0])
+            site.settle(ways.fitting(site, most)[0])
         else:
             self.plan([site], env, most)
 
-    def plan(self, sites: Sequence[Site], env: Env, most: int) -> None:
-        """Time the ways of every site on these operands and take the quickest that together keep at
-        most ``most`` bytes: from the quickest of all, what saves most bytes a second gives way."""
-        known: dict[Any, dict[str, float]] = {}
-        costs: list[dict[str, float]] = []
-        for site in sites:
-            fitting = _fitting(site, most)
-            key = tuple((w.name, w.bytes, w.gamma) for w in fitting)
-            if key not in known:
-                several = len(fitting) > 1
-                known[key] = {
-                    w.name: _seconds(site, w, dict(env), self.shape) if several else 0.0
-                    for w in fitting
-                }
-            costs.append(known[key])
-            site.way = min(fitting, key=lambda w: known[key][w.name])
-        while sum(s.way.bytes for s in sites) > most:
-            swaps = [
-                ((cost[w.name] - cost[s.way.name]) / (s.way.bytes - w.bytes), i, w)
-                for i, (s, cost) in enumerate(zip(sites, costs, strict=True))
-                for w in _fitting(s, most)
-                if w.bytes < s.way.bytes
-            ]
-            if not swaps:
-                break
-            _, i, way = min(swaps, key=lambda swap: swap[:2])
-            sites[i].way = way
-        for site in sites:
-            site.settle(site.way)
+    def plan(self, sites: Sequence[Site], env: Env, most: int, each: bool = False) -> None:
+        """The way of every site, on these operands: see :mod:`casemate.engine.ways`. Formed
+        gradients take at most ``most`` bytes in all; each: whether sites are clipped by
+        themselves."""
+        ways.plan(sites, env, most, self.trials, self._alone, each)
 
-
-def _fitting(site: Site, most: int) -> list[Way]:
-    """The ways that keep at most that many bytes, or the one that keeps least."""
-    return [w for w in site.ways if w.bytes <= most] or [min(site.ways, key=lambda w: w.bytes)]
-
-
-def _seconds(site: Site, way: Way, env: Env, shape: Shape) -> float:
-    weights, keep = torch.ones(shape.rows), torch.ones(shape.rows, dtype=torch.bool)
-    best = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        way.norm(env)
-        for total in site.totals.values():
-            total(env, weights, keep)
-        best = min(best, time.perf_counter() - start)
-    return best
+    def _alone(self, site: Site) -> None:
+        """Leave a site no way but its contractions evaluated one record at a time."""
+        parts = [self._looped(p.name, list(p.totals)) for p in site.parts or (site,)]
+        made = parts[0] if len(parts) == 1 else forms.apart_site(site.name, parts)
+        site.ways, site.totals, site.rooms = made.ways, made.totals, ()
+        site.adds.clear()
 
 
 def _spread(items: Any, rank: int) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("!(top <= 0x1p60)", "false", checks.extremes),
     ("FLOOR = 0x1p-125", "FLOOR = 0x1p-400", checks.extremes),
     ("CHUNK = 256", "CHUNK = 1 << 20", checks.chunks),
-    ("SHORT = 64", "SHORT = 1 << 20", checks.chunks),
+    ("SHORT = 32", "SHORT = 1 << 20", checks.chunks),
     ("if (w == 0) continue;", "", checks.weighting),
     ("std::rint(", "std::floor(", checks.summing),
     ("std::fabs(v) < 0x1p62 ? v : 0.0", "v", checks.summing),

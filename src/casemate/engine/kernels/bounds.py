@@ -37,7 +37,7 @@ from typing import Final
 U32: Final = 2.0**-24
 U64: Final = 2.0**-53
 CHUNK: Final = 256
-SHORT: Final = 64
+SHORT: Final = 32
 UNDERFLOW: Final = 2.0**-125
 # For the rounding of S itself, of gamma, and of n2 + gamma S^2.
 _SLACK: Final = 1.0 + 2.0**-20
@@ -117,21 +117,26 @@ def conv_norms(positions: int, size: int, *, native: bool) -> float:
     return formed(positions, size, native=native)
 
 
-def conv_gram(positions: int, m: int, n: int, taps: int, *, native: bool) -> float:
+def conv_gram(
+    positions: int, m: int, n: int, taps: int, *, precise: bool = False, native: bool
+) -> float:
     """As :func:`gram_pair` with m output channels and windows of n = channels * taps entries.
 
-    The compiled one adds the base Gram matrix along diagonals in float32: a dot over channels, a
-    rounding and ``taps`` sums, the latter bounded by the windows' lengths (Cauchy-Schwarz).
+    The compiled one adds the base Gram matrix along diagonals in float64: a dot over channels and
+    ``taps`` sums, the latter bounded by the windows' lengths (Cauchy-Schwarz).
     """
+    plain = gram_pair(positions, m, n, precise=precise, native=native)
     if not native:
-        return gram_pair(positions, m, n, precise=False, native=False)
-    window = _also(_dot(n // taps, True, SHORT), gamma(taps + 1, U32))
-    pairs = gamma(positions * positions + 4, U64)
-    # Where the fast way does not hold, the windows are written out and gram_pair does it.
-    return max(
-        _also(window, _dot(m, True, SHORT), pairs),
-        gram_pair(positions, m, n, precise=False, native=True),
+        return plain
+    channels = n // taps
+    dots = (
+        (gamma(channels, U64), gamma(m, U64))
+        if precise
+        else (_dot(channels, True, SHORT), _dot(m, True, SHORT))
     )
+    box = _also(*dots, gamma(taps + 1, U64), gamma(positions * positions + 4, U64))
+    # Where the fast way does not hold, the windows are written out and gram_pair does it.
+    return max(box, plain)
 
 
 def weighted_sum(records: int) -> float:

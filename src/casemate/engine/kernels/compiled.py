@@ -30,7 +30,7 @@ _DOORS: dict[str, tuple[tuple[type, ...], bool]] = {
     "embedding": ((_P, _P, _I, _I, _I, _I, _P, _P), True),
     "conv": ((_P, _P, _P, _P, _P), True),
     "conv_scale": ((_P, _P, _P, _P), True),
-    "conv_gram": ((_P, _P, _P, _P, _P), True),
+    "conv_gram": ((_P, _P, _P, ctypes.c_int, _P, _P), True),
     "accumulate": ((_P, _P, _I, _D), False),
     "finish": ((_P, _I, _D, _P), False),
     "weighted_sum": ((_P, _I, _I, _P, _P), False),
@@ -169,16 +169,17 @@ def conv_scale(x: Tensor, g: Tensor, w: Window) -> Tensor:
 
 
 @windowed()
-def conv_gram(x: Tensor, g: Tensor, w: Window) -> tuple[Tensor, Tensor]:
+def conv_gram(x: Tensor, g: Tensor, w: Window, precise: bool = False) -> tuple[Tensor, Tensor]:
     if w.groups != 1 or any(s != 1 for s in w.stride):
         seen, out = twins.unfolded(x, g, w)
-        n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2))
+        n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise)
         return n2.view(-1, w.groups).sum(1), scale.view(-1, w.groups).square().sum(1).sqrt()
     n2, scale = _doubles(x), _doubles(x)
-    shape = _shape(x, g, w)
-    _call("conv_gram", x.data_ptr(), g.data_ptr(), shape, n2.data_ptr(), scale.data_ptr())
-    again = ~torch.isfinite(n2) & torch.isfinite(scale)
-    for i in again.nonzero().flatten().tolist():
+    _call(
+        "conv_gram", x.data_ptr(), g.data_ptr(), _shape(x, g, w), int(precise), n2.data_ptr(),
+        scale.data_ptr(),
+    )  # fmt: skip
+    for i in (~torch.isfinite(n2) & torch.isfinite(scale)).nonzero().flatten().tolist():
         seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], w)
         n2[i] = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise=True)[0][0]
     return torch.where(torch.isfinite(scale), n2, scale), scale

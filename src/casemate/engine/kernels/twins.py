@@ -17,6 +17,7 @@ from casemate.engine.kernels.bounds import UNDERFLOW
 from casemate.engine.kernels.window import Window, windowed
 
 Tensor = torch.Tensor
+_LANES = 16
 
 
 def row_squares(x: Tensor) -> Tensor:
@@ -154,7 +155,8 @@ def conv_formed(x: Tensor, g: Tensor, w: Window, out: Tensor | None = None) -> T
     x (b, C, *in), g (b, O, *out), of any strides; ``transposed``: (b, C, O / groups, *kernel).
     Squares: bounds.formed(T, size) or formed_norm, S of :func:`conv_scale`. ``out`` as above.
     """
-    seen, gradient = unfolded(x, g, w)
+    # In whole vectors: a product of one row looks at where its operands begin.
+    seen, gradient = (functional.pad(t, (0, -t.shape[2] % _LANES)) for t in unfolded(x, g, w))
     product = torch.bmm(gradient, seen.transpose(1, 2))
     return _into(out, product.reshape(x.shape[0], g.shape[1], x.shape[1] // w.groups, *w.kernel))
 
@@ -190,15 +192,15 @@ def conv_scale(x: Tensor, g: Tensor, w: Window) -> Tensor:
 
 
 @windowed()
-def conv_gram(x: Tensor, g: Tensor, w: Window) -> tuple[Tensor, Tensor]:
+def conv_gram(x: Tensor, g: Tensor, w: Window, precise: bool = False) -> tuple[Tensor, Tensor]:
     """(n2, S) by Gram matrices over output positions: cheap where these are few.
 
     Compiled, with strides of 1 and one group: (u_t . u_s) is the padded input's Gram matrix summed
     over the taps along its diagonals, so nothing is unfolded. Else windows are written out and
-    :func:`gram_pair` does it. gamma: bounds.conv_gram.
+    :func:`gram_pair` does it. ``precise``: dots in float64. gamma: bounds.conv_gram.
     """
     seen, out = unfolded(x, g, w)
-    n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2))
+    n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise)
     return n2.view(-1, w.groups).sum(1), scale.view(-1, w.groups).square().sum(1).sqrt()
 
 

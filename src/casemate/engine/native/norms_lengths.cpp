@@ -114,10 +114,27 @@ int lengths(const Geometry &q, const float *x, const float *g, const i64 *tap, d
     return 0;
 }
 
+template <class E>
+const E *in(const float *p, i64 count, int which);
+template <>
+const float *in<float>(const float *p, i64, int) {
+    return p;
+}
+template <>
+const double *in<double>(const float *p, i64 count, int which) {
+    double *to = scratch[which].get<double>(count + W);
+    if (to)
+        for (i64 j = 0; j < count; j++) to[j] = p[j];
+    return to;
+}
+
 // One group, strides of one: the Gram matrix of the padded input summed along its diagonals (the
 // taps) times that of the output gradient, both in one padded box, pairs with f >= f(t) only.
+// Dots over channels in E, at most SHORT terms in float32; all else in float64.
+template <class E>
 double box_gram(const Geometry &q, const Geometry &side, const float *x, const float *g,
                 const i64 *at, const i64 *tap, i64 *where, i64 *inner, i64 *strided, double *s3) {
+    constexpr int L = lanes<E>::n;
     const i64 T = q.T(), K = q.K(), size = q.reached(), h = q.wide(1), w = q.wide(2);
     // Below a vector's width rows are packed; lanes beyond `size` then hold what is not used.
     const i64 ld = size < W ? size : up(size, W), row = ld + up(tap[K - 1], W) + WIDE * W;
@@ -130,16 +147,18 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
         where[f] = in ? count : -1;
         if (in) inner[count++] = f;
     }
-    float *px = scratch[0].get<float>(q.C * ld + W), *pg = scratch[1].get<float>(q.O * ld + W);
+    float *fx = scratch[0].get<float>(q.C * ld + W), *fg = scratch[1].get<float>(q.O * ld + W);
     double *squared = scratch[4].get<double>(2 * size + 2 * T);
-    float *gram = scratch[3].get<float>(count * row + 1);
-    if (!px || !pg || !gram || !squared) return NAN;
-    planes(q, x, 0, q.C, ld, px);
-    planes(side, g, 0, q.O, ld, pg);
+    double *gram = scratch[3].get<double>(count * row + 1);
+    if (!fx || !fg || !gram || !squared) return NAN;
+    planes(q, x, 0, q.C, ld, fx);
+    planes(side, g, 0, q.O, ld, fg);
+    const E *px = in<E>(fx, q.C * ld, 5), *pg = in<E>(fg, q.O * ld, 6);
+    if (!px || !pg) return NAN;
     double *v = squared + 2 * size;
     std::memset(squared, 0, sizeof(double) * 2 * size);
-    add_squares(px, q.C, ld, size, squared);
-    add_squares(pg, q.O, ld, size, squared + size);
+    add_squares(fx, q.C, ld, size, squared);
+    add_squares(fg, q.O, ld, size, squared + size);
     for (i64 t = 0; t < T; t++) v[t] = squared[size + at[t]];
     s3[0] = s3[1] = s3[2] = 0;
     add_lengths(q, squared, v, tap, v + T, s3);
@@ -147,52 +166,52 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
     for (i64 i = 0; i < count; i++)
         for (i64 f = ld; f < row; f++) gram[i * row + f] = 0;
     alignas(64) double box[BLOCK];
-    const float *rows[ROWS];
+    const E *rows[ROWS];
     for (i64 s = 0; s < ld;) {
-        const int n = vectors_for((ld - s + W - 1) / W, NARROW);
-        const i64 end = s + n * W;
+        const int n = vectors_for((ld - s + L - 1) / L, NARROW);
+        const i64 end = s + n * L;
         i64 below = 0;   // interior positions before the end of these columns
         while (below < count && inner[below] < end) below++;
         for (i64 i = 0; i < below;) {
             const int r = static_cast<int>(block_size(below - i, rows_for(n)));
             for (int j = 0; j < r; j++) rows[j] = px + inner[i + j];
-            product<float>(r, n, q.C, rows, strided, px + s, strided, box, SHORT);
+            product<E>(r, n, q.C, rows, strided, px + s, strided, box, SHORT);
             for (int j = 0; j < r; j++)
-                for (int l = 0; l < n * W; l++)
-                    gram[(i + j) * row + s + l] = static_cast<float>(box[j * n * W + l]);
+                std::memcpy(gram + (i + j) * row + s, box + j * n * L, sizeof(double) * n * L);
             i += r;
         }
         s = end;
     }
     double sum = 0;
     for (i64 s = 0; s < size;) {
-        const int n = vectors_for((ld - s + W - 1) / W, NARROW);
-        const i64 end = s + n * W;
+        const int n = vectors_for((ld - s + L - 1) / L, NARROW);
+        const i64 end = s + n * L;
         i64 below = 0;
         while (below < T && at[below] < end) below++;
         for (i64 t = 0; t < below;) {
             const int r = static_cast<int>(block_size(below - t, rows_for(n)));
             for (int j = 0; j < r; j++) rows[j] = pg + at[t + j];
-            product<float>(r, n, q.O, rows, strided, pg + s, strided, box, SHORT);
+            product<E>(r, n, q.O, rows, strided, pg + s, strided, box, SHORT);
             for (int j = 0; j < r; j++) {
-                vf u[WIDE] = {};
+                constexpr int H = W / 2;
+                vd u[2 * NARROW] = {};
                 for (i64 k = 0; k < K; k++) {
                     const i64 i = where[at[t + j] + tap[k]];
                     if (i < 0) continue;
-                    const float *p = gram + i * row + s + tap[k];
-                    for (int e = 0; e < n; e++) u[e] += load<vf>(p + e * W);
+                    const double *p = gram + i * row + s + tap[k];
+                    for (int e = 0; e < n * L / H; e++) u[e] += load<vd>(p + e * H);
                 }
-                float one[WIDE * W];
-                for (int e = 0; e < n; e++) store(one + e * W, u[e]);
-                const double *b = box + j * n * W;
+                double one[2 * NARROW * H];
+                for (int e = 0; e < n * L / H; e++) store(one + e * H, u[e]);
+                const double *b = box + j * n * L;
                 const i64 diagonal = at[t + j] - s;
                 if (diagonal < 0) {
                     vd a = {};
-                    for (int l = 0; l < n * W; l += W / 2) a += widen(one + l) * load<vd>(b + l);
+                    for (int l = 0; l < n * L; l += H) a += load<vd>(one + l) * load<vd>(b + l);
                     sum += 2 * total(a);
                 } else {
                     sum += one[diagonal] * b[diagonal];
-                    const i64 last = size - s < n * W ? size - s : n * W;
+                    const i64 last = size - s < n * L ? size - s : n * L;
                     for (i64 l = diagonal + 1; l < last; l++) sum += 2 * (one[l] * b[l]);
                 }
             }
@@ -228,7 +247,8 @@ int norms_conv_scale(const float *x, const float *g, const i64 *shape, double *o
 }
 
 // Strides of one and one group only. Where a value is too large for float32 products: NaN.
-int norms_conv_gram(const float *x, const float *g, const i64 *shape, double *n2, double *scale) {
+int norms_conv_gram(const float *x, const float *g, const i64 *shape, int precise, double *n2,
+                    double *scale) {
     const Geometry q = geometry(shape);
     const i64 T = q.T(), K = q.K(), size = q.reached(), most = q.C > q.O ? q.C : q.O;
     i64 *table = scratch[2].get<i64>(T + K + 2 * size + most);
@@ -243,8 +263,9 @@ int norms_conv_gram(const float *x, const float *g, const i64 *shape, double *n2
     i64 *where = table + T + K;
     for (i64 i = 0; i < q.b; i++) {
         double s[3] = {NAN, NAN, NAN};
-        n2[i] = box_gram(q, side, x + i * q.xs[0], g + i * q.gs[0], table, table + T, where,
-                         where + size, where + 2 * size, s);
+        n2[i] = (precise ? box_gram<double> : box_gram<float>)(
+            q, side, x + i * q.xs[0], g + i * q.gs[0], table, table + T, where, where + size,
+            where + 2 * size, s);
         scale[i] = with_floor(std::sqrt(s[0]), s[1], s[2], static_cast<double>(q.C * K), q.O, T);
     }
     return 0;

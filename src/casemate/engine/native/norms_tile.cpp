@@ -18,7 +18,7 @@ constexpr int WIDE = 2;
 constexpr int CELLS = 12;
 #endif
 constexpr i64 CHUNK = 256;
-constexpr i64 SHORT = 64;   // for Gram matrices, whose rounding counts S^2 / n^2 times
+constexpr i64 SHORT = 32;   // for Gram matrices, whose rounding counts S^2 / n^2 times
 constexpr int ROWS = 12;    // rows of a tile, at most
 constexpr int STAGE = 96 + 11;   // 96 rows and not another tile
 constexpr int NARROW = 2;    // vectors in a tile of a symmetric matrix: less beyond the diagonal

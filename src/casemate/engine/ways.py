@@ -1,0 +1,279 @@
+"""The choice among a site's ways to norms: alike in every slot, accurate, within memory, quick.
+
+A way is taken only if a unit's squared norm, its S and what is kept of it have the same bits in
+every slot and beside any others (P13). What is tried is the way itself, on random operands of our
+own at the run's shapes, strides and alignments: units are turned, and a quarter kept while the
+others become huge, zero or NaN. Where none of a site's ways passes, its contractions are evaluated
+one record at a time, which needs no trial.
+
+A certified norm is too large by up to gamma S^2 / 2 n^2, and a clip factor as much too small: safe,
+but not what was asked for. Of the quickest ways those give way that lose most for what they save,
+until a unit of the operands at hand loses at most :data:`LOSS`. This is for accuracy alone; what a
+way claims holds on any operands.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+from casemate.engine.forms import Env, Shape, Site, Tensor, Way
+from casemate.engine.nodes import Runner, from_rows, to_rows
+from casemate.engine.probe import laid, place
+from casemate.engine.program import uses
+from casemate.graph.model import Ref
+from casemate.graph.ops import Value
+
+# How much smaller than exact a factor may be; 1e-5 is asked of the sum, float32 takes its part.
+LOSS: Final = 2.0**-17
+_HOSTILE: Final = (0.0, math.nan, math.inf, -1e38)
+_ROUNDS: Final = (4, 32)
+_ENOUGH: Final = 10_000  # entries of operands
+
+
+def fitting(site: Site, most: int) -> list[Way]:
+    """The ways that keep at most that many bytes, or the one that keeps least."""
+    return [w for w in site.ways if w.bytes <= most] or [min(site.ways, key=lambda w: w.bytes)]
+
+
+# --- every slot alike ---
+
+
+def _drawn(t: Tensor, round_: int, generator: torch.Generator) -> Tensor:
+    """Normal; 100 times that; or magnitudes from 1e-20 to 1e20 by unit and entry."""
+    made = torch.randn(t.shape, generator=generator)
+    if round_ % 4 == 3:
+        made *= torch.pow(10.0, torch.rand(t.shape, generator=generator) * 40.0 - 20.0)
+    return made * (100.0 if round_ % 4 == 2 else 1.0)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit, but for which NaN a NaN is."""
+    nan = a.isnan()
+    whole = torch.int64 if a.dtype == torch.float64 else torch.int32
+
+    def bits(t: Tensor) -> Tensor:
+        return t.masked_fill(nan, 0.0).contiguous().view(whole)
+
+    return torch.equal(nan, b.isnan()) and torch.equal(bits(a), bits(b))
+
+
+def _made(way: Way, env: Env, units: int) -> list[Tensor]:
+    """What a way makes of each unit, (units, n): its norm, S, and what it keeps."""
+    before = set(env)
+    norm = way.norm(env)
+    kept = [t for k, t in env.items() if k not in before and isinstance(t, torch.Tensor)]
+    found = [norm.squared, *([] if norm.spread is None else [norm.spread]), *kept]
+    return [t.reshape(units, -1).clone() for t in found]
+
+
+def alike(
+    way: Way,
+    env: Mapping[str, Any],
+    operands: Mapping[str, Value],
+    shape: Shape,
+    generator: torch.Generator,
+) -> bool:
+    """Whether ``way`` gives a unit the same bits in every slot, whatever the other slots hold.
+
+    env: operands as a run has them: integers are tried as they are, floats drawn. operands: those
+    of records.
+    """
+    units, k = shape.units, shape.per_unit
+    names = [n for n in operands if not operands[n].slot]
+    places = {n: place(env[n]) for n in names}
+    own = {n: to_rows(env[n], operands[n], shape.rows).clone() for n in names}
+    # Expanded along the records: all rows are one.
+    shared = {n for n in names if places[n].strides[_axis(operands[n])] == 0 and shape.rows > 1}
+
+    def outputs(of: Mapping[str, Tensor]) -> list[Tensor]:
+        laid_ = {n: laid(from_rows(t, operands[n]), places[n]) for n, t in of.items()}
+        return _made(way, {**env, **laid_}, units)
+
+    entries = sum(t.numel() for t in own.values())
+    rounds = min(_ROUNDS[1], max(_ROUNDS[0], _ENOUGH // max(1, entries)))
+    for round_ in range(rounds):
+        tried = {}
+        for n, t in own.items():
+            tried[n] = _drawn(t, round_, generator) if t.is_floating_point() else t
+            if n in shared:
+                tried[n] = tried[n][:1].expand(t.shape).clone()
+        first = outputs(tried)
+        order = torch.randperm(units, generator=generator)
+        rows = (order.unsqueeze(1) * k + torch.arange(k)).reshape(-1)
+        turned = outputs({n: t[rows] for n, t in tried.items()})
+        if not all(_same(a[order], b) for a, b in zip(first, turned, strict=True)):
+            return False
+        part = (torch.arange(units) + round_) % 4
+        of_rows = part.repeat_interleave(k)
+        mixed = {n: t.clone() for n, t in tried.items()}
+        for n, t in mixed.items():
+            if n in shared:
+                continue
+            if t.is_floating_point():
+                t[of_rows == 1] *= 1e20
+                t[of_rows == 2] = _HOSTILE[round_ % len(_HOSTILE)]
+                t[of_rows == 3] = math.nan
+            else:
+                t[of_rows % 2 == 1] = t[:1].clone()
+        changed = outputs(mixed)
+        kept = part == 0
+        if not all(_same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
+            return False
+    return True
+
+
+def _axis(v: Value) -> int:
+    assert v.batch is not None
+    return v.batch.axis
+
+
+class Trials:
+    """:func:`alike` for ways of sites, once for each way, geometry and place of its operands."""
+
+    def __init__(self, runner: Runner, shape: Shape) -> None:
+        self.runner, self.shape = runner, shape
+        self.known: dict[Any, bool] = {}
+        self.generator = torch.Generator().manual_seed(0)  # tests kernels, guards nothing
+
+    def __call__(self, site: Site, way: Way, env: Env) -> bool:
+        if way.name == "loop":
+            return True
+        values, nodes = self.runner.proved.values, self.runner.sums_behind(list(site.totals))
+        names = dict.fromkeys(r for node in nodes for r in uses(node) if r in env)
+        operands = {n: values[n] for n in names if values[n].batch is not None}
+
+        def of(arg: Any) -> Any:
+            if isinstance(arg, Ref):
+                there = arg.name in operands
+                return (place(env[arg.name]), values[arg.name].batch) if there else "other"
+            items = getattr(arg, "items", None)
+            return tuple(of(x) for x in items) if isinstance(items, tuple) else arg
+
+        geometry = [
+            (n.op, [of(a) for a in n.args], sorted((k, str(of(a))) for k, a in n.kwargs.items()))
+            for n in nodes
+        ]
+        key = (way.name, way.gamma, way.error, repr(geometry))
+        if key not in self.known:
+            self.known[key] = alike(way, env, operands, self.shape, self.generator)
+        return self.known[key]
+
+
+# --- seconds, bytes, accuracy ---
+
+
+def _seconds(site: Site, way: Way, env: Env, shape: Shape) -> float:
+    weights, keep = torch.ones(shape.rows), torch.ones(shape.rows, dtype=torch.bool)
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        way.norm(env)
+        for total in site.totals.values():
+            total(env, weights, keep)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+Costs = Sequence[Mapping[str, float]]
+
+
+def _lean(sites: Sequence[Site], costs: Costs, most: int) -> None:
+    """Keep at most ``most`` bytes in all: what saves most bytes a second gives way."""
+    while sum(s.way.bytes for s in sites) > most:
+        swaps = [
+            ((cost[w.name] - cost[s.way.name]) / (s.way.bytes - w.bytes), i, w)
+            for i, (s, cost) in enumerate(zip(sites, costs, strict=True))
+            for w in fitting(s, most)
+            if w.bytes < s.way.bytes
+        ]
+        if not swaps:
+            break
+        _, i, way = min(swaps, key=lambda swap: swap[:2])
+        sites[i].way = way
+
+
+def losses(sites: Sequence[Site], env: Env, each: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """By site and unit, by what share the way taken may shrink the factor; and S^2 over what that
+    is a share of: twice the squared norm of the whole, or of the site where ``each`` is clipped by
+    itself. Units without a gradient have zeros."""
+    norms = [site.way.norm(dict(env)) for site in sites]
+    squared = [n.squared.clamp(min=0.0) for n in norms]
+    whole = torch.stack(squared).sum(0)
+    over = [n.squared if n.spread is None else n.spread.square() for n in norms]
+    shares = [
+        torch.nan_to_num(s / (2.0 * (n if each else whole)), 0.0, 0.0, 0.0)
+        for s, n in zip(over, squared, strict=True)
+    ]
+    return [s * site.way.gamma for s, site in zip(shares, sites, strict=True)], shares
+
+
+def _accurate(sites: Sequence[Site], costs: Costs, env: Env, most: int, each: bool) -> None:
+    """Keep to :data:`LOSS`: what loses most for the seconds that it saves gives way."""
+    lost, shares = losses(sites, env, each)
+    while True:
+        if each:
+            over = {i for i, v in enumerate(lost) if float(v.max()) > LOSS}
+        else:
+            worst = torch.stack(lost).sum(0)
+            over = set(range(len(sites))) if float(worst.max()) > LOSS else set()
+        room = most - sum(s.way.bytes for s in sites)
+        swaps = []
+        for i in over:
+            site, cost = sites[i], costs[i]
+            for w in site.ways:
+                # A formed gradient's own norm is exact.
+                gain = lost[i] - shares[i] * w.gamma * (w.bytes == 0)
+                if w.name in cost and float(gain.max()) > LOSS / 64 and w.bytes <= room:
+                    dearer = max(cost[w.name] - cost[site.way.name], 1e-9)
+                    swaps.append((float(gain.max()) / dearer, i, w))
+        if not swaps:
+            return
+        _, i, way = max(swaps, key=lambda swap: swap[:2])
+        lost[i] = shares[i] * way.gamma * (way.bytes == 0)
+        sites[i].way = way
+
+
+def plan(
+    sites: Sequence[Site],
+    env: Env,
+    most: int,
+    tried: Trials,
+    loop: Callable[[Site], None],
+    each: bool = False,
+) -> None:
+    """Take for every site the quickest of the ways that pass, as the module says, on these
+    operands; formed gradients take at most ``most`` bytes in all.
+
+    loop: gives a site the one way that is left, one record at a time. each: whether sites are
+    clipped by themselves.
+    """
+    known: dict[Any, dict[str, float]] = {}
+    while True:
+        costs: list[dict[str, float]] = []
+        for site in sites:
+            ways = fitting(site, most)
+            key = tuple((w.name, w.bytes, w.gamma) for w in ways)
+            if key not in known:
+                several = len(ways) > 1
+                known[key] = {
+                    w.name: _seconds(site, w, dict(env), tried.shape) if several else 0.0
+                    for w in ways
+                }
+            costs.append(known[key])
+            site.way = min(ways, key=lambda w: known[key][w.name])
+        _lean(sites, costs, most)
+        _accurate(sites, costs, env, most, each)
+        failed = [s for s in sites if not tried(s, s.way, env)]
+        for site in failed:
+            site.ways.remove(site.way)
+            if not site.ways:
+                loop(site)
+        if not failed:
+            break
+    for site in sites:
+        site.settle(site.way)
