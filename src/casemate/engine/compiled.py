@@ -160,8 +160,22 @@ def _settings() -> Iterator[None]:
         tempfile.TemporaryDirectory(prefix="casemate-", ignore_cleanup_errors=True) as scratch,
         temporary_cache_dir(folder or scratch),
         config.patch(changed),
+        _path(),
     ):
         yield
+
+
+@contextmanager
+def _path() -> Iterator[None]:
+    """A worker has no ``PATH``, and without one the compiler does not find its parts."""
+    if "PATH" in os.environ:
+        yield
+        return
+    os.environ["PATH"] = os.defpath
+    try:
+        yield
+    finally:
+        del os.environ["PATH"]
 
 
 def _built(graph: Any) -> tuple[Callable[[list[Any]], Any], str]:
@@ -538,7 +552,8 @@ def fuse(
     except Refused as e:
         refused[str(e)] = None
     except Exception as e:  # whatever the compiler did, the nodes are still there
-        refused[f"{type(e).__name__}: {str(e)[:200]}"] = None
+        first, *_ = [*str(e).splitlines(), ""]
+        refused[f"{type(e).__name__}: {first[:120]}"] = None
         taken = []
     return Fused(
         function(runner, inputs, wanted, instead, taken), len(taken),

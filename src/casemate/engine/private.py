@@ -24,6 +24,7 @@ from casemate.engine import capture
 from casemate.engine.capture.table import Bounds, group, named, table
 from casemate.engine.prepare import prepare
 from casemate.engine.rows import assemble
+from casemate.engine.select import Compile
 from casemate.engine.train import start
 from casemate.plan.compile import EXTRA_PART, compile_plan
 from casemate.seams import OsRng
@@ -238,7 +239,8 @@ class Private:
     (tighter; needs the extra ``audit``). schedule: of ``torch.optim.lr_scheduler``. unit: whose row
     each one is, where a person has several; the first rows_per_unit of each are used, and protected
     together. bounds: what each tensor may hold (:func:`casemate.engine.capture.table.table`).
-    memory: bytes, half of the machine's by default. path: ``auto``, or ``record``.
+    memory: bytes, half of the machine's by default. path: ``auto``, or ``record``. compile_seconds:
+    for so long parts of a long run's step may be compiled while it goes on; 0 for none.
 
     The guarantee: all weights that this ever shows are (epsilon, delta)-DP together for zeroing out
     one unit's contribution (docs/privacy.md); the number of units, and whatever is an argument
@@ -271,6 +273,7 @@ class Private:
         bounds: Bounds | None = None,
         memory: int | None = None,
         path: str = "auto",
+        compile_seconds: float = 300.0,
     ) -> None:
         if accountant not in ACCOUNTANTS:
             raise _refuse(f"There is no accountant {accountant!r}.", "Give 'rdp' or 'pld'.")
@@ -314,9 +317,10 @@ class Private:
         schemas = (self.schema,)
         with _threads():
             self.ready = prepare(
-                packed.data, digest, schemas, self.inputs, self.spec, memory or _memory(), path
-            )
-        self.execution = Execution(path=self.ready.path)
+                packed.data, digest, schemas, self.inputs, self.spec, memory or _memory(), path,
+                Compile(seconds=compile_seconds, background=True),
+            )  # fmt: skip
+        self.execution = Execution(path=self.ready.path, compiled=self.ready.prepared.compiled)
         request = _request(digest, self.inputs, self.spec)
         self.plan = compile_plan(request, schemas, self.ready.prepared, noise_)
         self.rows = assemble(schemas, (found.columns,), self.ready.program.data, self.inputs)
