@@ -145,10 +145,11 @@ def weights() -> bytes:
 @dataclass
 class Script:
     """What the scripted workers do. ``answers`` override the plain course by message type: a value,
-    or an exception to raise. ``hold`` keeps a run from answering until it is set. ``rows`` are the
+    or an exception to raise; ``prepared`` fields of what they prepare. ``hold`` keeps a run from answering until it is set. ``rows`` are the
     sealed bytes and keys that reached a worker in phase ``run``."""
 
     answers: dict[type, Any] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
     result: bytes = field(default_factory=weights)
     hold: asyncio.Event | None = None
     told: list[object] = field(default_factory=list)
@@ -167,7 +168,10 @@ class ScriptedWorker:
         if isinstance(message, CheckDataset):
             self._next = [given or Checked(dataset=message.dataset)]
         elif isinstance(message, Prepare):
-            prepared = Prepared(model_digest=message.model_digest, **PREPARED)  # type: ignore[arg-type]
+            prepared = Prepared(
+                model_digest=message.model_digest,
+                **{**PREPARED, **self.script.prepared},  # type: ignore[arg-type]
+            )
             self._next = [given] if given else [prepared, Locked(layers=("rlimits",))]
         elif isinstance(message, Run):
             if given is None:

@@ -182,7 +182,8 @@ async def execute(
                 schemas = schemas_of(service, request)
                 upload, key = stored.submission.upload, stored.model_key
                 as_quoted = stored.quote.execution.compiled
-                await prepare(service, worker, request, schemas, upload, key, as_quoted)
+                found = await prepare(service, worker, request, schemas, upload, key, as_quoted)
+                _as_quoted(found, stored.quote)
             ledger.reserve(service.store, job)
             reserved()
             ticks = Ticks(stored.quote, service.clock.monotonic())
@@ -206,6 +207,17 @@ async def execute(
     except Exception as e:
         await _fail(service, job, ticks, "job.failed", FAILED)
         service.log.fault(e, job=job)
+
+
+def _as_quoted(found: Prepared, quote: Quote) -> None:
+    """Refuse, before anything is charged, where the plan does not fit what is there now."""
+    now, then = (found.path[0], found.microbatch), (quote.execution.path, quote.plan.microbatch)
+    if now != then:
+        raise JobError(
+            "job.stale-quote",
+            "The engine takes another path through the model than when it was quoted.",
+            mend="Ask for a new quote.",
+        )
 
 
 async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str) -> bytes:

@@ -283,6 +283,26 @@ def test_a_model_refused_in_prepare_is_told_and_costs_nothing() -> None:
     run_async(work())
 
 
+@pytest.mark.parametrize("other", [{"microbatch": 7}, {"path": ("graph",)}])
+def test_a_worker_that_prepares_otherwise_than_quoted_is_stopped_before_the_charge(
+    other: dict[str, object],
+) -> None:
+    script = Script()
+
+    async def work() -> None:
+        async with Desk(script=script) as desk:
+            owner, scientist, info = await _parties(desk)
+            quote = await scientist.quote(info)
+            desk.service.pool.kept.clear()  # type: ignore[attr-defined]
+            script.prepared |= other
+            status = await scientist.finished((await scientist.submit(quote)).job)
+            assert (status.state, status.error) == ("failed", "job.stale-quote")
+            assert spent(await owner.dataset(info.dataset)) == 0.0
+            assert not any(isinstance(m, Run) for m in script.told)
+
+    run_async(work())
+
+
 @pytest.mark.parametrize(
     ("code", "shown"), [("data.bounds", "data.bounds"), ("x y", "job.worker-failed")]
 )
