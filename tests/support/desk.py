@@ -145,8 +145,8 @@ def weights() -> bytes:
 @dataclass
 class Script:
     """What the scripted workers do. ``answers`` override the plain course by message type: a value,
-    or an exception to raise; ``prepared`` fields of what they prepare. ``hold`` keeps a run from answering until it is set. ``rows`` are the
-    sealed bytes and keys that reached a worker in phase ``run``."""
+    or an exception to raise; ``prepared``: fields of what they prepare. ``hold`` keeps a run from
+    answering until it is set. ``told``: all messages. ``ended``: why workers ended."""
 
     answers: dict[type, Any] = field(default_factory=dict)
     prepared: dict[str, Any] = field(default_factory=dict)

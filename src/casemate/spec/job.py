@@ -132,10 +132,10 @@ class Crop:
 
 @value("views/v1")
 class Views:
-    """Augmentation multiplicity (De et al. 2022, arXiv:2204.13650, section 3.3): a row's gradient is
-    the mean over ``count`` views of it, each with draws of its own, before the clip; so what one
-    unit moves stays as it is. ``transforms``, in their order, act on the graph's input ``input``; by
-    default on its only one of images."""
+    """Augmentation multiplicity (De et al. 2022, arXiv:2204.13650, section 3.3): a row's gradient
+    is the mean over ``count`` views of it, each with draws of its own, before the clip; so what one
+    unit moves stays as it is. ``transforms``, in their order, act on the graph's input ``input``;
+    by default on its only one of images."""
 
     count: int = 1
     input: str = ""
