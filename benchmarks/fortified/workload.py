@@ -99,8 +99,8 @@ def of_owner(images: Any, labels: Any, owner: int, owners: int) -> tuple[Any, An
 def model(seed: int) -> Any:
     """EfficientNet-B0 (Tan and Le 2019) with GroupNorm; the same weights for the same seed.
 
-    No activation works in place, which Opacus's hooks cannot have, and there is no dropout, which
-    casemate's export leaves out.
+    No activation works in place, which Opacus's hooks cannot have, and there is no dropout: all
+    compute the same function.
     """
     import torch
 
