@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from casemate.engine import compiled, products, select, small
-from casemate.engine.compiled import ragged
 from casemate.engine.islands import Island
 from casemate.engine.joint import SEED
+from casemate.engine.slots import ragged, treated_alike
 from casemate.graph.ops import Batch, Value
 from support.batched_lab import lab
 
@@ -169,7 +169,7 @@ def _neighbour(x):
 def test_kernels_that_tell_slots_apart_are_caught(kernel, fine):
     value = Value("f32", (1, 67), Batch(0))
     with torch.inference_mode():
-        found = compiled._alike(
+        found = treated_alike(
             lambda given: kernel(given[0]), [(torch.rand(ROWS, 67), value)], [value], ROWS
         )
     assert found == [fine]
@@ -210,7 +210,7 @@ def test_islands_are_tried_as_they_lie_with_other_weights(kernel, offset, fine):
     x = torch.rand(offset + ROWS * 64)[offset:].view(ROWS, 64)
     operands = [(x, Value("f32", (1, 64), Batch(0))), (torch.zeros(1), Value("f32", (1,)))]
     with torch.inference_mode():
-        found = compiled._alike(lambda given: kernel(*given), operands, [operands[0][1]], ROWS)
+        found = treated_alike(lambda given: kernel(*given), operands, [operands[0][1]], ROWS)
     assert found == [fine]
 
 
@@ -219,7 +219,7 @@ def test_what_is_expanded_over_records_stays_so():
     seed = torch.ones(1, 1).expand(ROWS, 64)
     operands = [(torch.rand(ROWS, 64), value), (seed, value)]
     with torch.inference_mode():
-        found = compiled._alike(lambda g: [g[0] * g[1][:1]], operands, [value], ROWS)
+        found = treated_alike(lambda g: [g[0] * g[1][:1]], operands, [value], ROWS)
     assert found == [True]
 
 
