@@ -157,6 +157,42 @@ def test_no_amplifier_gets_through(name: str, rows: int) -> None:
     check(at, {"x": SECRET})
 
 
+class Image(nn.Module):
+    """A convolution and what follows it with channels last, less what they are for the secret."""
+
+    known: Tensor
+
+    def __init__(self, secret: Tensor) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 10, 3, padding=1), nn.GroupNorm(5, 10)
+        self.second = nn.Conv2d(10, 7, 3, stride=2, bias=False)
+        self.w = nn.Parameter(torch.ones(7, 2, 2))
+        with torch.no_grad():
+            self.register_buffer("known", self.image(secret[None])[0])
+
+    def image(self, x: Tensor) -> Tensor:
+        return self.second(F.avg_pool2d(F.silu(self.norm(self.first(x))), 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.tanh((self.image(x) - self.known) * BIG) * self.w).flatten(1)
+
+
+@pytest.mark.parametrize("ways", ["formed", pytest.param("direct", marks=pytest.mark.full)])
+@pytest.mark.parametrize("rows", [16, pytest.param(48, marks=pytest.mark.full)])
+def test_no_amplifier_gets_through_with_channels_last(rows: int, ways: str) -> None:
+    torch.manual_seed(rows)
+    secret = torch.randn(3, 10, 10)
+
+    def images(n: int) -> Data:
+        return {"x": torch.randn(n, 3, 10, 10), "target": torch.zeros(n, 1)}
+
+    at = lab(Image(secret), images, total_of, rows=rows, ways=ways, last=True)
+    seen = [t for t in at.env().values() if t.dim() == 4 and t.shape[0] == rows]
+    assert any(t.stride(1) == 1 < t.stride(3) for t in seen)
+    check(at, {"x": secret})
+    check(at, {"x": torch.randn(3, 10, 10)})
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", AMPLIFIERS)
 @pytest.mark.parametrize("rows", [16, 48])

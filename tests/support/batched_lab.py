@@ -128,13 +128,15 @@ def lab(
     keep: bool = False,
     ways: str | None = None,
     settle: bool = True,
+    last: bool | None = None,
 ) -> Lab:
-    """``ways``: the name of the way every site shall take that has it; else the quickest one."""
+    """``ways``: the name of the way every site shall take that has it; else the quickest one.
+    last: with channels last, or not; else what is quicker."""
     program, checked = exported(module, data(3), loss)
     made = data(rows)
     records = {spec.name: made[spec.name] for spec in program.data}
     path = batched.build(program, checked, records, Shape(rows, per_unit), keep)
-    slow = path.settle(records) if settle else []
+    slow = path.settle(records, last) if settle else []
     out = Lab(module, program, path, records, slow)
     if ways is None:
         for site in path.sites:

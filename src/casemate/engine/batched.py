@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import compiled, fill, kernels, products, small
+from casemate.engine import compiled, fill, kernels, layout, products, small
 from casemate.engine.clip import share
 from casemate.engine.draws import Draws
 from casemate.engine.joint import BATCHES, SEED, Noted, note
@@ -164,14 +164,17 @@ class Batched:
         if self.keep:
             self._prefix = self.runner.function(self.data, self.frontier, instead)
 
-    def settle(self, records: Mapping[str, torch.Tensor]) -> list[str]:
+    def settle(self, records: Mapping[str, torch.Tensor], last: bool | None = None) -> list[str]:
         """Try every operation in every slot (:mod:`casemate.engine.probe`), where values lie as in
         a run; those that fail are run another way from now on. records: a microbatch by data input.
+        last: run with channels last, or not; ``None``: as is quicker (:mod:`layout`).
         Returns their names."""
         inputs = {
             name: records[spec.name].contiguous()
             for name, spec in zip(self.data, self.program.data, strict=True)
         }
+        choice = layout.quicker(self, inputs) if last is None else last
+        self.runner.lay(choice)
         self.instead, self.slow = {}, []
         tried = self._trier()
         with torch.inference_mode():
@@ -181,6 +184,8 @@ class Batched:
                 inputs = {n: b.copy_(env[n]).clone() for n, b in self._buffers.items()}
             inputs[SEED] = torch.ones(self.shape.rows)
             tried(inputs, self.wanted)
+        if choice and last is None and layout.slowed(self):
+            return self.settle(records, False)
         self._functions(self.instead)
         return [f"{self.runner.nodes[name].op} ({name})" for name in self.instead]
 

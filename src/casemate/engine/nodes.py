@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from casemate.engine import layout
 from casemate.engine.joint import Noted
 from casemate.engine.program import maker, reader, resolve, uses
 from casemate.engine.replay import At, Call, Replay
@@ -72,6 +73,9 @@ class Runner:
             if n.name not in self.of_batch and n.name not in self.summed
         ]
         self.fixed: Env = {}
+        self.last = False
+        self._laid: dict[str, torch.Tensor] = {}  # weights with channels last, and as they are
+        self._plain: Env = {}
         self.refresh()
 
     def _value(self, name: str) -> Value:
@@ -112,7 +116,7 @@ class Runner:
 
     def refresh(self) -> None:
         """Evaluate what depends on the trained tensors alone: once a step."""
-        env = dict(self.fixed or self.inputs)
+        env = {**(self.fixed or self.inputs), **self._plain}
         with torch.inference_mode():
             for node in self._of_weights:
                 self._store(node, env, self.call(node, env, self.rows))
@@ -124,7 +128,24 @@ class Runner:
                 for n in self._of_weights
                 if any(env[o].untyped_storage().data_ptr() not in memory for o in self.outs(n))
             ]
+        self._plain = {name: env[name] for name in self._laid}
+        with torch.inference_mode():
+            env |= {name: copy.copy_(env[name]) for name, copy in self._laid.items()}
         self.fixed = env
+
+    def lay(self, last: bool) -> None:
+        """Run with channels last (:mod:`casemate.engine.layout`), or in order."""
+        self.fixed.update(self._plain)
+        self.last, self._laid, self._plain = last, {}, {}
+        for name in layout.weights(self.proved) if last else ():
+            if (copy := layout.laid(self.fixed[name])) is not None:
+                self._laid[name] = copy
+        self.refresh()
+
+    def operation(self, op: str) -> Callable[..., Any]:
+        """What an operation of the closed table is run by."""
+        own = resolve(op, JOINT)
+        return layout.INSTEAD.get(op, own) if self.last else own
 
     @staticmethod
     def _store(node: Node, env: Env, made: Any) -> None:
@@ -142,7 +163,7 @@ class Runner:
     ) -> Any:
         """The node's result at a batch size; ``changed`` replaces arguments by name."""
         args, kwargs = self.arguments(node, env.__getitem__, batch, changed)
-        return resolve(node.op, JOINT)(*args, **kwargs)
+        return self.operation(node.op)(*args, **kwargs)
 
     def arguments(
         self,
@@ -211,7 +232,7 @@ class Runner:
             names = list(dict.fromkeys(uses(node)))
             return Call(_by_name(instead[node.name], names), [At(n) for n in names], {}, made)
         args, kwargs = self.arguments(node, At, self.rows, self.without_sums(node))
-        op = resolve(node.op, JOINT)
+        op = self.operation(node.op)
         return Call(getattr(op, "_op", op), args, kwargs, made)
 
     def replayed(
