@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import support.kernel_checks as checks
-from casemate.engine.kernels import compiled, twins
+from casemate.engine.kernels import bounds, compiled, twins
 from support.kernel_checks import Convolution
 
 needs_compiled = pytest.mark.skipif(compiled.library() is None, reason="no compiler")
@@ -62,6 +64,30 @@ def test_weighted_sums(name: str, chunk: int) -> None:
 @given(convolutions(), st.sampled_from((16, 64, 256)), st.integers(0, 99))
 def test_any_weighted_sum(name: str, case: Convolution, chunk: int, seed: int) -> None:
     checks.convolution_sum(checks.KERNELS[name], case, chunk, seed)
+
+
+@both
+def test_gram_matrices_in_float64(name: str) -> None:
+    """Where tokens cancel too; each record has the same bits alone."""
+    m = checks.KERNELS[name]
+    for case in (*checks.WIDE, *checks.grid()[::23]):
+        data = case.data(3)
+        if data is None:
+            continue
+        x, g, oracle = data
+        g = g - g.flatten(2).mean(2).reshape(*g.shape[:2], *(1,) * (g.dim() - 2))
+        n2, scale = m.conv_gram(x, g, *case.rule, True)
+        truth = twins.conv_formed(x.double(), g.double(), *case.rule).square().flatten(1).sum(1)
+        taps = math.prod(case.kernel)
+        rows, columns = oracle.shape[1] // case.groups, oracle.shape[2] * taps
+        gamma = bounds.conv_gram(
+            math.prod(g.shape[2:]), rows, columns, taps, precise=True, native=m is compiled
+        )
+        assert gamma < 1e-10
+        checks.within(n2, truth, scale, gamma)
+        if m is compiled:
+            turned = m.conv_gram(x.flip(0), g.flip(0), *case.rule, True)[0]
+            assert torch.equal(turned.flip(0), n2)
 
 
 @needs_compiled
