@@ -115,67 +115,128 @@ def prepare(
     program = Program(graph, weights)
     samples = _samples(program, schemas, inputs) | draws.samples(program.random, _PROBES)
     probe(program, samples)
+    row_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
     rows = sum(s.rows for s in schemas)
-    per_unit = max(s.rows_per_unit for s in schemas)
-    each = per_unit * train.views.count
+    each = max(s.rows_per_unit for s in schemas) * train.views.count
     frontier = program.prefix({k: v[:1] for k, v in samples.items()})
     kept_bytes = (rows + 1) * sum(v.numel() * v.element_size() for v in frontier[: program.lasting])
-    data_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
-    # Weights, two optimizer states, gradient, contribution, sum, noise and their temporaries.
-    state_bytes = program.dimension * (3 * 4 + 4 * 4 + 6 * 8 + (8 if train.ema else 0))
-    needed = _resident() + data_bytes + state_bytes
-    needed += checked.saved_bytes * 3 + checked.workspace_bytes
-    seen = train.steps * train.batch_size * each
     # A prefix that is kept is of the row as it is, not of a view.
-    worth = program.has_prefix and rows <= seen and not train.views.transforms
-    fast: Batched | None = None
-    why: tuple[str, ...] = ("record",)
-    if path != "record":
-        job = select.Job(slots(train, units), each, worth, kept_bytes if worth else 0)
-        left = memory_bytes - select.BASE_BYTES - data_bytes - state_bytes
-        fast, why = select.graph(program, checked, samples, job, left)
-    tried = False
-    if fast is not None:
-        slot, prefix = select.times(fast, samples, train.views)
-        microbatches = train.steps * -(-slots(train, units) // fast.shape.units)
-        time_left = compiling.seconds - (time.monotonic() - begun)
-        room = memory_bytes - max(_resident(), needed) - kept_bytes
-        tried = select.compile_(fast, samples, compiling, time_left, microbatches, slot, room)
-        if fast.fused is not None:
-            slot, prefix = select.times(fast, samples, train.views)
-            why = (*why, str(fast.fused))
-    keep = worth and (fast is not None or needed + kept_bytes <= memory_bytes)
-    if fast is not None:
-        needed = max(_resident(), needed)
-    needed += kept_bytes if keep else 0
-    if needed > memory_bytes:
-        raise LimitError(
-            "limit.memory",
-            f"The job needs {-(-needed // _MIB)} MiB of memory where {memory_bytes // _MIB} are.",
-            mend="Make the model smaller, or ask the operator for a larger limit.",
-        )
-    if fast is None:
-        slot, whole = _times(program, samples, keep, per_unit, train.views)
-        prefix = whole - slot / each
-    step = _step_time(program, train, units)
-    fixed = rows * prefix if keep else 0.0
-    fixed += data_bytes / 200e6
-    clipped = train.privacy.clip if isinstance(train.privacy, Dp) else 0.0
+    worth = program.has_prefix and rows <= train.steps * train.batch_size * each
+    worth = worth and not train.views.transforms
+    asked = _Asked(program, samples, train, units, each, worth, kept_bytes, row_bytes, memory_bytes)
+    took, why = _by_graph(asked, checked, compiling, begun) if path != "record" else (None, ())
+    if took is None:
+        took = _by_record(asked, checked, why)
+    _require_memory(took.bytes, memory_bytes)
     prepared = Prepared(
         model_digest=model_digest,
         parameters=sum(t.numel() for t in weights.values()),
         dimension=program.dimension,
-        microbatch=1 if fast is None else fast.shape.units,
-        seconds_per_microbatch=slot,
-        seconds_per_step=step,
-        seconds_fixed=max(0.0, fixed),
-        bytes=needed,
-        certified_eta=clip.eta(program.dimension) if fast is None else ETA,
-        rounding=0.0 if fast is None else ROUNDING * clipped,
-        path=why,
-        compiled=tried,
+        microbatch=1 if took.fast is None else took.fast.shape.units,
+        seconds_per_microbatch=took.microbatch_seconds,
+        seconds_per_step=took.step_seconds,
+        seconds_fixed=max(0.0, rows * took.prefix_seconds * took.keep + row_bytes / 200e6),
+        bytes=took.bytes,
+        certified_eta=took.eta,
+        rounding=took.rounding,
+        path=took.lines,
+        compiled=took.compiled,
     )
-    return Ready(program, keep, prepared, fast)
+    return Ready(program, took.keep, prepared, took.fast)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a path is to do: ``each`` rows a unit and step, views counted. keep: whether keeping
+    the frozen prefix is worth it, in ``kept_bytes``; ``row_bytes``: of all rows, twice."""
+
+    program: Program
+    samples: Mapping[str, torch.Tensor]
+    train: TrainSpec
+    units: int
+    each: int
+    keep: bool
+    kept_bytes: int
+    row_bytes: int
+    memory_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, two optimizer states, gradient, contribution, sum, noise, the average, and
+        temporaries."""
+        return self.program.dimension * (3 * 4 + 4 * 4 + 6 * 8 + (8 if self.train.ema else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Took:
+    """A path made ready: seconds, bytes, and what it certifies. prefix_seconds: of a row."""
+
+    microbatch_seconds: float
+    step_seconds: float
+    prefix_seconds: float
+    bytes: int
+    keep: bool
+    eta: float
+    rounding: float
+    lines: tuple[str, ...]
+    fast: Batched | None = None
+    compiled: bool = False
+
+
+def _by_graph(
+    asked: _Asked, checked: graph_check.Checked, compiling: select.Compile, begun: float
+) -> tuple[_Took | None, tuple[str, ...]]:
+    """The path ``graph``, or ``None`` and why not."""
+    program, train = asked.program, asked.train
+    count = slots(train, asked.units)
+    kept_bytes = asked.kept_bytes if asked.keep else 0
+    job = select.Job(count, asked.each, asked.keep, kept_bytes)
+    left = asked.memory_bytes - select.BASE_BYTES - asked.row_bytes - asked.state_bytes
+    fast, lines = select.graph(program, checked, asked.samples, job, left)
+    if fast is None:
+        return None, lines
+    slot, prefix = select.times(fast, asked.samples, train.views)
+    step = _step_time(program, train, asked.units)
+    microbatches = train.steps * -(-count // fast.shape.units)
+    # The process has done by now all that a run does, but for its rows.
+    needed = _resident() + asked.row_bytes + kept_bytes
+    tried = select.compile_(
+        fast, asked.samples, compiling, compiling.seconds - (time.monotonic() - begun),
+        microbatches, slot, asked.memory_bytes - needed,
+    )  # fmt: skip
+    if fast.fused is not None:
+        slot, prefix = select.times(fast, asked.samples, train.views)
+        lines = (*lines, str(fast.fused))
+        needed = _resident() + asked.row_bytes + kept_bytes
+    clipped = train.privacy.clip if isinstance(train.privacy, Dp) else 0.0
+    took = _Took(
+        slot, step, prefix, needed, asked.keep, ETA, ROUNDING * clipped, lines, fast, tried
+    )
+    return took, ()
+
+
+def _by_record(asked: _Asked, checked: graph_check.Checked, why: tuple[str, ...]) -> _Took:
+    """The path ``record``. why: the lines that say so. Raises ``LimitError``."""
+    program, train = asked.program, asked.train
+    needed = _resident() + asked.row_bytes + asked.state_bytes
+    needed += checked.saved_bytes * 3 + checked.workspace_bytes
+    keep = asked.keep and needed + asked.kept_bytes <= asked.memory_bytes
+    needed += asked.kept_bytes if keep else 0
+    _require_memory(needed, asked.memory_bytes)
+    slot, whole = _times(program, asked.samples, keep, asked.each // train.views.count, train.views)
+    return _Took(
+        slot, _step_time(program, train, asked.units), whole - slot / asked.each, needed, keep,
+        clip.eta(program.dimension), 0.0, why or ("record",),
+    )  # fmt: skip
+
+
+def _require_memory(needed: int, there: int) -> None:
+    if needed > there:
+        raise LimitError(
+            "limit.memory",
+            f"The job needs {-(-needed // _MIB)} MiB of memory where {there // _MIB} are.",
+            mend="Make the model smaller, or ask the operator for a larger limit.",
+        )
 
 
 def _resident() -> int:
