@@ -37,7 +37,7 @@ class Limits:
     queued_per_identity: int = 32
     result_bytes: int = 4 * GIB
     worker_bytes: int = 16 * GIB
-    prepare_seconds: float = 100.0
+    prepare_seconds: float = 300.0
     compile_seconds: float = 60.0
     check_seconds: float = 1_800.0
     run_factor: float = 20.0
