@@ -312,11 +312,11 @@ class Batched:
             made = self._forward(self.runner.fixed, *self._buffers.values(), seed)
         return {**self.runner.fixed, **dict(zip(self.wanted, made, strict=True))}
 
-    def choose(self, env: Env, most: int) -> None:
+    def choose(self, env: Env, most: int, each: bool = False) -> None:
         """Time the ways of every site on these operands and take the quickest that together keep at
-        most ``most`` bytes of formed gradients."""
+        most ``most`` bytes of formed gradients. each: sites are clipped each by itself."""
         with torch.inference_mode():
-            self.planner.plan(self.sites, env, most)
+            self.planner.plan(self.sites, env, most, each)
 
     def weigh(
         self, norms: Sequence[Any], bound: float, clipping: Clipping, gamma: float

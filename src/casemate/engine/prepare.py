@@ -190,7 +190,8 @@ def _by_graph(
     program, train = asked.program, asked.train
     count = slots(train, asked.units)
     kept_bytes = asked.kept_bytes if asked.keep else 0
-    job = select.Job(count, asked.each, asked.keep, kept_bytes)
+    per_layer = isinstance(train.privacy, Dp) and train.privacy.clipping == "per-layer"
+    job = select.Job(count, asked.each, asked.keep, kept_bytes, per_layer)
     left = asked.memory_bytes - select.BASE_BYTES - asked.row_bytes - asked.state_bytes
     fast, lines = select.graph(program, checked, asked.samples, job, left)
     if fast is None:

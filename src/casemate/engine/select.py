@@ -59,12 +59,13 @@ class Compile:
 @dataclass(frozen=True, slots=True)
 class Job:
     """slots: units of a step. per_unit: rows of each. keep: whether the frozen prefix is worth
-    keeping, in kept_bytes."""
+    keeping, in kept_bytes. each: whether tensors are clipped each by itself."""
 
     slots: int
     per_unit: int
     keep: bool
     kept_bytes: int
+    each: bool = False
 
 
 def graph(
@@ -86,7 +87,7 @@ def graph(
         return None, ("record", "graph: a microbatch does not fit in memory")
     rows = tiled(samples, made.shape.rows)
     made.settle(rows)
-    made.choose(made.values(rows), min(most_bytes // 4, FORMED_BYTES))
+    made.choose(made.values(rows), min(most_bytes // 4, FORMED_BYTES), job.each)
     off = disagreement(made, samples)
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
