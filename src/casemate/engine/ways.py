@@ -243,13 +243,13 @@ def plan(
     env: Env,
     most: int,
     tried: Trials,
-    loop: Callable[[Site], None],
+    alone: Callable[[Site], None],
     each: bool = False,
 ) -> None:
     """Take for every site the quickest of the ways that pass, as the module says, on these
     operands; formed gradients take at most ``most`` bytes in all.
 
-    loop: gives a site the one way that is left, one record at a time. each: whether sites are
+    alone: gives a site the one way that is left, one record at a time. each: whether sites are
     clipped by themselves.
     """
     known: dict[Any, dict[str, float]] = {}
@@ -272,7 +272,7 @@ def plan(
         for site in failed:
             site.ways.remove(site.way)
             if not site.ways:
-                loop(site)
+                alone(site)
         if not failed:
             break
     for site in sites:

@@ -87,9 +87,6 @@ def _formula(op, x, w, b, mean, var):
     return (x - m) / (v + 1e-5).sqrt() * w[wide] + b[wide]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch 2.13's native_batch_norm_backward misreads permuted gradients"
-)
 @pytest.mark.parametrize("op", ["aten.instance_norm.default", "aten.batch_norm.default"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_norms_whose_gradient_comes_permuted(op, batch):

@@ -117,10 +117,12 @@ def test_a_model_without_a_proof_takes_the_slow_path_and_says_why(monkeypatch):
     assert ready.prepared.microbatch == 1
 
 
-def test_memory_decides_between_paths_as_the_limit_says():
+def test_memory_decides_between_paths_as_the_limit_says(monkeypatch):
     graph, weights = lab.mlp([5, 4, 3])
     schema, spec = lab.schema(5, 3, 40), lab.spec_of(12, 6)
-    few = ready_of(graph, weights, schema, spec, memory=select.BASE_BYTES + 4096)
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "BASE_BYTES", (4 << 30) - 4096)
+        few = ready_of(graph, weights, schema, spec)
     assert few.prepared.path == ("record", "graph: a microbatch does not fit in memory")
     with pytest.raises(LimitError):
         ready_of(graph, weights, schema, spec, memory=1 << 20)

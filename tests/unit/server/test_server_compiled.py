@@ -31,7 +31,7 @@ def test_another_worker_is_told_what_the_first_decided(decided: bool) -> None:
 @pytest.mark.parametrize(
     ("limits", "seconds"),
     [
-        ({}, 50.0),
+        ({}, 60.0),
         ({"compile_seconds": 0.0}, 0.0),
         ({"compile_seconds": 30.0}, 30.0),
         ({"prepare_seconds": 20.0}, 10.0),
