@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from casemate.client import receipts
 from casemate.seal import stream
 from casemate.spec.data import Budget
 from casemate.spec.errors import JobError, LedgerError
+from casemate.spec.job import Clipping, Dp, Views
 from casemate.spec.receipt import ReceiptBundle
 from support.server import Party, RunningServer, mlp, start, table, train_spec
 
@@ -92,6 +94,24 @@ def test_two_owners_one_scientist_one_model(
     for party, info in ((owner, one), (other, two)):
         budget = party.dataset(info.dataset).budget
         assert budget is not None and budget.jobs == 1 and budget.spent_epsilon > 0
+
+
+@pytest.mark.parametrize("form", ["per-layer", "automatic"])
+def test_choices_of_a_job_go_through_to_the_receipt(
+    server: RunningServer, owner: Party, scientist: Party, form: Clipping
+) -> None:
+    """A form of the clip, the average of the weights and views, by quote, run and audit."""
+    plain = train_spec(epsilon=1.0, steps=20, batch=8)
+    assert isinstance(plain.privacy, Dp)
+    dp = replace(plain.privacy, clipping=form)
+    spec = replace(plain, privacy=dp, ema=0.9, views=Views(count=2))
+    quote = scientist.quote([owner.push(rows=64)], train=spec)
+    assert (quote.plan.clipping, quote.execution.path) == (form, "graph")
+    job = scientist.submit(quote).job
+    status = scientist.wait(job)
+    assert (status.state, status.error) == ("done", None)
+    bundle = scientist.request("GET", f"/v1/jobs/{job}/receipt").value(ReceiptBundle)
+    assert receipts.verify_receipt(bundle, trust=server.trust).receipt.quote_digest
 
 
 def test_rows_off_their_schema_are_refused_in_the_worker(owner: Party) -> None:
