@@ -9,6 +9,7 @@ does not rest on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,8 +18,9 @@ import numpy.typing as npt
 import torch
 
 from casemate.engine import keystream, views
+from casemate.engine.program import size_at
 from casemate.engine.rows import Rows
-from casemate.graph.model import InputSpec, Size
+from casemate.graph.model import InputSpec
 from casemate.spec.errors import PlanError
 from casemate.spec.job import Views
 
@@ -112,10 +114,7 @@ class Draws:
 
 def elements(spec: InputSpec) -> int:
     """Of one record's value of a random input."""
-    count = 1
-    for size in spec.shape[1:]:
-        count *= size.c if isinstance(size, Size) else size
-    return count
+    return math.prod(size_at(size) for size in spec.shape[1:])
 
 
 def _blocks(words: int) -> int:
@@ -125,10 +124,6 @@ def _blocks(words: int) -> int:
 def samples(random: Sequence[InputSpec], count: int) -> dict[str, torch.Tensor]:
     """Made-up values of random inputs for ``count`` records, for the probes of a model."""
     made = Draws(bytes(keystream.KEY_BYTES), np.arange(count + 1), random, Views())
-    out = {s.name: torch.empty(count, *(_side(d) for d in s.shape[1:])) for s in random}
+    out = {s.name: torch.empty(count, *(size_at(d) for d in s.shape[1:])) for s in random}
     made.fill(out, np.arange(count), np.zeros(count, dtype=np.int64))
     return out
-
-
-def _side(size: int | Size) -> int:
-    return size.c if isinstance(size, Size) else size

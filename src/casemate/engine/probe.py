@@ -22,7 +22,7 @@ table tells one from another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
@@ -190,7 +190,7 @@ def evenly(runner: Runner, node: Node, env: Mapping[str, Any]) -> Replacement:
 # --- what is tried ---
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit, but for which NaN a NaN is."""
 
     def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -210,7 +210,7 @@ def _spread(sizes: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(sizes, generator=generator).sign() * torch.pow(10.0, exponents)
 
 
-def _drawn(sizes: Sequence[int], round_: int, generator: torch.Generator) -> torch.Tensor:
+def drawn_as(sizes: Sequence[int], round_: int, generator: torch.Generator) -> torch.Tensor:
     if round_ % 4 == 3:
         return _spread(sizes, generator)
     return torch.randn(sizes, generator=generator) * (100.0 if round_ % 4 == 2 else 1.0)
@@ -247,7 +247,7 @@ def same_in_every_slot(
         return True
     places = {n: place(env[n]) for n in read}
     # Expanded along the records: all rows are one.
-    shared = {n for n in names if places[n].strides[_axis(values_of[n])] == 0 and rows > 1}
+    shared = {n for n in names if places[n].strides[axis(values_of[n])] == 0 and rows > 1}
     own = {n: to_rows(env[n], values_of[n], rows) for n in names}
     weights = [n for n in read if n not in of_records and env[n].is_floating_point()]
 
@@ -262,7 +262,7 @@ def same_in_every_slot(
         tried, fixed = {}, {}
         for n, flat in own.items():
             drawn = flat.is_floating_point() and round_ > 0
-            tried[n] = _drawn(flat.shape, round_, generator) if drawn else flat.clone()
+            tried[n] = drawn_as(flat.shape, round_, generator) if drawn else flat.clone()
             if n in shared:
                 tried[n] = tried[n][:1].expand(flat.shape).clone()
         for n in weights if round_ else ():
@@ -271,23 +271,13 @@ def same_in_every_slot(
         first = outputs(tried, fixed)
         order = torch.randperm(rows, generator=generator)
         turned = outputs({n: t[order] for n, t in tried.items()}, fixed)
-        if not all(_same(a[order], b) for a, b in zip(first, turned, strict=True)):
+        if not all(same(a[order], b) for a, b in zip(first, turned, strict=True)):
             return False
-        # Other records: larger, smaller, and not numbers at all.
         keep = (torch.arange(rows) + round_) % 4
-        mixed = {n: t if n in shared else t.clone() for n, t in tried.items()}
-        for n, t in mixed.items():
-            if n in shared:
-                continue
-            if t.is_floating_point():
-                t[keep == 1] *= 1e20
-                t[keep == 2] = _HOSTILE[round_ % len(_HOSTILE)]
-                t[keep == 3] = math.nan
-            else:
-                t[keep % 2 == 1] = t[:1].clone()
+        mixed = beside(tried, shared, keep, _HOSTILE[round_ % len(_HOSTILE)])
         changed = outputs(mixed, fixed)
         kept = keep == 0
-        if not all(_same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
+        if not all(same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
             return False
         done += sum(t.numel() for t in first)
         round_ += 1
@@ -296,9 +286,28 @@ def same_in_every_slot(
     return True
 
 
-def _axis(v: Value) -> int:
+def axis(v: Value) -> int:
+    """Of the records."""
     assert v.batch is not None
     return v.batch.axis
+
+
+def beside(
+    tried: Mapping[str, torch.Tensor], shared: Collection[str], part: torch.Tensor, hostile: float
+) -> dict[str, torch.Tensor]:
+    """Copies of operands in which rows of ``part`` (rows,) 0 stay and others change: larger,
+    ``hostile``, and not numbers at all. shared: operands whose rows are one, which stay."""
+    mixed = {n: t.clone() for n, t in tried.items()}
+    for n, t in mixed.items():
+        if n in shared:
+            continue
+        if t.is_floating_point():
+            t[part == 1] *= 1e20
+            t[part == 2] = hostile
+            t[part == 3] = math.nan
+        else:
+            t[part % 2 == 1] = t[:1].clone()
+    return mixed
 
 
 def same_in_every_lane(
@@ -329,7 +338,7 @@ def same_in_every_lane(
     orders = [torch.randperm(_TRIED, generator=generator), *(t.abs().argsort() for t in floats)]
     for order in orders:
         turned = outputs({n: t[order] for n, t in tried.items()})
-        if not all(_same(a[order], b) for a, b in zip(first, turned, strict=True)):
+        if not all(same(a[order], b) for a, b in zip(first, turned, strict=True)):
             return False
     for value in _HOSTILE:
         kept = torch.rand(_TRIED, generator=generator) < 0.25
@@ -337,7 +346,7 @@ def same_in_every_lane(
             n: torch.where(kept, t, value) if t.is_floating_point() else t for n, t in tried.items()
         }
         changed = outputs(mixed)
-        if not all(_same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
+        if not all(same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
             return False
     return True
 
@@ -442,13 +451,3 @@ def prober(runner: Runner) -> Callable[[Node, Env], tuple[Replacement, bool] | N
             return None if way is None else (way(runner, node, env), way is one_by_one)
 
     return tried
-
-
-def failing(runner: Runner, nodes: Sequence[Node], env: Env) -> dict[str, Replacement]:
-    """Of the nodes, those that do not treat all slots alike, with a replacement that does.
-
-    env: every value as a run has it, at the run's strides.
-    """
-    tried = prober(runner)
-    found = {node.name: tried(node, env) for node in nodes}
-    return {name: made[0] for name, made in found.items() if made is not None}

@@ -96,7 +96,7 @@ def treated_alike(
 
     def compare(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], at: Any, to: Any) -> None:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            alike[i] = alike[i] and probe._same(x[at], y[to])
+            alike[i] = alike[i] and probe.same(x[at], y[to])
 
     rounds, done, round_ = _ROUNDS[0], [0] * len(values), 0
     while round_ < rounds and any(alike):
@@ -109,7 +109,7 @@ def treated_alike(
                     weight = torch.randn(t.shape, generator=generator, dtype=t.dtype)
                     weight = laid(weight if round_ % 2 else weight.abs() + 0.5, at)
                 else:
-                    drawn = probe._drawn(flat.shape, round_, generator).to(t.dtype)
+                    drawn = probe.drawn_as(flat.shape, round_, generator).to(t.dtype)
             if drawn is not None:
                 drawn = drawn[:1].expand(drawn.shape).clone() if one else drawn.clone()
             tried.append(drawn)

@@ -23,7 +23,7 @@ import torch
 
 from casemate.engine.forms import Env, Shape, Site, Tensor, Way
 from casemate.engine.nodes import Runner, from_rows, to_rows
-from casemate.engine.probe import laid, place
+from casemate.engine.probe import axis, beside, laid, place, same
 from casemate.engine.program import uses
 from casemate.graph.model import Ref
 from casemate.graph.ops import Value
@@ -49,17 +49,6 @@ def _drawn(t: Tensor, round_: int, generator: torch.Generator) -> Tensor:
     if round_ % 4 == 3:
         made *= torch.pow(10.0, torch.rand(t.shape, generator=generator) * 40.0 - 20.0)
     return made * (100.0 if round_ % 4 == 2 else 1.0)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit, but for which NaN a NaN is."""
-    nan = a.isnan()
-    whole = torch.int64 if a.dtype == torch.float64 else torch.int32
-
-    def bits(t: Tensor) -> Tensor:
-        return t.masked_fill(nan, 0.0).contiguous().view(whole)
-
-    return torch.equal(nan, b.isnan()) and torch.equal(bits(a), bits(b))
 
 
 def _made(way: Way, env: Env, units: int) -> list[Tensor]:
@@ -88,7 +77,7 @@ def alike(
     places = {n: place(env[n]) for n in names}
     own = {n: to_rows(env[n], operands[n], shape.rows).clone() for n in names}
     # Expanded along the records: all rows are one.
-    shared = {n for n in names if places[n].strides[_axis(operands[n])] == 0 and shape.rows > 1}
+    shared = {n for n in names if places[n].strides[axis(operands[n])] == 0 and shape.rows > 1}
 
     def outputs(of: Mapping[str, Tensor]) -> list[Tensor]:
         laid_ = {n: laid(from_rows(t, operands[n]), places[n]) for n, t in of.items()}
@@ -106,30 +95,16 @@ def alike(
         order = torch.randperm(units, generator=generator)
         rows = (order.unsqueeze(1) * k + torch.arange(k)).reshape(-1)
         turned = outputs({n: t[rows] for n, t in tried.items()})
-        if not all(_same(a[order], b) for a, b in zip(first, turned, strict=True)):
+        if not all(same(a[order], b) for a, b in zip(first, turned, strict=True)):
             return False
         part = (torch.arange(units) + round_) % 4
         of_rows = part.repeat_interleave(k)
-        mixed = {n: t.clone() for n, t in tried.items()}
-        for n, t in mixed.items():
-            if n in shared:
-                continue
-            if t.is_floating_point():
-                t[of_rows == 1] *= 1e20
-                t[of_rows == 2] = _HOSTILE[round_ % len(_HOSTILE)]
-                t[of_rows == 3] = math.nan
-            else:
-                t[of_rows % 2 == 1] = t[:1].clone()
+        mixed = beside(tried, shared, of_rows, _HOSTILE[round_ % len(_HOSTILE)])
         changed = outputs(mixed)
         kept = part == 0
-        if not all(_same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
+        if not all(same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
             return False
     return True
-
-
-def _axis(v: Value) -> int:
-    assert v.batch is not None
-    return v.batch.axis
 
 
 class Trials:

@@ -128,7 +128,7 @@ def test_what_is_exact_has_the_same_bits_in_vectors_alone_and_strided() -> None:
         wide = run(cut(lambda t: t.repeat_interleave(2)[::2]))
         ends = torch.cat([run(cut(lambda t, i=i: t[i : i + 7]))  # type: ignore[misc]
                           for i in range(0, len(x), 7)])  # fmt: skip
-        return not (probe._same(whole, wide) and probe._same(whole, ends))
+        return not (probe.same(whole, wide) and probe.same(whole, ends))
 
     wrong = [op for op in sorted(probe.EXACT) if differs(op)]
     assert wrong == []
