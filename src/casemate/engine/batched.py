@@ -312,6 +312,15 @@ class Batched:
             made = self._forward(self.runner.fixed, *self._buffers.values(), seed)
         return {**self.runner.fixed, **dict(zip(self.wanted, made, strict=True))}
 
+    def operands_of(self, records: Mapping[str, torch.Tensor]) -> Env:
+        """:meth:`operands` of a microbatch of records by data input, as a run has them."""
+        data = [records[spec.name].contiguous() for spec in self.program.data]
+        with torch.inference_mode():
+            given = self._prefix(self.runner.fixed, *data) if self.keep else data
+        return self.operands(
+            dict(zip(self.source, given, strict=True)), torch.ones(self.shape.rows)
+        )
+
     def choose(self, env: Env, most: int, each: bool = False) -> None:
         """Time the ways of every site on these operands and take the quickest that together keep at
         most ``most`` bytes of formed gradients. each: sites are clipped each by itself."""
