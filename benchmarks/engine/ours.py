@@ -43,10 +43,9 @@ def casemate_step(workload: Workload) -> Callable[[], object]:
     records = {spec.name: {**named, "target": target}[spec.name] for spec in program.data}
     path = batched.build(program, checked, records, Shape(b, 1), keep=False)
     path.settle(records)
-    order = {f"d{i}": records[spec.name] for i, spec in enumerate(program.data)}
-    path.choose(path.operands(order, torch.ones(b)), FORMED_BYTES)
+    path.choose(path.operands_of(records), FORMED_BYTES)
     path.fuse(records, COMPILE_SECONDS, microbatches=LONG)
-    del packed, graph, view, order
+    del packed, graph, view
     rows = Rows(
         records, valid=np.ones(b, bool), order=np.arange(b), starts=np.arange(b + 1), per_unit=1
     )

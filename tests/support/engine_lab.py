@@ -20,8 +20,18 @@ from casemate.graph.model import Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.seal import stream
 from casemate.spec import tensors
 from casemate.spec.data import Column, DatasetSchema
-from casemate.spec.job import Adam, Dp, DpEvent, InputBinding, NonPrivate, Plan, Sgd, TrainSpec
-from casemate.spec.messages import Prepared
+from casemate.spec.job import (
+    Adam,
+    Dp,
+    DpEvent,
+    Execution,
+    InputBinding,
+    NonPrivate,
+    Plan,
+    Sgd,
+    TrainSpec,
+)
+from casemate.spec.messages import Prepare, Prepared, Run, RunDataset
 
 WIRE = {
     torch.float32: "f32",
@@ -186,6 +196,17 @@ def fitted(plan: Plan, prepared: Prepared) -> Plan:
         microbatches=math.ceil(plan.microbatches / prepared.microbatch),
         sensitivity=bound * plan.private,
         sigma=bound * plan.noise_multiplier,
+    )
+
+
+def run_of(prepare: Prepare, prepared: Prepared, wire: bytes, key: bytes, salt: bytes) -> Run:
+    """The message that runs what was prepared on one table, in the worker that prepared it."""
+    (schema,) = prepare.schemas
+    plan = fitted(plan_of(prepare.train, schema.units, prepared.dimension), prepared)
+    return Run(
+        plan=dataclasses.replace(plan, model_digest=prepare.model_digest),
+        execution=Execution(path=prepared.path[0], compiled=prepared.compiled),
+        datasets=(RunDataset(dataset=commitment(salt, wire), schema=schema, key=key, salt=salt),),
     )
 
 

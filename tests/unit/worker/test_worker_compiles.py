@@ -3,7 +3,6 @@ and runs what it compiled after the lock."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import resource
@@ -16,8 +15,7 @@ import torch
 
 from casemate.server import pool
 from casemate.spec import frames, tensors
-from casemate.spec.job import Execution
-from casemate.spec.messages import Done, Failed, Locked, Prepare, Prepared, Ready, Run, RunDataset
+from casemate.spec.messages import Done, Failed, Locked, Prepare, Prepared, Ready
 from support import engine_lab as lab
 
 KEY, SALT = b"k" * 32, b"s" * 32
@@ -57,16 +55,7 @@ def _run(home: str | None, decided: bool) -> tuple[Prepared, dict[str, torch.Ten
         prepared, _ = frames.receive(ours, (Prepared, Failed), timeout=120)
         assert isinstance(prepared, Prepared), prepared
         frames.receive(ours, (Locked,), timeout=60)
-        plan = dataclasses.replace(
-            lab.fitted(lab.plan_of(prepare.train, ROWS, prepared.dimension), prepared),
-            model_digest=prepare.model_digest,
-        )
-        name = lab.commitment(SALT, wire)
-        run = Run(
-            plan=plan,
-            execution=Execution(path=prepared.path[0], compiled=prepared.compiled),
-            datasets=(RunDataset(dataset=name, schema=schema, key=KEY, salt=SALT),),
-        )
+        run = lab.run_of(prepare, prepared, wire, KEY, SALT)
         memfd = os.memfd_create("result")
         frames.send(ours, run, (lab.sealed_fd(KEY, wire), os.dup(memfd)))
         done, _ = frames.receive(ours, (Done, Failed), timeout=60)

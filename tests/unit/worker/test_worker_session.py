@@ -15,7 +15,6 @@ import torch
 
 from casemate.spec import frames, tensors
 from casemate.spec.errors import NetError
-from casemate.spec.job import Execution
 from casemate.spec.messages import (
     CheckDataset,
     Checked,
@@ -25,8 +24,6 @@ from casemate.spec.messages import (
     Prepare,
     Prepared,
     Ready,
-    Run,
-    RunDataset,
 )
 from support import engine_lab as lab
 
@@ -93,16 +90,7 @@ def test_a_job_from_prepare_to_weights():
         assert prepared.dimension == sum(t.numel() for t in weights.values())
         locked, _ = frames.receive(sock, (Locked,), timeout=60)
         assert {"rlimits", "environment", "descriptors", "no-import"} <= set(locked.layers)
-        plan = dataclasses.replace(
-            lab.fitted(lab.plan_of(prepare.train, ROWS, prepared.dimension), prepared),
-            model_digest=prepare.model_digest,
-        )
-        name = lab.commitment(SALT, wire)
-        run = Run(
-            plan=plan,
-            execution=Execution(path=prepared.path[0]),
-            datasets=(RunDataset(dataset=name, schema=schema, key=KEY, salt=SALT),),
-        )
+        run = lab.run_of(prepare, prepared, wire, KEY, SALT)
         memfd = os.memfd_create("result")
         done = ask(sock, run, lab.sealed_fd(KEY, wire), os.dup(memfd))
         assert isinstance(done, Done), done
