@@ -36,12 +36,12 @@ import torch
 
 from casemate.engine import native
 from casemate.engine.islands import FORMS, Island, islands
-from casemate.engine.nodes import Env, Runner
+from casemate.engine.nodes import Env, Runner, mapped
 from casemate.engine.probe import laid, place
 from casemate.engine.program import maker, resolve, uses
 from casemate.engine.replay import At, Call
 from casemate.engine.slots import TRIED, WIDEST, Refused, elementary, ragged, treated_alike, trial
-from casemate.graph.model import ListArg, Node, Ref
+from casemate.graph.model import Node, Ref
 from casemate.graph.ops import JOINT, Batch, Value
 
 _MARGIN: Final = 0.95
@@ -92,12 +92,14 @@ def _key(runner: Runner, island: Island, env: Env) -> Any:
             names[o] = len(names)
 
     def of(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            return ("at", names[arg.name])
-        return tuple(of(x) for x in arg.items) if isinstance(arg, ListArg) else arg
+        return ("at", names[arg.name]) if isinstance(arg, Ref) else arg
 
     nodes = tuple(
-        (n.op, tuple(of(a) for a in n.args), tuple((k, of(a)) for k, a in sorted(n.kwargs.items())))
+        (
+            n.op,
+            tuple(mapped(a, of) for a in n.args),
+            tuple((k, mapped(a, of)) for k, a in sorted(n.kwargs.items())),
+        )
         for n in island.nodes
     )
     reads = tuple(

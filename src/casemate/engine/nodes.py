@@ -44,6 +44,12 @@ def from_rows(flat: torch.Tensor, v: Value) -> torch.Tensor:
     return t.reshape(v.sizes(rows)).contiguous()
 
 
+# No closure that calls itself: such a cycle would keep a microbatch's values alive.
+def mapped(arg: Any, of: Callable[[Any], Any]) -> Any:
+    """``of`` of a node's argument, or of each item of a list."""
+    return tuple(mapped(a, of) for a in arg.items) if isinstance(arg, ListArg) else of(arg)
+
+
 class Runner:
     """The nodes of ``proved`` at ``rows`` records. ``constants``: R and B values that come from the
     model at this batch size, by name; ``leaves``: the trained tensors."""
@@ -176,14 +182,10 @@ class Runner:
         for the value of a name."""
 
         def of(arg: Any) -> Any:
-            if isinstance(arg, Ref):
-                return value(arg.name)
-            if isinstance(arg, ListArg):
-                return [of(x) for x in arg.items]
-            return reader(arg, batch)({})
+            return value(arg.name) if isinstance(arg, Ref) else reader(arg, batch)({})
 
-        args = [of(a) for a in node.args]
-        kwargs = {k: of(a) for k, a in node.kwargs.items()}
+        args = [mapped(a, of) for a in node.args]
+        kwargs = {k: mapped(a, of) for k, a in node.kwargs.items()}
         kwargs.update(self.noted.places.get(node.name, {}))
         if changed:
             names = [p.name for p in graph_joint.entry(node).schema.params]

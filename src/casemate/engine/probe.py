@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
-from casemate.engine.nodes import Env, Runner, from_rows, to_rows
+from casemate.engine.nodes import Env, Runner, from_rows, mapped, to_rows
 from casemate.engine.program import resolve, uses
 from casemate.graph.model import Node, Ref
 from casemate.graph.ops import JOINT, Value
@@ -396,16 +396,15 @@ def one_by_one(runner: Runner, node: Node, env: Mapping[str, Any]) -> Replacemen
 
 def _key(runner: Runner, node: Node, env: Env) -> Any:
     def of(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            t = env[arg.name]
-            return (place(t), t.dtype, runner.proved.values[arg.name].batch)
-        items = getattr(arg, "items", None)
-        return tuple(of(x) for x in items) if isinstance(items, tuple) else arg
+        if not isinstance(arg, Ref):
+            return arg
+        t = env[arg.name]
+        return (place(t), t.dtype, runner.proved.values[arg.name].batch)
 
-    kwargs = tuple((k, of(a)) for k, a in sorted(node.kwargs.items()))
+    kwargs = tuple((k, mapped(a, of)) for k, a in sorted(node.kwargs.items()))
     places = sorted((k, str(v)) for k, v in runner.noted.places.get(node.name, {}).items())
     # 1, 1.0 and True are equal.
-    return node.op, repr((tuple(of(a) for a in node.args), kwargs, places))
+    return node.op, repr((tuple(mapped(a, of) for a in node.args), kwargs, places))
 
 
 def _whole(runner: Runner, node: Node) -> Replacement:

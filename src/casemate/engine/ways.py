@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 
 from casemate.engine.forms import Env, Shape, Site, Tensor, Way
-from casemate.engine.nodes import Runner, from_rows, to_rows
+from casemate.engine.nodes import Runner, from_rows, mapped, to_rows
 from casemate.engine.probe import axis, beside, laid, place, same
 from casemate.engine.program import uses
 from casemate.graph.model import Ref
@@ -123,14 +123,17 @@ class Trials:
         operands = {n: values[n] for n in names if values[n].batch is not None}
 
         def of(arg: Any) -> Any:
-            if isinstance(arg, Ref):
-                there = arg.name in operands
-                return (place(env[arg.name]), values[arg.name].batch) if there else "other"
-            items = getattr(arg, "items", None)
-            return tuple(of(x) for x in items) if isinstance(items, tuple) else arg
+            if not isinstance(arg, Ref):
+                return arg
+            there = arg.name in operands
+            return (place(env[arg.name]), values[arg.name].batch) if there else "other"
 
         geometry = [
-            (n.op, [of(a) for a in n.args], sorted((k, str(of(a))) for k, a in n.kwargs.items()))
+            (
+                n.op,
+                [mapped(a, of) for a in n.args],
+                sorted((k, str(mapped(a, of))) for k, a in n.kwargs.items()),
+            )
             for n in nodes
         ]
         key = (way.name, way.gamma, way.error, repr(geometry))

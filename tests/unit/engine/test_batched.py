@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from casemate.engine import batched
 from casemate.engine.forms import ROUNDING, Norm, Site, Way
+from casemate.spec.job import Clipping
 from support.batched_lab import Data, lab, relative
 
 
@@ -73,3 +75,35 @@ def test_sums_are_the_same_for_every_microbatch(sizes: tuple[int, int]) -> None:
         at = lab(module, lambda n: {k: v[:n] for k, v in data.items()}, rows=size)
         found.append(at.path.sums(at.rows_of(data), 0.4, 0.0, 48)(np.arange(41)).clone())
     assert relative(found[0], found[1]) < 1e-6
+
+
+class Keyed(nn.Module):
+    """Operations with arguments by name and in lists, and a parameter that is formed whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale = nn.Linear(5, 4), nn.Parameter(torch.ones(4))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        made = self.first(input) * self.scale
+        out: torch.Tensor = self.last(torch.cat([made.tanh(), made.roll(1, 1)], 1))
+        return out
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per-layer"])
+def test_a_step_leaves_no_tensor_to_the_cycle_collector(clipping: Clipping) -> None:
+    data = rows(32)
+    at = lab(Keyed(), lambda n: {k: v[:n] for k, v in data.items()}, rows=32)
+    for values in (data, {**data, "input": torch.full((32, 5), math.inf)}):
+        sums = at.path.sums(at.rows_of(values), 0.4, 2.0**-20, 32, clipping)
+        sums(np.arange(32))
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+            sums(np.arange(32))
+            after = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+        finally:
+            gc.enable()
+        assert after == before
