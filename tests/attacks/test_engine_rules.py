@@ -35,14 +35,20 @@ def test_rule(rule):
 def wrong_scale(factor):
     def plant(patch):
         right = noise.add_gaussian
-        patch.setattr(noise, "add_gaussian", lambda t, k, s, scale: right(t, k, s, scale * factor))
+        patch.setattr(
+            noise,
+            "add_gaussian",
+            lambda t, k, s, scale, first=0: right(t, k, s, scale * factor, first),
+        )
 
     return plant
 
 
 def key_used_again(patch):
     right = noise.add_gaussian
-    patch.setattr(noise, "add_gaussian", lambda t, key, step, scale: right(t, key, 0, scale))
+    patch.setattr(
+        noise, "add_gaussian", lambda t, key, step, scale, first=0: right(t, key, 0, scale, first)
+    )
 
 
 def clip_after_the_mean(patch):

@@ -75,34 +75,43 @@ def gaussian(key: bytes, step: int, count: int, scale: float) -> npt.NDArray[np.
     return out
 
 
-def add_gaussian(total: npt.NDArray[np.int64], key: bytes, step: int, scale: float) -> None:
-    """Add the draws of :func:`gaussian` to ``total``, int64 (d,), where it lies.
+def add_gaussian(
+    total: npt.NDArray[np.int64], key: bytes, step: int, scale: float, first: int = 0
+) -> None:
+    """Add the draws of :func:`gaussian` from number ``first`` on to ``total``, int64 (d,), where
+    it lies: the part of the step's vector that begins at ``first``, which is even. Parts added one
+    by one make what the whole added at once makes.
 
-    Raises ``ValueError``, with ``total`` unchanged, for a scale outside [1, 2^32] and for an array
-    that is not writable, aligned, contiguous int64 of one dimension.
+    Raises ``ValueError``, with ``total`` unchanged, for a scale outside [1, 2^32], for an array
+    that is not writable, aligned, contiguous int64 of one dimension, and for a ``first`` that is
+    odd or negative or from where the draws would pass number 2^49.
     """
     if not 1 <= scale <= MAX_SCALE:
         raise ValueError(f"sigma over grid is {scale:.3g}, it must be in [1, 2^32]")
     flags = total.flags
     if total.dtype != np.int64 or total.ndim != 1 or not (flags.c_contiguous and flags.behaved):
         raise ValueError("noise is added to a writable, aligned, contiguous int64 vector")
-    keystream.check_range(step, 0, (len(total) + 1) // 2)
+    if first % 2:
+        raise ValueError("a part of the noise begins at an even draw, since draws come in pairs")
+    pair, pairs = first // 2, (len(total) + 1) // 2
+    # Of all that may be needed: pairs have one block of one stream and _MORE_BLOCKS of the other.
+    keystream.check_range(step, pair * _MORE_BLOCKS, pairs * _MORE_BLOCKS)
     main, more = keystream.subkey(key, PURPOSE), keystream.subkey(key, MORE)
     helper = _helper()
     if helper is None:
-        _add_twin(total, main, more, step, scale)
+        _add_twin(total, main, more, step, scale, pair)
     else:
-        _add_native(helper, total, main, more, step, scale)
+        _add_native(helper, total, main, more, step, scale, pair)
 
 
 def _add_twin(
-    total: npt.NDArray[np.int64], main: bytes, more: bytes, step: int, scale: float
+    total: npt.NDArray[np.int64], main: bytes, more: bytes, step: int, scale: float, first: int
 ) -> None:
-    for first in range(0, (len(total) + 1) // 2, _CHUNK):
-        part = total[2 * first : 2 * (first + _CHUNK)]
+    for done in range(0, (len(total) + 1) // 2, _CHUNK):
+        part = total[2 * done : 2 * (done + _CHUNK)]
         pairs = (len(part) + 1) // 2
-        words = keystream.words(main, step, first, pairs).reshape(pairs, 2)
-        part += _round_pairs(words, scale, more, step, first)[: len(part)]
+        words = keystream.words(main, step, first + done, pairs).reshape(pairs, 2)
+        part += _round_pairs(words, scale, more, step, first + done)[: len(part)]
 
 
 @functools.cache
@@ -130,18 +139,20 @@ def _add_native(
     more: bytes,
     step: int,
     scale: float,
+    first: int,
 ) -> None:
     unsure, found = np.empty(_ROOM, dtype=np.uint64), ctypes.c_uint64()
     done = 0
     while done < len(total):
         rest = total[done:]
         took = helper.casemate_noise_add(
-            *(main, step, done // 2, scale, _slack(scale, NATIVE_ERROR)),
+            *(main, step, first + done // 2, scale, _slack(scale, NATIVE_ERROR)),
             *(rest.ctypes.data, len(rest), unsure.ctypes.data, _ROOM, ctypes.byref(found)),
         )
-        for pair in (done // 2 + int(i) for i in unsure[: found.value]):
+        for place in (done // 2 + int(i) for i in unsure[: found.value]):
+            pair = first + place
             w1, w2 = keystream.words(main, step, pair, 1).tolist()
-            part = total[2 * pair : 2 * pair + 2]
+            part = total[2 * place : 2 * place + 2]
             part += np.array(_exact_pair(w1, w2, scale, more, step, pair))[: len(part)]
         done += took
 

@@ -22,7 +22,7 @@ if noise._helper() is None:
 def twin(key, step, count, scale):
     total = np.zeros(count, dtype=np.int64)
     main, more = (keystream.subkey(key, p) for p in (noise.PURPOSE, noise.MORE))
-    noise._add_twin(total, main, more, step, scale)
+    noise._add_twin(total, main, more, step, scale, 0)
     return total
 
 
