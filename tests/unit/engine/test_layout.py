@@ -106,7 +106,7 @@ def test_what_is_quicker_is_taken(monkeypatch: pytest.MonkeyPatch, last: bool) -
     monkeypatch.setattr(layout, "_less", less)
     at = lab(Images(), images)
     assert bool(last_of(at)) == at.path.runner.last == last
-    assert len(calls) == (2 if last else 1)  # contractions too, where it may pay
+    assert len(calls) == 1
 
 
 def test_without_images_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
