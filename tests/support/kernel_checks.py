@@ -74,13 +74,15 @@ def dense(m: ModuleType, b: int, tokens: int, rows: int, columns: int, seed: int
 def chunks(m: ModuleType) -> None:
     """Long sums: 1 + many terms that float32 would lose one by one."""
     count = 6000
-    small = torch.full((1, 1, count), 2.0**-13)
+    small = torch.full((1, 1, count), 2.0**-13.1)
     small[0, 0, 0] = 1.0
     n2, scale = m.gram_pair(torch.ones(1, 1, 1), small)
     truth, _ = dense_truth(torch.ones(1, 1, 1), small)
     gamma = bounds.gram_pair(1, 1, count, precise=False, native=is_native(m))
     within(n2, truth, scale, gamma)
     column = small.transpose(1, 2).contiguous()
+    n2, scale = m.conv_gram(column, torch.ones(1, 1, 1), (1,), (1,), (0,), (1,))
+    within(n2, truth, scale, bounds.conv_gram(1, 1, count, 1, native=is_native(m)))
     formed = m.formed_outer(column, column)
     exact = column.double().square().sum()
     e = bounds.formed_norm(count, native=is_native(m))

@@ -8,10 +8,11 @@ u is 2^-24 in float32 and 2^-53 in float64. A sum of n products, computed in any
 without fused multiply-add, differs from the truth by at most gamma(n) = nu / (1 - nu) times the sum
 of the products' absolute values (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
 section 3.1); by Cauchy-Schwarz that sum is at most the product of the two lengths. Products of two
-float32 values are exact in float64. The compiled kernels add at most CHUNK terms (SHORT for
-Gram matrices) in float32 and
-the rest in float64, so that their gamma does not grow with the number of terms; for the twins,
-whose products are the BLAS's, it does.
+float32 values are exact in float64. The compiled kernels add at most CHUNK terms in float32 and the
+rest in float64; in Gram matrices they add sums of a few terms, a few such sums, and the rest in
+float64, so that no product goes through more than SHORT roundings in float32, nor more than there
+are terms (Higham, section 4.2). Their gamma thus does not grow with the number of terms; for the
+twins, whose products are the BLAS's, it does.
 
 Underflow: a float32 product or sum below 2^-126 may be wrong by 2^-149 (gradual underflow, which
 ``torch.set_flush_denormal(True)`` would break). A dot product of n terms is then wrong by n 2^-149

@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "norms_tile.cpp"
+#include "norms_panels.cpp"
 #include "norms_tokens.cpp"
 #include "norms_windows.cpp"
 #include "norms_lengths.cpp"

@@ -54,54 +54,37 @@ void norms_weighted_sum(const float *formed, i64 b, i64 n, const float *c, float
 int norms_contract(const float *g, const float *x, i64 N, i64 m, i64 n, const float *c,
                    const uint8_t *keep, i64 per, i64 chunk, float *out) {
     const i64 width = up(n, W), some = chunk < N ? chunk : N;
-    float *px = scratch[0].get<float>(some * width), *pg = scratch[1].get<float>(some * m);
-    i64 *table = scratch[2].get<i64>((ROWS + 1 + WIDE) * some);
-    if (!px || !pg || !table) return -1;
-    for (i64 r = 1; r <= ROWS; r++)
-        for (i64 t = 0; t < some; t++) table[(r - 1) * some + t] = t * r;
-    i64 *across = table + ROWS * some;
-    for (i64 k = 1; k <= WIDE; k++)
-        for (i64 t = 0; t < some; t++) across[(k - 1) * some + t] = t * k * W;
     const i64 most = rows_for(vectors_for(width / W));
+    float *px = scratch[0].get<float>(some * width);
+    float *pg = scratch[1].get<float>(some * m + (m / most + 1) * W);
+    float *weight = scratch[2].get<float>(some);
+    uint8_t *kept = scratch[3].get<uint8_t>(some);
+    if (!px || !pg || !weight || !kept) return -1;
     alignas(64) float part[BLOCK];
-    const float *rows[ROWS];
     for (i64 start = 0; start < N; start += chunk) {
         const i64 here = N - start < chunk ? N - start : chunk;
-        // Blocks of columns of x, blocks of rows of g, each as the tile reads it.
-        for (i64 first = 0; first < width;) {
-            const i64 k = vectors_for((width - first) / W), size = k * W;
-            const i64 count = n - first < size ? n - first : size;
-            for (i64 t = 0; t < here; t++) {
-                float *to = px + first * here + t * size;
-                const bool on = keep[(start + t) / per];
-                if (on) std::memcpy(to, x + (start + t) * n + first, sizeof(float) * count);
-                for (i64 l = on ? count : 0; l < size; l++) to[l] = 0;
-            }
-            first += size;
+        for (i64 t = 0; t < here; t++) {
+            const i64 unit = (start + t) / per;
+            weight[t] = c[unit];
+            kept[t] = keep[unit];
         }
-        for (i64 r = 0; r < m;) {
-            const i64 count = block_size(m - r, most);
-            for (i64 t = 0; t < here; t++) {
-                const i64 row = (start + t) / per;
-                const float w = c[row], *from = g + (start + t) * m + r;
-                float *to = pg + r * here + t * count;
-                if (keep[row])
-                    for (i64 j = 0; j < count; j++) to[j] = w * from[j];
-                else
-                    for (i64 j = 0; j < count; j++) to[j] = 0;
-            }
-            r += count;
-        }
+        pack_vectors(x + start * n, here, n, kept, px);
+        pack_scalars(g + start * m, here, m, most, weight, kept, pg);
         for (i64 first = 0; first < width;) {
             const int k = vectors_for((width - first) / W);
-            const i64 count = n - first < k * W ? n - first : k * W;
+            const float *block = pg;
             for (i64 r = 0; r < m;) {
-                const int block = static_cast<int>(block_size(m - r, most));
-                for (int j = 0; j < block; j++) rows[j] = pg + r * here + j;
-                choose<float>(block, k)(here, rows, table + (block - 1) * some, px + first * here,
-                                        across + (k - 1) * some, part);
-                add_tile(part, block, count, k * W, out + r * n + first, n, start == 0);
-                r += block;
+                const int rows = static_cast<int>(block_size(m - r, most));
+                const auto run = choose<Packed, float>(rows, k);
+                float *to = out + r * n + first;
+                if (first + k * W <= n) {
+                    run(here, block, px + first * here, to, n, start > 0);
+                } else {
+                    run(here, block, px + first * here, part, k * W, false);
+                    add_tile(part, rows, n - first, k * W, to, n, start == 0);
+                }
+                block += here * rows + W;
+                r += rows;
             }
             first += k * W;
         }

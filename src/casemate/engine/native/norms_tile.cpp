@@ -18,10 +18,10 @@ constexpr int WIDE = 2;
 constexpr int CELLS = 12;
 #endif
 constexpr i64 CHUNK = 256;
-constexpr i64 SHORT = 32;   // for Gram matrices, whose rounding counts S^2 / n^2 times
+constexpr i64 SHORT = 32;   // roundings for Gram matrices, where they count S^2 / n^2 times
 constexpr int ROWS = 12;    // rows of a tile, at most
 constexpr int STAGE = 96 + 11;   // 96 rows and not another tile
-constexpr int NARROW = 2;    // vectors in a tile of a symmetric matrix: less beyond the diagonal
+constexpr int NARROW = 2;   // vectors in a tile of a symmetric matrix: less beyond the diagonal
 constexpr double FLOOR = 0x1p-125;   // 2^-149 / 2^-24: underflow in units of gamma
 
 typedef float vf __attribute__((vector_size(W * 4)));
@@ -125,25 +125,32 @@ void tile(i64 count, const E *const *s, const i64 *si, const E *v, const i64 *vi
         for (int n = 0; n < N; n++) store(out + (r * N + n) * L, a[r][n]);
 }
 
-template <class E>
-using Tile = void (*)(i64, const E *const *, const i64 *, const E *, const i64 *, E *);
-
-template <class E, int N, int R = ROWS>
-struct Table {
-    static Tile<E> pick(int rows) {
-        if constexpr (R * N <= CELLS) {
-            if (rows == R) return tile<E, R, N>;
-        }
-        if constexpr (R > 1) return Table<E, N, R - 1>::pick(rows);
-        return nullptr;
+// Functions by rows and vectors: F::at<E, R, N>, of the type F::door<E>.
+template <class F, class E, int N, int R = ROWS>
+typename F::template door<E> pick(int rows) {
+    if constexpr (R * N <= CELLS) {
+        if (rows == R) return F::template at<E, R, N>;
     }
+    if constexpr (R > 1) return pick<F, E, N, R - 1>(rows);
+    return nullptr;
+}
+template <class F, class E>
+typename F::template door<E> choose(int rows, int vectors) {
+    if constexpr (WIDE == 4) {
+        if (vectors == 4) return pick<F, E, 4>(rows);
+    }
+    return vectors == 2 ? pick<F, E, 2>(rows) : pick<F, E, 1>(rows);
+}
+
+struct Strided {
+    template <class E>
+    using door = void (*)(i64, const E *const *, const i64 *, const E *, const i64 *, E *);
+    template <class E, int R, int N>
+    static constexpr door<E> at = tile<E, R, N>;
 };
 template <class E>
-Tile<E> choose(int rows, int vectors) {
-    if constexpr (WIDE == 4) {
-        if (vectors == 4) return Table<E, 4>::pick(rows);
-    }
-    return vectors == 2 ? Table<E, 2>::pick(rows) : Table<E, 1>::pick(rows);
+Strided::door<E> choose(int rows, int vectors) {
+    return choose<Strided, E>(rows, vectors);
 }
 
 inline int vectors_for(i64 left, int widest = WIDE) {
@@ -160,7 +167,7 @@ template <class E>
 void product(int rows, int vectors, i64 count, const E *const *s, const i64 *si, const E *v,
              const i64 *vi, double *out, i64 most = CHUNK) {
     alignas(64) E part[BLOCK];
-    const Tile<E> run = choose<E>(rows, vectors);
+    const auto run = choose<E>(rows, vectors);
     const int size = rows * vectors * lanes<E>::n;
     const i64 chunk = sizeof(E) == 4 ? most : count;
     for (i64 k = 0; k < count || k == 0; k += chunk) {
