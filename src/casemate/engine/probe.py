@@ -21,8 +21,10 @@ table tells one from another.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
@@ -39,6 +41,7 @@ STEP: Final = 64
 _ALIGNED: Final = 64  # bytes; torch's allocator gives no less
 _TRIED: Final = 1 << 17
 _ENOUGH: Final = 10_000
+_POOL: Final = 1048583  # a prime, so that no two records of a tensor are alike
 _ROUNDS: Final = (4, 64)
 _HOSTILE: Final = (0.0, math.nan, math.inf, -1e38, 1e-42)
 
@@ -145,14 +148,22 @@ def place(t: torch.Tensor) -> Place:
     return Place(tuple(t.shape), t.stride(), shift)
 
 
+def _memory(at: Place, like: torch.Tensor) -> torch.Tensor:
+    """Memory for a tensor that lies so; axes with stride 0 have one entry."""
+    sizes = [d if s else min(d, 1) for d, s in zip(at.sizes, at.strides, strict=True)]
+    reach = sum((d - 1) * s for d, s in zip(sizes, at.strides, strict=True))
+    memory = torch.empty(at.shift + max(0, reach) + 1, dtype=like.dtype, device=like.device)
+    return memory.as_strided(sizes, at.strides, at.shift)
+
+
+def _put(memory: torch.Tensor, t: torch.Tensor, at: Place) -> torch.Tensor:
+    first = tuple(slice(None) if s else slice(0, 1) for s in at.strides)
+    return memory.copy_(t[first]).expand(at.sizes)
+
+
 def laid(t: torch.Tensor, at: Place) -> torch.Tensor:
     """A copy of ``t`` that lies so. Of axes with stride 0 what lies first counts."""
-    first = tuple(slice(0, 1) if s == 0 else slice(None) for s in at.strides)
-    source = t[first]
-    reach = sum((d - 1) * s for d, s in zip(source.shape, at.strides, strict=True))
-    memory = torch.empty(at.shift + max(0, reach) + 1, dtype=t.dtype, device=t.device)
-    out = memory.as_strided(source.shape, at.strides, at.shift)
-    return out.copy_(source).expand(at.sizes)
+    return _put(_memory(at, t), t, at)
 
 
 def _flat(
@@ -190,11 +201,14 @@ def evenly(runner: Runner, node: Node, env: Mapping[str, Any]) -> Replacement:
 # --- what is tried ---
 
 
+_BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit, but for which NaN a NaN is."""
 
     def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-        return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+        return torch.equal(a.view(_BITS[a.element_size()]), b.view(_BITS[b.element_size()]))
 
     if equal(a, b):
         return True
@@ -204,36 +218,115 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(nan, b.isnan()) and equal(a.masked_fill(nan, 0.0), b.masked_fill(nan, 0.0))
 
 
-def _spread(sizes: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Both signs, magnitudes from 1e-30 to 1e30."""
-    exponents = torch.rand(sizes, generator=generator) * 60.0 - 30.0
+def _spread(sizes: Sequence[int], generator: torch.Generator, reach: float = 30.0) -> torch.Tensor:
+    """Both signs, magnitudes from 10^-reach to 10^reach."""
+    exponents = (torch.rand(sizes, generator=generator) * 2.0 - 1.0) * reach
     return torch.randn(sizes, generator=generator).sign() * torch.pow(10.0, exponents)
 
 
-def drawn_as(sizes: Sequence[int], round_: int, generator: torch.Generator) -> torch.Tensor:
-    if round_ % 4 == 3:
-        return _spread(sizes, generator)
-    return torch.randn(sizes, generator=generator) * (100.0 if round_ % 4 == 2 else 1.0)
+@functools.cache
+def _pool(reach: float) -> torch.Tensor:
+    """Random entries: of magnitudes up to 10^reach, or normal ones where that is zero."""
+    generator = torch.Generator().manual_seed(1)  # tries kernels, guards nothing
+    if reach:
+        return _spread((_POOL,), generator, reach)
+    return torch.randn(_POOL, generator=generator)
 
 
-def _outputs(runner: Runner, node: Node, made: Any) -> list[torch.Tensor]:
-    """Records' rows of a node's results."""
-    values = runner.proved.values
-    found = made if isinstance(made, list | tuple) else (made,)
-    return [
-        to_rows(t, values[o], runner.rows).contiguous()
-        for o, t in zip(runner.outs(node), found, strict=False)
-        if t is not None and values[o].batch is not None
-    ]
+def fill(t: torch.Tensor, generator: torch.Generator, reach: float = 0.0) -> torch.Tensor:
+    """Random entries of the pool, over and over from some place on, in ``t``, which is dense."""
+    pool, flat = _pool(reach), t.view(-1)
+    start = int(torch.randint(_POOL, (), generator=generator))
+    done = 0
+    while done < len(flat):
+        part = pool[start : start + len(flat) - done]
+        flat[done : done + len(part)] = part
+        done, start = done + len(part), 0
+    return t
 
 
-def same_in_every_slot(
-    runner: Runner,
-    node: Node,
-    env: Env,
-    call: Replacement,
-    generator: torch.Generator,
-) -> bool:
+Spoil: TypeAlias = tuple[int, Sequence[float | None]]
+
+
+class Slots:
+    """Operands of records in the slots of a microbatch, ``per`` rows each, as a run has them:
+    (tensor, its value). In the same memory each time: fresh pages cost more than most operations.
+    """
+
+    def __init__(
+        self, operands: Sequence[tuple[torch.Tensor, Value]], rows: int, per: int = 1
+    ) -> None:
+        self.rows, self.values = rows, [v for _, v in operands]
+        self.places = [place(t) for t, _ in operands]
+        self.own = [to_rows(t, v, rows).reshape(rows // per, -1) for t, v in operands]
+        # Expanded along the records: all rows are one.
+        self.shared = [rows > 1 and t.stride()[_axis(v)] == 0 for t, v in operands]
+        self.drawn = [torch.empty_like(t) for t in self.own]
+        self._others = [torch.empty_like(t) for t in self.own]
+        self._memory = [_memory(at, t) for at, t in zip(self.places, self.own, strict=True)]
+
+    def draw(
+        self, round_: int, generator: torch.Generator, as_is: bool, reach: float = 30.0
+    ) -> None:
+        """Floats as they are, or normal, 100 times that, or of both signs and magnitudes from
+        10^-reach to 10^reach."""
+        for own, made, one in zip(self.own, self.drawn, self.shared, strict=True):
+            if as_is or not own.is_floating_point():
+                made.copy_(own)
+            else:
+                fill(made, generator, reach if round_ % 4 == 3 else 0.0)
+                if round_ % 4 == 2:
+                    made *= 100.0
+            if one:
+                made[1:] = made[:1]
+
+    def _laid(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            _put(memory, from_rows(t.view(self.rows, -1), v), at)
+            for memory, t, v, at in zip(self._memory, rows, self.values, self.places, strict=True)
+        ]
+
+    def _beside(self, spoil: Spoil) -> list[torch.Tensor]:
+        """Of every four slots, from a place on, one stays; the others become what is said, or
+        huge."""
+        first, values = spoil
+        for t, other, one in zip(self.drawn, self._others, self.shared, strict=True):
+            other.copy_(t)
+            for role, value in enumerate(values if not one else (), 1):
+                rows = other[(first + role) % 4 :: 4]
+                if not t.is_floating_point():
+                    if role % 2:
+                        rows[:] = t[:1]
+                elif value is None:
+                    rows *= 1e20
+                else:
+                    rows.fill_(value)
+        return self._others
+
+    def alike(
+        self,
+        outputs: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]],
+        orders: Sequence[torch.Tensor],
+        spoils: Sequence[Spoil],
+    ) -> list[bool]:
+        """Which results, (slots, n), of the operands drawn are the same bits in every order of
+        slots, and in the slots that stay beside others."""
+        first = [t.clone() for t in outputs(self._laid(self.drawn))]
+        good = [True] * len(first)
+        for order in orders:
+            for t, other in zip(self.drawn, self._others, strict=True):
+                torch.index_select(t, 0, order, out=other)
+            turned = outputs(self._laid(self._others))
+            for i, (a, b) in enumerate(zip(first, turned, strict=True)):
+                good[i] = good[i] and same(a[order], b)
+        for spoil in spoils:
+            changed, stay = outputs(self._laid(self._beside(spoil))), slice(spoil[0] % 4, None, 4)
+            for i, (a, b) in enumerate(zip(first, changed, strict=True)):
+                good[i] = good[i] and same(a[stay], b[stay])
+        return good
+
+
+def same_in_every_slot(runner: Runner, node: Node, env: Env, call: Replacement) -> bool:
     """Whether ``call(values)`` treats all slots of ``node``'s operands alike, bit for bit.
 
     env: the operands as a run has them: integers are tried as they are; floats, trained tensors'
@@ -245,76 +338,60 @@ def same_in_every_slot(
     names = [n for n in of_records if not values_of[n].slot]  # a record's place is not the record's
     if not names:
         return True
-    places = {n: place(env[n]) for n in read}
-    # Expanded along the records: all rows are one.
-    shared = {n for n in names if places[n].strides[axis(values_of[n])] == 0 and rows > 1}
-    own = {n: to_rows(env[n], values_of[n], rows) for n in names}
-    weights = [n for n in read if n not in of_records and env[n].is_floating_point()]
+    generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
+    slots = Slots([(env[n], values_of[n]) for n in names], rows)
+    weights = {n: env[n] for n in read if n not in of_records and env[n].is_floating_point()}
+    outs = [(o, values_of[o]) for o in runner.outs(node)]
 
-    def outputs(of: Mapping[str, torch.Tensor], weights: Mapping[str, Any]) -> list[torch.Tensor]:
-        values = {**env, **weights}
-        for n in names:
-            values[n] = laid(from_rows(of[n], values_of[n]), places[n])
-        return _outputs(runner, node, call(values))
+    entries = sum(env[o].numel() for o, v in outs if v.batch is not None and env[o] is not None)
+    for round_ in range(rounds_for(entries)):
+        slots.draw(round_, generator, not round_)
+        fixed = other_weights(weights, round_, generator) if round_ else {}
 
-    rounds, done, round_ = _ROUNDS[0], 0, 0
-    while round_ < rounds:
-        tried, fixed = {}, {}
-        for n, flat in own.items():
-            drawn = flat.is_floating_point() and round_ > 0
-            tried[n] = drawn_as(flat.shape, round_, generator) if drawn else flat.clone()
-            if n in shared:
-                tried[n] = tried[n][:1].expand(flat.shape).clone()
-        for n in weights if round_ else ():
-            drawn_ = torch.randn(env[n].shape, generator=generator)
-            fixed[n] = laid(drawn_ if round_ % 2 else drawn_.abs() + 0.5, places[n])
-        first = outputs(tried, fixed)
+        def outputs(
+            operands: list[torch.Tensor], fixed: Mapping[str, Any] = fixed
+        ) -> list[torch.Tensor]:
+            made = call({**env, **fixed, **dict(zip(names, operands, strict=True))})
+            found = made if isinstance(made, list | tuple) else (made,)
+            return [
+                to_rows(t, v, rows)
+                for (_, v), t in zip(outs, found, strict=False)
+                if t is not None and v.batch is not None
+            ]
+
         order = torch.randperm(rows, generator=generator)
-        turned = outputs({n: t[order] for n, t in tried.items()}, fixed)
-        if not all(same(a[order], b) for a, b in zip(first, turned, strict=True)):
+        beside: Spoil = (-round_, (None, _HOSTILE[round_ % len(_HOSTILE)], math.nan))
+        if not all(slots.alike(outputs, [order], [beside])):
             return False
-        keep = (torch.arange(rows) + round_) % 4
-        mixed = beside(tried, shared, keep, _HOSTILE[round_ % len(_HOSTILE)])
-        changed = outputs(mixed, fixed)
-        kept = keep == 0
-        if not all(same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
-            return False
-        done += sum(t.numel() for t in first)
-        round_ += 1
-        if round_ == rounds and done < _ENOUGH and rounds < _ROUNDS[1]:
-            rounds += 1
     return True
 
 
-def axis(v: Value) -> int:
+def rounds_for(entries: int) -> int:
+    """Of trials on so many entries each."""
+    return min(_ROUNDS[1], max(_ROUNDS[0], -(-_ENOUGH // max(1, entries))))
+
+
+def other_weights(
+    weights: Mapping[Any, torch.Tensor], round_: int, generator: torch.Generator
+) -> dict[Any, torch.Tensor]:
+    """Others that lie as these do: normal, or all positive in every other round."""
+    out = {}
+    for n, t in weights.items():
+        made = fill(torch.empty(t.shape), generator)
+        out[n] = laid((made if round_ % 2 else made.abs_().add_(0.5)).to(t.dtype), place(t))
+    return out
+
+
+def _axis(v: Value) -> int:
     """Of the records."""
     assert v.batch is not None
     return v.batch.axis
 
 
-def beside(
-    tried: Mapping[str, torch.Tensor], shared: Collection[str], part: torch.Tensor, hostile: float
-) -> dict[str, torch.Tensor]:
-    """Copies of operands in which rows of ``part`` (rows,) 0 stay and others change: larger,
-    ``hostile``, and not numbers at all. shared: operands whose rows are one, which stay."""
-    mixed = {n: t.clone() for n, t in tried.items()}
-    for n, t in mixed.items():
-        if n in shared:
-            continue
-        if t.is_floating_point():
-            t[part == 1] *= 1e20
-            t[part == 2] = hostile
-            t[part == 3] = math.nan
-        else:
-            t[part % 2 == 1] = t[:1].clone()
-    return mixed
-
-
-def same_in_every_lane(
-    runner: Runner, node: Node, env: Mapping[str, Any], generator: torch.Generator
-) -> bool:
+def same_in_every_lane(runner: Runner, node: Node, env: Mapping[str, Any]) -> bool:
     """Whether an operation entry by entry gives an entry the same bits whatever the others are and
     wherever it lies, over one :func:`even` run of many entries."""
+    generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
     names = list(dict.fromkeys(uses(node)))
     many = [n for n in names if env[n].numel() > 1]
 
@@ -415,7 +492,7 @@ def _whole(runner: Runner, node: Node) -> Replacement:
 _Way: TypeAlias = Callable[[Runner, Node, Env], Replacement] | None
 
 
-def _way(runner: Runner, node: Node, env: Env, generator: torch.Generator) -> _Way:
+def _way(runner: Runner, node: Node, env: Env) -> _Way:
     """How the node has to be run; ``None``: as it is."""
     given = [env[n] for n in dict.fromkeys(uses(node))]
     made = [env[o] for o in runner.outs(node)]
@@ -424,7 +501,7 @@ def _way(runner: Runner, node: Node, env: Env, generator: torch.Generator) -> _W
         node, [t.shape for t in given], [t.shape for t in made]
     ):
         try:
-            alike = same_in_every_lane(runner, node, env, generator)
+            alike = same_in_every_lane(runner, node, env)
         except (RuntimeError, IndexError):  # it does not take entries without their axes
             alike = False
         if not alike:
@@ -432,21 +509,27 @@ def _way(runner: Runner, node: Node, env: Env, generator: torch.Generator) -> _W
         if not even(given, made):
             way = evenly
     call = _whole(runner, node) if way is None else way(runner, node, env)
-    return way if same_in_every_slot(runner, node, env, call, generator) else one_by_one
+    return way if same_in_every_slot(runner, node, env, call) else one_by_one
+
+
+_known: weakref.WeakKeyDictionary[Runner, dict[Any, _Way]] = weakref.WeakKeyDictionary()
+
+
+def way_of(runner: Runner, node: Node, env: Env) -> _Way:
+    """:func:`_way`, had once for each operation, geometry and place of a runner."""
+    known, key = _known.setdefault(runner, {}), (runner.last, _key(runner, node, env))
+    if key not in known:
+        with torch.inference_mode():
+            known[key] = _way(runner, node, env)
+    return known[key]
 
 
 def prober(runner: Runner) -> Callable[[Node, Env], tuple[Replacement, bool] | None]:
     """A function of a node and the values as a run has them. It gives ``None`` where the node
     treats all slots alike, else a replacement that does, and whether that is one record a call."""
-    generator = torch.Generator().manual_seed(0)  # tests kernels, guards nothing
-    known: dict[Any, _Way] = {}
 
     def tried(node: Node, env: Env) -> tuple[Replacement, bool] | None:
-        with torch.inference_mode():
-            key = _key(runner, node, env)
-            if key not in known:
-                known[key] = _way(runner, node, env, generator)
-            way = known[key]
-            return None if way is None else (way(runner, node, env), way is one_by_one)
+        way = way_of(runner, node, env)
+        return None if way is None else (way(runner, node, env), way is one_by_one)
 
     return tried

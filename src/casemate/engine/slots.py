@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 
 from casemate.engine import probe
-from casemate.engine.nodes import from_rows, to_rows
-from casemate.engine.probe import laid, place
+from casemate.engine.nodes import to_rows
 from casemate.graph.ops import Value
 
 # Operations of an island's lowered graph that move entries or add them up along a record.
@@ -30,10 +29,8 @@ _LOOP: Final = re.compile(
     r"\1<static_cast<int64_t>\((\d+)L?\); \1\+=static_cast<int64_t>\((\d+)L?\)\)"
 )
 WIDEST: Final = 16  # float32 in a vector; rows of a microbatch are a multiple of it
-_ROUNDS: Final = (4, 64)
-_ENOUGH: Final = 10_000
+_ROUNDS: Final = 4  # with every one of what follows
 _HOSTILE: Final = (1e20, 0.0, math.nan, math.inf, -1e38, 1e-42)
-_Flats: TypeAlias = list[torch.Tensor | None]
 
 
 class Refused(Exception):
@@ -79,65 +76,32 @@ def treated_alike(
     """
     generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
     alike = [True] * len(values)
-    places = [place(t) for t, _ in operands]
-    own = [None if v.batch is None else to_rows(t, v, rows) for t, v in operands]
-    shared = [v.batch is not None and rows > 1 and t.stride()[v.batch.axis] == 0
-              for t, v in operands]  # fmt: skip
+    at = [i for i, (_, v) in enumerate(operands) if v.batch is not None]
+    rest = {i: t for i, (t, v) in enumerate(operands) if v.batch is None and t.is_floating_point()}
+    slots = probe.Slots([operands[i] for i in at], rows)
+    for round_ in range(probe.rounds_for(min((rows * v.numel for v in values), default=0))):
+        slots.draw(round_, generator, not round_)
+        weights = probe.other_weights(rest, round_, generator) if round_ else {}
 
-    def outputs(flats: _Flats, weights: _Flats) -> list[torch.Tensor]:
-        given = []
-        for (t, v), flat, weight, at in zip(operands, flats, weights, places, strict=True):
-            if flat is not None:
-                given.append(laid(from_rows(flat, v), at))
-            else:
-                given.append(t if weight is None else weight)
-        found = call(given)
-        return [to_rows(t, v, rows).contiguous() for t, v in zip(found, values, strict=True)]
+        def outputs(
+            laid: list[torch.Tensor], weights: Mapping[int, torch.Tensor] = weights
+        ) -> list[torch.Tensor]:
+            given = {**weights, **dict(zip(at, laid, strict=True))}
+            found = call([given.get(i, t) for i, (t, _) in enumerate(operands)])
+            return [to_rows(t, v, rows) for t, v in zip(found, values, strict=True)]
 
-    def compare(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], at: Any, to: Any) -> None:
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            alike[i] = alike[i] and probe.same(x[at], y[to])
-
-    rounds, done, round_ = _ROUNDS[0], [0] * len(values), 0
-    while round_ < rounds and any(alike):
-        tried: _Flats = []
-        weights: _Flats = []
-        for (t, _), flat, one, at in zip(operands, own, shared, places, strict=True):
-            drawn, weight = flat, None
-            if round_ and t.is_floating_point():
-                if flat is None:
-                    weight = torch.randn(t.shape, generator=generator, dtype=t.dtype)
-                    weight = laid(weight if round_ % 2 else weight.abs() + 0.5, at)
-                else:
-                    drawn = probe.drawn_as(flat.shape, round_, generator).to(t.dtype)
-            if drawn is not None:
-                drawn = drawn[:1].expand(drawn.shape).clone() if one else drawn.clone()
-            tried.append(drawn)
-            weights.append(weight)
-        first = outputs(tried, weights)
-        orders = [torch.randperm(rows, generator=generator)]
-        if round_ == _ROUNDS[0] - 1:
+        orders, spoils = [torch.randperm(rows, generator=generator)], [round_]
+        if round_ < _ROUNDS:
+            spoils = list(range(len(_HOSTILE)))
+        if round_ == _ROUNDS - 1:
             orders += [torch.arange(rows).roll(k) for k in range(1, min(rows, WIDEST))]
-            floats = [t for t in tried if t is not None and t.is_floating_point() and t.numel()]
+            floats = [t for t in slots.drawn if t.is_floating_point() and t.numel()]
             orders += [t.abs().amax(1).argsort() for t in floats]
-        for order in orders:
-            turned = outputs([None if t is None else t[order] for t in tried], weights)
-            compare(first, turned, order, slice(None))
-        keep = (torch.arange(rows) + round_) % 4
-        for k in range(len(_HOSTILE)) if round_ < _ROUNDS[0] else [round_]:
-            mixed = [None if t is None else t.clone() for t in tried]
-            for m, one in zip(mixed, shared, strict=True):
-                if m is not None and not one:
-                    for role in (1, 2, 3):
-                        if m.is_floating_point():
-                            m[keep == role] = _HOSTILE[(k + role) % len(_HOSTILE)]
-                        elif k % 2:
-                            m[keep == role] = m[:1].clone()
-            compare(first, outputs(mixed, weights), keep == 0, keep == 0)
-        done = [n + t.numel() for n, t in zip(done, first, strict=True)]
-        round_ += 1
-        if round_ == rounds and min(done, default=_ENOUGH) < _ENOUGH and rounds < _ROUNDS[1]:
-            rounds += 1
+        others = [[_HOSTILE[(k + role) % len(_HOSTILE)] for role in (1, 2, 3)] for k in spoils]
+        good = slots.alike(outputs, orders, [(-round_, of) for of in others])
+        alike = [a and g for a, g in zip(alike, good, strict=True)]
+        if not any(alike):
+            break
     return alike
 
 

@@ -22,8 +22,8 @@ from typing import Any, Final
 import torch
 
 from casemate.engine.forms import Env, Shape, Site, Tensor, Way
-from casemate.engine.nodes import Runner, from_rows, mapped, to_rows
-from casemate.engine.probe import axis, beside, laid, place, same
+from casemate.engine.nodes import Runner, mapped
+from casemate.engine.probe import Slots, Spoil, place, rounds_for
 from casemate.engine.program import uses
 from casemate.graph.model import Ref
 from casemate.graph.ops import Value
@@ -31,8 +31,6 @@ from casemate.graph.ops import Value
 # How much smaller than exact a factor may be; 1e-5 is asked of the sum, float32 takes its part.
 LOSS: Final = 2.0**-17
 _HOSTILE: Final = (0.0, math.nan, math.inf, -1e38)
-_ROUNDS: Final = (4, 32)
-_ENOUGH: Final = 10_000  # entries of operands
 
 
 def fitting(site: Site, most: int) -> list[Way]:
@@ -43,21 +41,13 @@ def fitting(site: Site, most: int) -> list[Way]:
 # --- every slot alike ---
 
 
-def _drawn(t: Tensor, round_: int, generator: torch.Generator) -> Tensor:
-    """Normal; 100 times that; or magnitudes from 1e-20 to 1e20 by unit and entry."""
-    made = torch.randn(t.shape, generator=generator)
-    if round_ % 4 == 3:
-        made *= torch.pow(10.0, torch.rand(t.shape, generator=generator) * 40.0 - 20.0)
-    return made * (100.0 if round_ % 4 == 2 else 1.0)
-
-
 def _made(way: Way, env: Env, units: int) -> list[Tensor]:
     """What a way makes of each unit, (units, n): its norm, S, and what it keeps."""
     before = set(env)
     norm = way.norm(env)
     kept = [t for k, t in env.items() if k not in before and isinstance(t, torch.Tensor)]
     found = [norm.squared, *([] if norm.spread is None else [norm.spread]), *kept]
-    return [t.reshape(units, -1).clone() for t in found]
+    return [t.reshape(units, -1) for t in found]
 
 
 def alike(
@@ -65,44 +55,27 @@ def alike(
     env: Mapping[str, Any],
     operands: Mapping[str, Value],
     shape: Shape,
-    generator: torch.Generator,
 ) -> bool:
     """Whether ``way`` gives a unit the same bits in every slot, whatever the other slots hold.
 
     env: operands as a run has them: integers are tried as they are, floats drawn. operands: those
     of records.
     """
-    units, k = shape.units, shape.per_unit
+    units = shape.units
     names = [n for n in operands if not operands[n].slot]
-    places = {n: place(env[n]) for n in names}
-    own = {n: to_rows(env[n], operands[n], shape.rows).clone() for n in names}
-    # Expanded along the records: all rows are one.
-    shared = {n for n in names if places[n].strides[axis(operands[n])] == 0 and shape.rows > 1}
+    slots = Slots([(env[n], operands[n]) for n in names], shape.rows, shape.per_unit)
+    generator = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
 
-    def outputs(of: Mapping[str, Tensor]) -> list[Tensor]:
-        laid_ = {n: laid(from_rows(t, operands[n]), places[n]) for n, t in of.items()}
-        return _made(way, {**env, **laid_}, units)
+    def outputs(laid: list[Tensor]) -> list[Tensor]:
+        return _made(way, {**env, **dict(zip(names, laid, strict=True))}, units)
 
-    entries = sum(t.numel() for t in own.values())
-    rounds = min(_ROUNDS[1], max(_ROUNDS[0], _ENOUGH // max(1, entries)))
-    for round_ in range(rounds):
-        tried = {}
-        for n, t in own.items():
-            tried[n] = _drawn(t, round_, generator) if t.is_floating_point() else t
-            if n in shared:
-                tried[n] = tried[n][:1].expand(t.shape).clone()
-        first = outputs(tried)
+    entries = sum(t.numel() for t in slots.own)
+    for round_ in range(rounds_for(entries)):
+        # Magnitudes of which squares are numbers.
+        slots.draw(round_, generator, False, 20.0)
         order = torch.randperm(units, generator=generator)
-        rows = (order.unsqueeze(1) * k + torch.arange(k)).reshape(-1)
-        turned = outputs({n: t[rows] for n, t in tried.items()})
-        if not all(same(a[order], b) for a, b in zip(first, turned, strict=True)):
-            return False
-        part = (torch.arange(units) + round_) % 4
-        of_rows = part.repeat_interleave(k)
-        mixed = beside(tried, shared, of_rows, _HOSTILE[round_ % len(_HOSTILE)])
-        changed = outputs(mixed)
-        kept = part == 0
-        if not all(same(a[kept], b[kept]) for a, b in zip(first, changed, strict=True)):
+        beside: Spoil = (-round_, (None, _HOSTILE[round_ % len(_HOSTILE)], math.nan))
+        if not all(slots.alike(outputs, [order], [beside])):
             return False
     return True
 
@@ -138,7 +111,7 @@ class Trials:
         ]
         key = (way.name, way.gamma, way.error, repr(geometry))
         if key not in self.known:
-            self.known[key] = alike(way, env, operands, self.shape, self.generator)
+            self.known[key] = alike(way, env, operands, self.shape)
         return self.known[key]
 
 

@@ -154,10 +154,8 @@ def test_slow_operations_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> No
 
     same = probe.same_in_every_slot
 
-    def not_last(runner, node, env, call, generator):  # type: ignore[no-untyped-def]
-        return not (runner.last and "convolution" in node.op) and same(
-            runner, node, env, call, generator
-        )
+    def not_last(runner, node, env, call):  # type: ignore[no-untyped-def]
+        return not (runner.last and "convolution" in node.op) and same(runner, node, env, call)
 
     monkeypatch.setattr(probe, "same_in_every_slot", not_last)
     monkeypatch.setattr(layout, "_less", lambda ways: True)
