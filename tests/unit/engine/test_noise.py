@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from pathlib import Path
 
@@ -103,14 +104,15 @@ def test_unsure_pairs_take_the_long_way_and_change_nothing(error, long_ways, mon
 
 
 def test_extreme_words_take_the_long_way_and_change_nothing(build, long_ways):
-    """With wider edges: a quarter of the pairs below, an eighth above."""
+    """With nearer edges: U1 below exp(-1.5), over a fifth of the pairs, and above exp(-1/16)."""
     plain = noise.gaussian(KEYS[2], 2, 2001, 1e6)
-    build(("LOW = 1ull << 45, HIGH = 1ull << 30", "LOW = 1ull << 62, HIGH = 1ull << 61"))
+    build(("LEAST = 0x1p-33, MOST = 29.112", "LEAST = 0.125, MOST = 3.0"))
     long_ways.clear()
     assert np.array_equal(noise.gaussian(KEYS[2], 2, 2001, 1e6), plain)
     words = keystream.words(keystream.subkey(KEYS[2], noise.PURPOSE), 2, 0, 1001)[::2]
-    edges = (words < np.uint64(2**62)) | (words >= np.uint64(2**64 - 2**61))
-    assert long_ways == np.flatnonzero(edges).tolist()
+    u1 = words / 2.0**64
+    assert long_ways == np.flatnonzero((u1 < math.exp(-1.5)) | (u1 > math.exp(-0.0625))).tolist()
+    assert len(long_ways) > 250
 
 
 def native_blocks(library, key, step, first, count):
@@ -162,16 +164,19 @@ def test_a_cpu_without_aes_leaves_it_to_the_twin(build):
 MUTANTS = {
     "counter off by one": ("keystream(schedule, step, first + done / 2,",
                            "keystream(schedule, step, first + done / 2 + 1,"),
-    "a block used twice": ("count(step, first + i + j * WIDE)",
-                           "count(step, first + i + (j & ~1) * WIDE)"),
-    "step and number swapped": ("state[j] = mix(shuffle(count(step, first + i + j * WIDE)",
-                                "state[j] = mix(shuffle(count(first + i + j * WIDE, step)"),
+    "a block used twice": ("j++, counter = add(counter, next))",
+                           "j++, counter = add(counter, j & 1 ? next : all(_mm_setzero_si128())))"),
+    "step and number swapped": ("counter = count(step, first)", "counter = count(first, step)"),
     "one round too few": ("round < 14;", "round < 13;"),
-    "cosine and sine swapped": ("direction(w2, &cos, &sin);", "direction(w2, &sin, &cos);"),
-    "quarters the wrong way": ("((quarter + 1) & 2)", "((quarter + 3) & 2)"),
+    "cosine and sine swapped": ("direction(b.words[2 * i + 1], &cos, &sin);",
+                                "direction(b.words[2 * i + 1], &sin, &cos);"),
+    "quarters the wrong way": ("(quarter + (1ull << 62))", "(quarter - (1ull << 62))"),
+    "axes half a quarter off": ("quarter = w2 + (1ull << 61)", "quarter = w2"),
     "ln 2 in float32": ("0.69314718055994530942", "(double)0.6931472f"),
-    "words swapped": ("uint64_t w1 = words[2 * i], w2 = words[2 * i + 1]",
-                      "uint64_t w1 = words[2 * i + 1], w2 = words[2 * i]"),
+    "a logarithm's coefficient off": ("0.8000000010455202", "0.80001"),
+    "a cosine's coefficient off": ("60.24462126522892", "60.3"),
+    "a sine's coefficient off": ("41.341702240399215", "41.3418"),
+    "words swapped": ("twice_energy(b.words[2 * i]);", "twice_energy(b.words[2 * i + 1]);"),
     "odd end dropped": ("for (uint64_t i = 0; i < take; i++) out",
                         "for (uint64_t i = 0; i < (take & ~1); i++) out"),
 }  # fmt: skip
@@ -184,10 +189,11 @@ def test_a_seeded_bug_is_caught(bug, build):
 
 
 UNSURE_MUTANTS = {
-    "unsure pairs dropped": ("if (flags[i]) unsure[", "if (flags[i] > 1) unsure["),
-    "unsure pairs added twice": ("keep = unsure - 1;", "keep = ~0ull;"),
-    "only the first draw looked at": ("less(off_x, sure) & less(off_y, sure)", "less(off_x, sure)"),
-    "listed by the wrong place": ("unsure[listed++] = done / 2 + i;", "unsure[listed++] = i;"),
+    "unsure pairs dropped": ("if (b.flags[i / 2] >> 63)", "if (0)"),
+    "unsure pairs added twice": ("b.draws[i] = b.draws[i + 1] = 0;", ""),
+    "only the first draw looked at": (" | as_bits(sure - off_y * off_y)", ""),
+    "listed by the wrong place": ("unsure[listed++] = (done + i) / 2;",
+                                  "unsure[listed++] = i / 2;"),
 }  # fmt: skip
 
 
