@@ -348,6 +348,8 @@ WIDE = (
     Convolution(48, 96, (20, 1), (3, 1), (1, 1), (0, 0), (1, 1), groups=3, last=True),
     Convolution(16, 16, (300,), (3,), (1,), (1,), (1,), groups=16),
     Convolution(16, 8, (40,), (4,), (2,), (1,), (1,), transposed=True),
+    Convolution(64, 20, (6, 5), (1, 1), (1, 1), (0, 0), (1, 1), last=True),
+    Convolution(20, 64, (6, 5), (1, 1), (1, 1), (0, 0), (1, 1), transposed=True, last=True),
 )
 
 
@@ -552,6 +554,11 @@ def doors(m: ModuleType) -> dict[str, object]:
         "conv_inputs": lambda x, g: m.conv_norms(x.repeat(1, 4, 1, 1), g[:, :3], *rule),
         "conv_last": lambda x, g: m.conv_norms(
             x.contiguous(memory_format=deep), g.contiguous(memory_format=deep), *rule
+        ),
+        "conv_point": lambda x, g: m.conv_formed(
+            x.repeat(1, 8, 1, 1).contiguous(memory_format=deep),
+            g.contiguous(memory_format=deep),
+            *((1, 1), (1, 1), (0, 0), (1, 1)),
         ),
         "conv_scale": lambda x, g: m.conv_scale(x, g, *rule),
         "conv_gram": lambda x, g: stacked(m.conv_gram(x, g, *rule)),

@@ -50,7 +50,8 @@ def embedding(m: ModuleType) -> None:
 
 
 def contraction(m: ModuleType) -> None:
-    checks.contraction(m, 4, 100, 33, 17, 64)
+    for columns in (17, 80):  # part of a vector, whole ones
+        checks.contraction(m, 4, 100, 33, columns, 64)
 
 
 def conv_sum(m: ModuleType) -> None:
@@ -71,6 +72,9 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("SHORT = 32", "SHORT = 1 << 20", checks.chunks),
     ("const i64 stop = LONG || end - k < RUN ? end", "const i64 stop = true ? end", checks.chunks),
     ("count - k < RUN * RUNS ? count", "true ? count", checks.chunks),
+    ("const i64 here = count - k < most ? count - k : most;", "const i64 here = count - k;",
+     checks.chunks),
+    ("sum[j] += part[j];", "sum[j] = part[j];", checks.chunks),
     ("if (w == 0) continue;", "", checks.weighting),
     ("std::rint(", "std::floor(", checks.summing),
     ("std::fabs(v) < 0x1p62 ? v : 0.0", "v", checks.summing),
@@ -94,8 +98,8 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("const i64 records = T < chunk", "chunk = 1 << 20; const i64 records = T < chunk",
      checks.long_contraction),
     ("load<V>(p + j) * weight[t]", "load<V>(p + j)", contraction),
-    ("if (kept[t] && wide) {", "if (wide) {", contraction),
-    ("if (kept[t] && first + size <= n) {", "if (first + size <= n) {", contraction),
+    ("if (kept[t] && limit", "if (limit", contraction),
+    ("if (kept[t] && from + size", "if (from + size", contraction),
     ("add ? load<vf>(p) + s[r][n] : s[r][n]", "s[r][n]", contraction),
     ("block += count * size + W;", "block += count * size;", contraction),
     ("start == 0 && t == 0", "t == 0", conv_sum),

@@ -144,10 +144,23 @@ def _shape(x: Tensor, g: Tensor, w: Window) -> ctypes.Array[ctypes.c_int64]:
     )  # fmt: skip
 
 
+def _rows(x: Tensor, g: Tensor, w: Window) -> bool:
+    """Whether a convolution is a product of rows as they lie in memory: one tap, channels last."""
+    one = w.groups == 1 and (*w.kernel, *w.stride) == (1,) * 2 * len(w.kernel)
+    return one and not any(w.padding) and x.shape[2:] == g.shape[2:] and _last(x) and _last(g)
+
+
+def _tokens(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).flatten(1, -2)
+
+
 @windowed()
 def conv_formed(x: Tensor, g: Tensor, w: Window, out: Tensor | None = None) -> Tensor:
     shape = _shape(x, g, w)
     out = _filled(out, (x.shape[0], g.shape[1], x.shape[1] // w.groups, *w.kernel))
+    if x.shape[1] % 16 == 0 and _rows(x, g, w):
+        formed_outer(_tokens(g), _tokens(x), out.view(len(x), -1))
+        return out
     _call("conv", x.data_ptr(), g.data_ptr(), shape, None, out.data_ptr())
     return out
 
@@ -209,7 +222,7 @@ def contract(
 ) -> Tensor:
     g, x, c, keep = g.contiguous(), x.contiguous(), c.contiguous(), keep.contiguous()
     (count, m), n = g.shape, x.shape[1]
-    if n < 16 <= m and m > n:  # vectors lie along the longer side
+    if n < min(m, 64) and _idle(m) * n <= _idle(n) * m:  # vectors lie along the longer side
         turned = contract(x, g, c, keep, chunk).t()
         return turned.contiguous() if out is None else out.copy_(turned)
     out = _filled(out, (m, n))
@@ -232,6 +245,11 @@ def conv_contract(
 ) -> Tensor:
     c, keep = c.contiguous(), keep.contiguous()
     outputs, inputs = g.shape[1], x.shape[1]
+    if inputs >= 64 and _rows(x, g, w):
+        sides = _tokens(g).flatten(0, 1), _tokens(x).flatten(0, 1)
+        out = _filled(out, (outputs, inputs, *w.kernel))
+        contract(*sides, c, keep, chunk, out.view(outputs, inputs))
+        return out
     point = (
         w.groups == 1 and (*w.kernel, *w.stride) == (1,) * 2 * len(w.kernel) and not any(w.padding)
     )

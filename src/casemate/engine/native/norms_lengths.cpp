@@ -130,7 +130,7 @@ const double *in<double>(const float *p, i64 count, int which) {
 
 // One group, strides of one: the Gram matrix of the padded input summed along its diagonals (the
 // taps) times that of the output gradient, both in one padded box, pairs with f >= f(t) only.
-// Dots over channels in E, at most SHORT terms in float32; all else in float64.
+// Dots over channels in E, with at most SHORT roundings in float32; all else in float64.
 template <class E>
 double box_gram(const Geometry &q, const Geometry &side, const float *x, const float *g,
                 const i64 *at, const i64 *tap, i64 *where, i64 *inner, i64 *strided, double *s3) {
@@ -175,7 +175,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
         for (i64 i = 0; i < below;) {
             const int r = static_cast<int>(block_size(below - i, rows_for(n)));
             for (int j = 0; j < r; j++) rows[j] = px + inner[i + j];
-            product<E>(r, n, q.C, rows, strided, px + s, strided, box, SHORT);
+            product<E>(r, n, q.C, rows, strided, px + s, strided, box, RUN, RUNS);
             for (int j = 0; j < r; j++)
                 std::memcpy(gram + (i + j) * row + s, box + j * n * L, sizeof(double) * n * L);
             i += r;
@@ -191,7 +191,7 @@ double box_gram(const Geometry &q, const Geometry &side, const float *x, const f
         for (i64 t = 0; t < below;) {
             const int r = static_cast<int>(block_size(below - t, rows_for(n)));
             for (int j = 0; j < r; j++) rows[j] = pg + at[t + j];
-            product<E>(r, n, q.O, rows, strided, pg + s, strided, box, SHORT);
+            product<E>(r, n, q.O, rows, strided, pg + s, strided, box, RUN, RUNS);
             for (int j = 0; j < r; j++) {
                 constexpr int H = W / 2;
                 vd u[2 * NARROW] = {};

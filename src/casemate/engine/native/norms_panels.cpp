@@ -41,8 +41,8 @@ struct Packed {
     static constexpr door<float> at = packed<R, N>;
 };
 
-// Blocks of vectors of the rows of x (count, n), one after the other; zeros for what is not kept
-// and beyond n.
+// Blocks of vectors of the rows of x (count, n), one after the other; zeros for what is not kept.
+// What stands in lanes beyond n is of no account.
 void pack_vectors(const float *x, i64 count, i64 n, const uint8_t *kept, float *to) {
     const i64 width = up(n, W);
     for (i64 t = 0; t < count; t++)
@@ -50,7 +50,7 @@ void pack_vectors(const float *x, i64 count, i64 n, const uint8_t *kept, float *
             const i64 size = vectors_for((width - first) / W) * W;
             const float *from = x + t * n + first;
             float *p = to + first * count + t * size;
-            if (kept[t] && first + size <= n) {
+            if (kept[t] && from + size <= x + count * n) {
                 for (i64 l = 0; l < size; l += W) store(p + l, load<vf>(from + l));
             } else {
                 for (i64 l = 0; l < size; l++) p[l] = kept[t] && first + l < n ? from[l] : 0;
@@ -59,16 +59,16 @@ void pack_vectors(const float *x, i64 count, i64 n, const uint8_t *kept, float *
         }
 }
 
-// to[t * size + j] = weight[t] * from[t * ld + j], j < size; what is not kept counts as zeros. Lanes
-// beyond `size` are written too, if `wide`: by the next token's again, or behind the block.
+// to[t * size + j] = weight[t] * from[t * ld + j], j < size; zeros for what is not kept. Lanes beyond
+// `size` are read, up to `limit`, and written: by the next token's again, or behind the block.
 template <class V>
-void pack_block(const float *from, i64 ld, i64 start, i64 end, i64 size, bool wide,
+void pack_block(const float *from, i64 ld, const float *limit, i64 start, i64 end, i64 size,
                 const float *weight, const uint8_t *kept, float *to) {
     constexpr i64 L = sizeof(V) / sizeof(float);
     for (i64 t = start; t < end; t++) {
         const float *p = from + t * ld;
         float *q = to + t * size;
-        if (kept[t] && wide) {
+        if (kept[t] && limit - p >= up(size, L)) {
             for (i64 j = 0; j < size; j += L) store(q + j, load<V>(p + j) * weight[t]);
         } else {
             for (i64 j = 0; j < size; j++) q[j] = kept[t] ? weight[t] * p[j] : 0;
@@ -86,30 +86,22 @@ void pack_scalars(const float *g, i64 count, i64 m, i64 most, const float *weigh
         float *block = to;
         for (i64 r = 0; r < m;) {
             const i64 size = block_size(m - r, most);
-            const bool wide = r + up(size, W) <= m;
-            (size <= W / 2 ? pack_block<vh> : pack_block<vf>)(g + r, m, start, end, size, wide,
-                                                              weight, kept, block);
+            (size <= W / 2 ? pack_block<vh> : pack_block<vf>)(g + r, m, g + count * m, start, end,
+                                                              size, weight, kept, block);
             block += count * size + W;
             r += size;
         }
     }
 }
 
-// ---- out[r][l] = sum_k a[k * PANEL + r] * b[k * PANEL + l], float64 ----
-// In float32 RUN terms are added up, then RUNS such sums; float64 takes the rest. A term goes
-// through at most RUN + RUNS - 1 roundings of float32.
-
-constexpr i64 RUN = 24;
-constexpr i64 RUNS = 8;
-static_assert(RUN + RUNS <= SHORT, "what kernels/bounds.py counts");
-
+// ---- out[r][l] = sum_k a[k * ld + r] * b[k * ld + l], float64 ----
 template <class E>
-constexpr int PANEL = NARROW * lanes<E>::n;
+constexpr int PANEL = NARROW * lanes<E>::n;   // tokens side by side
 
 template <class E, int R, int N>
-void dots(i64 count, const E *a, const E *b, double *out) {
+void dots(i64 count, const E *a, const E *b, i64 ld, double *out) {
     typedef typename lanes<E>::vec V;
-    constexpr int L = lanes<E>::n, P = PANEL<E>;
+    constexpr int L = lanes<E>::n;
     constexpr bool LONG = sizeof(E) == 8;
     alignas(64) E sum[R * N * L];
     for (i64 k = 0, from = 0; k < count || k == 0; from = k) {
@@ -122,7 +114,7 @@ void dots(i64 count, const E *a, const E *b, double *out) {
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
                 for (int n = 0; n < N; n++) s[r][n] = V{};
-            for (; k < stop; k++, a += P, b += P) {
+            for (; k < stop; k++, a += ld, b += ld) {
                 V v[N];
 #pragma GCC unroll 4
                 for (int n = 0; n < N; n++) v[n] = load<V>(b + n * L);
@@ -151,12 +143,12 @@ void dots(i64 count, const E *a, const E *b, double *out) {
 
 struct Dots {
     template <class E>
-    using door = void (*)(i64, const E *, const E *, double *);
+    using door = void (*)(i64, const E *, const E *, i64, double *);
     template <class E, int R, int N>
     static constexpr door<E> at = dots<E, R, N>;
 };
 
-// Tokens of x (T, n) in panels: to[panel][n][PANEL], zeros beyond the last token.
+// Tokens of x (T, n) in panels: to[T / panel][n][panel], zeros beyond the last token.
 void pack_tokens(const float *x, i64 T, i64 n, i64 panel, float *to) {
     for (i64 t = 0; t < T; t += panel, to += n * panel) {
         const i64 rows = T - t < panel ? T - t : panel;
@@ -180,8 +172,8 @@ double pair_dot(int rows, int vectors, int lanes, const double *x, const double 
 // sum over t, s of (x_t . x_s)(g_t . g_s), from panels: the squares of L tokens on the diagonal, and
 // what is above them twice.
 template <class E>
-double pair_sum(i64 T, const E *x, i64 n, const E *g, i64 m) {
-    constexpr int L = lanes<E>::n, P = PANEL<E>;
+double pair_sum(i64 T, i64 P, const E *x, i64 n, const E *g, i64 m) {
+    constexpr int L = lanes<E>::n;
     alignas(64) double bx[BLOCK], bg[BLOCK];
     double sum = 0;
     for (i64 s = 0; s < T; s += P) {
@@ -193,8 +185,8 @@ double pair_sum(i64 T, const E *x, i64 n, const E *g, i64 m) {
             while (r < end) {
                 const int count = static_cast<int>(block_size(end - r, rows_for(across)));
                 const auto run = choose<Dots, E>(count, across);
-                run(n, x + panel * n + r, cx + skip * L, bx);
-                run(m, g + panel * m + r, cg + skip * L, bg);
+                run(n, x + panel * n + r, cx + skip * L, P, bx);
+                run(m, g + panel * m + r, cg + skip * L, P, bg);
                 sum += pair_dot(count, across, L, bx, bg, first);
                 r += count;
             }
@@ -208,7 +200,7 @@ double pair_sum(i64 T, const E *x, i64 n, const E *g, i64 m) {
 
 template <class E>
 double pair_of(const float *x, const float *g, i64 T, i64 n, i64 m) {
-    constexpr i64 P = PANEL<E>;
+    const i64 P = T <= PANEL<E> / NARROW ? PANEL<E> / NARROW : PANEL<E>;
     const i64 size = (n + m) * up(T, P);
     float *px = scratch[0].get<float>(size);
     if (!px) return NAN;
@@ -216,12 +208,12 @@ double pair_of(const float *x, const float *g, i64 T, i64 n, i64 m) {
     pack_tokens(x, T, n, P, px);
     pack_tokens(g, T, m, P, pg);
     if constexpr (sizeof(E) == 4) {
-        return pair_sum<E>(T, px, n, pg, m);
+        return pair_sum<E>(T, P, px, n, pg, m);
     } else {
         E *wide = scratch[1].get<E>(size);
         if (!wide) return NAN;
         for (i64 j = 0; j < size; j++) wide[j] = px[j];
-        return pair_sum<E>(T, wide, n, wide + (pg - px), m);
+        return pair_sum<E>(T, P, wide, n, wide + (pg - px), m);
     }
 }
 

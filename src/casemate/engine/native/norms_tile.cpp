@@ -18,7 +18,11 @@ constexpr int WIDE = 2;
 constexpr int CELLS = 12;
 #endif
 constexpr i64 CHUNK = 256;
-constexpr i64 SHORT = 32;   // roundings for Gram matrices, where they count S^2 / n^2 times
+// For Gram matrices, where roundings count S^2 / n^2 times: RUN terms are added up in float32, then
+// RUNS such sums, so that a term goes through at most SHORT roundings; the rest in float64.
+constexpr i64 SHORT = 32;
+constexpr i64 RUN = 24;
+constexpr i64 RUNS = SHORT - RUN;
 constexpr int ROWS = 12;    // rows of a tile, at most
 constexpr int STAGE = 96 + 11;   // 96 rows and not another tile
 constexpr int NARROW = 2;   // vectors in a tile of a symmetric matrix: less beyond the diagonal
@@ -162,22 +166,26 @@ inline i64 rows_for(i64 vectors) { return CELLS / vectors < ROWS ? CELLS / vecto
 
 constexpr int BLOCK = CELLS * W;   // elements of a tile, at most
 
-// A tile over any number of terms: float32 over `most` of them, float64 beyond.
+// A tile over any number of terms: in float32 `most` of them, and `runs` such sums, then float64.
 template <class E>
 void product(int rows, int vectors, i64 count, const E *const *s, const i64 *si, const E *v,
-             const i64 *vi, double *out, i64 most = CHUNK) {
-    alignas(64) E part[BLOCK];
+             const i64 *vi, double *out, i64 most = CHUNK, i64 runs = 1) {
+    alignas(64) E sum[BLOCK], part[BLOCK];
     const auto run = choose<E>(rows, vectors);
     const int size = rows * vectors * lanes<E>::n;
-    const i64 chunk = sizeof(E) == 4 ? most : count;
-    for (i64 k = 0; k < count || k == 0; k += chunk) {
-        const i64 here = count - k < chunk ? count - k : chunk;
-        run(here, s, si + k, v, vi + k, part);
-        if (k == 0)
-            for (int j = 0; j < size; j++) out[j] = part[j];
+    if (sizeof(E) == 8) most = count;
+    for (i64 k = 0, from = 0; k < count || k == 0; from = k) {
+        for (i64 r = 0; r < runs && (k < count || r == 0); r++) {
+            const i64 here = count - k < most ? count - k : most;
+            run(here, s, si + k, v, vi + k, r ? part : sum);
+            for (int j = 0; r && j < size; j++) sum[j] += part[j];
+            k += here;
+        }
+        if (from == 0)
+            for (int j = 0; j < size; j++) out[j] = sum[j];
         else
-            for (int j = 0; j < size; j++) out[j] += part[j];
-        if (chunk == 0) break;
+            for (int j = 0; j < size; j++) out[j] += sum[j];
+        if (k == 0) break;
     }
 }
 
@@ -218,6 +226,13 @@ void product_floats(int rows, int vectors, i64 count, const float *const *s, con
     }
     product<float>(rows, vectors, count, s, si, v, vi, box);
     for (int j = 0; j < rows * vectors * W; j++) out[j] = static_cast<float>(box[j]);
+}
+
+// Asks for the lines of `rows` rows of n floats that are to be written soon.
+inline void fetch(const float *to, i64 ld, i64 rows, i64 n) {
+    constexpr i64 LINE = 16;
+    for (i64 r = 0; r < rows; r++)
+        for (i64 l = 0; l < n; l += LINE) __builtin_prefetch(to + r * ld + l, 1);
 }
 
 // ---- transposing ----

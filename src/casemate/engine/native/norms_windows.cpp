@@ -173,11 +173,15 @@ int outputs_in_vectors(const Geometry &q, const Geometry &side, const float *x, 
             const int count = static_cast<int>(block_size(c * K - r, rows_for(n)));
             for (int j = 0; j < count; j++) rows[j] = px + (r + j) / K * size + tap[(r + j) % K];
             if (want.formed) {
+                const i64 some = o - first < n * W ? o - first : n * W;
+                float *to = want.formed + (group * o + first) * c * K + r - held;
+                // A share of the rows to be written for each tile.
+                const i64 left = c * K - r + held < STAGE ? c * K - r + held : STAGE;
+                const i64 l = held * some / left, end = (held + count) * some / left;
+                fetch(to + l * c * K, c * K, end - l, left);
                 product_floats(count, n, T, rows, at, pg + first, across, box, stage + held * n * W);
                 held += count;
                 if (held + ROWS > STAGE || r + count == c * K) {
-                    const i64 some = o - first < n * W ? o - first : n * W;
-                    float *to = want.formed + (group * o + first) * c * K + r + count - held;
                     transpose(stage, n * W, held, some, to, c * K);
                     held = 0;
                 }
