@@ -134,10 +134,11 @@ int norms_conv_contract(const float *x, const float *g, const i64 *shape, const 
                         const int block = static_cast<int>(block_size(ci * K - r, rows_for(n)));
                         for (int j = 0; j < block; j++)
                             rows[j] = px + (r + j) / K * ld + tap[(r + j) % K];
+                        float *to = sum + r * width + first;
+                        fetch(to, width, block, n * W);
                         choose<float>(block, n)(count, rows, table + t, pg + first, across + t,
                                                 part);
-                        add_tile(part, block, n * W, n * W, sum + r * width + first, width,
-                                 start == 0 && t == 0);
+                        add_tile(part, block, n * W, n * W, to, width, start == 0 && t == 0);
                         r += block;
                     }
                     first += n * W;
