@@ -15,6 +15,23 @@ inline void add_tile(const float *part, int rows, i64 columns, i64 ld_part, floa
     }
 }
 
+// sum[j] += w[0] rows[0][j] + ..., in this order
+template <int R>
+void add_rows(const float *const *rows, const double *w, i64 count, double *sum) {
+    constexpr i64 LINE = 16, AHEAD = 64, H = W / 2;
+    i64 j = 0;
+    for (; j + LINE <= count; j += LINE) {
+        for (int r = 0; r < R; r++) __builtin_prefetch(rows[r] + j + AHEAD);
+        for (i64 l = j; l < j + LINE; l += H) {
+            vd s = load<vd>(sum + l);
+            for (int r = 0; r < R; r++) s += w[r] * widen(rows[r] + l);
+            store(sum + l, s);
+        }
+    }
+    for (; j < count; j++)
+        for (int r = 0; r < R; r++) sum[j] += w[r] * rows[r][j];
+}
+
 inline i64 grid_steps(double v) { return static_cast<i64>(std::fabs(v) < 0x1p62 ? v : 0.0); }
 
 }  // namespace
@@ -32,18 +49,25 @@ void norms_finish(const i64 *total, i64 d, double factor, float *out) {
         out[j] = static_cast<float>(static_cast<double>(total[j]) * factor);
 }
 
-// Products of float32 are exact in float64; one rounding at the end.
+// Products of float32 are exact in float64; one rounding at the end. Runs of rows that are long and
+// few keep up with memory.
 void norms_weighted_sum(const float *formed, i64 b, i64 n, const float *c, float *out) {
-    constexpr i64 PART = 1024;
+    constexpr i64 PART = 8192;
     double sum[PART];
     for (i64 first = 0; first < n; first += PART) {
         const i64 count = n - first < PART ? n - first : PART;
         for (i64 j = 0; j < count; j++) sum[j] = 0;
-        for (i64 i = 0; i < b; i++) {
-            const double w = c[i];
-            if (w == 0) continue;
-            const float *p = formed + i * n + first;
-            for (i64 j = 0; j < count; j++) sum[j] += w * p[j];
+        for (i64 i = 0; i < b;) {
+            const float *rows[4];
+            double w[4];
+            int k = 0;
+            for (; i < b && k < 4; i++) {
+                if (c[i] == 0) continue;
+                rows[k] = formed + i * n + first;
+                w[k++] = c[i];
+            }
+            (k == 4 ? add_rows<4> : k == 3 ? add_rows<3> : k == 2 ? add_rows<2> : add_rows<1>)(
+                rows, w, k ? count : 0, sum);
         }
         for (i64 j = 0; j < count; j++) out[first + j] = static_cast<float>(sum[j]);
     }
