@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from casemate.engine import probe
+from casemate.engine import trials
 from casemate.engine.nodes import to_rows
 from casemate.graph.ops import Value
 
@@ -78,10 +78,10 @@ def treated_alike(
     alike = [True] * len(values)
     at = [i for i, (_, v) in enumerate(operands) if v.batch is not None]
     rest = {i: t for i, (t, v) in enumerate(operands) if v.batch is None and t.is_floating_point()}
-    slots = probe.Slots([operands[i] for i in at], rows)
-    for round_ in range(probe.rounds_for(min((rows * v.numel for v in values), default=0))):
+    slots = trials.Slots([operands[i] for i in at], rows)
+    for round_ in range(trials.rounds_for(min((rows * v.numel for v in values), default=0))):
         slots.draw(round_, generator, not round_)
-        weights = probe.other_weights(rest, round_, generator) if round_ else {}
+        weights = trials.other_weights(rest, round_, generator) if round_ else {}
 
         def outputs(
             laid: list[torch.Tensor], weights: Mapping[int, torch.Tensor] = weights

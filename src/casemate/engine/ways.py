@@ -23,8 +23,8 @@ import torch
 
 from casemate.engine.forms import Env, Shape, Site, Tensor, Way
 from casemate.engine.nodes import Runner, mapped
-from casemate.engine.probe import Slots, Spoil, place, rounds_for
 from casemate.engine.program import uses
+from casemate.engine.trials import Slots, Spoil, place, rounds_for
 from casemate.graph.model import Ref
 from casemate.graph.ops import Value
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from casemate.engine import batched, probe
+from casemate.engine import batched, probe, trials
 from casemate.engine.nodes import Runner
 from casemate.engine.program import resolve, uses
 from casemate.graph.model import Node, Ref
@@ -86,7 +86,7 @@ def _node(op: str, **kwargs: Any) -> Node:
 def test_what_is_exact_has_the_same_bits_in_vectors_alone_and_strided() -> None:
     """Each of them as whole vectors, as a ragged end, and one entry a call."""
     torch.manual_seed(0)
-    spread = probe._spread((2048,), torch.Generator().manual_seed(0))
+    spread = trials.spread((2048,), torch.Generator().manual_seed(0))
     special = torch.tensor([0.0, -0.0, 1e-45, -1e-39, 3e38, float("inf"), float("-inf")])
     x = torch.cat([torch.randn(2041), special, spread])
     others = [x[torch.randperm(len(x))] for _ in range(2)]
@@ -128,7 +128,7 @@ def test_what_is_exact_has_the_same_bits_in_vectors_alone_and_strided() -> None:
         wide = run(cut(lambda t: t.repeat_interleave(2)[::2]))
         ends = torch.cat([run(cut(lambda t, i=i: t[i : i + 7]))  # type: ignore[misc]
                           for i in range(0, len(x), 7)])  # fmt: skip
-        return not (probe.same(whole, wide) and probe.same(whole, ends))
+        return not (trials.same(whole, wide) and trials.same(whole, ends))
 
     wrong = [op for op in sorted(probe.EXACT) if differs(op)]
     assert wrong == []
@@ -178,8 +178,8 @@ def test_even_is_one_run_of_whole_vectors(given: list[Tensor], want: bool) -> No
 )
 def test_laid_is_as_what_it_stands_for(like: Tensor) -> None:
     t = torch.randn(6, 4)
-    made = probe.laid(t, probe.place(like))
-    assert probe.place(made) == probe.place(like)
+    made = trials.laid(t, trials.place(like))
+    assert trials.place(made) == trials.place(like)
     free = [slice(None) if s else slice(0, 1) for s in like.stride()]
     assert torch.equal(made, t[free].expand(6, 4))
 
