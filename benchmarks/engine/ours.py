@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from benchmarks.engine.workloads import CLIP, LEARNING_RATE, NOISE_MULTIPLIER, Workload
 
@@ -24,7 +24,7 @@ def casemate_step(workload: Workload) -> Callable[[], object]:
     compiles what a long job would.
     """
     from casemate.client.torch import export
-    from casemate.engine import batched, kernels, noise, optim
+    from casemate.engine import batched, noise, optim, train
     from casemate.engine.prepare import weights_of
     from casemate.engine.program import Program
     from casemate.engine.rows import Rows
@@ -44,23 +44,25 @@ def casemate_step(workload: Workload) -> Callable[[], object]:
     path = batched.build(program, checked, records, Shape(b, 1), keep=False)
     path.settle(records)
     path.choose(path.operands_of(records), FORMED_BYTES)
+    path.form()
     path.fuse(records, COMPILE_SECONDS, microbatches=LONG)
     del packed, graph, view
     rows = Rows(
         records, valid=np.ones(b, bool), order=np.arange(b), starts=np.arange(b + 1), per_unit=1
     )
-    sums = path.sums(rows, CLIP, GRID, b)
+    pieces = path.pieces(rows, CLIP, GRID, b)
     update = optim.optimizer(Sgd(lr=LEARNING_RATE), Schedule(), 10**6, program.dimension)
-    mean, chosen, key = torch.empty(program.dimension), np.arange(b), bytes(range(32))
+    chosen, key = np.arange(b), bytes(range(32))
     done = 0
+
+    def add(step: int, first: int, total: npt.NDArray[np.int64]) -> None:
+        noise.add_gaussian(total, key, step, NOISE_MULTIPLIER * CLIP / GRID, first)
+
+    apply = train.applied(program.flat, add, update, GRID / b)
 
     def step() -> None:
         nonlocal done
-        total = sums(chosen)
-        noise.add_gaussian(total.numpy(), key, done, NOISE_MULTIPLIER * CLIP / GRID)
-        kernels.finish(total, GRID / b, mean)
-        with torch.no_grad():
-            update(program.flat, mean, done)
+        apply(pieces(chosen), done)
         done += 1
 
     return step

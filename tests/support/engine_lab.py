@@ -233,7 +233,7 @@ def commitment(salt: bytes, wire: bytes) -> str:
     return "ds_" + hashlib.sha256(b"casemate/dataset/v1\0" + salt + wire).hexdigest()[:40]
 
 
-def no_noise(step: int, total: np.ndarray) -> None:
+def no_noise(step: int, first: int, total: np.ndarray) -> None:
     """Adds nothing."""
 
 

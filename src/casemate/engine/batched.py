@@ -16,20 +16,22 @@ sum moves by at most C (1 + ETA) + 2 ROUNDING C + grid sqrt(d), whatever form th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import compiled, fill, kernels, layout, products, small
+from casemate.engine import compiled, early, fill, kernels, layout, products, small, windows
 from casemate.engine.clip import share
 from casemate.engine.draws import Draws
 from casemate.engine.joint import BATCHES, SEED, Noted, note
-from casemate.engine.nodes import Env, Runner, from_rows, to_rows
+from casemate.engine.nodes import Env, Runner, from_rows, needed, to_rows
 from casemate.engine.probe import STEP, Replacement, entrywise, laid, place, prober
 from casemate.engine.program import DTYPES, Program, maker, uses
+from casemate.engine.replay import Call
 from casemate.engine.rows import Rows
 from casemate.engine.sites import ROUNDING, Planner, Shape, Site
 from casemate.graph.check import Checked
@@ -122,6 +124,17 @@ def _factors(
     return torch.where(exact.to(torch.float64) > c, down, exact), good
 
 
+@dataclass(frozen=True, slots=True)
+class _At:
+    """Of a trained tensor: the site and its place among sites, the gradient, and the nodes from
+    the site's totals to it."""
+
+    place: int
+    gradient: str
+    site: Site
+    tail: Sequence[Node]
+
+
 class Batched:
     """``program`` evaluated ``shape.rows`` rows at a time."""
 
@@ -144,6 +157,7 @@ class Batched:
         self.later: compiled.Later | None = None
         self._trial: list[torch.Tensor] = []
         self.source = self.frontier if keep else self.data
+        self._forming: list[Call] = []
         self._functions({})
         self.planner = planner
         self._buffers = {
@@ -153,13 +167,14 @@ class Batched:
             for name in self.source
         }
         gradients = [(i, g) for i, g in enumerate(proved.joint.gradients) if g is not None]
-        # Each site with its gradient and what leads from its totals there.
-        self._order = [
-            (i, g, site, self.runner.sums_behind([g], frozenset(site.totals)))
-            for (i, g), site in zip(gradients, self.sites, strict=True)
-        ]
+        # By trained tensor: its site, its gradient and what leads from the site's totals there.
+        self._order: list[_At | None] = [None] * len(proved.joint.gradients)
+        for nth, ((i, g), site) in enumerate(zip(gradients, self.sites, strict=True)):
+            tail = self.runner.sums_behind([g], frozenset(site.totals))
+            self._order[i] = _At(nth, g, site, tail)
 
     def _functions(self, instead: Mapping[str, Any]) -> None:
+        self._forming, self._given = [], self.wanted
         self._forward = self.runner.function([*self.source, SEED], self.wanted, instead)
         if self.keep:
             self._prefix = self.runner.function(self.data, self.frontier, instead)
@@ -217,14 +232,14 @@ class Batched:
             if background:  # steps change weights meanwhile
                 fixed = {k: laid(t, place(t)) for k, t in fixed.items()}
         env = {**fixed, **dict(zip([*ends, *names], [*given, *made], strict=True))}
-        wanted, instead = self.wanted, self.instead
+        wanted, forming, instead = self._given, self._forming, self.instead
         if microbatches is not None and not compiled.pays(
-            runner, ends, wanted, env, instead, microbatches
+            runner, ends, needed(wanted, forming), env, instead, microbatches
         ):
             return False
         self._trial = given
         self.later = compiled.Later(
-            lambda: compiled.fuse(runner, ends, wanted, env, instead, seconds)
+            lambda: compiled.fuse(runner, ends, wanted, env, instead, seconds, forming)
         )
         if not background:
             self.later.wait()
@@ -301,7 +316,7 @@ class Batched:
         return list(out)
 
     def operands(self, frontier: Mapping[str, torch.Tensor], seed: torch.Tensor) -> Env:
-        """Operands of all contractions for one microbatch."""
+        """Operands of all contractions for one microbatch, or what was formed of them."""
         for name, buffer in self._buffers.items():
             buffer.copy_(frontier[name])
         return self._evaluate(seed)
@@ -310,7 +325,7 @@ class Batched:
         """As :meth:`operands`, of what is in the buffers."""
         with torch.inference_mode():
             made = self._forward(self.runner.fixed, *self._buffers.values(), seed)
-        return {**self.runner.fixed, **dict(zip(self.wanted, made, strict=True))}
+        return {**self.runner.fixed, **dict(zip(self._given, made, strict=True))}
 
     def operands_of(self, records: Mapping[str, torch.Tensor]) -> Env:
         """:meth:`operands` of a microbatch of records by data input, as a run has them."""
@@ -326,6 +341,20 @@ class Batched:
         most ``most`` bytes of formed gradients. each: sites are clipped each by itself."""
         with torch.inference_mode():
             self.planner.plan(self.sites, env, most, each)
+
+    def form(self) -> None:
+        """Form early what the chosen ways form (:mod:`casemate.engine.early`) from now on; where
+        the native step takes all operands, nothing."""
+        if self._small() is not None:
+            return
+        self._forming, self._given = early.forming(self.runner, self.sites, self.wanted)
+        self._forward = self.runner.function(
+            [*self.source, SEED], self._given, self.instead, self._forming
+        )
+
+    def _small(self) -> small.Small | None:
+        sizes = [leaf.numel() for leaf in self.program.leaves]
+        return small.build(self.runner, self.sites, self.shape, sizes)
 
     def weigh(
         self, norms: Sequence[Any], bound: float, clipping: Clipping, gamma: float
@@ -346,54 +375,73 @@ class Batched:
         return factors(sites, norms, bound, units)
 
     def parts(
-        self,
-        env: Env,
-        bound: float,
-        steps: Sequence[torch.Tensor] = (),
-        inverse: float = 0.0,
-        clipping: Clipping = "flat",
-        gamma: float = 0.0,
+        self, env: Env, bound: float, clipping: Clipping = "flat", gamma: float = 0.0
     ) -> tuple[list[torch.Tensor | None], torch.Tensor]:
         """The clipped sum of one microbatch, a tensor for each trained one (``None`` for zero), and
-        the units' factors.
+        the units' factors. gamma: 0 but for automatic clipping, whose factors are over
+        :func:`scale_of`."""
+        c, weights, keep = self._factors(env, bound, clipping, gamma)
+        scale = scale_of(bound, gamma)
+        parts: list[torch.Tensor | None] = []
+        for at in self._order:
+            made = None if at is None else self._sum(at, env, weights, keep)
+            parts.append(made if made is None or scale == 1.0 else made * scale)
+        return parts, c
 
-        steps: int64 grid steps, a tensor for each trained one, to which the sums are added, 1 /
-        inverse being a step; then no part is given back. gamma: 0 but for automatic clipping, whose
-        factors are over :func:`scale_of`.
-        """
+    def _factors(
+        self, env: Env, bound: float, clipping: Clipping, gamma: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Units' factors, those of their rows, and which rows count; operands of others are zeroed
+        and what is formed is kept in ``env``."""
         with torch.inference_mode():
             norms = [site.way.norm(env) for site in self.sites]
             c, good = self.weigh(norms, bound, clipping, gamma)
             if not bool(good.all()):
                 self._blank(env, good)
             k = self.shape.per_unit
-            each = c if k == 1 else c.repeat_interleave(k, dim=-1)
-            rows = good if k == 1 else good.repeat_interleave(k)
-            scale = scale_of(bound, gamma)
-            inverse *= scale
-            sums: Env = dict(env)
-            parts: list[torch.Tensor | None] = [None] * len(self.proved.joint.gradients)
-            for at, (i, g, site, tail) in enumerate(self._order):
-                weights = each if each.dim() == 1 else each[at]
-                if inverse and g in site.adds:
-                    site.adds[g](steps[i], env, weights, rows, inverse)
-                    continue
-                for name, total in site.totals.items():
-                    sums[name] = total(env, weights, rows)
-                for node in tail:
-                    self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
-                if inverse:
-                    kernels.accumulate(steps[i], sums.pop(g).reshape(-1), inverse)
-                    for name in site.totals:
-                        sums.pop(name, None)
-                else:
-                    parts[i] = sums[g] if scale == 1.0 else sums[g] * scale
-        return parts, c
+            if k == 1:
+                return c, c, good
+            return c, c.repeat_interleave(k, dim=-1), good.repeat_interleave(k)
+
+    def _sum(self, at: _At, env: Env, weights: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """One trained tensor's weighted sum over a microbatch."""
+        with torch.inference_mode():
+            mine = weights if weights.dim() == 1 else weights[at.place]
+            sums = {n: total(env, mine, keep) for n, total in at.site.totals.items()}
+            if at.tail:
+                sums = {**env, **sums}
+            for node in at.tail:
+                self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
+            made: torch.Tensor = sums[at.gradient]
+            return made
+
+    def _fill(
+        self, at: _At, env: Env, weights: torch.Tensor, keep: torch.Tensor, inverse: float,
+        scale: float,
+    ) -> windows.Fill:  # fmt: skip
+        """What adds :meth:`_sum` times ``scale`` to windows, in grid steps of 1 / inverse, or
+        as it is where that is zero."""
+        if inverse and at.gradient in at.site.adds:
+            mine = weights if weights.dim() == 1 else weights[at.place]
+            add = at.site.adds[at.gradient]
+            return lambda window, first: add(window, first, env, mine, keep, inverse * scale)
+        made: list[torch.Tensor] = []
+
+        def fill(window: torch.Tensor, first: int) -> None:
+            if not made:
+                made.append(self._sum(at, env, weights, keep).reshape(-1))
+            part = made[0][first : first + len(window)]
+            if inverse:
+                kernels.accumulate(window, part, inverse * scale)
+            else:
+                window += part * scale
+
+        return fill
 
     def _blank(self, env: Env, good: torch.Tensor) -> None:
         """Zero the operands of units that do not count: what they hold may not be multiplied."""
         rows = good.repeat_interleave(self.shape.per_unit)
-        for name in self.wanted:
+        for name in (n for n in self.wanted if n in env):
             value, t = self.proved.values[name], env[name]
             if t.is_floating_point() and value.batch is not None:
                 flat = to_rows(t, value, self.shape.rows).clone()
@@ -402,7 +450,21 @@ class Batched:
                 own = t.stride()[value.batch.axis] > 0  # else all records' rows are one
                 env[name] = laid(blank, place(t)) if own else blank
 
-    def sums(
+    def sums(self, *args: Any, **kwargs: Any) -> Callable[[npt.NDArray[np.int64]], torch.Tensor]:
+        """:meth:`pieces` as one vector, in the same memory each time."""
+        pieces = self.pieces(*args, **kwargs)
+        held: list[torch.Tensor] = []
+
+        def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+            for first, part in pieces(chosen):
+                if not held:
+                    held.append(torch.empty(self.program.dimension, dtype=part.dtype))
+                held[0][first : first + len(part)] = part
+            return held[0]
+
+        return total
+
+    def pieces(
         self,
         rows: Rows,
         bound: float,
@@ -411,10 +473,11 @@ class Batched:
         clipping: Clipping = "flat",
         gamma: float = 0.0,
         drawn: Draws | None = None,
-    ) -> Callable[[npt.NDArray[np.int64]], torch.Tensor]:
-        """``f(chosen units) -> int64 (d,)`` in grid steps, or float64 sums when ``step`` is 0; in
-        the same memory each time. drawn: random inputs and views, whose step the caller sets; of a
-        unit's ``per_unit`` places each row takes one for each of its views."""
+    ) -> Callable[[npt.NDArray[np.int64]], Iterator[windows.Piece]]:
+        """``f(chosen units)``: their sum by pieces (:mod:`casemate.engine.windows`), int64 in grid
+        steps, or float64 when ``step`` is 0. Weights may change as pieces are taken. drawn: random
+        inputs and views, whose step the caller sets; of a unit's ``per_unit`` places each row takes
+        one for each of its views."""
         units, k = self.shape.units, self.shape.per_unit
         views = 1 if drawn is None else drawn.views
         store = None
@@ -429,42 +492,64 @@ class Batched:
         full = bool(there.all())
         there = there / views
         sizes = [leaf.numel() for leaf in self.program.leaves]
-        tiny = None
-        if clipping == "flat":
-            tiny = small.build(self.runner, self.sites, self.shape, sizes)
+        tiny = self._small() if clipping == "flat" and step else None
         everywhere = bool((members >= 0).all()) and rows.count > 0
         put = fill.of_rows(self._buffers, self.program, self.proved.values, rows, store, drawn)
+        dtype = torch.int64 if step else torch.float64
+        inverse, scale = 1.0 / step if step else 0.0, scale_of(bound, gamma)
+        held: list[torch.Tensor] = []
 
-        sum_ = torch.zeros(self.program.dimension, dtype=torch.int64 if step else torch.float64)
-        places = torch.split(sum_, sizes)
+        def evaluated(first: int, chosen: npt.NDArray[np.int64]) -> Env:
+            """Operands of the microbatch that begins with that slot."""
+            taken = torch.from_numpy(chosen[first : first + units])
+            count = len(taken) * k
+            index[count:] = -1
+            seed[count:] = 0.0
+            torch.index_select(members, 0, taken, out=index[:count].view(-1, k))
+            if full:
+                seed[:count] = 1.0 / views
+            else:
+                seed[:count] = there[taken].reshape(-1)
+            put(index, not everywhere or count < self.shape.rows)
+            return self._evaluate(seed)
 
-        def total(chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+        def fills(env: Env) -> Iterator[windows.Fill | None]:
+            _, weights, keep = self._factors(env, bound, clipping, gamma)
+            for at in self._order:
+                yield None if at is None else self._fill(at, env, weights, keep, inverse, scale)
+
+        def add_all(env: Env, whole: torch.Tensor) -> None:
+            for window, add in zip(torch.split(whole, sizes), fills(env), strict=True):
+                if add is not None:
+                    add(window, 0)
+
+        def total(chosen: npt.NDArray[np.int64]) -> Iterator[windows.Piece]:
             self._swap()
-            sum_.zero_()
             self.runner.refresh()
             for first in range(0, slots, units):
-                taken = torch.from_numpy(chosen[first : first + units])
-                count = len(taken) * k
-                index[count:] = -1
-                seed[count:] = 0.0
-                torch.index_select(members, 0, taken, out=index[:count].view(-1, k))
-                if full:
-                    seed[:count] = 1.0 / views
+                env = evaluated(first, chosen)
+                if not held:
+                    if slots <= units and tiny is None and not self._shares(env):
+                        yield from windows.filled(sizes, fills(env), dtype)
+                        return
+                    held.append(torch.empty(self.program.dimension, dtype=dtype))
+                if not first:
+                    held[0].zero_()
+                if tiny is not None:
+                    tiny(env, bound, ROUNDING * bound / units, step, held[0])
                 else:
-                    seed[:count] = there[taken].reshape(-1)
-                put(index, not everywhere or count < self.shape.rows)
-                env = self._evaluate(seed)
-                if tiny is not None and step:
-                    tiny(env, bound, ROUNDING * bound / units, step, sum_)
-                    continue
-                inverse = 1.0 / step if step else 0.0
-                parts, _ = self.parts(env, bound, places, inverse, clipping, gamma)
-                for part, at in zip(parts, places, strict=True):
-                    if part is not None:
-                        at += part.reshape(-1)
-            return sum_
+                    add_all(env, held[0])
+                del env  # before the next is made
+            yield from windows.of(held[0])
 
         return total
+
+    def _shares(self, env: Env) -> bool:
+        """Whether what sites read lies in the memory of the weights."""
+        own = self.program.flat.untyped_storage().data_ptr()
+        ends = [at.gradient for at in self._order if at is not None]
+        found = (env.get(name) for name in early.read_by(self.runner, ends))
+        return any(t is not None and t.untyped_storage().data_ptr() == own for t in found)
 
 
 def analyse(

@@ -36,7 +36,7 @@ import torch
 
 from casemate.engine import native
 from casemate.engine.islands import FORMS, Island, islands
-from casemate.engine.nodes import Env, Runner, mapped
+from casemate.engine.nodes import Env, Runner, mapped, needed
 from casemate.engine.probe import laid, place
 from casemate.engine.program import maker, resolve, uses
 from casemate.engine.replay import At, Call
@@ -199,9 +199,11 @@ def function(
     wanted: Sequence[str],
     instead: Mapping[str, Any],
     fused: Sequence[tuple[Island, Callable[[list[Any]], Any]]],
+    more: Sequence[Call] = (),
 ) -> Callable[..., Sequence[Any]]:
     """As :meth:`casemate.engine.nodes.Runner.function`, with islands in place of their nodes."""
-    order = runner.order(inputs, wanted)
+    ends = needed(wanted, more)
+    order = runner.order(inputs, ends)
     units: list[tuple[tuple[Node, ...], Island | None]] = [(i.nodes, i) for i, _ in fused]
     inside = {n.name for i, _ in fused for n in i.nodes}
     calls = {id(i): call for i, call in fused}
@@ -230,7 +232,7 @@ def function(
     for node in order:  # an island waits for its first reader
         if node.name not in inside:
             emit(unit_of[node.name])
-    for name in wanted:
+    for name in ends:
         if maker(name) in unit_of:
             emit(unit_of[maker(name)])
     steps = []
@@ -241,7 +243,7 @@ def function(
             steps.append(Call(calls[id(island)], [operands], {}, list(island.makes)))
         else:
             steps.append(runner.as_call(nodes[0], instead))
-    return runner.replayed(steps, inputs, wanted)
+    return runner.replayed(steps, inputs, wanted, more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +325,7 @@ def fuse(
     env: Env,
     instead: Mapping[str, Any],
     seconds: float = math.inf,
+    more: Sequence[Call] = (),
 ) -> Fused:
     """The function of ``Runner.function`` with islands compiled, all that are worth it.
 
@@ -331,8 +334,9 @@ def fuse(
     compiler.
     """
     begun = time.monotonic()
-    order = runner.order(inputs, wanted)
-    found = islands(runner, order, wanted, frozenset(instead))
+    ends = needed(wanted, more)
+    order = runner.order(inputs, ends)
+    found = islands(runner, order, ends, frozenset(instead))
     refused: dict[str, None] = {} if available() else {"no C++ compiler": None}
     if refused or runner.rows % WIDEST:
         found = []
@@ -375,7 +379,7 @@ def fuse(
         refused[f"{type(e).__name__}: {first[:120]}"] = None
         taken = []
     return Fused(
-        function(runner, inputs, wanted, instead, taken), len(taken),
+        function(runner, inputs, wanted, instead, taken, more), len(taken),
         sum(len(i.nodes) for i, _ in taken), tuple(refused), time.monotonic() - begun,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ Tensor: TypeAlias = torch.Tensor
 Env: TypeAlias = dict[str, Any]
 Make: TypeAlias = Callable[[Env], Tensor]
 Total: TypeAlias = Callable[[Env, Tensor, Tensor], Tensor]
-Add: TypeAlias = Callable[[Tensor, Env, Tensor, Tensor, float], None]
+Add: TypeAlias = Callable[[Tensor, int, Env, Tensor, Tensor, float], None]
 ROUNDING: Final = 2.0**-7
 # S / n of honest units, above which the rounding limit may bind: one token has 1 (measured: up to
 # 12 of the ways that sum over tokens, tests/unit/engine/test_sites.py).
@@ -64,7 +64,8 @@ class Way:
 
     gamma: |n2 - n^2| <= gamma S^2. error: what goes into the sum is off by at most
     error * sum_i c_i S_i in norm. scaled: whether operands are multiplied by c in float32, which
-    moves a contribution by 2^-24 c S. bytes: what the way keeps until the sum.
+    moves a contribution by 2^-24 c S. bytes: what the way keeps until the sum. formed: the
+    gradients that it takes its norm from, if nothing else: they may be formed before.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Way:
     error: float
     scaled: bool = False
     bytes: int = 0
+    formed: tuple[Formed, ...] = ()
 
 
 class Buffer:
@@ -94,8 +96,8 @@ class Site:
 
     totals: S value -> function of (env, weights of rows (b,) float32, which rows count) giving its
     weighted sum. adds: for some of them also a function that adds it to int64 grid steps, of
-    (steps, flat; env; weights; rows; 1 / step), rounding each unit by itself. parts: the sites that
-    this one is put together from.
+    (steps, flat, some of its entries; the first of these; env; weights; rows; 1 / step), rounding
+    each unit by itself. parts: the sites that this one is put together from.
     """
 
     name: str
@@ -135,9 +137,9 @@ class Formed:
         self.shape, self.label = shape, label
 
     def norm(self, env: Env) -> Norm:
-        made = self.make(env)
-        env[self.key] = made
-        return Norm(kernels.row_squares(made))
+        if self.key not in env:
+            env[self.key] = self.make(env)
+        return Norm(kernels.row_squares(env[self.key]))
 
     def way(self) -> Way:
         return Way(
@@ -146,6 +148,7 @@ class Formed:
             bounds.row_squares(self.size),
             bounds.weighted_sum(self.shape.units),
             bytes=4 * self.shape.units * self.size,
+            formed=(self,),
         )
 
     def or_else(self, other: Total | None, size: Sequence[int]) -> Total:
@@ -313,9 +316,20 @@ def embedding_site(
         made = torch.zeros(table, dtype=torch.float64)
         return made.index_add_(0, index.reshape(-1), scaled.reshape(-1, width)).float()
 
-    def add(steps: Tensor, env: Env, weights: Tensor, keep: Tensor, inverse: float) -> None:
+    def add(
+        steps: Tensor, first: int, env: Env, weights: Tensor, keep: Tensor, inverse: float
+    ) -> None:
         c, units = shape.of_units(weights), shape.of_units(keep)
-        kernels.embedding_add(steps.view(table), *both(env), c, units, inverse, none)
+        index, g = both(env)
+        top, bottom = first // width, -(-(first + len(steps)) // width)
+        if len(steps) == math.prod(table):
+            kernels.embedding_add(steps.view(table), index, g, c, units, inverse, none)
+            return
+        inside = (index >= top) & (index < bottom) & (index != padding)
+        some = torch.where(inside, index - top, -1)
+        whole = torch.zeros(bottom - top, width, dtype=torch.int64)  # rows, some of which are cut
+        kernels.embedding_add(whole, some, g, c, units, inverse, -1)
+        steps += whole.view(-1)[first - top * width :][: len(steps)]
 
     # Twice: for the squares, and for the rounding of what is added.
     gamma = 2.0 * bounds.embedding_gram(count, width)
@@ -416,6 +430,7 @@ def apart_site(name: str, sites: Sequence[Site]) -> Site:
         max(w.error for w in chosen),
         any(w.scaled for w in chosen),
         sum(w.bytes for w in chosen),
+        tuple(f for w in chosen for f in w.formed) if all(w.formed for w in chosen) else (),
     )
     totals: Mapping[str, Total] = {k: t for s in sites for k, t in s.totals.items()}
     return Site(name, [way], dict(totals), parts=sites)

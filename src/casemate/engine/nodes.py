@@ -44,6 +44,13 @@ def from_rows(flat: torch.Tensor, v: Value) -> torch.Tensor:
     return t.reshape(v.sizes(rows)).contiguous()
 
 
+def needed(wanted: Sequence[str], more: Sequence[Call]) -> list[str]:
+    """What has to be made for ``wanted`` but for what the calls ``more`` make, and for these."""
+    made = {o for call in more for o in call.made}
+    reads = [r for call in more for r in call.reads]
+    return list(dict.fromkeys([*(w for w in wanted if w not in made), *reads]))
+
+
 # No closure that calls itself: such a cycle would keep a microbatch's values alive.
 def mapped(arg: Any, of: Callable[[Any], Any]) -> Any:
     """``of`` of a node's argument, or of each item of a list."""
@@ -220,12 +227,18 @@ class Runner:
     # --- one function for the part that is evaluated for each microbatch ---
 
     def function(
-        self, inputs: Sequence[str], wanted: Sequence[str], instead: Mapping[str, Any] | None = None
+        self,
+        inputs: Sequence[str],
+        wanted: Sequence[str],
+        instead: Mapping[str, Any] | None = None,
+        more: Sequence[Call] = (),
     ) -> Callable[..., Sequence[Any]]:
         """``f(fixed, *inputs)`` giving the B values ``wanted``, with nodes up to ``inputs`` left
-        out. ``instead``: by node, functions of its operands by name that take its place."""
-        order = self.order(inputs, wanted)
-        return self.replayed([self.as_call(n, instead or {}) for n in order], inputs, wanted)
+        out. ``instead``: by node, functions of its operands by name that take its place. more:
+        calls on values of records, each made as soon as it can be; what they make may be wanted."""
+        order = self.order(inputs, needed(wanted, more))
+        calls = [self.as_call(n, instead or {}) for n in order]
+        return self.replayed(calls, inputs, wanted, more)
 
     def as_call(self, node: Node, instead: Mapping[str, Any]) -> Call:
         outs = self.outs(node)
@@ -238,9 +251,18 @@ class Runner:
         return Call(getattr(op, "_op", op), args, kwargs, made)
 
     def replayed(
-        self, calls: Sequence[Call], inputs: Sequence[str], wanted: Sequence[str]
+        self,
+        calls: Sequence[Call],
+        inputs: Sequence[str],
+        wanted: Sequence[str],
+        more: Sequence[Call] = (),
     ) -> Callable[..., Sequence[Any]]:
-        """``f(fixed, *inputs)`` giving the values ``wanted``."""
+        """``f(fixed, *inputs)`` giving the values ``wanted``; more: as of :meth:`function`."""
+        after = {o: i for i, call in enumerate(calls) for o in call.made}
+        then: list[list[Call]] = [[] for _ in range(len(calls) + 1)]
+        for call in more:
+            then[1 + max((after.get(r, -1) for r in call.reads), default=-1)].append(call)
+        calls = [*then[0], *(c for a, b in zip(calls, then[1:], strict=True) for c in (a, *b))]
         made = {*inputs, *(o for c in calls for o in c.made)}
         outside = list(dict.fromkeys(r for c in calls for r in c.reads if r not in made))
         replay = Replay(calls, [*outside, *inputs], wanted)

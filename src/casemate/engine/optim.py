@@ -1,21 +1,28 @@
 """Optimizers and schedules on the noised mean gradient (P11), as torch.optim defines them, and the
 average of the weights.
 
-State is one flat float32 vector each. Formulas: torch.optim.SGD, Adam, AdamW (PyTorch 2.13),
-Kingma and Ba 2015, Loshchilov and Hutter 2019; the tests compare with torch.optim itself.
+State is one flat float32 vector each, and an update may be made part by part. Formulas:
+torch.optim.SGD, Adam, AdamW (PyTorch 2.13), Kingma and Ba 2015, Loshchilov and Hutter 2019; the
+tests compare with torch.optim itself.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 
 from casemate.spec.job import Adam, Schedule, Sgd
 
-Update: TypeAlias = Callable[[torch.Tensor, torch.Tensor, int], None]
+
+class Update(Protocol):
+    """One step in place on the weights (n,), float32, from entry ``first`` of the whole on."""
+
+    def __call__(
+        self, weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int = 0
+    ) -> None: ...
 
 
 def factor(schedule: Schedule, step: int, steps: int) -> float:
@@ -35,12 +42,13 @@ def factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def sgd(spec: Sgd, rate: Callable[[int], float], dimension: int) -> Update:
-    velocity = torch.zeros(dimension)
+    whole = torch.zeros(dimension if spec.momentum else 0)
 
-    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int) -> None:
+    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int = 0) -> None:
         if spec.weight_decay:
             gradient = gradient.add(weights, alpha=spec.weight_decay)
         if spec.momentum:
+            velocity = whole[first : first + len(weights)]
             velocity.mul_(spec.momentum).add_(gradient)
             gradient = gradient.add(velocity, alpha=spec.momentum) if spec.nesterov else velocity
         weights.add_(gradient, alpha=-rate(step))
@@ -49,26 +57,27 @@ def sgd(spec: Sgd, rate: Callable[[int], float], dimension: int) -> Update:
 
 
 def adam(spec: Adam, rate: Callable[[int], float], dimension: int) -> Update:
-    first, second = torch.zeros(dimension), torch.zeros(dimension)
+    moments = torch.zeros(2, dimension)
 
-    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int) -> None:
+    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int = 0) -> None:
         lr = rate(step)
+        mean, square = moments[:, first : first + len(weights)]
         if spec.weight_decay and spec.decoupled:
             weights.mul_(1.0 - lr * spec.weight_decay)
         elif spec.weight_decay:
             gradient = gradient.add(weights, alpha=spec.weight_decay)
-        first.lerp_(gradient, 1.0 - spec.beta1)
-        second.mul_(spec.beta2).addcmul_(gradient, gradient, value=1.0 - spec.beta2)
+        mean.lerp_(gradient, 1.0 - spec.beta1)
+        square.mul_(spec.beta2).addcmul_(gradient, gradient, value=1.0 - spec.beta2)
         correction1 = 1.0 - spec.beta1 ** (step + 1)
         correction2 = 1.0 - spec.beta2 ** (step + 1)
-        denominator = (second.sqrt() / math.sqrt(correction2)).add_(spec.eps)
-        weights.addcdiv_(first, denominator, value=-lr / correction1)
+        denominator = (square.sqrt() / math.sqrt(correction2)).add_(spec.eps)
+        weights.addcdiv_(mean, denominator, value=-lr / correction1)
 
     return update
 
 
 def optimizer(spec: Sgd | Adam, schedule: Schedule, steps: int, dimension: int) -> Update:
-    """``update(weights, gradient, step)``: one step, in place on the flat float32 weights."""
+    """The update with this optimizer's state."""
 
     def rate(step: int) -> float:
         return spec.lr * factor(schedule, step, steps)

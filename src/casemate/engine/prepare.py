@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from casemate.engine import clip, draws, kernels, noise, optim, sampling, select
+from casemate.engine import clip, draws, noise, optim, sampling, select, windows
 from casemate.engine.batched import ETA, Batched
 from casemate.engine.program import DTYPES, Program
 from casemate.engine.records import Gradients, record
 from casemate.engine.rows import Rows, bound_columns, synthetic
 from casemate.engine.sites import ROUNDING
-from casemate.engine.train import clipped_sum
+from casemate.engine.train import applied, clipped_sum
 from casemate.engine.views import check_views
 from casemate.graph import check as graph_check
 from casemate.graph import pack
@@ -345,15 +346,17 @@ def _times(
 
 def _step_time(program: Program, train: TrainSpec, units: int) -> float:
     """Seconds of sampling, noise and update in one step; their helpers are there from now on."""
-    flat, gradient = program.flat.clone(), torch.zeros(program.dimension)
-    total = torch.zeros(program.dimension, dtype=torch.int64)
-    update = optim.optimizer(train.optimizer, train.schedule, train.steps, program.dimension)
+    flat, dimension = program.flat.clone(), program.dimension
+    update = optim.optimizer(train.optimizer, train.schedule, train.steps, dimension)
+
+    def add(step: int, first: int, total: npt.NDArray[np.int64]) -> None:
+        noise.add_gaussian(total, bytes(32), step, 2.0**20, first)
+
+    apply = applied(flat, add, update, 2.0**-20)
     taken = []
-    for _ in range(5):
+    for step in range(5):
         start = time.perf_counter()
-        sampling.sample(bytes(32), 0, units, min(1.0, train.batch_size / units))
-        noise.add_gaussian(total.numpy(), bytes(32), 0, 2.0**20)
-        kernels.finish(total, 2.0**-20, gradient)
-        update(flat, gradient, 0)
+        sampling.sample(bytes(32), step, units, min(1.0, train.batch_size / units))
+        apply(windows.filled([dimension], [None], torch.int64), step)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)

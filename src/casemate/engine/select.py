@@ -88,6 +88,7 @@ def graph(
     rows = tiled(samples, made.shape.rows)
     made.settle(rows)
     made.choose(made.operands_of(rows), min(most_bytes // 4, FORMED_BYTES), job.each)
+    made.form()
     off = disagreement(made, samples)
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")

@@ -11,7 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import batched, clip, draws, grid, kernels, keystream, noise, optim, sampling
+from casemate.engine import (
+    batched,
+    clip,
+    draws,
+    grid,
+    kernels,
+    keystream,
+    noise,
+    optim,
+    sampling,
+    windows,
+)
 from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import PATHS, Gradients
@@ -19,10 +30,11 @@ from casemate.engine.rows import Rows
 from casemate.spec.errors import PlanError
 from casemate.spec.job import Dp, Execution, Plan, TrainSpec
 
-# Adds a step's noise, in grid steps: (step, total int64 (d,)).
-Add: TypeAlias = Callable[[int, npt.NDArray[np.int64]], None]
-# The sum of the chosen units' contributions: int64 grid steps, or float64 without privacy, (d,).
-Sums: TypeAlias = Callable[[npt.NDArray[np.int64]], torch.Tensor]
+# Adds a step's noise, in grid steps: (step, first entry, int64 (n,) of the step's sum).
+Add: TypeAlias = Callable[[int, int, npt.NDArray[np.int64]], None]
+# The sum of the chosen units' contributions, by pieces: int64 grid steps, or float64 without
+# privacy.
+Sums: TypeAlias = Callable[[npt.NDArray[np.int64]], Iterator[windows.Piece]]
 
 # For each path, how far one unit moves its sum: (clip, dimension, grid) -> L2, gradient units; the
 # same for every form of the clip (``clip``, ``batched.factors``).
@@ -141,8 +153,8 @@ def start(
 ) -> Run:
     """As :func:`train`; takes the step of a number, in order from 0."""
 
-    def add(step: int, total: npt.NDArray[np.int64]) -> None:
-        noise.add_gaussian(total, key, step, plan.sigma / plan.grid)
+    def add(step: int, first: int, total: npt.NDArray[np.int64]) -> None:
+        noise.add_gaussian(total, key, step, plan.sigma / plan.grid, first)
 
     return loop(plan, execution, spec, program, rows, key, add, keep, fast)
 
@@ -167,22 +179,36 @@ def loop(
     sums = _sums(plan, execution.path, program, rows, keep, fast, drawn)
     sample_key = keystream.subkey(key, sampling.PURPOSE)
     update = optim.optimizer(spec.optimizer, spec.schedule, plan.steps, program.dimension)
-    mean = torch.empty(program.dimension)
+    apply = applied(program.flat, add if plan.private else None, update,
+                    (plan.grid if plan.private else 1.0) / plan.normaliser)  # fmt: skip
 
     def take(step: int) -> None:
         if drawn is not None:
             drawn.step = step
-        total = sums(sampling.sample(sample_key, step, plan.units, plan.rate))
-        if plan.private:
-            add(step, total.numpy())
-            kernels.finish(total, plan.grid / plan.normaliser, mean)
-        else:
-            mean.copy_(total.div_(plan.normaliser))
-        with torch.no_grad():
-            update(program.flat, mean, step)
+        apply(sums(sampling.sample(sample_key, step, plan.units, plan.rate)), step)
 
     average = optim.Average(spec.ema, program.dimension) if spec.ema else None
     return Run(take, program, average)
+
+
+def applied(
+    weights: torch.Tensor, add: Add | None, update: optim.Update, factor: float
+) -> Callable[[Iterator[windows.Piece], int], None]:
+    """What makes a step of a sum: noise (None: without privacy), times ``factor``, the update."""
+    room = torch.empty(min(windows.WINDOW, len(weights)))
+
+    def apply(pieces: Iterator[windows.Piece], step: int) -> None:
+        for first, total in pieces:
+            mean = room[: len(total)]
+            if add is None:
+                mean.copy_(total.mul_(factor))
+            else:
+                add(step, first, total.numpy())
+                kernels.finish(total, factor, mean)
+            with torch.no_grad():
+                update(weights[first : first + len(total)], mean, step, first)
+
+    return apply
 
 
 def _sums(
@@ -198,12 +224,16 @@ def _sums(
         if fast is None or plan.microbatch != fast.shape.units:
             raise _refuse("its microbatch is not the one prepared for")
         bound, step = (plan.clip, plan.grid) if plan.private else (math.inf, 0.0)
-        return fast.sums(rows, bound, step, slots(plan), plan.clipping, plan.gamma, drawn)
+        return fast.pieces(rows, bound, step, slots(plan), plan.clipping, plan.gamma, drawn)
     gradients = PATHS[path](program, rows.inputs, rows.count, keep, drawn)
     if not plan.private:
-        return lambda chosen: plain_sum(plan, gradients, rows, chosen, program.dimension)
+        return lambda chosen: windows.of(
+            plain_sum(plan, gradients, rows, chosen, program.dimension)
+        )
     sizes = [leaf.numel() for leaf in program.leaves]
-    return lambda chosen: grid_sum(plan, gradients, rows, chosen, program.dimension, sizes)
+    return lambda chosen: windows.of(
+        grid_sum(plan, gradients, rows, chosen, program.dimension, sizes)
+    )
 
 
 def grid_sum(

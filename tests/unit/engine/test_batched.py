@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from casemate.engine import batched
+from casemate.engine import batched, windows
 from casemate.engine.forms import ROUNDING, Norm, Site, Way
 from casemate.spec.job import Clipping
 from support.batched_lab import Data, lab, relative
@@ -91,6 +91,11 @@ class Keyed(nn.Module):
         return out
 
 
+def tensors() -> list[torch.Tensor]:
+    """All that live."""
+    return [o for o in gc.get_objects() if type(o) is torch.Tensor]
+
+
 @pytest.mark.parametrize("clipping", ["flat", "per-layer"])
 def test_a_step_leaves_no_tensor_to_the_cycle_collector(clipping: Clipping) -> None:
     data = rows(32)
@@ -101,9 +106,99 @@ def test_a_step_leaves_no_tensor_to_the_cycle_collector(clipping: Clipping) -> N
         gc.collect()
         gc.disable()
         try:
-            before = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+            before = len(tensors())
             sums(np.arange(32))
-            after = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+            after = len(tensors())
         finally:
             gc.enable()
         assert after == before
+
+
+class Many(nn.Module):
+    """Ways of every kind: a table, a convolution, normalisations, biases, products of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6, padding_idx=0)
+        self.norm, self.mix = nn.LayerNorm(6), nn.Linear(6, 7)
+        self.conv, self.group = nn.Conv1d(7, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        made = self.mix(self.norm(self.table(input)))
+        made = self.group(self.conv(made.transpose(1, 2)).relu())
+        out: torch.Tensor = self.last(made.mean(2))
+        return out
+
+
+def words(n: int) -> Data:
+    return {"input": torch.randint(11, (n, 9)), "target": torch.randint(3, (n,))}
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per-layer", "automatic"])
+@pytest.mark.parametrize("slots", [16, 48])
+def test_what_is_formed_early_and_added_by_windows_is_the_same_to_the_bit(
+    clipping: Clipping, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    data = words(slots)
+    data["input"][3] = 0
+    at = lab(Many(), lambda n: {k: v[:n] for k, v in data.items()}, rows=16, ways="gram")
+    how = (0.3, 2.0**-20, slots, clipping, 0.5 if clipping == "automatic" else 0.0)
+    chosen = np.arange(slots - 3)
+    wanted = at.path.sums(at.rows_of(data), *how)(chosen).clone()
+    before = set(at.path._given)
+    at.path.form()
+    after = set(at.path._given)
+    assert any(name.endswith("!") for name in after) and len(before - after) >= 8
+    for window in (1 << 16, 10, 2):
+        monkeypatch.setattr(windows, "WINDOW", window)
+        assert torch.equal(at.path.sums(at.rows_of(data), *how)(chosen), wanted)
+    assert wanted.count_nonzero() > 200
+
+
+class Scaled(nn.Module):
+    """The first parameter's gradient is made with the second and the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(input, self.first * self.second)
+
+
+def test_weights_that_gradients_are_made_with_change_when_all_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pieces are taken and weights changed at once: later gradients are those of the weights before
+    the step all the same."""
+    torch.manual_seed(2)
+    monkeypatch.setattr(windows, "WINDOW", 10)
+    data = rows(16)
+    at = lab(Scaled(), lambda n: {k: v[:n] for k, v in data.items()}, rows=16)
+    pieces = at.path.pieces(at.rows_of(data), 0.3, 2.0**-20, 16)
+    wanted = torch.cat([part.clone() for _, part in pieces(np.arange(16))])
+    got = []
+    for first, part in pieces(np.arange(16)):
+        got.append(part.clone())
+        at.program.flat[first : first + len(part)] = 100.0
+    assert len(got) == 4 and torch.equal(torch.cat(got), wanted)
+
+
+def bytes_of_tensors() -> int:
+    found = (t.untyped_storage() for t in tensors())
+    return sum({s.data_ptr(): s.nbytes() for s in found}.values())
+
+
+def test_a_step_of_one_microbatch_holds_no_vector_of_the_models_length() -> None:
+    data = {"input": torch.randn(16, 450), "target": torch.randint(3, (16,))}
+    layers = [m for _ in range(8) for m in (nn.Linear(450, 450), nn.Tanh())]
+    at = lab(nn.Sequential(*layers, nn.Linear(450, 3)),
+             lambda n: {k: v[:n] for k, v in data.items()}, rows=16)  # fmt: skip
+    pieces = at.path.pieces(at.rows_of(data), 0.3, 2.0**-20, 16)
+    before = bytes_of_tensors()
+    most = max(bytes_of_tensors() for _ in pieces(np.arange(16))) - before
+    # 17 inputs and as many output gradients, one gradient, a window.
+    expected = 34 * 16 * 450 * 4 + 450 * 450 * 4 + 8 * windows.WINDOW
+    assert most < 1.1 * expected < 2 * at.program.dimension

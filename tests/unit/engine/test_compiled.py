@@ -241,9 +241,9 @@ def test_short_runs_compile_nothing(gated, monkeypatch):
 def test_long_runs_compile(gated, monkeypatch):
     seen = []
 
-    def make(runner, inputs, wanted, env, instead, seconds):
+    def make(runner, inputs, wanted, env, instead, seconds, more):
         seen.append(seconds)
-        return compiled.Fused(runner.function(inputs, wanted), 0, 0, ("nothing",), 0.0)
+        return compiled.Fused(runner.function(inputs, wanted, None, more), 0, 0, ("nothing",), 0.0)
 
     monkeypatch.setattr(compiled, "fuse", make)
     monkeypatch.setattr(compiled, "available", lambda: True)
@@ -316,9 +316,9 @@ def test_what_was_compiled_later_is_taken_between_steps_if_quicker(gated, monkey
     plain = path._forward
     calls = []
 
-    def make(runner, inputs, wanted, env, instead, seconds):
+    def make(runner, inputs, wanted, env, instead, seconds, more):
         begin.wait(60)
-        made = runner.function(inputs, wanted)
+        made = runner.function(inputs, wanted, None, more)
         return compiled.Fused(lambda *a: calls.append(1) or made(*a), 1, 2, (), 0.0)
 
     monkeypatch.setattr(compiled, "fuse", make)
