@@ -545,11 +545,15 @@ class Batched:
         return total
 
     def _shares(self, env: Env) -> bool:
-        """Whether what sites read lies in the memory of the weights."""
+        """Whether what weighted sums are made of lies in the memory of the weights."""
         own = self.program.flat.untyped_storage().data_ptr()
-        ends = [at.gradient for at in self._order if at is not None]
-        found = (env.get(name) for name in early.read_by(self.runner, ends))
-        return any(t is not None and t.untyped_storage().data_ptr() == own for t in found)
+        names: set[str] = set()
+        for at in (at for at in self._order if at is not None):
+            names.update(r for node in at.tail for r in self.runner.reads[node.name])
+            if not at.site.way.formed:
+                names.update(early.summed_of(self.runner, list(at.site.totals)))
+        found = (env[name] for name in names if name in env)
+        return any(t.untyped_storage().data_ptr() == own for t in found)
 
 
 def analyse(

@@ -14,6 +14,7 @@ import torch
 from casemate.engine.forms import Formed, Make, Site
 from casemate.engine.nodes import Runner
 from casemate.engine.replay import At, Call
+from casemate.graph.joint import entry
 
 
 def forming(
@@ -48,3 +49,13 @@ def read_by(runner: Runner, names: Sequence[str]) -> tuple[str, ...]:
     inside = runner.sums_behind(names)
     made = {o for n in inside for o in runner.outs(n)}
     return tuple(dict.fromkeys(r for n in inside for r in runner.reads[n.name] if r not in made))
+
+
+def summed_of(runner: Runner, names: Sequence[str]) -> set[str]:
+    """What these sums are made of where nothing is formed: as :func:`read_by`, but a convolution's
+    backward also reads its weight, for the input's gradient alone."""
+    return {
+        r
+        for node in runner.sums_behind(names)
+        for r in runner.reads[node.name][: 2 if entry(node).site == "convolution" else None]
+    }

@@ -210,6 +210,8 @@ def _by_graph(
         slot, prefix = select.times(fast, asked.samples, train.views)
         lines = (*lines, str(fast.fused))
         needed = _resident() + asked.row_bytes + kept_bytes
+    elif tried:  # in the background, with a microbatch's values
+        needed = _resident() + asked.row_bytes + kept_bytes + select.COMPILER_BYTES
     clipped = train.privacy.clip if isinstance(train.privacy, Dp) else 0.0
     took = _Took(
         slot, step, prefix, needed, asked.keep, ETA, ROUNDING * clipped, lines, fast, tried

@@ -144,7 +144,7 @@ class Program:
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], batch: int = 1) -> None:
-        self.graph, self.weights, self.batch = graph, weights, batch
+        self.graph, self.batch = graph, batch
         # What each record has a value of: the columns' inputs, and those drawn for it.
         self.data: list[InputSpec] = [i for i in graph.inputs if i.kind in ("data", "random")]
         self.random: list[InputSpec] = [i for i in graph.inputs if i.kind == "random"]
@@ -161,6 +161,8 @@ class Program:
             i.name: weights[i.tensor] for i in graph.inputs if i.kind == "frozen"
         }
         self.leaves = self._views(self.flat)
+        named = zip((i.tensor for i in self.trained), self.leaves, strict=True)
+        self.weights = {**weights, **{name: leaf.detach() for name, leaf in named}}
         self._tape: Tape | None = None
         self._split()
 

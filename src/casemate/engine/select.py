@@ -34,7 +34,7 @@ MOST_ROWS: Final = 1024
 # Values of a microbatch that are about as quick as any: more costs memory, fewer costs calls.
 _GOOD_BYTES: Final = 256 << 20
 # Of formed gradients, over all tensors.
-FORMED_BYTES: Final = 128 << 20
+FORMED_BYTES: Final = 32 << 20
 _TIMED_SECONDS: Final = 0.2
 _CHECKED_UNITS: Final = 4
 _AGREE: Final = 1e-3
@@ -42,7 +42,7 @@ _NAMED: Final = 6
 
 
 # What inductor takes, loaded.
-_COMPILER_BYTES: Final = 512 << 20
+COMPILER_BYTES: Final = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def compile_(
 
     seconds: left. microbatches: of the run, each of ``slot`` seconds. room: bytes of memory left.
     """
-    if how.wanted is False or seconds <= 0 or room < _COMPILER_BYTES:
+    if how.wanted is False or seconds <= 0 or room < COMPILER_BYTES:
         return False
     if how.wanted is None and not compiled.could_pay(microbatches * slot):
         return False

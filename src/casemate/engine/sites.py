@@ -220,7 +220,8 @@ class Planner:
 
         def make(env: Env) -> Tensor:
             if batch.axis == 0 and batch.outer == 1 and axes == list(range(len(axes))):
-                return kernels.formed_sum(env[source].reshape(shape.units, -1, width))
+                t = env[source].reshape(shape.units, -1, width)
+                return t[:, 0] if t.shape[1] == 1 else kernels.formed_sum(t)
             # A record as (tokens, kept entries): what is summed in front, the rest behind.
             sizes = [*value.dims[: batch.axis], batch.outer, batch.inner,
                      *value.dims[batch.axis + 1 :]]  # fmt: skip

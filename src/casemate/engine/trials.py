@@ -19,7 +19,7 @@ from casemate.graph.ops import Value
 ALIGNED: Final = 64  # bytes; torch's allocator gives no less
 _ENOUGH: Final = 10_000
 _ROUNDS: Final = (4, 64)
-_POOL: Final = 1048583  # a prime, so that no two records of a tensor are alike
+_POOL: Final = 2**17 - 1  # a prime, so that no two records of a tensor are alike
 
 
 class Place(NamedTuple):
