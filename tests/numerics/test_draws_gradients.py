@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from casemate.engine import batched, draws, keystream, records, sampling, train, views
+from casemate.engine import batched, draws, keystream, records, sampling, select, train, views
 from casemate.engine.draws import Draws
 from casemate.engine.program import Program
 from casemate.engine.rows import Rows, assemble
@@ -102,7 +102,7 @@ class Case:
 
     def fast(self) -> batched.Batched:
         per_unit = K * self.asked.count
-        size = batched.TILE // math.gcd(batched.TILE, per_unit) * per_unit
+        size = select.TILE // math.gcd(select.TILE, per_unit) * per_unit
         few = {n: self.table[n] for n in "xy"}
         few |= draws.samples(self.program.random, len(self.who))
         made = batched.build(self.program, self.checked, few, Shape(size, per_unit), self.keep)

@@ -29,7 +29,7 @@ from casemate.engine.clip import share
 from casemate.engine.draws import Draws
 from casemate.engine.joint import BATCHES, SEED, Noted, note
 from casemate.engine.nodes import Env, Runner, from_rows, needed, to_rows
-from casemate.engine.probe import STEP, Replacement, entrywise, laid, place, prober
+from casemate.engine.probe import Replacement, laid, place, prober
 from casemate.engine.program import DTYPES, Program, maker, uses
 from casemate.engine.replay import Call
 from casemate.engine.rows import Rows
@@ -42,10 +42,6 @@ from casemate.spec.job import Clipping
 ETA: Final = 2.0**-20
 SMALLEST: Final = 2.0**-48
 _U32: Final = 2.0**-24
-# Rows of a microbatch are a multiple of one of these: see :func:`tile`.
-TILE: Final = 16
-TILES: Final = (TILE, 32, STEP)
-_FEW: Final = 32
 
 
 def sensitivity(bound: float, dimension: int, grid: float) -> float:
@@ -565,34 +561,6 @@ def analyse(
     noted = note(program.graph, checked.values, few,
                  [{k: v[:b].clone() for k, v in records.items()} for b in BATCHES])  # fmt: skip
     return noted, prove(noted.joint)
-
-
-def tile(proved: Proved) -> int:
-    """The number of :data:`TILES` of which a microbatch's rows should be a multiple.
-
-    At 64 no loop over memory has a ragged end among records. With fewer, operations entry by entry
-    whose entries do not fill whole vectors are copied to where they do
-    (:func:`casemate.engine.probe.evenly`), so any number is sound: the least is taken at which that
-    is a small part of the graph's entries.
-    """
-    values = proved.values
-
-    def outs(node: Node) -> list[str]:
-        return [node.name] if node.name in values else [
-            f"{node.name}.{i}" for i in range(9) if f"{node.name}.{i}" in values
-        ]  # fmt: skip
-
-    sizes, every = [], 0
-    for node in proved.joint.nodes:
-        made = [values[o] for o in outs(node) if values[o].batch is not None]
-        every += sum(v.numel for v in made)
-        given = [values[n].dims for n in uses(node)]
-        if entrywise(node, given, [v.dims for v in made]):
-            sizes.append(made[0].numel)
-    for rows in TILES[:-1]:
-        if _FEW * sum(f for f in sizes if rows * f % STEP) <= every:
-            return rows
-    return TILES[-1]
 
 
 def build(

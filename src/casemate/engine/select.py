@@ -19,12 +19,15 @@ import torch
 
 from casemate.engine import batched, compiled, draws
 from casemate.engine.batched import Batched
-from casemate.engine.program import Program
+from casemate.engine.probe import STEP, entrywise
+from casemate.engine.program import Program, uses
 from casemate.engine.records import record
 from casemate.engine.rows import Rows
 from casemate.engine.sites import Shape
 from casemate.engine.tape import Unfit
 from casemate.graph.check import Checked
+from casemate.graph.joint import Proved
+from casemate.graph.model import Node
 from casemate.spec.errors import ModelError
 from casemate.spec.job import Views
 
@@ -35,6 +38,10 @@ MOST_ROWS: Final = 1024
 _GOOD_BYTES: Final = 256 << 20
 # Of formed gradients, over all tensors.
 FORMED_BYTES: Final = 32 << 20
+# Rows of a microbatch are a multiple of one of these: see :func:`tile`.
+TILE: Final = 16
+TILES: Final = (TILE, 32, STEP)
+_FEW: Final = 32
 _TIMED_SECONDS: Final = 0.2
 _CHECKED_UNITS: Final = 4
 _AGREE: Final = 1e-3
@@ -127,17 +134,45 @@ def _fitting(
     """Built for as many rows as are good and fit."""
     k = job.per_unit
     noted, proved = batched.analyse(program, checked, samples)
-    of_rows = batched.tile(proved)
-    tile = of_rows // math.gcd(of_rows, k)  # units
-    few = Batched(program, noted, proved, Shape(tile * k, k), job.keep)
-    unit = _bytes(few, samples) / tile
+    of_rows = tile(proved)
+    least = of_rows // math.gcd(of_rows, k)  # units
+    few = Batched(program, noted, proved, Shape(least * k, k), job.keep)
+    unit = _bytes(few, samples) / least
     fit = int((most_bytes - (job.kept_bytes if job.keep else 0)) / unit)
-    most = min(fit, max(tile, min(MOST_ROWS // k, int(_GOOD_BYTES / unit)))) // tile * tile
-    if most < tile:
+    most = min(fit, max(least, min(MOST_ROWS // k, int(_GOOD_BYTES / unit)))) // least * least
+    if most < least:
         return None
     units = math.ceil(job.slots / math.ceil(job.slots / most))
-    units = -(-units // tile) * tile
+    units = -(-units // least) * least
     return Batched(program, noted, proved, Shape(units * k, k), job.keep)
+
+
+def tile(proved: Proved) -> int:
+    """The number of :data:`TILES` of which a microbatch's rows should be a multiple.
+
+    At 64 no loop over memory has a ragged end among records. With fewer, operations entry by entry
+    whose entries do not fill whole vectors are copied to where they do
+    (:func:`casemate.engine.probe.evenly`), so any number is sound: the least is taken at which that
+    is a small part of the graph's entries.
+    """
+    values = proved.values
+
+    def outs(node: Node) -> list[str]:
+        return [node.name] if node.name in values else [
+            f"{node.name}.{i}" for i in range(9) if f"{node.name}.{i}" in values
+        ]  # fmt: skip
+
+    sizes, every = [], 0
+    for node in proved.joint.nodes:
+        made = [values[o] for o in outs(node) if values[o].batch is not None]
+        every += sum(v.numel for v in made)
+        given = [values[n].dims for n in uses(node)]
+        if entrywise(node, given, [v.dims for v in made]):
+            sizes.append(made[0].numel)
+    for rows in TILES[:-1]:
+        if _FEW * sum(f for f in sizes if rows * f % STEP) <= every:
+            return rows
+    return TILES[-1]
 
 
 def _told(made: Batched) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from casemate.engine import batched, probe, trials
+from casemate.engine import probe, select, trials
 from casemate.engine.nodes import Runner
 from casemate.engine.program import resolve, uses
 from casemate.graph.model import Node, Ref
@@ -244,4 +244,4 @@ def test_records_that_are_one_expanded_row_are_no_failure() -> None:
 def test_rows_of_a_microbatch_fill_vectors(width: int, want: int) -> None:
     module = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, 3))
     at = lab(module, rows, settle=False)
-    assert batched.tile(at.path.proved) == want
+    assert select.tile(at.path.proved) == want

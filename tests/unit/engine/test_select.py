@@ -136,7 +136,7 @@ def test_rows_at_once_follow_from_public_values_alone():
     }
     again = ready_of(graph, weights, lab.schema(5, 3, 4000), lab.spec_of(300, 6)).fast.shape
     assert found[300] == again
-    assert all(s.rows % batched.TILE == 0 and s.rows <= select.MOST_ROWS for s in found.values())
+    assert all(s.rows % select.TILE == 0 and s.rows <= select.MOST_ROWS for s in found.values())
     assert found[1].rows < found[300].rows
 
 
