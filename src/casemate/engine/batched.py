@@ -493,7 +493,8 @@ class Batched:
         put = fill.of_rows(self._buffers, self.program, self.proved.values, rows, store, drawn)
         dtype = torch.int64 if step else torch.float64
         inverse, scale = 1.0 / step if step else 0.0, scale_of(bound, gamma)
-        held: list[torch.Tensor] = []
+        held: torch.Tensor | None = None
+        streams: bool | None = None  # told by the first microbatch
 
         def evaluated(first: int, chosen: npt.NDArray[np.int64]) -> Env:
             """Operands of the microbatch that begins with that slot."""
@@ -520,23 +521,27 @@ class Batched:
                     add(window, 0)
 
         def total(chosen: npt.NDArray[np.int64]) -> Iterator[windows.Piece]:
+            nonlocal held, streams
             self._swap()
             self.runner.refresh()
+            if held is not None:
+                held.zero_()
             for first in range(0, slots, units):
                 env = evaluated(first, chosen)
-                if not held:
-                    if slots <= units and tiny is None and not self._shares(env):
-                        yield from windows.filled(sizes, fills(env), dtype)
-                        return
-                    held.append(torch.empty(self.program.dimension, dtype=dtype))
-                if not first:
-                    held[0].zero_()
+                if streams is None:
+                    streams = slots <= units and tiny is None and not self._shares(env)
+                if streams:
+                    yield from windows.filled(sizes, fills(env), dtype)
+                    return
+                if held is None:
+                    held = torch.zeros(self.program.dimension, dtype=dtype)
                 if tiny is not None:
-                    tiny(env, bound, ROUNDING * bound / units, step, held[0])
+                    tiny(env, bound, ROUNDING * bound / units, step, held)
                 else:
-                    add_all(env, held[0])
+                    add_all(env, held)
                 del env  # before the next is made
-            yield from windows.of(held[0])
+            assert held is not None
+            yield from windows.of(held)
 
         return total
 
