@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from casemate.engine import compiled, early, fill, kernels, layout, products, small, windows
+from casemate.engine import compiled, early, fill, kernels, layout, products, small, trials, windows
 from casemate.engine.clip import share
 from casemate.engine.draws import Draws
 from casemate.engine.joint import BATCHES, SEED, Noted, note
@@ -340,7 +340,8 @@ class Batched:
 
     def form(self) -> None:
         """Form early what the chosen ways form (:mod:`casemate.engine.early`) from now on; where
-        the native step takes all operands, nothing."""
+        the native step takes all operands, nothing. What ways were tried on is let go of."""
+        trials.forget()
         if self._small() is not None:
             return
         self._forming, self._given = early.forming(self.runner, self.sites, self.wanted)

@@ -85,6 +85,11 @@ def _pool(reach: float) -> torch.Tensor:
     return torch.randn(_POOL, generator=generator)
 
 
+def forget() -> None:
+    """Let go of the pool: a run needs it no more."""
+    _pool.cache_clear()
+
+
 def fill(t: torch.Tensor, generator: torch.Generator, reach: float = 0.0) -> torch.Tensor:
     """Random entries of the pool, over and over from some place on, in ``t``, which is dense."""
     pool, flat = _pool(reach), t.view(-1)
