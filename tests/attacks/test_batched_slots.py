@@ -338,7 +338,8 @@ def test_compiled_islands_treat_rare_values_alike(
         return {"x": torch.rand(n, width) + 0.2, "target": torch.zeros(n, 1)}
 
     at = lab(Rare(RARE[name], known, width), data, total_of, rows=rows, settle=False)
-    at.path.settle({spec.name: at.data[spec.name] for spec in at.program.data}, 300.0)
+    at.path.settle(at.data)
+    assert at.path.fuse(at.data, 300.0)
     assert at.path.fused is not None
     if compiled.available():
         assert at.path.fused.islands > 0, at.path.fused.refused
