@@ -388,22 +388,23 @@ class Batched:
     def _factors(
         self, env: Env, bound: float, clipping: Clipping, gamma: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Units' factors, those of their rows, and which rows count; operands of others are zeroed
-        and what is formed is kept in ``env``."""
+        """Units' factors, (sites, rows) those of their rows, and which rows count; operands of
+        others are zeroed and what is formed is kept in ``env``."""
         with torch.inference_mode():
             norms = [site.way.norm(env) for site in self.sites]
             c, good = self.weigh(norms, bound, clipping, gamma)
             if not bool(good.all()):
                 self._blank(env, good)
             k = self.shape.per_unit
-            if k == 1:
-                return c, c, good
-            return c, c.repeat_interleave(k, dim=-1), good.repeat_interleave(k)
+            of_rows, rows = c, good
+            if k > 1:
+                of_rows, rows = c.repeat_interleave(k, dim=-1), good.repeat_interleave(k)
+            return c, of_rows.expand(len(self.sites), -1), rows
 
     def _sum(self, at: _At, env: Env, weights: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """One trained tensor's weighted sum over a microbatch."""
         with torch.inference_mode():
-            mine = weights if weights.dim() == 1 else weights[at.place]
+            mine = weights[at.place]
             sums = {n: total(env, mine, keep) for n, total in at.site.totals.items()}
             if at.tail:
                 sums = {**env, **sums}
@@ -419,8 +420,7 @@ class Batched:
         """What adds :meth:`_sum` times ``scale`` to windows, in grid steps of 1 / inverse, or
         as it is where that is zero."""
         if inverse and at.gradient in at.site.adds:
-            mine = weights if weights.dim() == 1 else weights[at.place]
-            add = at.site.adds[at.gradient]
+            add, mine = at.site.adds[at.gradient], weights[at.place]
             return lambda window, first: add(window, first, env, mine, keep, inverse * scale)
         made: list[torch.Tensor] = []
 

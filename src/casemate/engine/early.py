@@ -25,7 +25,7 @@ def forming(
     groups: dict[tuple[str, ...], list[Formed]] = {}
     late: set[str] = set()
     for site in sites:
-        reads = read_by(runner, list(site.totals))
+        reads = runner.reads_behind(list(site.totals))
         if site.way.formed:  # both tensors of a normalisation are had in one pass
             groups.setdefault(reads, []).extend(site.way.formed)
         else:
@@ -44,16 +44,9 @@ def _call(reads: Sequence[str], formed: Sequence[Formed]) -> Call:
     return Call(make, [At(r) for r in reads], {}, [f.key for f in formed])
 
 
-def read_by(runner: Runner, names: Sequence[str]) -> tuple[str, ...]:
-    """What contractions and linear operations read to make these sums."""
-    inside = runner.sums_behind(names)
-    made = {o for n in inside for o in runner.outs(n)}
-    return tuple(dict.fromkeys(r for n in inside for r in runner.reads[n.name] if r not in made))
-
-
 def summed_of(runner: Runner, names: Sequence[str]) -> set[str]:
-    """What these sums are made of where nothing is formed: as :func:`read_by`, but a convolution's
-    backward also reads its weight, for the input's gradient alone."""
+    """What these sums are made of where nothing is formed: as ``Runner.reads_behind``, but for what
+    a convolution's backward reads for the input's gradient alone, its weight."""
     return {
         r
         for node in runner.sums_behind(names)

@@ -127,6 +127,12 @@ class Runner:
                 todo += [n for n in self.reads[node] if self._value(n).summed and n not in stop]
         return [n for n in self.proved.joint.nodes if n.name in seen]
 
+    def reads_behind(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What contractions and linear operations read to make these S values."""
+        inside = self.sums_behind(names)
+        made = {o for n in inside for o in self.outs(n)}
+        return tuple(dict.fromkeys(r for n in inside for r in self.reads[n.name] if r not in made))
+
     def refresh(self) -> None:
         """Evaluate what depends on the trained tensors alone: once a step."""
         env = {**(self.fixed or self.inputs), **self._plain}
@@ -274,8 +280,7 @@ class Runner:
         """An S value's term of every unit, (units, elements) float32: its contractions and what
         follows them evaluated one record at a time, each in the same buffers."""
         inside = self.sums_behind([name])
-        made = {o for n in inside for o in self.outs(n)}
-        reads = sorted({r for n in inside for r in uses(n)} - made)
+        reads = self.reads_behind([name])
         of_records = [r for r in reads if self._value(r).batch is not None]
         masks = {n.name: self._masked(n, lambda v: v.summed) for n in inside}
         size = math.prod(self._value(name).dims)
