@@ -2,25 +2,24 @@
 
 namespace {
 
-// ---- to[r][l] (+)= sum_k a[k * R + r] * b[k * N * W + l], R rows, N vectors ----
-
-template <int R, int N>
-void packed(i64 count, const float *a, const float *b, float *to, i64 ld, bool add) {
-    vf s[R][N];
+// to[r][l] (+)= sum_k a[k * na + r] * b[k * nb + l], R rows, N vectors, `count` terms.
+template <class E, int R, int N>
+__attribute__((always_inline)) inline void cells(i64 count, const E *a, i64 na, const E *b, i64 nb,
+                                                 E *to, i64 ld, bool add) {
+    typedef typename lanes<E>::vec V;
+    constexpr int L = lanes<E>::n;
+    V s[R][N];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) {
-            s[r][n] = vf{};
-            __builtin_prefetch(to + r * ld + n * W, 1);
-        }
-    for (i64 k = 0; k < count; k++, a += R, b += N * W) {
-        vf v[N];
+        for (int n = 0; n < N; n++) s[r][n] = V{};
+    for (i64 k = 0; k < count; k++, a += na, b += nb) {
+        V v[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) v[n] = load<vf>(b + n * W);
+        for (int n = 0; n < N; n++) v[n] = load<V>(b + n * L);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            const float x = a[r];
+            const E x = a[r];
 #pragma GCC unroll 4
             for (int n = 0; n < N; n++) s[r][n] += v[n] * x;
         }
@@ -29,9 +28,17 @@ void packed(i64 count, const float *a, const float *b, float *to, i64 ld, bool a
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
-            float *p = to + r * ld + n * W;
-            store(p, add ? load<vf>(p) + s[r][n] : s[r][n]);
+            E *p = to + r * ld + n * L;
+            store(p, add ? load<V>(p) + s[r][n] : s[r][n]);
         }
+}
+
+// Of packed operands: rows of R and of N vectors, one after the other.
+template <int R, int N>
+void packed(i64 count, const float *a, const float *b, float *to, i64 ld, bool add) {
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) __builtin_prefetch(to + r * ld + n * W, 1);
+    cells<float, R, N>(count, a, R, b, N * W, to, ld, add);
 }
 
 struct Packed {
@@ -100,38 +107,15 @@ constexpr int PANEL = NARROW * lanes<E>::n;   // tokens side by side
 
 template <class E, int R, int N>
 void dots(i64 count, const E *a, const E *b, i64 ld, double *out) {
-    typedef typename lanes<E>::vec V;
     constexpr int L = lanes<E>::n;
     constexpr bool LONG = sizeof(E) == 8;
     alignas(64) E sum[R * N * L];
     for (i64 k = 0, from = 0; k < count || k == 0; from = k) {
         const i64 end = LONG || count - k < RUN * RUNS ? count : k + RUN * RUNS;
         do {
-            const i64 stop = LONG || end - k < RUN ? end : k + RUN;
-            const bool add = k > from;
-            V s[R][N];
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-                for (int n = 0; n < N; n++) s[r][n] = V{};
-            for (; k < stop; k++, a += ld, b += ld) {
-                V v[N];
-#pragma GCC unroll 4
-                for (int n = 0; n < N; n++) v[n] = load<V>(b + n * L);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; r++) {
-                    const E x = a[r];
-#pragma GCC unroll 4
-                    for (int n = 0; n < N; n++) s[r][n] += v[n] * x;
-                }
-            }
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-                for (int n = 0; n < N; n++) {
-                    E *p = sum + (r * N + n) * L;
-                    store(p, add ? load<V>(p) + s[r][n] : s[r][n]);
-                }
+            const i64 here = LONG || end - k < RUN ? end - k : RUN;
+            cells<E, R, N>(here, a + k * ld, ld, b + k * ld, ld, sum, N * L, k > from);
+            k += here;
         } while (k < end);
         if (from == 0)
             for (int j = 0; j < R * N * L; j++) out[j] = sum[j];
