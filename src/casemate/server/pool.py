@@ -140,6 +140,11 @@ def _environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
+        # Pages once had are kept (mallopt(3)): a step takes and gives back the same blocks, and
+        # a fresh page costs more than most of what is computed into it.
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "MALLOC_TOP_PAD_": str(1 << 26),
     }
 
 
