@@ -28,8 +28,8 @@ from typing import Any, Final
 SLICE: Final = 0.02
 SLOW: Final = 4.0
 MOST_ROUNDS: Final = 31
-DROP_N: Final = 1.25
-DROP_OPACUS: Final = 1.5
+DROP_N: Final = 1.15
+DROP_OPACUS: Final = 1.25
 
 
 @dataclass

@@ -54,10 +54,12 @@ def weights(proved: Proved) -> list[str]:
 
 
 def laid(t: torch.Tensor) -> torch.Tensor | None:
-    """Memory for a copy of ``t`` with channels last; ``None`` where it lies so already."""
-    if t.is_contiguous(memory_format=_LAST):
-        return None
-    return torch.empty_like(t, memory_format=_LAST)
+    """Memory for a copy of ``t`` with channels last; ``None`` where it lies so already.
+
+    By strides: a depthwise weight, of one channel, lies either way, but torch takes the format
+    of a convolution from the strides (with images of one pixel from nothing else)."""
+    there = torch.empty_like(t, memory_format=_LAST)
+    return None if there.stride() == t.stride() else there
 
 
 def _same_order(op: Any) -> Callable[..., Any]:

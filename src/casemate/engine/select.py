@@ -35,7 +35,7 @@ from casemate.spec.job import Views
 BASE_BYTES: Final = 600 << 20
 MOST_ROWS: Final = 1024
 # Values of a microbatch that are about as quick as any: more costs memory, fewer costs calls.
-_GOOD_BYTES: Final = 256 << 20
+_GOOD_BYTES: Final = 512 << 20
 # Of formed gradients, over all tensors.
 FORMED_BYTES: Final = 32 << 20
 # Rows of a microbatch are a multiple of one of these: see :func:`tile`.
@@ -142,8 +142,10 @@ def _fitting(
     most = min(fit, max(least, min(MOST_ROWS // k, int(_GOOD_BYTES / unit)))) // least * least
     if most < least:
         return None
-    units = math.ceil(job.slots / math.ceil(job.slots / most))
-    units = -(-units // least) * least
+    most = min(most, -(-job.slots // least) * least)
+    # The fewest slots that nobody may fill, then the fewest calls.
+    sizes = range(most, max(least, most // 2) - 1, -least)
+    units = min(sizes, key=lambda u: -(-job.slots // u) * u)
     return Batched(program, noted, proved, Shape(units * k, k), job.keep)
 
 
