@@ -102,8 +102,8 @@ def test_outside_its_window_it_is_refused(name):
     valid = about(name)["valid"]
     judge(name, now=at(valid["from"]))
     judge(name, now=at(valid["to"]))
-    assert refused(name, now=at(valid["from"]) - 1) == "chain-not-yet-valid"
-    assert refused(name, now=at(valid["to"]) + 1) == "chain-expired"
+    assert refused(name, now=at(valid["from"]) - 1) == "validity-not-yet"
+    assert refused(name, now=at(valid["to"]) + 1) == "validity-expired"
 
 
 @pytest.mark.parametrize("name", GOOD)

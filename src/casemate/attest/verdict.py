@@ -9,13 +9,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from casemate.spec.canonical import Json
 from casemate.spec.errors import EvidenceError
 from casemate.spec.evidence import Binding
 
 Outcome = Literal["passed", "failed", "unchecked"]
+Crypto = Literal["", "valid", "invalid", "unknown", "not-applicable"]
+Decision = Literal["accept", "accept-with-status", "reject", "needs-collateral", "not-applicable"]
+
+# A code's first word to the stage that it belongs to. ``needs``: collateral that is not there;
+# ``absent``: nothing is there that could be judged.
+STAGES: Final = {
+    "parse": "parse",
+    "chain": "signature", "root": "signature", "endorsement": "signature",
+    "signature": "signature",
+    "validity": "validity",
+    "revocation": "revocation",
+    "needs": "collateral", "collateral": "collateral",
+    "tcb": "tcb",
+    "appraise": "policy",
+    "binding": "binding",
+    "freshness": "freshness",
+}  # fmt: skip
+# Exit codes of ``enclave verify --evidence``, one a stage; 10 for what belongs to none.
+EXITS: Final = {
+    "parse": 11, "signature": 12, "validity": 13, "revocation": 14, "collateral": 15, "tcb": 16,
+    "policy": 17, "binding": 18, "freshness": 19,
+}  # fmt: skip
+
+
+def stage(code: str) -> str:
+    """The stage of ``evidence.<word>-...``; "" for a code of none."""
+    return STAGES.get(code.removeprefix("evidence.").partition("-")[0], "")
 
 
 @dataclass(frozen=True)
@@ -68,9 +95,18 @@ class Step:
 
 @dataclass
 class Checks:
-    """The record of one verification."""
+    """The record of one verification.
+
+    crypto: what signatures and chains say: set to ``valid`` once all have held, to
+    ``not-applicable`` where nothing is signed, to ``unknown`` where the keys are not at hand; left
+    empty, a refusal at the stages ``parse`` and ``signature`` makes it ``invalid``. tcb_status,
+    advisories: the vendor's words on the platform, also where they lead to a refusal.
+    """
 
     done: list[Check] = field(default_factory=list)
+    crypto: Crypto = ""
+    tcb_status: str = ""
+    advisories: tuple[str, ...] = ()
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:

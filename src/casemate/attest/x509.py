@@ -11,8 +11,9 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,13 +30,26 @@ ORGANISATION: Final = "2.5.4.10"
 KEY_USAGE: Final = "2.5.29.15"
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
 _KEY_CERT_SIGN: Final = 0x04
-_CRITICAL: Final = {KEY_USAGE, BASIC_CONSTRAINTS}  # those that are acted upon
+EXTENDED_KEY_USAGE: Final = "2.5.29.37"
+ALTERNATIVE_NAME: Final = "2.5.29.17"
+# Those that are acted upon here, or that only say more of who the subject is.
+_CRITICAL: Final = {KEY_USAGE, BASIC_CONSTRAINTS, EXTENDED_KEY_USAGE, ALTERNATIVE_NAME}
 
 # RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt (RFC 4055 section 3.1).
 _RSASSA_PSS: Final = "1.2.840.113549.1.1.10"
 _MGF1: Final = "1.2.840.113549.1.1.8"
 _SHA384: Final = "2.16.840.1.101.3.4.2.2"
 PSS_SHA384: Final = "rsassa-pss-sha384"
+# RFC 5758 section 3.2, RFC 8017 appendix C.
+ECDSA_SHA256: Final = "1.2.840.10045.4.3.2"
+ECDSA_SHA384: Final = "1.2.840.10045.4.3.3"
+ECDSA_SHA512: Final = "1.2.840.10045.4.3.4"
+RSA_SHA256: Final = "1.2.840.113549.1.1.11"
+RSA_SHA384: Final = "1.2.840.113549.1.1.12"
+RSA_SHA512: Final = "1.2.840.113549.1.1.13"
+
+_CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_Verify: TypeAlias = Callable[[PublicKeyTypes, bytes, bytes], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ def _hash(reader: der.Reader) -> str:
     return kind
 
 
-def _algorithm(raw: bytes) -> str:
+def algorithm(raw: bytes) -> str:
     """A known signature algorithm's name, else its OID."""
     reader = der.Reader(der.only(raw, der.SEQUENCE))
     kind = der.oid(reader.read(der.OID))
@@ -115,7 +129,8 @@ def _algorithm(raw: bytes) -> str:
     return f"{kind} with other parameters"
 
 
-def _extensions(reader: der.Reader) -> dict[str, Extension]:
+def extensions(reader: der.Reader) -> dict[str, Extension]:
+    """OID to extension. DerError where one stands twice."""
     out: dict[str, Extension] = {}
     while reader:
         entry = reader.enter()
@@ -151,19 +166,19 @@ def _parse(data: bytes) -> Certificate:
     validity.end()
     subject = reader.raw(der.SEQUENCE)
     spki = reader.raw(der.SEQUENCE)
-    extensions: dict[str, Extension] = {}
+    found: dict[str, Extension] = {}
     if reader:
         wrapped = reader.enter(der.context(3))
-        extensions = _extensions(wrapped.enter())
+        found = extensions(wrapped.enter())
         wrapped.end()
     reader.end()
     names(subject)
-    unknown = [k for k, e in extensions.items() if e.critical and k not in _CRITICAL]
+    unknown = [k for k, e in found.items() if e.critical and k not in _CRITICAL]
     if unknown:
         raise der.DerError(f"the critical extension {unknown[0]} is unknown")
     return Certificate(
-        data, tbs, serial, _algorithm(outer), issuer, subject, before, after, spki,
-        extensions, signature,
+        data, tbs, serial, algorithm(outer), issuer, subject, before, after, spki,
+        found, signature,
     )  # fmt: skip
 
 
@@ -197,19 +212,25 @@ def from_pem(data: bytes) -> bytes:
     return raw
 
 
+_PEM: Final = re.compile(
+    rb"-----BEGIN CERTIFICATE-----\r?\n[A-Za-z0-9+/=\r\n]+-----END CERTIFICATE-----"
+)
+
+
+def bundle(data: bytes, where: str, most: int = 8) -> tuple[Certificate, ...]:
+    """The certificates in PEM that ``data`` is, 1 to ``most``, with blank lines between at most."""
+    found = _PEM.findall(data)
+    if not 1 <= len(found) <= most or _PEM.sub(b"", data).strip():
+        raise refusal("parse-certificate", f"{where} is no PEM of 1 to {most} certificates.", where)
+    return tuple(parse(one, f"{where}[{n}]") for n, one in enumerate(found))
+
+
 def public_key(certificate: Certificate, where: str) -> PublicKeyTypes:
     """The certificate's key; EvidenceError when it is of no known kind."""
     try:
         return serialization.load_der_public_key(certificate.spki)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise refusal("parse-key", f"The public key in {where} cannot be read.", where) from None
-
-
-def rsa4096(certificate: Certificate, where: str) -> rsa.RSAPublicKey:
-    key = public_key(certificate, where)
-    if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
-        raise refusal("chain-key", f"The key in {where} is not RSA of 4096 bits.", where)
-    return key
 
 
 def p384(certificate: Certificate, where: str) -> ec.EllipticCurvePublicKey:
@@ -219,22 +240,113 @@ def p384(certificate: Certificate, where: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def check_pss_sha384(certificate: Certificate, issuer: Certificate, where: str) -> None:
-    """EvidenceError unless ``issuer``'s RSA-4096 key signed ``certificate`` as AMD's chains are."""
-    if certificate.signature_algorithm != PSS_SHA384:
+def _pss(key: PublicKeyTypes, signature: bytes, signed: bytes) -> None:
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
+        raise TypeError("RSA of 4096 bits")
+    scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+    key.verify(signature, signed, scheme, hashes.SHA384())
+
+
+def _pkcs1(digest: hashes.HashAlgorithm) -> _Verify:
+    def verify(key: PublicKeyTypes, signature: bytes, signed: bytes) -> None:
+        if not isinstance(key, rsa.RSAPublicKey) or not 2048 <= key.key_size <= 8192:
+            raise TypeError("RSA of 2048 to 8192 bits")
+        key.verify(signature, signed, padding.PKCS1v15(), digest)
+
+    return verify
+
+
+def _ecdsa(digest: hashes.HashAlgorithm) -> _Verify:
+    def verify(key: PublicKeyTypes, signature: bytes, signed: bytes) -> None:
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
+            raise TypeError("on P-256, P-384 or P-521")
+        key.verify(signature, signed, ec.ECDSA(digest))
+
+    return verify
+
+
+# Signature algorithms of certificates and revocation lists: name or OID to its check.
+ALGORITHMS: Final[dict[str, _Verify]] = {
+    PSS_SHA384: _pss,
+    ECDSA_SHA256: _ecdsa(hashes.SHA256()),
+    ECDSA_SHA384: _ecdsa(hashes.SHA384()),
+    ECDSA_SHA512: _ecdsa(hashes.SHA512()),
+    RSA_SHA256: _pkcs1(hashes.SHA256()),
+    RSA_SHA384: _pkcs1(hashes.SHA384()),
+    RSA_SHA512: _pkcs1(hashes.SHA512()),
+}
+
+
+def check_signature(
+    algorithm: str, issuer: Certificate, signature: bytes, signed: bytes, where: str,
+    admitted: Collection[str],
+) -> None:  # fmt: skip
+    """EvidenceError unless ``issuer``'s key made ``signature`` over ``signed`` by ``algorithm``,
+    one of ``admitted`` (of :data:`ALGORITHMS`). ``where`` names what is signed."""
+    if algorithm not in admitted:
         raise refusal(
             "chain-algorithm",
-            f"{where} is signed with {certificate.signature_algorithm}, not RSASSA-PSS of SHA-384.",
+            f"{where} is signed with {algorithm}, not with {' or '.join(sorted(admitted))}.",
             where,
         )
-    scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
-    key = rsa4096(issuer, f"the issuer of {where}")
+    key = public_key(issuer, f"the issuer of {where}")
     try:
-        key.verify(certificate.signature, certificate.tbs, scheme, hashes.SHA384())
-    except InvalidSignature:
+        ALGORITHMS[algorithm](key, signature, signed)
+    except TypeError as e:
+        raise refusal("chain-key", f"The key that signs {where} is not {e}.", where) from None
+    except (InvalidSignature, ValueError):
         raise refusal(
             "chain-signature", f"The signature on {where} is not its issuer's.", where
         ) from None
+
+
+def check_issued(
+    certificate: Certificate, issuer: Certificate, where: str, below: int, admitted: Collection[str]
+) -> None:
+    """EvidenceError unless ``issuer`` may issue ``certificate`` and has. below: authorities between
+    the issued one and the leaf, itself counted where it is one."""
+    if certificate.issuer != issuer.subject:
+        raise refusal(
+            "chain-issuer", f"{where} was issued by another than the next in chain.", where
+        )
+    check_authority(issuer, f"the issuer of {where}", below)
+    check_signature(
+        certificate.signature_algorithm, issuer, certificate.signature, certificate.tbs, where,
+        admitted,
+    )  # fmt: skip
+
+
+def check_chain(
+    path: Sequence[tuple[Certificate, str]], admitted: Collection[str] = ALGORITHMS
+) -> None:
+    """EvidenceError unless each certificate of ``path`` (leaf first, self-signed root last, each
+    with the name it has in errors) is issued by the next (RFC 5280 section 6.1, but for time,
+    revocation and the root's being trusted, which are checks of their own)."""
+    issuers = [certificate for certificate, _ in path[1:]] + [path[-1][0]]
+    for n, ((certificate, where), issuer) in enumerate(zip(path, issuers, strict=True)):
+        check_issued(certificate, issuer, where, min(n, len(path) - 2), admitted)
+
+
+def check_validity(certificate: Certificate, where: str, now: float) -> None:
+    """EvidenceError unless ``now`` (Unix seconds) lies in the certificate's validity."""
+    if not now >= certificate.not_before:
+        raise refusal(
+            "validity-not-yet", f"{where} is not valid yet.", where, "Check this machine's clock."
+        )
+    if not now <= certificate.not_after:
+        raise refusal(
+            "validity-expired", f"{where} has expired.", where,
+            "Ask the operator to renew collateral.",
+        )  # fmt: skip
+
+
+def key_usage(certificate: Certificate) -> int:
+    """The first eight bits of keyUsage (RFC 5280 section 4.2.1.3), digitalSignature the highest; 0
+    where there are none."""
+    try:
+        return der.only(certificate.extensions[KEY_USAGE].value, der.BIT_STRING)[1]
+    except (KeyError, IndexError, der.DerError):
+        return 0
 
 
 def check_authority(certificate: Certificate, where: str, below: int) -> None:
@@ -246,8 +358,7 @@ def check_authority(certificate: Certificate, where: str, below: int) -> None:
         authority = der.boolean(basic.read(der.BOOLEAN))
         depth = der.integer(basic.read(der.INTEGER)) if basic else below
         basic.end()
-        usage = der.only(certificate.extensions[KEY_USAGE].value, der.BIT_STRING)
-        signs = len(usage) >= 2 and bool(usage[1] & _KEY_CERT_SIGN)
+        signs = bool(key_usage(certificate) & _KEY_CERT_SIGN)
     except (KeyError, der.DerError):
         raise refusal("chain-authority", f"{where} is no authority.", where) from None
     if not authority or not signs or depth < below:

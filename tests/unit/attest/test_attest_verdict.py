@@ -39,11 +39,11 @@ def test_a_refusal_carries_the_checks_until_then_and_travels_as_any_error():
     with checks.step("second") as step:
         step.unchecked("why not")
     with pytest.raises(EvidenceError) as e, checks.step("third"):
-        raise refusal("chain-expired", "It has expired.", "vcek.der")
+        raise refusal("validity-expired", "It has expired.", "vcek.der")
     assert [(c.name, c.outcome, c.detail, c.code) for c in e.value.checks] == [
         ("first", "passed", "seen", ""),
         ("second", "unchecked", "why not", ""),
-        ("third", "failed", "It has expired.", "evidence.chain-expired"),
+        ("third", "failed", "It has expired.", "evidence.validity-expired"),
     ]
     again = CasemateError.from_wire(e.value.to_wire(), e.value.status)
     assert isinstance(again, EvidenceError)

@@ -43,14 +43,6 @@ _ROOT_MEND = (
 _FOREIGN_MEND = "Ask the operator for the collateral of this very chip and firmware."
 
 
-def _signed(certificate: x509.Certificate, file: str, issuer: x509.Certificate, below: int) -> None:
-    """``below``: certificates between the issued one and the leaf, itself counted."""
-    if certificate.issuer != issuer.subject:
-        raise refusal("chain-issuer", f"{file} was issued by another than the next in chain.", file)
-    x509.check_authority(issuer, f"the issuer of {file}", below)
-    x509.check_pss_sha384(certificate, issuer, file)
-
-
 def _root(ark: x509.Certificate, product: str, roots: Roots | Unchecked, step: Step) -> None:
     if isinstance(roots, Unchecked):
         step.unchecked(f"{roots.reason} ({ark.fingerprint})")
@@ -63,17 +55,6 @@ def _root(ark: x509.Certificate, product: str, roots: Roots | Unchecked, step: S
         )
     else:
         step.detail = f"{product} root key {ark.fingerprint}"
-
-
-def _validity(certificate: x509.Certificate, file: str, now: float) -> None:
-    if not now >= certificate.not_before:
-        raise refusal(
-            "chain-not-yet-valid", f"{file} is not valid yet.", file, "Check this machine's clock."
-        )
-    if not now <= certificate.not_after:
-        raise refusal(
-            "chain-expired", f"{file} has expired.", file, "Ask the operator to renew collateral."
-        )
 
 
 def _product(report: Report, chain: Chain, step: Step) -> None:
@@ -130,14 +111,14 @@ def verify(
     )
     with checks.step("chain") as step:
         for certificate, file, issuer, below in certificates:
-            _signed(certificate, file, issuer, below)
+            x509.check_issued(certificate, issuer, file, below, {x509.PSS_SHA384})
         key = x509.p384(chain.leaf, chain.leaf_file)
         step.detail = f"{chain.leaf_file}, {chain.intermediate_file}, ark.pem"
     with checks.step("root") as step:
         _root(ark, chain.product, roots, step)
     with checks.step("validity") as step:
         for certificate, file, _, _ in certificates:
-            _validity(certificate, file, now)
+            x509.check_validity(certificate, file, now)
         step.detail = f"at {now:.0f}"
     with checks.step("product") as step:
         _product(report, chain, step)
