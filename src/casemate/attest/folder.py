@@ -150,6 +150,11 @@ def judge(
     return _judged(tee, checks, claims, error)
 
 
+def unread(error: Refused) -> Judgement:
+    """The judgement on a folder that cannot be read."""
+    return _judged("", Checks(), None, error)
+
+
 def _judged(tee: str, checks: Checks, claims: Claims | None, error: Refused | None) -> Judgement:
     code = "" if error is None else error.code
     crypto = checks.crypto

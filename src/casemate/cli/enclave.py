@@ -1,20 +1,106 @@
-"""``casemate enclave``: verify an enclave's evidence, give enclaves names."""
+"""``casemate enclave``: verify evidence, of a live enclave or in a folder; give enclaves names."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from casemate.cli import config, output
+from casemate.spec.canonical import Json
+from casemate.spec.errors import UsageError
 
 if TYPE_CHECKING:
+    from casemate.attest.folder import Judgement
     from casemate.attest.verify import Verdict
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group()
 def enclave() -> None:
-    """Verify an enclave's evidence over a live connection; name enclaves in config.toml."""
+    """Verify evidence, of a live enclave or in a folder; name enclaves in config.toml."""
+
+
+def _at(given: str | None) -> float:
+    """Unix seconds of a time on the command line; now where none is given."""
+    if given is None:
+        return time.time()
+    try:
+        if re.fullmatch(r"\d{1,11}(\.\d+)?", given):
+            return float(given)
+        found = datetime.fromisoformat(given)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(
+            "usage.time",
+            f"{given[:40]!r} is no time.",
+            mend="Write it as 2026-05-31T12:00:00Z, or as Unix seconds.",
+            where="--at",
+        ) from None
+
+
+def _nonce(given: str) -> bytes:
+    try:
+        if found := bytes.fromhex(given):
+            return found
+    except ValueError:
+        pass
+    raise UsageError(
+        "usage.nonce",
+        "The nonce is empty or no hex.",
+        mend="Give the bytes that the evidence was asked with, in hex; without --nonce freshness"
+        " stays unchecked.",
+        where="--nonce",
+    )
+
+
+def judged(folder: Path, at: str | None, trust: str | None, nonce: str | None) -> Judgement:
+    """The judgement on the evidence in a folder, by the command line's words."""
+    from casemate.attest import folder as folders
+    from casemate.attest.verdict import Refused
+
+    policies = None if trust is None else config.load_trust(trust).policies
+    given = {} if nonce is None else {"nonce": _nonce(nonce)}
+    now = _at(at)
+    try:
+        files = folders.read(folder)
+    except Refused as e:
+        return folders.unread(e)
+    return folders.judge(files, now=now, policies=policies, **given)
+
+
+def judgement_table(folder: Path, found: Judgement) -> object:
+    from rich.console import Group
+    from rich.text import Text
+
+    colour = "bold green" if found.decision.startswith("accept") else "bold red"
+    head = f"{found.decision}: {folder} ({found.tee or 'unknown kind'}); signatures {found.crypto}"
+    if found.tcb_status:
+        head += f"; TCB {found.tcb_status} {' '.join(found.advisories)}"
+    table = output.rows_table(
+        "", ("check", "outcome", "found"), [(c.name, c.outcome, c.detail) for c in found.checks]
+    )
+    lines = [Text(output.clean(head), style=colour), table]
+    if found.code:
+        lines.append(Text(output.clean(f"{found.code} [{found.where}]: {found.message}")))
+        lines.append(Text(output.clean(f"mend: {found.mend}")))
+    return Group(*lines)
+
+
+def _flat(fields: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(x, Mapping | list) for x in value):
+            yield from _flat({str(n): x for n, x in enumerate(value)}, f"{prefix}{name}.")
+        else:
+            yield prefix + name, output.clean(value)
 
 
 def verdict_json(url: str, verdict: Verdict) -> dict[str, object]:
@@ -42,10 +128,44 @@ def verdict_table(url: str, verdict: Verdict) -> object:
 
 
 @enclave.command()
+@click.option(
+    "--evidence", type=_FOLDER, metavar="DIR", help="Judge a folder of evidence, offline."
+)
+@click.option(
+    "--at", metavar="TIME", help="With --evidence: the time to verify at; now if not given."
+)
+@click.option("--nonce", metavar="HEX", help="With --evidence: what it was asked with.")
 @config.target_options
 @output.format_option
-def verify(target: config.Target, form: str) -> None:
-    """Attest the enclave now and show every check. Exit code 10 and the check when refused."""
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    evidence: Path | None,
+    at: str | None,
+    nonce: str | None,
+    target: config.Target,
+    form: str,
+) -> None:
+    """Attest the enclave now, or judge a folder of evidence, and show every check.
+
+    Exit code 10 when a live enclave is refused. With --evidence: 0 when accepted, else 11 to 19 by
+    the stage that failed (docs/evidence.md), 10 for none of them. Without --trust a folder is
+    judged by the default of its kind, which pins nothing.
+    """
+    if evidence is not None:
+        from casemate.attest.verdict import EXITS
+
+        found = judged(evidence, at, target.trust, nonce)
+        output.emit(form, found.to_json(), lambda: judgement_table(evidence, found))
+        if not found.decision.startswith("accept"):
+            ctx.exit(EXITS.get(found.stage, 10))
+        return
+    if at is not None or nonce is not None:
+        raise UsageError(
+            "usage.arguments",
+            "--at and --nonce are for --evidence.",
+            mend="A live enclave is verified now, with a nonce of its own.",
+        )
     from casemate.client.connection import Connection
 
     place = target.place()
@@ -59,8 +179,26 @@ def verify(target: config.Target, form: str) -> None:
 
 
 @enclave.command()
+@click.argument("folder", type=_FOLDER)
 @output.format_option
-def show(form: str) -> None:
+def show(folder: Path, form: str) -> None:
+    """The evidence in FOLDER field by field, believed or not."""
+    from casemate.attest import folder as folders
+    from casemate.attest import kinds
+
+    files = folders.read(folder)
+    kind = kinds.recognise(files)
+    fields = dict(kind.fields(files))
+    output.emit(
+        form,
+        {"tee": kind.tee, "fields": fields},
+        lambda: output.rows_table(kind.tee, ("field", "value"), list(_flat(fields))),
+    )
+
+
+@enclave.command()
+@output.format_option
+def ls(form: str) -> None:
     """The named enclaves of config.toml."""
     found = config.read()
     enclaves = found.get("enclaves", {})

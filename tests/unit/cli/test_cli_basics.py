@@ -147,11 +147,11 @@ def test_every_error_ends_with_its_exit_code(kind, capsys, monkeypatch):
         raise kind(f"{kind.family}.test", "It broke.", mend="Mend it.", where="here")
 
     monkeypatch.setattr(config, "read", fail)
-    code, out, err = call(capsys, "enclave", "show")
+    code, out, err = call(capsys, "enclave", "ls")
     assert code == kind.exit_code
     assert out == ""
     assert err == f"error {kind.family}.test [here]: It broke.\nmend: Mend it.\n"
-    code, _, err = call(capsys, "enclave", "show", "--format=json")
+    code, _, err = call(capsys, "enclave", "ls", "--format=json")
     assert code == kind.exit_code
     assert json.loads(err) == {
         "error": {"code": f"{kind.family}.test", "message": "It broke.", "mend": "Mend it.",
@@ -161,7 +161,7 @@ def test_every_error_ends_with_its_exit_code(kind, capsys, monkeypatch):
 
 def test_faults_of_casemate_show_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr(config, "read", lambda: 1 / 0)
-    code, _, err = call(capsys, "enclave", "show")
+    code, _, err = call(capsys, "enclave", "ls")
     assert code == 1
     assert err.startswith("error internal.fault: ZeroDivisionError")
     assert "Traceback" not in err
