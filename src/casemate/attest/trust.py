@@ -10,14 +10,28 @@ the verdict repeats the reason. In TOML (``Trust.load``) a field is its value or
     products = ["Genoa", "Turin"]
     signing_keys = ["VCEK"]
     measurements = ["<96 hex digits>"]
+    crl = { unchecked = "no revocation list is demanded" }
     host_data = { unchecked = "no container policy is used" }
     id_keys = { unchecked = "no id block is used" }
-    chip_ids = { unchecked = "any genuine chip" }
-    vmpl = [0]
-    report_versions = [3, 5]
+    author_keys = { unchecked = "no id block is used" }
+    family_ids = { unchecked = "no id block is used" }
+    image_ids = { unchecked = "no id block is used" }
     guest_svn = { unchecked = "no versions are assigned" }
-    firmware = "1.55.21"
+    vmpl = [0]
     guest_policy = { debug = false, migrate_ma = false }
+    uvm_issuers = { unchecked = "no container instance of Azure's" }
+    uvm_feeds = { unchecked = "no container instance of Azure's" }
+    uvm_svn = { unchecked = "no container instance of Azure's" }
+    uvm_validity = { unchecked = "no container instance of Azure's" }
+    chip_ids = { unchecked = "any genuine chip" }
+    extractable = ["Milan"]
+    csp_ids = { unchecked = "no VLEK is admitted" }
+    report_versions = [3, 5]
+    firmware = "1.55.21"
+    provisional = false
+    platform_info = { tsme_en = true }
+    launch_mitigations = { unchecked = "no mitigations are asked for" }
+    current_mitigations = { unchecked = "no mitigations are asked for" }
     committed_tcb = { unchecked = "the reported one is checked" }
     launch_tcb = { unchecked = "the reported one is checked" }
 
@@ -37,20 +51,13 @@ from typing import Any, Final
 
 from casemate.attest import x509
 from casemate.attest.roots import AMD
-from casemate.attest.snp.collateral import PRODUCTS
+from casemate.attest.snp.policy import DEFAULT, SnpPolicy
 from casemate.attest.verdict import Unchecked
 from casemate.spec.errors import UsageError
 
 __all__ = ["SnpPolicy", "Trust", "Unchecked"]
 
-GUEST_POLICY_BITS: Final = (
-    "smt", "migrate_ma", "debug", "single_socket", "cxl_allow", "mem_aes_256_xts", "rapl_dis",
-    "ciphertext_hiding_dram", "page_swap_disable",
-)  # fmt: skip
 _SIMULATION: Final = "simulation was asked for by name"
-
-# Product line to component to its least security version.
-TcbFloor = Mapping[str, Mapping[str, int]]
 
 
 def _bad(message: str, where: str = "") -> UsageError:
@@ -61,108 +68,6 @@ def _bad(message: str, where: str = "") -> UsageError:
         ' is { unchecked = "reason" }.',
         where=where,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnpPolicy:
-    """What a SEV-SNP report must show. Digests and ids are lower-case hex.
-
-    roots: product line to the admitted SHA-256 of its root key's SubjectPublicKeyInfo; a line that
-    is not named is refused. signing_keys: VCEK, VLEK. measurements: admitted MEASUREMENTs.
-    host_data, id_keys, chip_ids: admitted HOST_DATA, ID_KEY_DIGESTs, CHIP_IDs. vmpl: admitted
-    privilege levels. report_versions: admitted versions of the report. guest_svn: the least
-    GUEST_SVN. firmware: the least committed firmware (major, minor, build). reported_tcb,
-    committed_tcb, launch_tcb: the least version of each component, for each product line.
-    guest_policy: bits of the guest policy and the value that each must have.
-    """
-
-    roots: Mapping[str, tuple[str, ...]] | Unchecked
-    signing_keys: tuple[str, ...]
-    measurements: tuple[str, ...] | Unchecked
-    host_data: tuple[str, ...] | Unchecked
-    id_keys: tuple[str, ...] | Unchecked
-    chip_ids: tuple[str, ...] | Unchecked
-    vmpl: tuple[int, ...] | Unchecked
-    report_versions: tuple[int, ...] | Unchecked
-    guest_svn: int | Unchecked
-    firmware: tuple[int, int, int] | Unchecked
-    reported_tcb: TcbFloor | Unchecked
-    committed_tcb: TcbFloor | Unchecked
-    launch_tcb: TcbFloor | Unchecked
-    guest_policy: Mapping[str, bool] | Unchecked
-
-    def __post_init__(self) -> None:
-        _digests(self.measurements, 96, "measurements")
-        _digests(self.host_data, 64, "host_data")
-        _digests(self.id_keys, 96, "id_keys")
-        _digests(self.chip_ids, 128, "chip_ids")
-        if not isinstance(self.roots, Unchecked):
-            if not self.roots:
-                raise _bad("The policy admits no root.", "roots")
-            for pins in self.roots.values():
-                _digests(pins, 64, "roots")
-        if not self.signing_keys or not set(self.signing_keys) <= {"VCEK", "VLEK"}:
-            raise _bad("signing_keys must be of VCEK and VLEK.", "signing_keys")
-        _integers(self.vmpl, range(4), "vmpl")
-        _integers(self.report_versions, range(2, 1 << 32), "report_versions")
-        if not isinstance(self.guest_svn, Unchecked):
-            _integers((self.guest_svn,), range(1 << 32), "guest_svn")
-        if not isinstance(self.firmware, Unchecked):
-            if len(self.firmware) != 3:
-                raise _bad("firmware must be major, minor and build.", "firmware")
-            _integers(self.firmware, range(256), "firmware")
-        for name in ("reported_tcb", "committed_tcb", "launch_tcb"):
-            _floor(getattr(self, name), name)
-        _bits(self.guest_policy)
-
-
-def _bits(found: object) -> None:
-    if isinstance(found, Unchecked):
-        return
-    if not isinstance(found, Mapping) or not (
-        {"debug", "migrate_ma"} <= set(found) <= set(GUEST_POLICY_BITS)
-        and all(type(value) is bool for value in found.values())
-    ):
-        raise _bad(
-            "guest_policy must say true or false for debug, migrate_ma and other known bits.",
-            "guest_policy",
-        )
-
-
-def _digests(found: object, digits: int, where: str) -> None:
-    if isinstance(found, Unchecked):
-        return
-    if (
-        not isinstance(found, tuple)
-        or not found
-        or not all(isinstance(x, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", x) for x in found)
-    ):
-        raise _bad(f"{where} must be a list of strings of {digits} hex digits.", where)
-
-
-def _integers(found: object, admitted: range, where: str) -> None:
-    if isinstance(found, Unchecked):
-        return
-    if (
-        not isinstance(found, tuple)
-        or not found
-        or not all(type(x) is int and x in admitted for x in found)
-    ):
-        raise _bad(f"{where} must be numbers from {admitted[0]} to {admitted[-1]}.", where)
-
-
-def _floor(found: object, where: str) -> None:
-    if isinstance(found, Unchecked):
-        return
-    if not isinstance(found, Mapping) or not found:
-        raise _bad(f"{where} must name product lines.", where)
-    for line, floor in found.items():
-        if line not in AMD:
-            raise _bad(f"{where} names the unknown product line {str(line)[:40]!r}.", where)
-        components = {name for name, _ in PRODUCTS[line].tcb if name}
-        if not isinstance(floor, Mapping) or set(floor) != components:
-            raise _bad(f"{where} of {line} must give {', '.join(sorted(components))}.", where)
-        _integers(tuple(floor.values()), range(256), where)
 
 
 def _fingerprint(root: str | bytes | Path) -> str:
@@ -261,20 +166,12 @@ class Trust:
         return cls.load(text)
 
 
+# What hardware must show beside its measurement unless told otherwise: privilege level 0, too.
 SNP_DEFAULTS: Final[dict[str, Any]] = {
-    "signing_keys": ("VCEK", "VLEK"),
-    "host_data": Unchecked("no container policy is expected in HOST_DATA"),
-    "id_keys": Unchecked("no id block is expected"),
-    "chip_ids": Unchecked("any genuine chip of the product lines is accepted"),
-    "vmpl": (0,),
-    "report_versions": (2, 3, 5),
-    "guest_svn": Unchecked("no guest versions are assigned"),
-    "firmware": Unchecked("the TCB floors stand for it"),
-    "reported_tcb": Unchecked("no floor was given"),
-    "committed_tcb": Unchecked("no floor was given"),
-    "launch_tcb": Unchecked("no floor was given"),
-    "guest_policy": {"debug": False, "migrate_ma": False},
-}
+    field.name: getattr(DEFAULT, field.name)
+    for field in fields(SnpPolicy)
+    if field.name not in ("roots", "measurements")
+} | {"vmpl": (0,), "report_versions": (2, 3, 5)}
 
 
 def _snp(measurements: tuple[str, ...] | Unchecked, **other: Any) -> SnpPolicy:

@@ -28,3 +28,12 @@ def amd(product: str) -> x509.Certificate:
     """The carried ARK certificate of a product line (a key of :data:`AMD`)."""
     file = f"amd-ark-{product.lower()}.pem"
     return x509.parse((resources.files(__package__) / file).read_bytes(), file)
+
+
+# Issuers of endorsements of Azure's utility VMs, as did:x509 (SHA-256 of Microsoft's "Supply Chain
+# RSA Root CA 2022" in base64url, then the usage that its leaf must have): container instances, AKS.
+_SUPPLY_CHAIN: Final = "did:x509:0:sha256:I__iuL25oXEVFdTP_aBLx_eT1RPHbCQ_ECBQfYZpt9s"
+UVM_ISSUERS: Final = (
+    f"{_SUPPLY_CHAIN}::eku:1.3.6.1.4.1.311.76.59.1.2",
+    f"{_SUPPLY_CHAIN}::eku:1.3.6.1.4.1.311.76.59.1.5",
+)

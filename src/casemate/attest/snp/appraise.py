@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from casemate.attest.snp.abi import Report
 from casemate.attest.snp.collateral import Chain, tcb_components
-from casemate.attest.trust import GUEST_POLICY_BITS, SnpPolicy, TcbFloor
+from casemate.attest.snp.policy import GUEST_POLICY_BITS, SnpPolicy, TcbFloor
 from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
 
 _MEND = "Ask the operator to run what the trust policy admits, or change the policy knowingly."
