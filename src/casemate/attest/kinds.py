@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from casemate.attest.kind import Files, Kind
+from casemate.attest.nitro.kind import KIND as NITRO
 from casemate.attest.verdict import refusal
 
 # In the order in which a folder is tried: what contains other evidence comes before it.
-_ROWS: Final[tuple[Kind, ...]] = ()
+_ROWS: Final[tuple[Kind, ...]] = (NITRO,)
 KINDS: Final[dict[str, Kind]] = {kind.tee: kind for kind in _ROWS}
 
 
