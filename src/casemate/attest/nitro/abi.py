@@ -19,6 +19,7 @@ Procedure of :func:`parse`:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,8 @@ DIGEST: Final = "SHA384"
 PCR_BYTES: Final = 48
 _PCRS: Final = range(32)
 _CERTIFICATE_BYTES: Final = range(1, 1025)
+# AWS says no more than that it is not empty; verdicts show it before anything is verified.
+_MODULE_ID: Final = re.compile(r"[!-~]{1,255}")
 _MANDATORY: Final = {"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"}
 _OPTIONAL: Final = {
     "public_key": range(1, 1025), "user_data": range(513), "nonce": range(513),
@@ -104,8 +107,8 @@ def _document(message: cose.Sign1) -> Document:
         raise cbor.CborError(f"{str(unknown)[:40]!r} is no field of it")
     module_id, digest, timestamp = fields["module_id"], fields["digest"], fields["timestamp"]
     cabundle = fields["cabundle"]
-    if not isinstance(module_id, str) or not module_id:
-        raise cbor.CborError("module_id is no text")
+    if not isinstance(module_id, str) or not _MODULE_ID.fullmatch(module_id):
+        raise cbor.CborError("module_id is no name")
     if digest != DIGEST:
         raise cbor.CborError(f"digest is not {DIGEST}")
     if not isinstance(timestamp, int) or isinstance(timestamp, bool) or timestamp < 1:

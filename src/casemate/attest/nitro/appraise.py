@@ -50,11 +50,11 @@ def _among(name: str, found: str, admitted: tuple[Any, ...] | Unchecked) -> _Jud
 
 
 def _judge(document: Document, policy: NitroPolicy, now: float) -> Iterator[_Judged]:
-    found = "debug mode" if is_debug(document) else "production mode"
     if isinstance(policy.debug, Unchecked):
         yield "debug", policy.debug, "", ""
     else:
-        yield "debug", policy.debug or not is_debug(document), found, "production mode"
+        on = is_debug(document)
+        yield "debug", policy.debug or not on, "on" if on else "off", "it off"
     if isinstance(policy.pcrs, Unchecked):
         yield "pcrs", policy.pcrs, "", ""
     else:

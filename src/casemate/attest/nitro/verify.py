@@ -78,11 +78,7 @@ def _forms(tls: x509.Certificate) -> Iterator[tuple[str, bytes]]:
             yield f"{name} of {what}", hashlib.new(name, data).digest()
 
 
-def _tls(document: Document, chain: Chain, checks: Checks, step: Step) -> None:
-    if chain.tls is None:
-        step.unchecked("no TLS certificate came with the document")
-        return
-    tls, file = chain.tls
+def _tls(document: Document, tls: x509.Certificate, file: str, checks: Checks, step: Step) -> None:
     written = {"user_data": document.user_data, "public_key": document.public_key}
     for what, form in _forms(tls):
         for field, value in written.items():
@@ -106,7 +102,7 @@ def verify(document: Document, chain: Chain, roots: Collection[str], checks: Che
         for certificate, where in chain.path:
             x509.p384(certificate, where)
         _check_leaf(*chain.path[0])
-        step.detail = ", ".join(certificate.name() or where for certificate, where in chain.path)
+        step.detail = ", ".join(where for _, where in chain.path)
     with checks.step("root") as step:
         if chain.root.fingerprint not in roots:
             raise refusal(
@@ -121,16 +117,15 @@ def verify(document: Document, chain: Chain, roots: Collection[str], checks: Che
         step.detail = cose.verify(
             document.message, key, "the document", (cose.ES384,), code="signature-document"
         )
-    with checks.step("revocation-lists") as step:
-        _lists(chain)
-        if chain.lists:
+    if chain.lists:
+        with checks.step("revocation-lists") as step:
+            _lists(chain)
             step.detail = ", ".join(chain.lists)
-        else:
-            step.unchecked("none came with the document")
-    with checks.step("tls-certificate") as step:
-        _tls(document, chain, checks, step)
+    if chain.tls is not None:
+        with checks.step("tls-certificate") as step:
+            _tls(document, *chain.tls, checks, step)
     with checks.step("unused") as step:
-        step.detail = ", ".join(chain.unused) or "every file is used"
+        step.detail = ", ".join(map(ascii, chain.unused)) or "every file is used"
 
 
 def _revocation(chain: Chain, demanded: bool | Unchecked, step: Step) -> None:
