@@ -162,7 +162,8 @@ def _parse(data: bytes, understood: Collection[int | str]) -> Sign1:
         if not isinstance(critical, tuple) or not critical:
             raise cbor.CborError("crit is no list")
         for label in critical:
-            if not isinstance(label, int | str) or label not in protected:
+            known = isinstance(label, int | str) and not isinstance(label, bool)
+            if not known or label not in protected:
                 raise cbor.CborError("crit names a parameter that is not there")
             if label not in {*_UNDERSTOOD, *understood}:
                 raise cbor.CborError(f"the critical parameter {str(label)[:40]!r} is unknown")
