@@ -37,3 +37,10 @@ UVM_ISSUERS: Final = (
     f"{_SUPPLY_CHAIN}::eku:1.3.6.1.4.1.311.76.59.1.2",
     f"{_SUPPLY_CHAIN}::eku:1.3.6.1.4.1.311.76.59.1.5",
 )
+
+
+@cache
+def uvm() -> x509.Certificate:
+    """The carried certificate that the fingerprint in :data:`UVM_ISSUERS` names."""
+    file = "microsoft-uvm-root.pem"
+    return x509.parse((resources.files(__package__) / file).read_bytes(), file)

@@ -7,7 +7,8 @@ each, little endian, filled with zeros). Versions 2, 3 (adds CPUID) and 5 (adds 
 are known. All integers are little endian. Field names are the vendor's, in lower case.
 
 Bytes 0x000 to 0x29f are signed; R and S stand at 0x2a0; bytes 0x330 to 0x49f are covered by
-nothing and must be zero, as all reserved bytes must.
+nothing: they are kept in ``Report.unsigned``, and ``appraise`` refuses others than zeros. Reserved
+bytes among the signed ones must be zero here already.
 """
 
 from __future__ import annotations
@@ -56,11 +57,16 @@ _SINCE: Final = {
     "launch_mit_vector": 5, "current_mit_vector": 5,
 }  # fmt: skip
 
-_POLICY_BITS: Final = {
+# Bit by bit: POLICY (section 4.3) and PLATFORM_INFO (table 24).
+POLICY_BITS: Final = {
     "smt": 16, "migrate_ma": 18, "debug": 19, "single_socket": 20, "cxl_allow": 21,
     "mem_aes_256_xts": 22, "rapl_dis": 23, "ciphertext_hiding_dram": 24, "page_swap_disable": 25,
 }  # fmt: skip
 _POLICY_MUST_BE_ONE: Final = 17
+PLATFORM_BITS: Final = {
+    "smt_en": 0, "tsme_en": 1, "ecc_en": 2, "rapl_dis": 3, "ciphertext_hiding_dram_en": 4,
+    "alias_check_complete": 5, "iommu_write_safe": 6, "tio_en": 7,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,8 @@ class GuestPolicy:
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """An attestation report. ``raw`` is all of it; TCB versions are left as their 8 bytes, since
-    their meaning depends on the product line (see ``collateral``)."""
+    their meaning depends on the product line (see ``collateral``). ``current_version`` and
+    ``committed_version``: the firmware's major, minor and build."""
 
     raw: bytes
     version: int
@@ -123,6 +130,16 @@ class Report:
     def signed(self) -> bytes:
         return self.raw[:SIGNED_BYTES]
 
+    @property
+    def unsigned(self) -> bytes:
+        """What neither the signature covers nor it is made of."""
+        return self.raw[UNSIGNED_AT:]
+
+    @property
+    def platform(self) -> dict[str, bool]:
+        """The known bits of PLATFORM_INFO."""
+        return {name: bool(self.platform_info >> at & 1) for name, at in PLATFORM_BITS.items()}
+
 
 def pack(values: Mapping[str, int | bytes]) -> bytes:
     """The signed bytes, 0x000 to 0x29f, of a report with these fields; all others are zero."""
@@ -144,7 +161,7 @@ def _policy(bits: int) -> GuestPolicy:
         abi_minor=bits & 0xFF,
         abi_major=bits >> 8 & 0xFF,
         reserved=bits >> 26,
-        **{name: bool(bits >> at & 1) for name, at in _POLICY_BITS.items()},
+        **{name: bool(bits >> at & 1) for name, at in POLICY_BITS.items()},
     )
 
 
@@ -162,8 +179,7 @@ def parse(raw: bytes) -> Report:
     2. all reserved bytes, and those of later versions, are zero (``reserved``);
     3. the signature's algorithm is ECDSA P-384 with SHA-384 (``signature-algorithm``), its key a
        VCEK or VLEK (``signing-key``), R and S are in [1, n) (``signature``);
-    4. the bytes that nothing signs are zero (``unsigned-bytes``);
-    5. the guest policy is one (``policy``), VMPL is 0 to 3 (``vmpl``).
+    4. the guest policy is one (``policy``), VMPL is 0 to 3 (``vmpl``).
     """
     if len(raw) != REPORT_BYTES:
         raise _refuse("report-length", f"The report has {len(raw)} bytes, not {REPORT_BYTES}.")
@@ -186,10 +202,6 @@ def parse(raw: bytes) -> Report:
         raise _refuse("signing-key", "The report is signed with neither a VCEK nor a VLEK.")
     if flags >> 5:
         raise _refuse("reserved", "Reserved bits (flags) are not zero.")
-    if any(raw[UNSIGNED_AT:]):
-        raise _refuse(
-            "unsigned-bytes", "Bytes 0x330 to 0x49f, which nothing signs, are not all zero."
-        )
     if found["vmpl"] > 3:
         raise _refuse("vmpl", f"VMPL {found['vmpl']} is none of 0 to 3.")
     return Report(

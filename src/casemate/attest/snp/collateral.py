@@ -5,7 +5,10 @@ publication 57230, revision 1.00: section 3 (the certificates, their algorithms 
 and 10 (extensions under 1.3.6.1.4.1.3704.1); publication 56860, table 3 (TCB_VERSION).
 
 Files, as in an evidence folder: ``vcek.der`` with ``ask.pem``, or ``vlek.der`` with ``asvk.pem``;
-``ark.pem`` may stand beside and is never trusted for standing there.
+``ark.pem`` may stand beside and is never trusted for standing there. ``crl.der`` (or ``crl.pem``):
+AMD's revocation list of the product line (57230 section 4.2: made by the ARK, it names revoked ASKs
+and ASVKs); ``ask_crl.der`` (or ``.pem``): one made by the intermediate, about leaves, should AMD
+come to make any.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from casemate.attest import der, x509
+from casemate.attest import crl, der, x509
 from casemate.attest.verdict import Refused, refusal
 
 OID: Final = "1.3.6.1.4.1.3704.1"
@@ -87,8 +90,11 @@ class Chain:
     csp_id: str
 
 
+MISSING_MEND: Final = "Ask the operator to send AMD's certificates with the report."
+
+
 def _refuse(reason: str, message: str, where: str) -> Refused:
-    return refusal(f"collateral-{reason}", message, where)
+    return refusal(f"parse-{reason}", message, where)
 
 
 def tcb_components(product: str, tcb: bytes) -> dict[str, int]:
@@ -132,31 +138,37 @@ def _product_line(named: str) -> str | None:
 
 
 def parse(files: Mapping[str, bytes]) -> Chain:
-    """The chain in an evidence's files. Raises ``evidence.collateral-*`` and ``parse-certificate``:
+    """The chain in an evidence's files:
 
-    1. exactly one of ``vcek.der`` and ``vlek.der``, with its intermediate (``missing``, ``both``);
-    2. the leaf names a known product line (``product``);
+    1. exactly one of ``vcek.der`` and ``vlek.der`` (``needs-vcek``, ``parse-leaves``), with its
+       intermediate (``needs-ask``, ``needs-asvk``);
+    2. each is a certificate (``parse-certificate``), the leaf of a known product line
+       (``root-product``: no other line's root is known);
     3. AMD's extensions are there and well formed: structure version, product name, every byte of
-       the TCB, hwID of the line's length for a VCEK, CSP id for a VLEK (``extension``).
+       the TCB, hwID of the line's length for a VCEK, CSP id for a VLEK (``parse-extension``).
 
     Whether the parts belong together is for ``verify``.
     """
     kinds = [kind for kind in INTERMEDIATES if f"{kind.lower()}.der" in files]
-    if len(kinds) != 1:
-        reason, found = ("both", "both a VCEK and a VLEK") if kinds else ("missing", "no VCEK")
-        raise _refuse(reason, f"The evidence carries {found} certificate.", "vcek.der")
+    if len(kinds) > 1:
+        raise _refuse("leaves", "The evidence carries both a VCEK and a VLEK.", "vcek.der")
+    if not kinds:
+        raise refusal(
+            "needs-vcek", "The evidence carries no VCEK or VLEK.", "vcek.der", MISSING_MEND
+        )
     kind = kinds[0]
     leaf_file, intermediate_file = f"{kind.lower()}.der", INTERMEDIATES[kind].file
     if intermediate_file not in files:
-        raise _refuse("missing", f"The evidence carries no {intermediate_file}.", intermediate_file)
+        code = f"needs-{intermediate_file.removesuffix('.pem')}"
+        message = f"The evidence carries no {intermediate_file}."
+        raise refusal(code, message, intermediate_file, MISSING_MEND)
     leaf = x509.parse(files[leaf_file], leaf_file)
     _small(leaf, _STRUCT_VERSION, leaf_file)
     named = _text(leaf, _PRODUCT_NAME, leaf_file)
     product = _product_line(named)
     if product is None:
-        raise _refuse(
-            "product", f"{leaf_file} is of the unknown product {named[:60]!r}.", leaf_file
-        )
+        message = f"{leaf_file} is of the unknown product {named[:60]!r}."
+        raise refusal("root-product", message, leaf_file, "Use a casemate that knows its root.")
     line = PRODUCTS[product]
     hwid = _extension(leaf, _HWID, leaf_file) if kind == "VCEK" else b""
     if kind == "VCEK" and len(hwid) != line.hwid:
@@ -174,3 +186,12 @@ def parse(files: Mapping[str, bytes]) -> Chain:
         hwid=hwid,
         csp_id=_text(leaf, _CSP_ID, leaf_file) if kind == "VLEK" else "",
     )
+
+
+# A list's file to whether the intermediate made it, about leaves, and not the root.
+LISTS: Final = {"crl.der": False, "crl.pem": False, "ask_crl.der": True, "ask_crl.pem": True}
+
+
+def revocation_lists(files: Mapping[str, bytes]) -> dict[str, crl.RevocationList]:
+    """The lists that were carried, by file. Raises ``evidence.parse-crl``."""
+    return {file: crl.parse(files[file], file) for file in LISTS if file in files}

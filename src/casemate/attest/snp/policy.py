@@ -1,7 +1,7 @@
 """What a trust policy may ask of SEV-SNP evidence.
 
-Source: AMD 56860 (SEV-SNP Firmware ABI), tables 3 (TCB_VERSION), 9 (POLICY) and 23
-(ATTESTATION_REPORT, PLATFORM_INFO); AMD 57230 (product lines, CSP_ID).
+Source: AMD 56860 (SEV-SNP Firmware ABI), tables 3 (TCB_VERSION), 9 (POLICY), 23
+(ATTESTATION_REPORT) and 24 (PLATFORM_INFO); AMD 57230 (product lines, CSP_ID).
 """
 
 from __future__ import annotations
@@ -13,17 +13,9 @@ from typing import Final
 from casemate.attest import fields
 from casemate.attest.kind import unpinned
 from casemate.attest.roots import AMD, UVM_ISSUERS
+from casemate.attest.snp.abi import PLATFORM_BITS, POLICY_BITS
 from casemate.attest.snp.collateral import PRODUCTS
 from casemate.attest.verdict import Unchecked
-
-GUEST_POLICY_BITS: Final = (
-    "smt", "migrate_ma", "debug", "single_socket", "cxl_allow", "mem_aes_256_xts", "rapl_dis",
-    "ciphertext_hiding_dram", "page_swap_disable",
-)  # fmt: skip
-PLATFORM_BITS: Final = (
-    "smt_en", "tsme_en", "ecc_en", "rapl_dis", "ciphertext_hiding_dram_en", "alias_check_complete",
-    "tio_en",
-)  # fmt: skip
 
 # Product line to component to its least security version.
 TcbFloor = Mapping[str, Mapping[str, int]]
@@ -48,9 +40,10 @@ class SnpPolicy:
     be an endorsement. uvm_validity: true if its certificates must be valid at the time given, not
     only at its own signing time.
 
-    chip_ids: admitted CHIP_IDs. extractable: product lines whose chips' secrets can be taken out by
-    who holds the chip; of those a chip is admitted only if ``chip_ids`` lists it. csp_ids: the
-    clouds whose VLEK is admitted. report_versions: admitted versions of the report.
+    chip_ids: admitted CHIP_IDs. csp_ids: the clouds whose VLEK is admitted. extractable: product
+    lines whose chips' secrets can be taken out by who holds the chip; of those a chip is admitted
+    only if ``chip_ids`` lists it, or ``csp_ids`` the cloud whose VLEK it signs with.
+    report_versions: admitted versions of the report.
 
     firmware: the least committed firmware (major, minor, build). reported_tcb, committed_tcb,
     launch_tcb: the least version of each component, for each product line. provisional: whether
@@ -99,6 +92,12 @@ class SnpPolicy:
         fields.words(self.signing_keys, ("VCEK", "VLEK"), "signing_keys")
         for name, digits in _DIGESTS.items():
             fields.digests(getattr(self, name), digits, name)
+        if isinstance(self.uvm_issuers, Unchecked) and not (
+            isinstance(self.uvm_feeds, Unchecked) and isinstance(self.uvm_svn, Unchecked)
+        ):
+            raise fields.bad(
+                "uvm_feeds and uvm_svn are somebody's word: give uvm_issuers.", "uvm_issuers"
+            )
         for name in ("crl", "uvm_validity", "provisional"):
             fields.flag(getattr(self, name), name)
         for name in ("uvm_issuers", "uvm_feeds", "csp_ids"):
@@ -114,7 +113,7 @@ class SnpPolicy:
             fields.integers(self.firmware, range(256), "firmware")
         for name in ("reported_tcb", "committed_tcb", "launch_tcb"):
             _floor(getattr(self, name), name)
-        fields.flags(self.guest_policy, ("debug", "migrate_ma"), GUEST_POLICY_BITS, "guest_policy")
+        fields.flags(self.guest_policy, ("debug", "migrate_ma"), POLICY_BITS, "guest_policy")
         fields.flags(self.platform_info, (), PLATFORM_BITS, "platform_info")
 
 
