@@ -1,0 +1,464 @@
+"""Signatures, endorsements and bindings of a TPM's quotes: did a genuine TPM say it?
+
+Procedure (TPM 2.0 Library part 1, sections 17.7 and 31, part 2 section 10.12.8, part 3 TPM2_Quote;
+TCG EK and AK certificate profiles). Roots and ``now`` are passed in.
+
+ 1. ``ak``: the attestation key's certificate and its public area, as far as both are there, hold
+    the same key; by its public area it is a restricted signing key that cannot leave its TPM
+    (TPMA_OBJECT), so that it signs nothing that looks like a quote and is none.
+ 2. ``chain``: from the key's certificate, each is issued by the next up to a self-signed one; they
+    are found by name among what was carried and what casemate carries. The key's certificate is no
+    authority and is for a TPM's key (extended key usage 2.23.133.8.1 or 2.23.133.8.3).
+ 3. ``quote-signature``: RSASSA-PKCS1-v1_5, RSASSA-PSS (salt as long as the digest) or ECDSA with
+    SHA-256, SHA-384 or SHA-512, over the bytes of each TPMS_ATTEST.
+ 4. ``pcr-digest``: each quote's pcrDigest is the hash, by the signature's algorithm, of the PCR
+    values that it selects, in the order of selection. Values that no quote covers are told.
+ 5. ``signer``: where the public area is there, qualifiedSigner is its name as a primary key.
+ 6. ``event-log``: replayed, it gives the quoted values of all PCRs that have events. PCRs without
+    events, padding, and events whose data no PCR vouches for are told.
+ 7. ``revocation-signature``: lists are signed by the authorities that they are of.
+ 8. ``root``: the chain ends in a root that the policy pins, or the policy pins the key itself.
+ 9. ``same-boot``: all quotes have one nonce, signer, count of resets and of restarts, firmware.
+10. ``validity``, ``revocation``: certificates and lists at ``now``; no list names a certificate.
+
+Signatures are all checked before anything is said about time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+
+from casemate.attest import crl, der, x509
+from casemate.attest.tpm import abi, collateral
+from casemate.attest.tpm.collateral import Banks, Key, Parts, Quote
+from casemate.attest.tpm.eventlog import Log
+from casemate.attest.tpm.policy import BANKS, TpmPolicy
+from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+
+Path = tuple[tuple[x509.Certificate, str], ...]
+
+_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
+    "sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512(),
+}  # fmt: skip
+_MAX_PATH: Final = 5
+_USAGES: Final = ("2.23.133.8.1", "2.23.133.8.3")
+_RSA_BITS: Final = range(2048, 8193)
+_AK_MEND = (
+    "Ask for the certificate of the machine's attestation key with its authorities, or pin the key"
+    " in the trust policy once you know that it is this machine's."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """root: fingerprint of the root that vouches for the key, "" where the policy pins the key.
+    ak: the key's own fingerprint. quoted: bank to PCR to value, as quotes cover them. logged:
+    whether the event log replayed to quoted PCRs of a bank that counts."""
+
+    root: str
+    ak: str
+    quoted: Banks
+    logged: bool
+
+
+def fingerprint(key: Key) -> str:
+    """SHA-256 of the key's SubjectPublicKeyInfo in hex."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
+
+
+def _admitted_key(key: object, where: str) -> Key:
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size in _RSA_BITS:
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in {
+        curve.name for curve in abi.CURVES.values()
+    }:
+        return key
+    raise refusal("chain-key", f"The attestation key in {where} is of no admitted kind.", where)
+
+
+def attestation_key(parts: Parts, checks: Checks) -> Key | None:
+    """Step 1: the key, or None where nothing says what it is."""
+    with checks.step("ak") as step:
+        found: list[tuple[Key, str]] = []
+        if parts.certificate is not None:
+            file = parts.certificate_file
+            found.append((_admitted_key(x509.public_key(parts.certificate, file), file), file))
+        if parts.public is not None:
+            found.append((_admitted_key(parts.public.key, "ak_public.tpmt"), "ak_public.tpmt"))
+            _attributes(parts.public)
+        if parts.pem is not None:
+            found.append((_admitted_key(parts.pem, "ak_public.pem"), "ak_public.pem"))
+        for key, file in found[1:]:
+            if key.public_numbers() != found[0][0].public_numbers():
+                raise refusal(
+                    "endorsement-ak", f"{file} holds another key than {found[0][1]}.", file
+                )
+        if not found:
+            step.unchecked("no attestation key comes with the quote")
+            return None
+        step.detail = f"{fingerprint(found[0][0])} of {', '.join(file for _, file in found)}"
+        return found[0][0]
+
+
+def _attributes(public: abi.Public) -> None:
+    wanted = abi.FIXED_TPM | abi.RESTRICTED | abi.SIGN
+    if public.attributes & (wanted | abi.DECRYPT) != wanted:
+        raise refusal(
+            "endorsement-ak-attributes",
+            "The key is no restricted signing key of its TPM, so that what it signs may be forged.",
+            "ak_public.tpmt",
+            _AK_MEND,
+        )
+
+
+def _leaf(certificate: x509.Certificate, where: str) -> None:
+    try:
+        basic = certificate.extensions.get(x509.BASIC_CONSTRAINTS)
+        if basic is not None and der.Reader(der.only(basic.value, der.SEQUENCE)).peek() == 1:
+            raise refusal("chain-usage", f"{where} is an authority's certificate.", where)
+        usage = certificate.extensions.get(x509.EXTENDED_KEY_USAGE)
+        if usage is None:
+            return
+        reader, found = der.Reader(der.only(usage.value, der.SEQUENCE)), []
+        while reader:
+            found.append(der.oid(reader.read(der.OID)))
+    except der.DerError as e:
+        raise refusal("parse-certificate", f"{where} is malformed: {e}.", where) from None
+    if not set(found) & set(_USAGES):
+        raise refusal("chain-usage", f"{where} is not for a TPM's key.", where)
+
+
+def path(leaf: x509.Certificate, file: str, others: Path) -> tuple[Path, bool]:
+    """The chain from ``leaf``, and whether it ends in a self-signed certificate; where it does not,
+    the issuer of its last is not at hand. Raises ``evidence.chain-*`` where one is at hand by name
+    and has not issued it."""
+    known = [*collateral.carried(), *others]
+    out = [(leaf, file)]
+    while len(out) < _MAX_PATH:
+        last, name = out[-1]
+        if last.issuer == last.subject and len(out) > 1:
+            x509.check_issued(last, last, name, len(out) - 2, x509.ALGORITHMS)
+            return tuple(out), True
+        failed: Refused | None = None
+        for issuer in known:
+            if issuer[0].subject != last.issuer:
+                continue
+            try:
+                x509.check_issued(last, issuer[0], name, len(out) - 1, x509.ALGORITHMS)
+            except Refused as e:
+                failed = failed or e
+                continue
+            out.append(issuer)
+            break
+        else:
+            if failed is not None:
+                raise failed
+            return tuple(out), False
+    raise refusal("chain-length", "The chain of certificates is too long.", file)
+
+
+def chain(parts: Parts, checks: Checks) -> tuple[Path, bool]:
+    """Step 2, for a key that has a certificate."""
+    if parts.certificate is None:
+        return (), False
+    with checks.step("chain") as step:
+        _leaf(parts.certificate, parts.certificate_file)
+        found, whole = path(parts.certificate, parts.certificate_file, parts.authorities)
+        step.detail = ", ".join(file for _, file in found)
+        if not whole:
+            step.unchecked(f"the issuer of {found[-1][1]} does not come with the evidence")
+        unused = [file for one, file in parts.authorities if all(one != c for c, _ in found)]
+        if unused:
+            step.detail += f". Of no use: {', '.join(unused)}"
+        return found, whole
+
+
+def signature(quote: Quote, key: Key) -> abi.Signature:
+    """Step 3 for one quote: its signature, which ``key`` made. Raises ``evidence.signature-*``."""
+    where = quote.file
+    found = quote.signature
+    if found is None:
+        raise refusal("signature-missing", f"{where} has no signature.", where)
+    if isinstance(found, bytes):
+        rsassa = isinstance(key, rsa.RSAPublicKey)
+        found = (
+            abi.Signature(scheme="rsassa", hash="sha256", sig=found)
+            if rsassa
+            else collateral.ecdsa(found, where)
+        )
+    digest = _HASHES[found.hash]
+    try:
+        if isinstance(key, rsa.RSAPublicKey) and found.scheme == "rsassa":
+            key.verify(found.sig, quote.attest.raw, padding.PKCS1v15(), digest)
+        elif isinstance(key, rsa.RSAPublicKey) and found.scheme == "rsapss":
+            scheme = padding.PSS(padding.MGF1(digest), digest.digest_size)
+            key.verify(found.sig, quote.attest.raw, scheme, digest)
+        elif isinstance(key, ec.EllipticCurvePublicKey) and found.scheme == "ecdsa":
+            encoded = utils.encode_dss_signature(found.r, found.s)
+            key.verify(encoded, quote.attest.raw, ec.ECDSA(digest))
+        else:
+            raise refusal(
+                "signature-scheme", f"{where} is signed by a scheme that its key has not.", where
+            )
+    except (InvalidSignature, ValueError):
+        raise refusal(
+            "signature-quote", f"The signature of {where} is not its attestation key's.", where
+        ) from None
+    return found
+
+
+def pcr_digest(quote: Quote, hash_name: str, banks: Banks) -> Banks:
+    """Step 4 for one quote: the values that it covers. Raises ``evidence.signature-pcr-digest``,
+    or ``needs-pcrs`` where a selected value is not there."""
+    composite, covered = hashlib.new(hash_name), Banks()
+    for selection in quote.attest.pcr_select:
+        bank = banks.get(selection.hash, {})
+        for index in selection.pcrs:
+            if index not in bank:
+                raise refusal(
+                    "needs-pcrs",
+                    f"The value of PCR {index} ({selection.hash}), which {quote.file} is about,"
+                    " does not come with the evidence.",
+                    quote.file,
+                )
+            composite.update(bank[index])
+            covered.setdefault(selection.hash, {})[index] = bank[index]
+    if composite.digest() != quote.attest.pcr_digest:
+        raise refusal(
+            "signature-pcr-digest", f"The PCR values are not those that {quote.file} signs.",
+            quote.file,
+        )  # fmt: skip
+    return covered
+
+
+def _listed(banks: Banks) -> str:
+    return "; ".join(
+        f"{name} {', '.join(map(str, sorted(values)))}" for name, values in banks.items() if values
+    )
+
+
+def quotes(found: Sequence[Quote], key: Key, banks: Banks, checks: Checks) -> Banks:
+    """Steps 3 and 4: the values that quotes cover."""
+    schemes = []
+    with checks.step("quote-signature") as step:
+        for quote in found:
+            schemes.append(signature(quote, key))
+        step.detail = "; ".join(
+            f"{quote.file}: {one.scheme} {one.hash}"
+            for quote, one in zip(found, schemes, strict=True)
+        )
+    covered = Banks()
+    with checks.step("pcr-digest") as step:
+        for quote, one in zip(found, schemes, strict=True):
+            for name, values in pcr_digest(quote, one.hash, banks).items():
+                covered.setdefault(name, {}).update(values)
+        step.detail = f"PCRs: {_listed(covered)}"
+        loose = {
+            name: {n: v for n, v in values.items() if n not in covered.get(name, {})}
+            for name, values in banks.items()
+        }
+        if any(loose.values()):
+            step.detail += f". No quote covers {_listed(loose)}"
+    return covered
+
+
+def _signer(parts: Parts, checks: Checks) -> None:
+    with checks.step("signer") as step:
+        if parts.public is None:
+            step.unchecked("the attestation key's public area does not come with the evidence")
+            return
+        names = {parts.public.qualified(h): name for h, name in abi.HIERARCHIES.items()}
+        found = {quote.attest.qualified_signer for quote in parts.quotes}
+        if len(found) == 1 and (known := names.get(next(iter(found)))):
+            step.detail = f"a primary key of the {known} hierarchy"
+        else:
+            step.unchecked("the attestation key is no primary key, so its path is not known")
+
+
+def replayed(log: Log, banks: Banks, checks: Checks, *, quoted: bool) -> bool:
+    """Step 6: whether the log leads to values of ``banks`` of an algorithm that counts. Raises
+    ``evidence.signature-event-log``. quoted: whether quotes cover the values."""
+    with checks.step("event-log") as step:
+        notes, compared, counted = [], [], False
+        for name in sorted(set(log.algorithms) & set(banks)):
+            values = log.replay(name)
+            for index in sorted(set(values) & set(banks[name])):
+                if values[index] != banks[name][index]:
+                    raise refusal(
+                        "signature-event-log",
+                        f"The event log leads to another value of PCR {index} ({name}).",
+                        collateral.LOG,
+                    )
+            both = sorted(set(values) & set(banks[name]))
+            compared.append(f"{name} {', '.join(map(str, both))}")
+            counted = counted or bool(both and name in BANKS)
+            alone = sorted(set(values) - set(banks[name]))
+            if alone:
+                notes.append(f"{name} PCRs {', '.join(map(str, alone))} are in the log alone")
+            free = [n for n, v in banks[name].items() if n not in values and v.strip(b"\0\xff")]
+            if free:
+                notes.append(f"{name} PCRs {', '.join(map(str, sorted(free)))} are not in the log")
+        if log.uncovered:
+            numbers = ", ".join(map(str, log.uncovered))
+            notes.append(f"nothing vouches for the data of events {numbers}")
+        if log.padding:
+            notes.append(f"{log.padding} bytes of padding")
+        if not compared:
+            step.unchecked("the log is of other banks than the PCR values")
+            return False
+        what = "quoted PCRs" if quoted else "PCR values, which nothing signs"
+        step.detail = ". ".join([f"{what}: {'; '.join(compared)}", *notes])
+        return counted
+
+
+def _issuers(path: Path) -> list[tuple[x509.Certificate, str, x509.Certificate]]:
+    return [(cert, file, path[n + 1][0]) for n, (cert, file) in enumerate(path[:-1])]
+
+
+def lists(path: Path, parts: Parts, checks: Checks) -> None:
+    """Step 7."""
+    if not parts.lists:
+        return
+    with checks.step("revocation-signature") as step:
+        known = [cert for cert, _ in path]
+        for found, file in parts.lists:
+            issuer = next((c for c in known if c.subject == found.issuer), None)
+            if issuer is None:
+                raise refusal("chain-issuer", f"{file} is of none of the authorities.", file)
+            crl.check_issued(found, issuer, file, x509.ALGORITHMS)
+        step.detail = ", ".join(file for _, file in parts.lists)
+
+
+def _unvouched(where: str) -> Refused:
+    return refusal(
+        "root-ak-unvouched",
+        "No certificate that comes with the evidence vouches for the attestation key.",
+        where,
+        _AK_MEND,
+    )
+
+
+def root(path: Path, whole: bool, ak: str, policy: TpmPolicy, checks: Checks) -> str:
+    """Step 8: the root's fingerprint, or "" for a key that is pinned itself."""
+    with checks.step("root") as step:
+        if not isinstance(policy.aks, Unchecked) and ak in policy.aks:
+            step.detail = "the policy pins the attestation key"
+            return path[-1][0].fingerprint if whole else ""
+        if not whole:
+            raise _unvouched(path[-1][1] if path else "ak_cert.der")
+        found = path[-1][0].fingerprint
+        if found not in policy.roots:
+            raise refusal(
+                "root-unknown",
+                f"The chain ends in the root key {found}, which is not trusted.",
+                path[-1][1],
+                "Trust a root only if its fingerprint reached you from its vendor.",
+            )
+        step.detail = f"root key {found}"
+        return found
+
+
+def same_boot(found: Sequence[Quote], checks: Checks) -> None:
+    """Step 9. Raises ``evidence.freshness-*``."""
+    with checks.step("same-boot") as step:
+        first = found[0].attest
+        for quote in found[1:]:
+            other = quote.attest
+            if any(
+                getattr(first, name) != getattr(other, name)
+                for name in (
+                    "extra_data", "qualified_signer", "reset_count", "restart_count",
+                    "firmware_version",
+                )
+            ):  # fmt: skip
+                raise refusal(
+                    "freshness-mixed",
+                    f"{quote.file} and {found[0].file} are of different challenges or boots.",
+                    quote.file,
+                )
+        step.detail = f"{len(found)} with one nonce, resets {first.reset_count}"
+
+
+def nonce(found: Sequence[Quote], checks: Checks) -> None:
+    """Raises ``evidence.freshness-empty`` where a quote answers no challenge."""
+    with checks.step("nonce") as step:
+        for quote in found:
+            if not quote.attest.extra_data:
+                raise refusal(
+                    "freshness-empty",
+                    f"{quote.file} has no nonce, so that it may be from any time.",
+                    quote.file,
+                    "Ask for a quote over a nonce of your own.",
+                )
+        step.detail = found[0].attest.extra_data.hex()
+
+
+def windows(path: Path, parts: Parts, policy: TpmPolicy, now: float, checks: Checks) -> None:
+    """Step 10."""
+    with checks.step("validity") as step:
+        if not path:
+            step.unchecked("there are no certificates")
+        else:
+            for certificate, file in path:
+                x509.check_validity(certificate, file, now)
+            for found, file in parts.lists:
+                crl.check_validity(found, file, now)
+            step.detail = f"at {now:.0f}"
+    with checks.step("revocation") as step:
+        by_issuer = {found.issuer: found for found, _ in parts.lists}
+        missing = []
+        for certificate, file, issuer in _issuers(path):
+            revoked = by_issuer.get(issuer.subject)
+            if revoked is None:
+                missing.append(file)
+            else:
+                crl.check_revoked(revoked, certificate, file)
+        if missing and policy.revocation is True:
+            raise refusal(
+                "needs-crl", f"No revocation list about {missing[0]} comes along.", missing[0]
+            )
+        if missing or not path:
+            step.unchecked(
+                f"no revocation list about {', '.join(missing) or 'the key'} comes along"
+            )
+        else:
+            step.detail = ", ".join(file for _, file in parts.lists)
+
+
+def verify(parts: Parts, policy: TpmPolicy, now: float, checks: Checks) -> Verified:
+    """Follow the procedure above, for evidence that has a quote."""
+    if all(quote.signature is None for quote in parts.quotes):
+        checks.crypto = "not-applicable"
+        with checks.step("quote-signature"):
+            raise refusal(
+                "signature-missing", f"{parts.quotes[0].file} has no signature.",
+                parts.quotes[0].file,
+            )  # fmt: skip
+    key = attestation_key(parts, checks)
+    if key is None:
+        checks.crypto = "unknown"
+        with checks.step("root"):
+            raise _unvouched("ak_cert.der")
+    found, whole = chain(parts, checks)
+    quoted = quotes(parts.quotes, key, parts.banks, checks)
+    _signer(parts, checks)
+    logged = parts.log is not None and replayed(parts.log, quoted, checks, quoted=True)
+    lists(found, parts, checks)
+    ak = fingerprint(key)
+    if not whole:
+        checks.crypto = "unknown" if parts.certificate is not None else "valid"
+    vouched = root(found, whole, ak, policy, checks)
+    checks.crypto = "valid"
+    same_boot(parts.quotes, checks)
+    windows(found, parts, policy, now, checks)
+    return Verified(root=vouched, ak=ak, quoted=quoted, logged=logged)
