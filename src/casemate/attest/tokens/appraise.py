@@ -1,0 +1,378 @@
+"""A service's genuine token against a trust policy: do we want what it says?
+
+Each field of the policy is one check by its own name, and an ``Unchecked`` field is reported with
+its reason. All are looked at before the first failure is raised. Codes are
+``evidence.appraise-<check>`` but for the two named here.
+
+ 1. ``key-pin``: a key that came in a key set is one that the policy pins by its RFC 7638 thumbprint
+    (``root-key-unpinned``); a root was compared when the chain was checked.
+ 2. ``issuer`` (of this very service), ``audience``, ``eat-profile``, ``nonce``, ``age``.
+ 3. Google: ``hwmodel``, ``dbgstat``, ``swname``, ``swversion``, ``support-attributes``,
+    ``secure-boot``, ``image-digest``, ``image-reference``, ``project``, ``service-account``,
+    ``tcb-status``.
+ 4. Azure and Intel: ``debug`` (every claim about it says the same, and there is one),
+    ``measurement``, ``signer``, ``tcb-status``, ``advisories``; Azure: ``attestation-type``,
+    ``compliance``, ``policy-hash``, ``host-data``, ``vmpl``, ``migration``, ``secure-boot``;
+    Intel: ``attester-type``, ``dbgstat``, ``policies``.
+ 5. NVIDIA: ``result``; each device that the overall token names came with its token
+    (``needs-device-tokens``), ``device-issuer`` and ``device-nonce`` as the overall one's; then
+    ``devices``, ``measres``, ``secure-boot``, ``dbgstat``, ``device-checks``,
+    ``certificate-status``, ``ocsp-status``, ``warnings``, ``hwmodel``, ``driver``, ``vbios``,
+    ``ueid`` of every device.
+ 6. Others: ``claim <path>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from casemate.attest.tokens import abi
+from casemate.attest.tokens.abi import Device, Google, Ita, Maa, Nras, Tee, Tokens
+from casemate.attest.tokens.policy import (
+    GooglePolicy,
+    ItaPolicy,
+    MaaPolicy,
+    NrasPolicy,
+    OtherPolicy,
+    TokenPolicy,
+)
+from casemate.attest.tokens.verify import Signer
+from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+from casemate.spec.canonical import Json
+
+_MEND: Final = (
+    "Ask the operator to run what the trust policy admits, or change the policy knowingly."
+)
+# What NVIDIA must have looked at for a result to mean anything.
+_DEVICE_CHECKS: Final = (
+    "attestation-report-parsed", "attestation-report-signature-verified",
+    "attestation-report-nonce-match", "attestation-report-cert-chain-fwid-match",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A check: whether it holds, or why it is not made; what was found, what is wanted. code,
+    message: where they are not the usual ones."""
+
+    name: str
+    ok: bool | Unchecked
+    found: str = ""
+    wanted: str = ""
+    code: str = ""
+    message: str = ""
+
+
+def _shown(values: Iterable[object]) -> str:
+    return ", ".join(str(v)[:80] for v in list(values)[:8]) or "nothing"
+
+
+def _among(name: str, found: object, admitted: Any) -> _Judged:
+    """One value, of the admitted ones."""
+    if isinstance(admitted, Unchecked):
+        return _Judged(name, admitted)
+    return _Judged(name, found in admitted, _shown([found]), f"one of {_shown(admitted)}")
+
+
+def _any(name: str, found: Iterable[object], admitted: Any) -> _Judged:
+    """Several values, one of them admitted."""
+    if isinstance(admitted, Unchecked):
+        return _Judged(name, admitted)
+    values = list(found)
+    ok = any(value in admitted for value in values)
+    return _Judged(name, ok, _shown(values), f"one of {_shown(admitted)}")
+
+
+def _every(name: str, found: Mapping[str, object], admitted: Any) -> _Judged:
+    """Values by device (or claim), all of them admitted, and one at least."""
+    if isinstance(admitted, Unchecked):
+        return _Judged(name, admitted)
+    wrong = {k: v for k, v in found.items() if v not in admitted}
+    shown = _shown(f"{k} {v}" for k, v in (wrong or found).items())
+    return _Judged(name, bool(found) and not wrong, shown, f"one of {_shown(admitted)}")
+
+
+def _all_of(name: str, found: tuple[str, ...], wanted: tuple[str, ...] | Unchecked) -> _Judged:
+    if isinstance(wanted, Unchecked):
+        return _Judged(name, wanted)
+    return _Judged(name, set(wanted) <= set(found), _shown(found), f"all of {_shown(wanted)}")
+
+
+def _flag(name: str, found: Iterable[bool | None], wanted: bool | Unchecked) -> _Judged:
+    """Statements of one thing, absent ones left out: all as wanted, and one at least."""
+    if isinstance(wanted, Unchecked):
+        return _Judged(name, wanted)
+    said = [value for value in found if value is not None]
+    ok = bool(said) and all(value is wanted for value in said)
+    return _Judged(name, ok, _shown(said).lower(), str(wanted).lower())
+
+
+def _tcb(status: str, admitted: tuple[str, ...] | Unchecked) -> _Judged:
+    if not status and not isinstance(admitted, Unchecked):
+        return _Judged("tcb-status", Unchecked("the token states none"))
+    return _among("tcb-status", status, admitted)
+
+
+def _common(tokens: Tokens, signer: Signer, policy: TokenPolicy, now: float) -> Iterator[_Judged]:
+    claims = tokens.overall.claims
+    if signer.thumbprints:
+        loose = [pin for pin in signer.thumbprints if pin not in policy.keys]
+        yield _Judged(
+            "key-pin", not loose, _shown(signer.thumbprints), code="root-key-unpinned",
+            message=f"The key {_shown(loose)} came with the evidence, and the policy pins no such"
+            " key.",
+        )  # fmt: skip
+    if isinstance(policy.issuers, Unchecked) and not abi.issuer_of(tokens.tee, claims.iss):
+        yield _Judged("issuer", False, claims.iss[:200], f"an issuer of {tokens.tee}")
+    else:
+        yield _among("issuer", claims.iss, policy.issuers)
+    yield _any("audience", claims.aud, policy.audiences)
+    yield _among("eat-profile", claims.eat_profile, policy.eat_profiles)
+    yield _any("nonce", claims.eat_nonce, policy.nonces)
+    if isinstance(policy.max_age, Unchecked):
+        yield _Judged("age", policy.max_age)
+    else:
+        age = now - min(token.claims.iat for token in tokens.all)
+        yield _Judged("age", age <= policy.max_age, f"{age:.0f} s", f"at most {policy.max_age} s")
+
+
+def _google(tokens: Tokens, policy: GooglePolicy, checks: Checks) -> Iterator[_Judged]:
+    claims = tokens.overall.claims
+    assert isinstance(claims, Google)
+    space, container = claims.submods.confidential_space, claims.submods.container
+    checks.tcb_status = claims.tdx.gcp_attester_tcb_status
+    yield _among("hwmodel", claims.hwmodel, policy.hwmodels)
+    yield _among("dbgstat", claims.dbgstat, policy.dbgstats)
+    yield _among("swname", claims.swname, policy.swnames)
+    yield _any("swversion", claims.swversion, policy.swversions)
+    yield _all_of("support-attributes", space.support_attributes, policy.support_attributes)
+    yield _flag("secure-boot", [claims.secboot], policy.secure_boot)
+    yield _among("image-digest", container.image_digest, policy.image_digests)
+    yield _among("image-reference", container.image_reference, policy.image_references)
+    yield _among("project", claims.submods.gce.project_id, policy.projects)
+    yield _any("service-account", claims.google_service_accounts, policy.service_accounts)
+    yield _tcb(claims.tdx.gcp_attester_tcb_status, policy.tcb_statuses)
+
+
+def first(tees: Iterable[Tee], *names: str) -> Any:
+    """The first of these claims that is there, the inner object's before the token's own."""
+    for tee in reversed(list(tees)):
+        for name in names:
+            if (value := getattr(tee, name)) not in ("", None, ()):
+                return value
+    return ""
+
+
+MEASUREMENTS: Final = (
+    "x_ms_sevsnpvm_launchmeasurement", "tdx_mrtd", "x_ms_sgx_mrenclave", "sgx_mrenclave",
+    "sevsnp_launchmeasurement",
+)  # fmt: skip
+_DEBUG: Final = (
+    "x_ms_sevsnpvm_is_debuggable", "x_ms_sgx_is_debuggable", "is_debuggable", "tdx_is_debuggable",
+    "tdx_td_attributes_debug", "sgx_is_debuggable", "sevsnp_is_debuggable",
+)  # fmt: skip
+
+
+def _tees(
+    tees: tuple[Tee, ...], policy: MaaPolicy | ItaPolicy, checks: Checks
+) -> Iterator[_Judged]:
+    advisories = first(tees, "attester_advisory_ids") or ()
+    checks.tcb_status, checks.advisories = first(tees, "attester_tcb_status"), advisories
+    yield _flag("debug", (getattr(tee, name) for tee in tees for name in _DEBUG), policy.debug)
+    yield _among("measurement", first(tees, *MEASUREMENTS).lower(), policy.measurements)
+    signer = first(tees, "x_ms_sgx_mrsigner", "sgx_mrsigner").lower()
+    yield _among("signer", signer, policy.signers)
+    yield _tcb(checks.tcb_status, policy.tcb_statuses)
+    if isinstance(policy.advisories, Unchecked):
+        yield _Judged("advisories", policy.advisories)
+    else:
+        denied = [a for a in advisories if a in policy.advisories]
+        yield _Judged("advisories", not denied, _shown(denied or advisories), "none that is denied")
+
+
+def _member(value: Json, *path: str) -> Json:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _maa(tokens: Tokens, policy: MaaPolicy, checks: Checks) -> Iterator[_Judged]:
+    claims = tokens.overall.claims
+    assert isinstance(claims, Maa)
+    tees = claims.tees
+    yield from _tees(tees, policy, checks)
+    kind = first(tees, "x_ms_attestation_type")
+    yield _among("attestation-type", kind, policy.attestation_types)
+    status = first(tees, "x_ms_compliance_status")
+    yield _among("compliance", status, policy.compliance_statuses)
+    yield _among("policy-hash", claims.x_ms_policy_hash, policy.policy_hashes)
+    yield _among("host-data", first(tees, "x_ms_sevsnpvm_hostdata").lower(), policy.host_data)
+    level = next((t.x_ms_sevsnpvm_vmpl for t in tees if t.x_ms_sevsnpvm_vmpl is not None), None)
+    yield _among("vmpl", level, policy.vmpls)
+    migration = [tee.x_ms_sevsnpvm_migration_allowed for tee in tees]
+    if kind != "sevsnpvm" and not any(value is not None for value in migration):
+        yield _Judged("migration", Unchecked(f"{kind or 'the TEE'} has no migration agent"))
+    else:
+        yield _flag("migration", migration, policy.migration)
+    boot: list[bool | None] = [tee.secureboot for tee in tees]
+    for tee in tees:
+        said = _member(dict(tee.x_ms_runtime or {}), "vm-configuration", "secure-boot")
+        boot.append(said if isinstance(said, bool) else None)
+    yield _flag("secure-boot", boot, policy.secure_boot)
+
+
+def _ita(tokens: Tokens, policy: ItaPolicy, checks: Checks) -> Iterator[_Judged]:
+    claims = tokens.overall.claims
+    assert isinstance(claims, Ita)
+    tees = claims.tees
+    yield from _tees(tees, policy, checks)
+    kinds = [tee.attester_type for tee in tees if tee.attester_type]
+    kinds += [name.upper() for name in ("tdx", "sgx", "sevsnp") if getattr(claims, name)]
+    yield _any("attester-type", kinds, policy.attester_types)
+    states = {f"tee {n}": tee.dbgstat for n, tee in enumerate(tees) if tee.dbgstat}
+    yield _every("dbgstat", states, policy.dbgstats)
+    yield _all_of("policies", claims.policy_ids_matched, policy.policies)
+
+
+def _statements(claims: Mapping[str, Json]) -> Iterator[tuple[str, bool]]:
+    """NVIDIA's yes or no about a device, those about its certificate chains too."""
+    for name, value in claims.items():
+        if name.startswith("x-nvidia-") and name != "x-nvidia-attestation-warning":
+            if isinstance(value, bool):
+                yield name, value
+            elif isinstance(value, dict):
+                yield from ((f"{name}.{k}", v) for k, v in value.items() if isinstance(v, bool))
+
+
+def _device_checks(devices: Mapping[str, Device]) -> list[str]:
+    """What failed, or was not looked at."""
+    wrong = []
+    for name, claims in devices.items():
+        said = dict(_statements(claims.claims))
+        wrong += [f"{name} {check}" for check, value in said.items() if not value]
+        wrong += [
+            f"{name} no {check}"
+            for check in _DEVICE_CHECKS
+            if not any(one.endswith(f"-{check}") for one in said)
+        ]
+    return wrong
+
+
+def _nested(devices: Mapping[str, Device], member: str) -> dict[str, object]:
+    return {
+        f"{name} {claim}": value.get(member)
+        for name, claims in devices.items()
+        for claim, value in claims.claims.items()
+        if claim.startswith("x-nvidia-") and claim.endswith("-cert-chain")
+        and isinstance(value, dict)
+    }  # fmt: skip
+
+
+def _warnings(devices: Mapping[str, Device]) -> list[str]:
+    found = {n: d.claims.get("x-nvidia-attestation-warning") for n, d in devices.items()}
+    return [f"{name}: {said}" for name, said in found.items() if said not in (None, False, "")]
+
+
+def _nras(tokens: Tokens, policy: NrasPolicy, checks: Checks) -> Iterator[_Judged]:
+    claims = tokens.overall.claims
+    assert isinstance(claims, Nras)
+    devices = {n: t.claims for n, t in tokens.devices.items() if isinstance(t.claims, Device)}
+    yield _flag("result", [claims.x_nvidia_overall_att_result], policy.result)
+    absent = [name for name in claims.submods if name not in devices]
+    yield _Judged(
+        "device-tokens", not absent, _shown(devices), code="needs-device-tokens",
+        message=f"The overall token names {_shown(absent)}, whose own token is not at hand.",
+    )  # fmt: skip
+    issuers = {name: d.iss for name, d in devices.items() if d.iss != claims.iss}
+    yield _Judged("device-issuer", not issuers, _shown(issuers.values()), claims.iss[:200])
+    nonces = {n: d.eat_nonce for n, d in devices.items() if d.eat_nonce != claims.eat_nonce}
+    yield _Judged("device-nonce", not nonces, _shown(nonces), "the overall token's nonce")
+    if isinstance(policy.devices, Unchecked):
+        yield _Judged("devices", policy.devices)
+    else:
+        count = len(devices)
+        yield _Judged("devices", count >= policy.devices, str(count), f"at least {policy.devices}")
+    yield _every("measres", {n: d.measres for n, d in devices.items()}, policy.measres)
+    yield _flag("secure-boot", [d.secboot is True for d in devices.values()], policy.secure_boot)
+    yield _every("dbgstat", {n: d.dbgstat for n, d in devices.items()}, policy.dbgstats)
+    if policy.checks is True:
+        wrong = _device_checks(devices)
+        yield _Judged("device-checks", not wrong, _shown(wrong), "all of NVIDIA's checks passed")
+    else:
+        reason = policy.checks or Unchecked("the policy admits devices whose checks failed")
+        yield _Judged("device-checks", reason)
+    certificates = _nested(devices, "x-nvidia-cert-status")
+    yield _every("certificate-status", certificates, policy.certificate_statuses)
+    ocsp = _nested(devices, "x-nvidia-cert-ocsp-status")
+    yield _every("ocsp-status", ocsp, policy.ocsp_statuses)
+    if policy.warnings is False:
+        warnings = _warnings(devices)
+        yield _Judged("warnings", not warnings, _shown(warnings), "no warning")
+    else:
+        reason = Unchecked("the policy admits warnings")
+        yield _Judged("warnings", reason if policy.warnings is True else policy.warnings)
+    for name, read, admitted in _DEVICE_PINS:
+        values = {n: value for n, d in devices.items() if (value := read(d)) is not None}
+        yield _every(name, values, getattr(policy, admitted))
+
+
+# A device's claim: its check, how it is read (None: a switch has none) and the policy's field.
+_DEVICE_PINS: Final[tuple[tuple[str, Callable[[Device], str | None], str], ...]] = (
+    ("hwmodel", lambda d: d.hwmodel, "hwmodels"),
+    (
+        "driver",
+        lambda d: None if d.x_nvidia_switch_bios_version else d.x_nvidia_gpu_driver_version,
+        "driver_versions",
+    ),
+    (
+        "vbios",
+        lambda d: d.x_nvidia_switch_bios_version or d.x_nvidia_gpu_vbios_version,
+        "vbios_versions",
+    ),
+    ("ueid", lambda d: d.ueid, "ueids"),
+)
+
+
+def _other(tokens: Tokens, policy: OtherPolicy, checks: Checks) -> Iterator[_Judged]:
+    if isinstance(policy.claims, Unchecked):
+        yield _Judged("claims", policy.claims)
+        return
+    for path, admitted in policy.claims.items():
+        found = _member(dict(tokens.overall.claims.claims), *path.split("/"))
+        said = found if isinstance(found, list) else [found]
+        # 1 and true are equal in Python, and are two values in JSON.
+        ok = any(type(one) is type(value) and one == value for one in said for value in admitted)
+        yield _Judged("claim", ok, f"{path[:80]}: {_shown(said)}", f"one of {_shown(admitted)}")
+
+
+_SERVICES: Final[dict[str, Callable[..., Iterator[_Judged]]]] = {
+    abi.GOOGLE: _google, abi.MAA: _maa, abi.ITA: _ita, abi.NRAS: _nras, abi.OTHER: _other,
+}  # fmt: skip
+
+
+def appraise(
+    tokens: Tokens, signer: Signer, policy: TokenPolicy, *, now: float, checks: Checks
+) -> None:
+    """Follow the procedure above; raises the first failure once all checks are recorded."""
+    failed: list[Refused] = []
+    judged = [*_common(tokens, signer, policy, now)]
+    judged += _SERVICES[tokens.tee](tokens, policy, checks)
+    for one in judged:
+        try:
+            with checks.step(one.name) as step:
+                if isinstance(one.ok, Unchecked):
+                    step.unchecked(one.ok.reason)
+                elif not one.ok:
+                    usual = f"The token's {one.name} is {one.found}; wanted is {one.wanted}."
+                    message = one.message or usual
+                    code = one.code or f"appraise-{one.name}"
+                    raise refusal(code, message, one.name, _MEND)
+                else:
+                    step.detail = one.found
+        except Refused as e:
+            failed.append(e)
+    if failed:
+        failed[0].checks = tuple(checks.done)
+        raise failed[0]
