@@ -6,13 +6,14 @@ from typing import Final
 
 from casemate.attest.kind import Files, Kind
 from casemate.attest.nitro.kind import KIND as NITRO
+from casemate.attest.nvidia.kind import KIND as NVIDIA
 from casemate.attest.snp.kind import KIND as SEV_SNP
 from casemate.attest.tokens.kind import KINDS as TOKENS
 from casemate.attest.tpm.kind import KIND as TPM
 from casemate.attest.verdict import refusal
 
 # In the order in which a folder is tried: what contains other evidence comes before it.
-_ROWS: Final[tuple[Kind, ...]] = (NITRO, TPM, SEV_SNP, *TOKENS)
+_ROWS: Final[tuple[Kind, ...]] = (NITRO, TPM, NVIDIA, SEV_SNP, *TOKENS)
 KINDS: Final[dict[str, Kind]] = {kind.tee: kind for kind in _ROWS}
 
 
