@@ -6,7 +6,7 @@ its reason. All are looked at before the first failure is raised. Codes are
 
  1. ``debug``: PCR0 to PCR2 are there and none is zero (AWS, "Nitro Enclaves User Guide": in debug
     mode they are, and the host reads the enclave's console).
- 2. ``pcr<n>``: an admitted value, for each register that the policy names.
+ 2. ``pcr-<n>``: an admitted value, for each register that the policy names.
  3. ``module-id``, ``instance``: admitted ones only. The parent instance stands before ``-enc`` in
     module_id.
  4. ``age``: the document was made at most so long ago, and not in the future but for what clocks
@@ -59,7 +59,7 @@ def _judge(document: Document, policy: NitroPolicy, now: float) -> Iterator[_Jud
         yield "pcrs", policy.pcrs, "", ""
     else:
         for index, admitted in sorted(policy.pcrs.items()):
-            yield _among(f"pcr{index}", document.pcrs.get(index, b"").hex(), admitted)
+            yield _among(f"pcr-{index}", document.pcrs.get(index, b"").hex(), admitted)
     yield _among("module-id", document.module_id, policy.module_ids)
     yield _among("instance", instance(document), policy.instances)
     if isinstance(policy.max_age, Unchecked):

@@ -55,17 +55,19 @@ class NitroPolicy:
 
 
 def _pcrs(found: Any) -> Mapping[int, tuple[str, ...]] | Unchecked:
-    """Keys of TOML are strings."""
+    """In TOML the keys are strings and the values lists."""
     if isinstance(found, Unchecked):
         return found
     numbers = {str(n): n for n in range(32)}
     if not isinstance(found, Mapping) or not found or not {*map(str, found)} <= set(numbers):
         raise fields.bad("pcrs must name registers from 0 to 31.", "pcrs")
-    for values in found.values():
-        fields.digests(values, 96, "pcrs")
+    out: dict[int, tuple[str, ...]] = {}
+    for key, values in found.items():
         if isinstance(values, Unchecked):
             raise fields.bad("pcrs names only registers that are to be checked.", "pcrs")
-    return {numbers[str(key)]: values for key, values in found.items()}
+        out[numbers[str(key)]] = tuple(values) if isinstance(values, list) else values
+        fields.digests(out[numbers[str(key)]], 96, "pcrs")
+    return out
 
 
 # Nothing is pinned; an enclave that its host may read is refused.
