@@ -1,0 +1,1 @@
+"""Evidence of Intel SGX enclaves and TDX guests: DCAP quotes with their collateral."""
