@@ -47,8 +47,9 @@ def _alone(files: Files, policy: NvidiaPolicy, now: float, checks: Checks) -> Cl
         with checks.step("rim") as step:
             rims.append(verify.rim(data, file, policy, step))
     checks.crypto = "valid"
-    with checks.step("collateral"):
+    with checks.step("revocation-files") as step:
         answers = collateral.answers(files)
+        step.detail = ", ".join((*answers.responses, *answers.lists)) or "none"
     unanswered: list[str] = []
     for found in rims:
         unanswered += verify.rim_current(found, policy, answers, now=now, checks=checks)
@@ -79,8 +80,9 @@ def check(files: Files, policy: NvidiaPolicy, now: float, checks: Checks) -> Cla
         step.detail = f"{len(report.measurements)} measurements, {len(report.opaque)} opaque fields"
     verify.verify(report, device, policy, checks=checks)
     checks.crypto = "valid"
-    with checks.step("collateral"):
+    with checks.step("revocation-files") as step:
         answers = collateral.answers(files)
+        step.detail = ", ".join((*answers.responses, *answers.lists)) or "none"
     unanswered = verify.current(
         device.path, device.path[1:-1], policy, answers, "", now=now, checks=checks
     )

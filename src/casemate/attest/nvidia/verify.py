@@ -6,7 +6,8 @@ and ``now`` are passed in.
  1. ``chain``: each certificate is issued by the next, ECDSA with SHA-384 on P-384; authorities may
     sign certificates, the leaf may sign data.
  2. ``root``: the last key is one whose SHA-256 the policy pins for devices.
- 3. ``product``: the chip is a GPU or NVSwitch, not another device under the same root.
+ 3. ``product``: the chip is a GPU or NVSwitch, not another device under the same root, and the
+    authority above the device is named for it: so no device's own key speaks for another chip.
  4. ``signature``: ECDSA P-384 with SHA-384 over request and response by the leaf's key.
  5. ``fwid``: where the report states the FWID, it is the leaf's.
 
@@ -90,6 +91,12 @@ def verify(report: Report, device: Device, policy: NvidiaPolicy, *, checks: Chec
             raise refusal(
                 "endorsement-product", f"{device.chip[:40]!r} is no GPU or NVSwitch.",
                 "cert_chain.pem", _FOREIGN_MEND,
+            )  # fmt: skip
+        authority, where = device.path[2]
+        if device.chip not in authority.name().split():
+            raise refusal(
+                "endorsement-product", f"{where} is no authority for {device.chip}.", where,
+                _FOREIGN_MEND,
             )  # fmt: skip
         step.detail = f"{device.chip} {device.device_id}".strip()
     with checks.step("signature") as step:

@@ -100,7 +100,7 @@ def document(data: bytes, where: str) -> _Element:
     )
     try:
         root = etree.fromstring(body, parser)
-    except (etree.XMLSyntaxError, ValueError):
+    except (etree.LxmlError, ValueError):
         raise refuse("it is not well-formed XML", where) from None
     _limits(root, where)
     return root
@@ -121,11 +121,17 @@ def _limits(root: _Element, where: str) -> None:
         level = [child for element in level for child in element]
 
 
-def canonical(element: _Element, method: str) -> bytes:
+def canonical(element: _Element, method: str, where: str) -> bytes:
     """The element and what is below it, by a method of :data:`CANONICAL`."""
     from lxml import etree
 
-    return etree.tostring(element, method="c14n", exclusive=CANONICAL[method], with_comments=False)  # type: ignore[no-any-return, unused-ignore]
+    try:
+        out: bytes = etree.tostring(
+            element, method="c14n", exclusive=CANONICAL[method], with_comments=False
+        )
+    except etree.LxmlError:  # a namespace that is a relative reference has no canonical form
+        raise refuse("it has no canonical form", where) from None
+    return out
 
 
 def _children(parent: _Element, where: str, *names: str) -> list[_Element]:
@@ -220,12 +226,12 @@ def parse(data: bytes, where: str) -> Signed:
         raise refuse(f"it carries {count} certificates", where)
     certificates = _children(x509_data, where, *["X509Certificate"] * count)
     _attributes(x509_data, where)
-    signed_info = canonical(info, own)
+    signed_info = canonical(info, own, where)
     signed = _base64(value, where)
     ders = tuple(_base64(certificate, where) for certificate in certificates)
     _detach(signature)
     return Signed(
-        content=canonical(root, whole),
+        content=canonical(root, whole, where),
         signed_info=signed_info,
         digest=digest,
         signature=signed,
