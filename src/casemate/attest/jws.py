@@ -316,10 +316,6 @@ class Jwk:
     alg: str
     members: Mapping[str, Json]
 
-    @property
-    def x5c(self) -> Json:
-        return self.members.get("x5c")
-
 
 def key_set(data: bytes, where: str, most: int = 64) -> tuple[Jwk, ...]:
     """The keys of a JWK set (RFC 7517 section 5), 1 to ``most``, no key name twice. A set with

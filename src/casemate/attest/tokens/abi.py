@@ -246,8 +246,12 @@ class Maa(Registered, Tee):
     x_ms_isolation_tee: Tee | None = field(default=None, metadata=_as(Tee, "x-ms-isolation-tee"))
 
     @property
-    def tees(self) -> tuple[Tee, ...]:
-        return (self,) if self.x_ms_isolation_tee is None else (self, self.x_ms_isolation_tee)
+    def tee(self) -> Tee:
+        return self.x_ms_isolation_tee or self
+
+    @property
+    def kind(self) -> str:
+        return self.tee.x_ms_attestation_type
 
 
 def _policies(value: Json, name: str) -> tuple[str, ...]:
@@ -263,6 +267,8 @@ class Ita(Registered, Tee):
     """Claims of Intel Trust Authority, version 1 (flat) or 2 (an object for each TEE)."""
 
     ver: str = _claim(text, default="")
+    nvgpu: Mapping[str, Json] | None = _claim(table)
+    tpm: Mapping[str, Json] | None = _claim(table)
     policy_ids_matched: tuple[str, ...] = _claim(_policies, default=())
     policy_ids_unmatched: tuple[str, ...] = _claim(_policies, default=())
     verifier_nonce: Mapping[str, Json] | None = _claim(table)
@@ -270,9 +276,22 @@ class Ita(Registered, Tee):
     sgx: Tee | None = field(default=None, metadata=_as(Tee))
     sevsnp: Tee | None = field(default=None, metadata=_as(Tee))
 
+    def __post_init__(self) -> None:
+        if sum(tee is not None for tee in (self.tdx, self.sgx, self.sevsnp)) > 1:
+            _refuse("tdx, sgx, sevsnp", "of one TEE")
+
     @property
-    def tees(self) -> tuple[Tee, ...]:
-        return (self, *(tee for tee in (self.tdx, self.sgx, self.sevsnp) if tee is not None))
+    def tee(self) -> Tee:
+        return self.tdx or self.sgx or self.sevsnp or self
+
+    @property
+    def kind(self) -> str:
+        """TDX, SGX or SEVSNP; as it is written where it is none of these."""
+        for name, tee in (("TDX", self.tdx), ("SGX", self.sgx), ("SEVSNP", self.sevsnp)):
+            if tee is not None:
+                return name
+        kind = self.attester_type
+        return "SEVSNP" if "SNP" in kind.upper() else kind
 
 
 def _digests(value: Json, name: str) -> dict[str, str]:

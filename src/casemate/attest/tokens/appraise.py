@@ -4,8 +4,9 @@ Each field of the policy is one check by its own name, and an ``Unchecked`` fiel
 its reason. All are looked at before the first failure is raised. Codes are
 ``evidence.appraise-<check>`` but for the two named here.
 
- 1. ``key-pin``: a key that came in a key set is one that the policy pins by its RFC 7638 thumbprint
-    (``root-key-unpinned``); a root was compared when the chain was checked.
+ 1. ``key-pin``: a key that came in a key set is one that the policy pins by its RFC 7638
+    thumbprint, or has certificates that end in a pinned root (``root-key-unpinned``); the root of a
+    token's own certificates was compared when they were checked.
  2. ``issuer`` (of this very service), ``audience``, ``eat-profile``, ``nonce``, ``age``.
  3. Google: ``hwmodel``, ``dbgstat``, ``swname``, ``swversion``, ``support-attributes``,
     ``secure-boot``, ``image-digest``, ``image-reference``, ``project``, ``service-account``,
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from casemate.attest.tokens import abi
-from casemate.attest.tokens.abi import Device, Google, Ita, Maa, Nras, Tee, Tokens
+from casemate.attest.tokens.abi import Device, Google, Ita, Maa, Nras, Tokens
 from casemate.attest.tokens.policy import (
     GooglePolicy,
     ItaPolicy,
@@ -45,11 +46,14 @@ from casemate.spec.canonical import Json
 _MEND: Final = (
     "Ask the operator to run what the trust policy admits, or change the policy knowingly."
 )
-# What NVIDIA must have looked at for a result to mean anything.
+# What NVIDIA must have looked at for a result to mean anything: one of each line. Version 2.0 of
+# the claims has "validated" where 3.0 has the certificates' statuses and the FWID.
 _DEVICE_CHECKS: Final = (
-    "attestation-report-parsed", "attestation-report-signature-verified",
-    "attestation-report-nonce-match", "attestation-report-cert-chain-fwid-match",
-)  # fmt: skip
+    ("attestation-report-parsed",),
+    ("attestation-report-signature-verified",),
+    ("attestation-report-nonce-match",),
+    ("attestation-report-cert-chain-fwid-match", "attestation-report-cert-chain-validated"),
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def _tcb(status: str, admitted: tuple[str, ...] | Unchecked) -> _Judged:
 def _common(tokens: Tokens, signer: Signer, policy: TokenPolicy, now: float) -> Iterator[_Judged]:
     claims = tokens.overall.claims
     if signer.thumbprints:
-        loose = [pin for pin in signer.thumbprints if pin not in policy.keys]
+        good = {*policy.keys, *signer.vouched}
+        loose = [pin for pin in signer.thumbprints if pin not in good]
         yield _Judged(
             "key-pin", not loose, _shown(signer.thumbprints), code="root-key-unpinned",
             message=f"The key {_shown(loose)} came with the evidence, and the policy pins no such"
@@ -156,35 +161,66 @@ def _google(tokens: Tokens, policy: GooglePolicy, checks: Checks) -> Iterator[_J
     yield _tcb(claims.tdx.gcp_attester_tcb_status, policy.tcb_statuses)
 
 
-def first(tees: Iterable[Tee], *names: str) -> Any:
-    """The first of these claims that is there, the inner object's before the token's own."""
-    for tee in reversed(list(tees)):
-        for name in names:
-            if (value := getattr(tee, name)) not in ("", None, ()):
-                return value
-    return ""
+@dataclass(frozen=True)
+class _Kind:
+    """Names of a TEE's own claims: any other is another TEE's, or a tenant's invention."""
+
+    debug: tuple[str, ...]
+    measurement: str
+    report_data: str
+    signer: str = ""
 
 
-MEASUREMENTS: Final = (
-    "x_ms_sevsnpvm_launchmeasurement", "tdx_mrtd", "x_ms_sgx_mrenclave", "sgx_mrenclave",
-    "sevsnp_launchmeasurement",
-)  # fmt: skip
-_DEBUG: Final = (
-    "x_ms_sevsnpvm_is_debuggable", "x_ms_sgx_is_debuggable", "is_debuggable", "tdx_is_debuggable",
-    "tdx_td_attributes_debug", "sgx_is_debuggable", "sevsnp_is_debuggable",
-)  # fmt: skip
+# Of ``x-ms-attestation-type`` and Intel's ``attester_type``.
+_TDX: Final = _Kind(("tdx_td_attributes_debug", "tdx_is_debuggable"), "tdx_mrtd", "tdx_report_data")
+KINDS: Final = {
+    "sevsnpvm": _Kind(
+        ("x_ms_sevsnpvm_is_debuggable",), "x_ms_sevsnpvm_launchmeasurement",
+        "x_ms_sevsnpvm_reportdata",
+    ),
+    "tdxvm": _TDX,
+    "sgx": _Kind(
+        ("x_ms_sgx_is_debuggable",), "x_ms_sgx_mrenclave", "x_ms_sgx_report_data",
+        "x_ms_sgx_mrsigner",
+    ),
+    "TDX": _TDX,
+    "SGX": _Kind(("sgx_is_debuggable",), "sgx_mrenclave", "sgx_report_data", "sgx_mrsigner"),
+    "SEVSNP": _Kind(("sevsnp_is_debuggable",), "sevsnp_launchmeasurement", "sevsnp_reportdata"),
+}  # fmt: skip
+_DEBUG: Final = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.debug))
 
 
-def _tees(
-    tees: tuple[Tee, ...], policy: MaaPolicy | ItaPolicy, checks: Checks
-) -> Iterator[_Judged]:
-    advisories = first(tees, "attester_advisory_ids") or ()
-    checks.tcb_status, checks.advisories = first(tees, "attester_tcb_status"), advisories
-    yield _flag("debug", (getattr(tee, name) for tee in tees for name in _DEBUG), policy.debug)
-    yield _among("measurement", first(tees, *MEASUREMENTS).lower(), policy.measurements)
-    signer = first(tees, "x_ms_sgx_mrsigner", "sgx_mrsigner").lower()
+def measurement(claims: Maa | Ita) -> str:
+    """Launch measurement, MRTD or MRENCLAVE (hex), or ""."""
+    known = KINDS.get(claims.kind)
+    return str(getattr(claims.tee, known.measurement)).lower() if known else ""
+
+
+def _debug(claims: Maa | Ita, wanted: bool | Unchecked) -> _Judged:
+    if isinstance(wanted, Unchecked):
+        return _Judged("debug", wanted)
+    said = {
+        name: value
+        for tee in (claims, claims.tee)
+        for name in (*_DEBUG, "is_debuggable")
+        if (value := getattr(tee, name)) is not None
+    }
+    known = KINDS.get(claims.kind)
+    own = known is not None and any(name in said for name in known.debug)
+    ok = own and all(value is wanted for value in said.values())
+    shown = _shown(f"{name} {str(value).lower()}" for name, value in said.items())
+    return _Judged("debug", ok, shown, f"{str(wanted).lower()}, as this TEE's own claim")
+
+
+def _tees(claims: Maa | Ita, policy: MaaPolicy | ItaPolicy, checks: Checks) -> Iterator[_Judged]:
+    tee, known = claims.tee, KINDS.get(claims.kind)
+    advisories = tee.attester_advisory_ids
+    checks.tcb_status, checks.advisories = tee.attester_tcb_status, advisories
+    yield _debug(claims, policy.debug)
+    yield _among("measurement", measurement(claims), policy.measurements)
+    signer = str(getattr(tee, known.signer)).lower() if known and known.signer else ""
     yield _among("signer", signer, policy.signers)
-    yield _tcb(checks.tcb_status, policy.tcb_statuses)
+    yield _tcb(tee.attester_tcb_status, policy.tcb_statuses)
     if isinstance(policy.advisories, Unchecked):
         yield _Judged("advisories", policy.advisories)
     else:
@@ -201,24 +237,20 @@ def _member(value: Json, *path: str) -> Json:
 def _maa(tokens: Tokens, policy: MaaPolicy, checks: Checks) -> Iterator[_Judged]:
     claims = tokens.overall.claims
     assert isinstance(claims, Maa)
-    tees = claims.tees
-    yield from _tees(tees, policy, checks)
-    kind = first(tees, "x_ms_attestation_type")
-    yield _among("attestation-type", kind, policy.attestation_types)
-    status = first(tees, "x_ms_compliance_status")
-    yield _among("compliance", status, policy.compliance_statuses)
+    tee = claims.tee
+    yield from _tees(claims, policy, checks)
+    yield _among("attestation-type", claims.kind, policy.attestation_types)
+    yield _among("compliance", tee.x_ms_compliance_status, policy.compliance_statuses)
     yield _among("policy-hash", claims.x_ms_policy_hash, policy.policy_hashes)
-    yield _among("host-data", first(tees, "x_ms_sevsnpvm_hostdata").lower(), policy.host_data)
-    level = next((t.x_ms_sevsnpvm_vmpl for t in tees if t.x_ms_sevsnpvm_vmpl is not None), None)
-    yield _among("vmpl", level, policy.vmpls)
-    migration = [tee.x_ms_sevsnpvm_migration_allowed for tee in tees]
-    if kind != "sevsnpvm" and not any(value is not None for value in migration):
-        yield _Judged("migration", Unchecked(f"{kind or 'the TEE'} has no migration agent"))
+    yield _among("host-data", tee.x_ms_sevsnpvm_hostdata.lower(), policy.host_data)
+    yield _among("vmpl", tee.x_ms_sevsnpvm_vmpl, policy.vmpls)
+    if claims.kind in ("tdxvm", "sgx"):
+        yield _Judged("migration", Unchecked(f"{claims.kind} has no migration agent"))
     else:
-        yield _flag("migration", migration, policy.migration)
-    boot: list[bool | None] = [tee.secureboot for tee in tees]
-    for tee in tees:
-        said = _member(dict(tee.x_ms_runtime or {}), "vm-configuration", "secure-boot")
+        yield _flag("migration", [tee.x_ms_sevsnpvm_migration_allowed], policy.migration)
+    boot: list[bool | None] = [claims.secureboot]
+    for one in (claims, tee):
+        said = _member(dict(one.x_ms_runtime or {}), "vm-configuration", "secure-boot")
         boot.append(said if isinstance(said, bool) else None)
     yield _flag("secure-boot", boot, policy.secure_boot)
 
@@ -226,14 +258,15 @@ def _maa(tokens: Tokens, policy: MaaPolicy, checks: Checks) -> Iterator[_Judged]
 def _ita(tokens: Tokens, policy: ItaPolicy, checks: Checks) -> Iterator[_Judged]:
     claims = tokens.overall.claims
     assert isinstance(claims, Ita)
-    tees = claims.tees
-    yield from _tees(tees, policy, checks)
-    kinds = [tee.attester_type for tee in tees if tee.attester_type]
-    kinds += [name.upper() for name in ("tdx", "sgx", "sevsnp") if getattr(claims, name)]
-    yield _any("attester-type", kinds, policy.attester_types)
-    states = {f"tee {n}": tee.dbgstat for n, tee in enumerate(tees) if tee.dbgstat}
-    yield _every("dbgstat", states, policy.dbgstats)
+    yield from _tees(claims, policy, checks)
+    yield _among("attester-type", claims.kind, policy.attester_types)
+    states = {"token": claims.dbgstat, claims.kind or "TEE": claims.tee.dbgstat}
+    said = {name: state for name, state in states.items() if state}
+    yield _every("dbgstat", said, policy.dbgstats)
     yield _all_of("policies", claims.policy_ids_matched, policy.policies)
+    for name in ("nvgpu", "tpm"):
+        if getattr(claims, name) is not None:
+            yield _Judged(name, Unchecked("the policy says nothing about what it holds"))
 
 
 def _statements(claims: Mapping[str, Json]) -> Iterator[tuple[str, bool]]:
@@ -253,9 +286,9 @@ def _device_checks(devices: Mapping[str, Device]) -> list[str]:
         said = dict(_statements(claims.claims))
         wrong += [f"{name} {check}" for check, value in said.items() if not value]
         wrong += [
-            f"{name} no {check}"
-            for check in _DEVICE_CHECKS
-            if not any(one.endswith(f"-{check}") for one in said)
+            f"{name} no {line[0]}"
+            for line in _DEVICE_CHECKS
+            if not any(one.endswith(f"-{check}") for one in said for check in line)
         ]
     return wrong
 
@@ -303,19 +336,23 @@ def _nras(tokens: Tokens, policy: NrasPolicy, checks: Checks) -> Iterator[_Judge
     else:
         reason = policy.checks or Unchecked("the policy admits devices whose checks failed")
         yield _Judged("device-checks", reason)
-    certificates = _nested(devices, "x-nvidia-cert-status")
-    yield _every("certificate-status", certificates, policy.certificate_statuses)
-    ocsp = _nested(devices, "x-nvidia-cert-ocsp-status")
-    yield _every("ocsp-status", ocsp, policy.ocsp_statuses)
+    for name, member, admitted in (
+        ("certificate-status", "x-nvidia-cert-status", policy.certificate_statuses),
+        ("ocsp-status", "x-nvidia-cert-ocsp-status", policy.ocsp_statuses),
+    ):
+        if claims.x_nvidia_ver == "2.0":
+            yield _Judged(name, Unchecked("version 2.0 of the claims states none"))
+        else:
+            yield _every(name, _nested(devices, member), admitted)
     if policy.warnings is False:
         warnings = _warnings(devices)
         yield _Judged("warnings", not warnings, _shown(warnings), "no warning")
     else:
         reason = Unchecked("the policy admits warnings")
         yield _Judged("warnings", reason if policy.warnings is True else policy.warnings)
-    for name, read, admitted in _DEVICE_PINS:
+    for name, read, pins in _DEVICE_PINS:
         values = {n: value for n, d in devices.items() if (value := read(d)) is not None}
-        yield _every(name, values, getattr(policy, admitted))
+        yield _every(name, values, getattr(policy, pins))
 
 
 # A device's claim: its check, how it is read (None: a switch has none) and the policy's field.

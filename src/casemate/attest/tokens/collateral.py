@@ -9,6 +9,7 @@ SHA-256 is 148b293821bb0c6a317f413c8ba475814091cb22d49b9e3c94198db8e8f86c39.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -68,6 +69,42 @@ def chain(
     return tuple(path)
 
 
+def _texts(key: Jwk, where: str) -> list[bytes]:
+    """The certificates of a key in a key set (RFC 7517 section 4.7) in DER."""
+    x5c = key.members.get("x5c", [])
+    if not isinstance(x5c, list) or len(x5c) > jws.MAX_X5C:
+        raise refusal("parse-jwk", f"x5c of {where} is no list of certificates.", where)
+    texts = (jws.text_of(one, f"x5c of {where}", jws.MAX_BYTES) for one in x5c)
+    return [jws.b64_decode(text, f"x5c of {where}") for text in texts]
+
+
+def key_chain(
+    token: Jws, collateral: Collateral, roots: Collection[str]
+) -> tuple[tuple[x509.Certificate, str], ...]:
+    """The certificates of the key that the token's header names, from its own to the first that
+    ``roots`` pins; ``root.pem`` comes last where it issued the last. Empty where none is pinned:
+    certificates that end nowhere say nothing. ``evidence.parse-*``."""
+    key = _named(token, collateral)
+    if key is None or not roots or "x5c" not in key.members:
+        return ()
+    where = f"the key {key.kid[:80]!r} of {KEYS}"
+    path = [(x509.parse(one, f"x5c[{n}] of {where}"), f"x5c[{n}] of {where}")
+            for n, one in enumerate(_texts(key, where))]  # fmt: skip
+    root = collateral.root
+    if path and root is not None and root.subject == path[-1][0].issuer:
+        path.append((root, ROOT))
+    for n, (certificate, _) in enumerate(path):
+        if certificate.fingerprint in roots:
+            return tuple(path[: n + 1])
+    return ()
+
+
+def _named(token: Jws, collateral: Collateral) -> Jwk | None:
+    keys = collateral.keys or ()
+    found = [key for key in keys if key.kid == token.kid] if token.kid else list(keys)
+    return found[0] if len(found) == 1 else None
+
+
 def _usable(key: Jwk, token: Jws, where: str) -> None:
     uses = key.members.get("use", "sig"), key.members.get("key_ops", ["verify"])
     if uses[0] != "sig" or not isinstance(uses[1], list) or "verify" not in uses[1]:
@@ -79,14 +116,12 @@ def _usable(key: Jwk, token: Jws, where: str) -> None:
 def key_of(token: Jws, collateral: Collateral) -> PublicKey | None:
     """The key of the set beside the token that its header names (where it names none, the only
     one); ``None`` where there is none. Raises ``evidence.parse-jwk``, ``signature-key``."""
-    keys = collateral.keys or ()
-    found = [key for key in keys if key.kid == token.kid] if token.kid else list(keys)
-    if len(found) != 1:
+    key = _named(token, collateral)
+    if key is None:
         return None
-    key, where = found[0], f"the key {found[0].kid[:80]!r} of {KEYS}"
+    where = f"the key {key.kid[:80]!r} of {KEYS}"
     _usable(key, token, where)
-    if key.kty == "RSA" and "n" not in key.members and isinstance(key.x5c, list) and key.x5c:
-        text = jws.text_of(key.x5c[0], f"x5c of {where}", jws.MAX_BYTES)
-        certificate = x509.parse(jws.b64_decode(text, f"x5c of {where}"), f"x5c of {where}")
+    if key.kty == "RSA" and "n" not in key.members and (certificates := _texts(key, where)):
+        certificate = x509.parse(certificates[0], f"x5c[0] of {where}")
         return jws.usable(x509.public_key(certificate, where), where)
     return jws.jwk_key(key, where)

@@ -44,7 +44,7 @@ def _nonces(tokens: Tokens) -> Iterator[str]:
     yield from claims.eat_nonce
     yield _member(claims.claims, "nonce")
     if isinstance(claims, Maa | Ita):
-        for tee in claims.tees:
+        for tee in (claims, claims.tee):
             yield from (getattr(tee, name) for name in _REPORT_DATA)
             yield from (tee.x_ms_sgx_ehd, tee.attester_held_data, tee.attester_user_data)
             for data in (tee.x_ms_runtime, tee.attester_runtime_data):
@@ -79,9 +79,10 @@ def _held(tokens: Tokens) -> bytes:
     """What the attester had put into its report: Intel's ``attester_held_data`` if it is there."""
     claims = tokens.overall.claims
     assert isinstance(claims, Maa | Ita)
-    held = appraise.first(claims.tees, "attester_held_data")
-    data = list(_readings(held))[-1] if held else b""
-    return data or _hex(appraise.first(claims.tees, *_REPORT_DATA))
+    if claims.tee.attester_held_data:
+        return list(_readings(claims.tee.attester_held_data))[-1]
+    known = appraise.KINDS.get(claims.kind)
+    return _hex(getattr(claims.tee, known.report_data)) if known else b""
 
 
 def _digest_text(report_data: bytes) -> bytes:
@@ -94,11 +95,9 @@ def _product(tokens: Tokens) -> str:
     if isinstance(claims, Google):
         return f"Google Confidential Space ({claims.hwmodel or 'unknown hardware'})"
     if isinstance(claims, Maa):
-        kind = appraise.first(claims.tees, "x_ms_attestation_type")
-        return f"Azure Attestation ({kind or 'unknown TEE'})"
+        return f"Azure Attestation ({claims.kind or 'unknown TEE'})"
     if isinstance(claims, Ita):
-        kind = appraise.first(claims.tees, "attester_type")
-        return f"Intel Trust Authority ({kind or 'unknown TEE'})"
+        return f"Intel Trust Authority ({claims.kind or 'unknown TEE'})"
     models = {t.claims.hwmodel for t in tokens.devices.values() if isinstance(t.claims, Device)}
     if tokens.tee == abi.NRAS:
         return f"NVIDIA remote attestation service ({', '.join(sorted(models)) or 'no device'})"
@@ -110,7 +109,7 @@ def _measurement(tokens: Tokens) -> str:
     if isinstance(claims, Google):
         return claims.submods.container.image_digest.removeprefix("sha256:")
     if isinstance(claims, Maa | Ita):
-        return str(appraise.first(claims.tees, *appraise.MEASUREMENTS)).lower()
+        return appraise.measurement(claims)
     return ""
 
 
@@ -124,8 +123,8 @@ def _tcb(tokens: Tokens) -> dict[str, int]:
     claims = tokens.overall.claims
     if not isinstance(claims, Maa):
         return {}
-    found = {part: [getattr(t, name) for t in claims.tees] for part, name in _SVNS.items()}
-    return {part: n for part, values in found.items() for n in values if n is not None}
+    found = {part: getattr(claims.tee, name) for part, name in _SVNS.items()}
+    return {part: number for part, number in found.items() if number is not None}
 
 
 def _token_fields(token: abi.Token) -> dict[str, Json]:
@@ -228,8 +227,7 @@ def _kind(service: _Service) -> Kind:
             tokens = abi.parse(files, tee)
             beside = collateral.parse(files)
             step.detail = f"{len(tokens.all)} token(s) of {tokens.overall.claims.iss[:200]}"
-        roots = getattr(wanted, "roots", ())
-        signer = verify.verify(tokens, beside, roots, now=now, checks=checks)
+        signer = verify.verify(tokens, beside, wanted.roots, now=now, checks=checks)
         appraise.appraise(tokens, signer, wanted, now=now, checks=checks)
         return _claims(tokens, signer, service.bound(tokens))
 

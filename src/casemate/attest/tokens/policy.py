@@ -19,6 +19,7 @@ from casemate.attest.verdict import Unchecked
 _AGES: Final = range(1, 366 * 86400)
 _HEX: Final = (64, 96)  # SHA-256, SHA-384
 _SHA256: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _THUMBPRINT: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 # What Intel calls a platform that is up to date, or that wants care of the software on it.
 GOOD_TCB: Final = (
@@ -36,14 +37,16 @@ def _pins(found: object, pattern: re.Pattern[str], where: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class TokenPolicy:
     """What all services' tokens have. issuers: ``iss``. audiences: ``aud``, one of them. keys:
-    RFC 7638 thumbprints (SHA-256, base64url) of the issuer's keys; a token signed by a key of a key
-    set is accepted under these alone. eat_profiles: ``eat_profile``. nonces: ``eat_nonce`` as
-    written, where they are fixed; a challenger's own is checked as freshness. max_age: most
-    seconds since ``iat``."""
+    RFC 7638 thumbprints (SHA-256, base64url) of the issuer's keys. roots: SHA-256 (hex) of the
+    SubjectPublicKeyInfo of authorities that the certificates of a token, or of a key in a key set,
+    may end in; a key that neither list vouches for is never accepted. eat_profiles:
+    ``eat_profile``. nonces: ``eat_nonce`` as written, where they are fixed; a challenger's own is
+    checked as freshness. max_age: most seconds since ``iat``."""
 
     issuers: tuple[str, ...] | Unchecked
     audiences: tuple[str, ...] | Unchecked
     keys: tuple[str, ...]
+    roots: tuple[str, ...]
     eat_profiles: tuple[str, ...] | Unchecked
     nonces: tuple[str, ...] | Unchecked
     max_age: int | Unchecked
@@ -52,6 +55,7 @@ class TokenPolicy:
         for name in ("issuers", "audiences", "eat_profiles", "nonces"):
             fields.words(getattr(self, name), None, name)
         _pins(self.keys, _THUMBPRINT, "keys")
+        _pins(self.roots, _DIGEST, "roots")
         fields.integer(self.max_age, _AGES, "max_age")
 
     def _words(self, *names: str) -> None:
@@ -61,13 +65,12 @@ class TokenPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class GooglePolicy(TokenPolicy):
-    """Google Confidential Space. roots: SHA-256 (hex) of the root keys that x5c may end in.
-    hwmodels, dbgstats, swnames, swversions: ``hwmodel`` and so on. support_attributes: all of these
-    must be there. secure_boot: ``secboot``. image_digests (``sha256:<hex>``), image_references: of
-    the container. projects: ``gce.project_id``. service_accounts: one of these. tcb_statuses:
-    ``tdx.gcp_attester_tcb_status``, where the token has one."""
+    """Google Confidential Space. hwmodels, dbgstats, swnames, swversions: ``hwmodel`` and so on.
+    support_attributes: all of these must be there. secure_boot: ``secboot``. image_digests
+    (``sha256:<hex>``), image_references: of the container. projects: ``gce.project_id``.
+    service_accounts: one of these. tcb_statuses: ``tdx.gcp_attester_tcb_status``, where the token
+    has one."""
 
-    roots: tuple[str, ...]
     hwmodels: tuple[str, ...] | Unchecked
     dbgstats: tuple[str, ...] | Unchecked
     swnames: tuple[str, ...] | Unchecked
@@ -82,7 +85,6 @@ class GooglePolicy(TokenPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _pins(self.roots, re.compile(r"[0-9a-f]{64}"), "roots")
         self._words(
             "hwmodels", "dbgstats", "swnames", "swversions", "support_attributes",
             "image_references", "projects", "service_accounts", "tcb_statuses",
@@ -187,15 +189,13 @@ class NrasPolicy(TokenPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherPolicy(TokenPolicy):
-    """A service that casemate does not know, the owner's own for instance. roots: as Google's.
-    claims: the path of a claim (names with ``/`` between) to its admitted values."""
+    """A service that casemate does not know, the owner's own for instance. claims: the path of a
+    claim (names with ``/`` between) to its admitted values."""
 
-    roots: tuple[str, ...]
     claims: Mapping[str, tuple[str | int | bool, ...]] | Unchecked
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _pins(self.roots, re.compile(r"[0-9a-f]{64}"), "roots")
         if isinstance(self.claims, Unchecked):
             return
         if not isinstance(self.claims, Mapping) or not all(
@@ -214,10 +214,10 @@ GOOGLE_DEFAULT: Final = GooglePolicy(
     issuers=("https://confidentialcomputing.googleapis.com",),
     audiences=unpinned("the audience"),
     keys=(),
+    roots=GOOGLE_ROOTS,
     eat_profiles=unpinned("the profile"),
     nonces=_FRESH,
     max_age=_AGE,
-    roots=GOOGLE_ROOTS,
     hwmodels=("GCP_AMD_SEV", "GCP_AMD_SEV_ES", "GCP_AMD_SEV_SNP", "GCP_INTEL_TDX"),
     dbgstats=("disabled-since-boot",),
     swnames=("CONFIDENTIAL_SPACE",),
@@ -234,6 +234,7 @@ MAA_DEFAULT: Final = MaaPolicy(
     issuers=unpinned("the instance of Azure Attestation"),
     audiences=Unchecked("Azure Attestation states none"),
     keys=(),
+    roots=(),
     eat_profiles=unpinned("the profile"),
     nonces=_FRESH,
     max_age=_AGE,
@@ -254,6 +255,7 @@ ITA_DEFAULT: Final = ItaPolicy(
     issuers=unpinned("the region"),
     audiences=Unchecked("Trust Authority states none"),
     keys=(),
+    roots=(),
     eat_profiles=unpinned("the profile"),
     nonces=_FRESH,
     max_age=_AGE,
@@ -270,6 +272,7 @@ NRAS_DEFAULT: Final = NrasPolicy(
     issuers=("https://nras.attestation.nvidia.com",),
     audiences=Unchecked("NVIDIA's service states none"),
     keys=(),
+    roots=(),
     eat_profiles=unpinned("the profile"),
     nonces=_FRESH,
     max_age=_AGE,
@@ -291,9 +294,9 @@ OTHER_DEFAULT: Final = OtherPolicy(
     issuers=unpinned("the issuer"),
     audiences=unpinned("the audience"),
     keys=(),
+    roots=(),
     eat_profiles=unpinned("the profile"),
     nonces=_FRESH,
     max_age=_AGE,
-    roots=(),
     claims=unpinned("no claim"),
 )

@@ -11,8 +11,9 @@ passed in.
     issued by the next (RFC 5280 section 6.1), the leaf is no authority and may sign, the last is a
     root whose key ``roots`` pins. Else ``key``: the key of ``jwks.json`` that the header names, RSA
     of 2,048 bits or more or on P-256 or P-384. Without it there is no answer: ``crypto`` is
-    unknown, and the evidence is refused (``collateral-keys``). ``jku``, ``x5u`` and keys in the
-    header are never followed.
+    unknown, and the evidence is refused (``collateral-keys``). Where that key has certificates of
+    its own (RFC 7517 section 4.7) and ``roots`` pins one of them, they are checked up to that one.
+    ``jku``, ``x5u`` and keys in the header are never followed.
  4. ``signature``: of each token, by that key.
  5. ``validity``: ``now`` lies in the validity of the certificates, and of each token from ``nbf``
     and ``iat`` to ``exp``. The second ``exp`` itself is still admitted, as a certificate's
@@ -28,7 +29,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives import serialization
 
@@ -38,6 +40,7 @@ from casemate.attest.tokens import collateral as collaterals
 from casemate.attest.tokens.abi import GOOGLE, ITA, MAA, NRAS, OTHER, Token, Tokens
 from casemate.attest.tokens.collateral import CHAINED, Collateral
 from casemate.attest.verdict import Checks, refusal
+from casemate.attest.x509 import Certificate
 
 # Google: "Attestation token validation endpoint fields" (RS256 alone). Microsoft: "Azure
 # Attestation EAT profile". Intel: "Attestation tokens and claims". NVIDIA: JWKS of its service.
@@ -56,14 +59,19 @@ _KEYS_MEND: Final = (
 _ROOT_MEND: Final = "Trust a root only if its fingerprint reached you from its vendor."
 
 
+_Path: TypeAlias = tuple[tuple[Certificate, str], ...]
+
+
 @dataclass(frozen=True)
 class Signer:
     """Who signed. root: SHA-256 (hex) of the SubjectPublicKeyInfo that the trust ends in: the
     root's, or the key's own where it came in a key set. thumbprints: RFC 7638 names of keys of a
-    key set (empty under a root)."""
+    key set (empty for a token's own certificates), vouched: those of them whose certificates end
+    in a pinned root."""
 
     root: str
-    thumbprints: tuple[str, ...]
+    thumbprints: tuple[str, ...] = ()
+    vouched: tuple[str, ...] = ()
 
 
 def _submods(tokens: Tokens) -> str:
@@ -96,7 +104,7 @@ def _leaf(certificate: x509.Certificate, where: str) -> None:
 
 def _chain(
     tokens: Tokens, collateral: Collateral, roots: Collection[str], checks: Checks
-) -> tuple[tuple[tuple[x509.Certificate, str], ...], PublicKey, Signer]:
+) -> tuple[_Path, PublicKey, Signer]:
     where = tokens.overall.where
     with checks.step("chain") as step:
         path = collaterals.chain(tokens.overall.jws, collateral, where)
@@ -119,12 +127,25 @@ def _chain(
         if collateral.root is not None:
             same = "is that root" if collateral.root.fingerprint == root else "is another"
             step.detail += f"; root.pem came with the token, {same}, and is not what is trusted"
-    return path, key, Signer(root, ())
+    return path, key, Signer(root)
 
 
-def _keys(tokens: Tokens, collateral: Collateral, checks: Checks) -> tuple[PublicKey, ...]:
+def _vouched(path: _Path, key: PublicKey) -> None:
+    """EvidenceError unless the certificates lead from ``key`` to the last, which is pinned."""
+    for n, ((certificate, where), (issuer, _)) in enumerate(pairwise(path)):
+        x509.check_issued(certificate, issuer, where, n, x509.ALGORITHMS)
+    if len(path) > 1:
+        _leaf(*path[0])
+    own = jws.usable(x509.public_key(*path[0]), path[0][1])
+    if jws.thumbprint(own) != jws.thumbprint(key):
+        raise refusal("chain-key", f"{path[0][1]} is of another key.", path[0][1])
+
+
+def _keys(
+    tokens: Tokens, collateral: Collateral, roots: Collection[str], checks: Checks
+) -> tuple[_Path, tuple[PublicKey, ...], Signer]:
     with checks.step("key") as step:
-        found = []
+        found, path, vouched = [], {}, {}
         for token in tokens.all:
             key = collaterals.key_of(token.jws, collateral)
             if key is None:
@@ -137,9 +158,17 @@ def _keys(tokens: Tokens, collateral: Collateral, checks: Checks) -> tuple[Publi
                     _KEYS_MEND,
                 )
             found.append(key)
-        names = dict.fromkeys(map(jws.thumbprint, found))
+            certificates = collaterals.key_chain(token.jws, collateral, roots)
+            if certificates:
+                _vouched(certificates, key)
+                path.update(dict(certificates))
+                vouched[jws.thumbprint(key)] = certificates[-1][0].fingerprint
+        names = tuple(dict.fromkeys(map(jws.thumbprint, found)))
         step.detail = f"supplied with the evidence in {collaterals.KEYS}: {', '.join(names)}"
-    return tuple(found)
+        if vouched:
+            step.detail += f"; certified by {', '.join(dict.fromkeys(vouched.values()))}"
+    root = vouched.get(names[0]) or spki(found[0])
+    return tuple(path.items()), tuple(found), Signer(root, names, tuple(vouched))
 
 
 def spki(key: PublicKey) -> str:
@@ -178,13 +207,11 @@ def verify(
     if tokens.tee == NRAS:
         with checks.step("submods") as step:
             step.detail = _submods(tokens)
-    path: tuple[tuple[x509.Certificate, str], ...] = ()
     if tokens.overall.jws.x5c and tokens.tee in CHAINED:
         path, key, signer = _chain(tokens, collateral, roots, checks)
         keys: tuple[PublicKey, ...] = (key,)
     else:
-        keys = _keys(tokens, collateral, checks)
-        signer = Signer(spki(keys[0]), tuple(dict.fromkeys(map(jws.thumbprint, keys))))
+        path, keys, signer = _keys(tokens, collateral, roots, checks)
     with checks.step("signature") as step:
         for token, key in zip(tokens.all, keys, strict=True):
             jws.check_signature(token.jws, key, admitted, token.where)
