@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 
 from casemate.attest import x509
+from casemate.attest.roots import AMD
 from casemate.attest.snp import abi
 from casemate.attest.trust import Trust, Unchecked
 from casemate.attest.verdict import Checks
@@ -22,10 +23,11 @@ pytestmark = pytest.mark.skipif(
 NAMES = sorted(p.name for p in CAPTURED.glob("*")) if CAPTURED.is_dir() else []
 CRYPTO_STAGES = ("chain", "root", "endorsement", "signature")
 
-TRUST = Trust.sev_snp(
-    measurements=Unchecked("no measurement is pinned by default"),
-    vmpl=Unchecked("the collection's default policy takes any"),
-)
+
+def trusting(products=tuple(AMD), **fields) -> Trust:
+    """Milan needs a list of chips: those of the collection."""
+    stated = {about(name)["values"].get("chip_id") for name in NAMES} - {None}
+    return Trust.sev_snp(products=products, chip_ids=tuple(sorted(stated)), **fields)
 
 
 def about(name: str) -> dict:
@@ -45,12 +47,16 @@ def at(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def judge(name: str, changed: dict[str, bytes | None] | None = None, now=None, trust=TRUST):
+def judge(name: str, changed: dict[str, bytes | None] | None = None, now=None, trust=None):
     merged = files(name) | (changed or {})
     kept = {n: data for n, data in merged.items() if data is not None}
     evidence = Evidence(tee="sev-snp", simulated=False, files=kept)
     checks = Checks()
     now = at(about(name)["verify_at"]) if now is None else now
+    trust = trust or trusting(
+        measurements=Unchecked("no measurement is pinned by default"),
+        vmpl=Unchecked("the collection's default policy takes any"),
+    )
     return verify_claims(evidence, trust, now=now, checks=checks)
 
 
@@ -111,7 +117,7 @@ def test_the_root_is_ours_not_the_folders(name):
     judge(name, {"ark.pem": None})
     foreign = next(n for n in GOOD if product(n) != product(name))
     assert refused(name, {"ark.pem": files(foreign)["ark.pem"]}) == "chain-issuer"
-    none = Trust.sev_snp(
+    none = trusting(
         measurements=Unchecked("a test"),
         products=tuple({"Milan", "Genoa", "Turin"} - {product(name)}),
         vmpl=Unchecked("a test"),
@@ -123,14 +129,14 @@ def test_the_root_is_ours_not_the_folders(name):
 def test_a_pinned_measurement(name):
     measured = about(name)["values"]["measurement"]
     vmpl = Unchecked("a test")
-    judge(name, trust=Trust.sev_snp(measurements=("ab" * 48, measured), vmpl=vmpl))
-    other = Trust.sev_snp(measurements=("ab" * 48,), vmpl=vmpl)
+    judge(name, trust=trusting(measurements=("ab" * 48, measured), vmpl=vmpl))
+    other = trusting(measurements=("ab" * 48,), vmpl=vmpl)
     assert refused(name, trust=other) == "appraise-measurement"
 
 
 @pytest.mark.parametrize("name", ["milan-v3-vlek-aws"])
 def test_a_higher_privilege_level_is_refused_where_it_is_asked_for(name):
-    assert refused(name, trust=Trust.sev_snp(measurements=Unchecked("a test"))) == "appraise-vmpl"
+    assert refused(name, trust=trusting(measurements=Unchecked("a test"))) == "appraise-vmpl"
 
 
 @pytest.mark.parametrize("name", GOOD)

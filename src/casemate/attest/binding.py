@@ -5,25 +5,37 @@
     item(x)     = length of x as 4 bytes, big endian, then x
 
 The nonces that wait are the leaves of an RFC 6962 tree, so that one report answers many clients.
+
+Each kind of evidence has a field for these 64 bytes, or for fewer that follow from them
+(``Kind.field``, ``Kind.of``). Where a device beside the CPU, or a second vendor, shows evidence of
+its own, its files stand under a name ("gpu0/report.bin"), and what it must carry follows in the
+same way from what the CPU's report carries:
+
+    device_data = SHA-512( item("casemate/device/v1") item(kind of the CPU's evidence)
+                           item(bytes of its field) item(name) )
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from casemate.attest import merkle
+from casemate.attest.kinds import KINDS
 from casemate.attest.verdict import refusal
 from casemate.spec.evidence import NONCE_BYTES, Attestation, Binding
 from casemate.spec.identity import SEAL_KEY_BYTES, SIGN_KEY_BYTES
 
 TAG: Final = b"casemate/report-data/v1"
+DEVICE_TAG: Final = b"casemate/device/v1"
 REPORT_DATA_BYTES: Final = 64
 BOOT_BYTES: Final = 16
 MAX_NONCES: Final = 1 << 20
+
+# Names of further evidence, which is what precedes "/" in its files' names.
+DEVICE: Final = re.compile(r"[a-z][a-z0-9-]{0,15}")
 
 _MEND: Final = "Use a client and a server of matching versions."
 _LENGTHS: Final = {
@@ -33,20 +45,6 @@ _LENGTHS: Final = {
     "receipt_key": SIGN_KEY_BYTES,
     "log_key": SIGN_KEY_BYTES,
     "nonce_root": 32,
-}
-
-
-@dataclass(frozen=True)
-class Field:
-    """Where a TEE carries the binding: the vendor's field, and its bytes from ``report_data``."""
-
-    name: str
-    of: Callable[[bytes], bytes]
-
-
-# One row for each kind of evidence. A field shorter than 64 bytes takes a hash or a prefix here.
-FIELDS: Final[dict[str, Field]] = {
-    "sev-snp": Field("REPORT_DATA", lambda report_data: report_data),
 }
 
 
@@ -79,6 +77,37 @@ def report_data(binding: Binding) -> bytes:
         binding.nonce_root,
     )
     return hashlib.sha512(b"".join(map(_item, parts))).digest()
+
+
+def carried(tee: str, data: bytes) -> bytes:
+    """What evidence of kind ``tee`` (a key of ``KINDS``) must carry in its field for these 64 bytes
+    of :func:`report_data` or :func:`device_data`."""
+    return KINDS[tee].of(data)
+
+
+def device_data(tee: str, bound: bytes, name: str) -> bytes:
+    """The 64 bytes for evidence under ``name`` beside that of the CPU, which is of kind ``tee`` and
+    carries ``bound``; each name has its own, so that no device answers for two."""
+    parts = (DEVICE_TAG, tee.encode("ascii"), bound, name.encode("ascii"))
+    return hashlib.sha512(b"".join(map(_item, parts))).digest()
+
+
+def split(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
+    """The CPU's files, and those of further evidence by name. ``EvidenceError`` for a name that is
+    none."""
+    own: dict[str, bytes] = {}
+    further: dict[str, dict[str, bytes]] = {}
+    for path, data in files.items():
+        name, slash, file = path.partition("/")
+        if not slash:
+            own[path] = data
+        elif not DEVICE.fullmatch(name) or not file or "/" in file:
+            raise refusal(
+                "parse-name", f"{path[:40]!r} is no name of a file of evidence.", path[:80], _MEND
+            )
+        else:
+            further.setdefault(name, {})[file] = data
+    return own, further
 
 
 def nonce_root(nonces: Sequence[bytes]) -> bytes:

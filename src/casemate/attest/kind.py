@@ -44,6 +44,10 @@ class Kind:
     frozen dataclass whose fields are all given or ``Unchecked``), default: the one where nothing
     is pinned. field: the vendor's field that holds the binding; of: its bytes from the 64 bytes of
     ``binding.report_data``. fields: the parsed evidence, field by field, for ``enclave show``.
+    instances: fields of the policy that list admitted machines or devices; one of them must be
+    given where the operator holds the hardware. vendor: whose word it is; two kinds of one vendor
+    are no independent roots. device: it speaks of a device beside the CPU, such as a GPU, and
+    cannot stand alone.
     """
 
     tee: str
@@ -54,6 +58,9 @@ class Kind:
     field: str
     of: Callable[[bytes], bytes]
     fields: Callable[[Files], Mapping[str, Json]]
+    instances: tuple[str, ...] = ()
+    vendor: str = ""
+    device: bool = False
 
 
 def unpinned(what: str) -> Unchecked:

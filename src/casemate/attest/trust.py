@@ -2,9 +2,15 @@
 
 A policy has no "unset means unchecked": every field is given, or is ``Unchecked("reason")``, and
 the verdict repeats the reason. In TOML (``Trust.load``) a field is its value or
-``{ unchecked = "reason" }``::
+``{ unchecked = "reason" }``. Above the sections stands what holds for all kinds of evidence; a
+section names a kind (``casemate.attest.kinds``) and has all fields of its policy::
 
     simulated = false
+    collateral_age = 30
+    advisories = { unchecked = "the TCB floors stand for them" }
+    operator_physical_access = false
+    gpu = { unchecked = "no GPU is used" }
+    independent_roots = { unchecked = "AMD's word is enough" }
 
     [sev-snp]
     products = ["Genoa", "Turin"]
@@ -38,36 +44,333 @@ the verdict repeats the reason. In TOML (``Trust.load``) a field is its value or
     [sev-snp.reported_tcb]
     Genoa = { bootloader = 10, tee = 0, snp = 25, microcode = 84 }
     Turin = { fmc = 1, bootloader = 1, tee = 1, snp = 4, microcode = 81 }
+
+``[sev-snp]`` names ``products`` in place of roots, and firmware as "MAJOR.MINOR.BUILD". Vendors'
+roots need not be written: they are those that casemate carries. A simulation's section gives
+``roots`` (fingerprints, or unchecked). ``preset = "..."`` at the top takes every field that the
+file does not give from one of :data:`PRESETS`; what a preset leaves open must be given.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from casemate.attest import x509
+from casemate.attest import fields, x509
+from casemate.attest.fields import bad
+from casemate.attest.kind import Kind
+from casemate.attest.kinds import KINDS
 from casemate.attest.roots import AMD
-from casemate.attest.snp.policy import DEFAULT, SnpPolicy
+from casemate.attest.snp.policy import SnpPolicy
 from casemate.attest.verdict import Unchecked
-from casemate.spec.errors import UsageError
 
-__all__ = ["SnpPolicy", "Trust", "Unchecked"]
+__all__ = ["PRESETS", "SnpPolicy", "Trust", "Unchecked"]
 
 _SIMULATION: Final = "simulation was asked for by name"
+_HANDS_ON: Final = (
+    "Who can touch the hardware can read or redirect its memory bus (TEE.fail, Battering RAM,"
+    " BadRAM, WireTap) and take out keys that sign evidence"
+)
 
 
-def _bad(message: str, where: str = "") -> UsageError:
-    return UsageError(
-        "usage.trust",
-        message,
-        mend="Write the trust policy as docs/evidence.md shows; a field that is not to be checked"
-        ' is { unchecked = "reason" }.',
-        where=where,
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """A trust policy: for each kind of evidence (``Evidence.tee``) what it must show; a kind that
+    is not named is refused. With ``simulation`` only simulated evidence is accepted, and without
+    it only hardware's: a policy for one says nothing about the other.
+
+    collateral_age: the most days since revocation lists and TCB info were issued. advisories:
+    vendors' advisories that must not apply. operator_physical_access: whether the operator can
+    touch the machine; if so, each section must list admitted instances. gpu: whether a GPU must
+    show evidence, asked with a nonce that follows from the CPU's report. independent_roots: how
+    many vendors' evidence must bind the same keys, 2 to 4.
+
+    Raises ``usage.trust`` where the policy contradicts itself:
+
+     1. outside of simulation every root is pinned;
+     2. Milan, whose chips give up the seed of their keys to who holds one, only with ``chip_ids``,
+        or by a cloud's VLEK alone with ``csp_ids`` (a chip that no such cloud runs has none);
+     3. physical access only with an allow-list of instances in each section;
+     4. a GPU, or several roots, only with sections that can show them.
+    """
+
+    simulation: bool
+    policies: Mapping[str, Any]
+    collateral_age: int | Unchecked
+    advisories: tuple[str, ...] | Unchecked
+    operator_physical_access: bool | Unchecked
+    gpu: bool | Unchecked
+    independent_roots: int | Unchecked
+
+    def __post_init__(self) -> None:
+        fields.integer(self.collateral_age, range(1, 3660), "collateral_age")
+        fields.words(self.advisories, None, "advisories")
+        fields.flag(self.operator_physical_access, "operator_physical_access")
+        fields.flag(self.gpu, "gpu")
+        fields.integer(self.independent_roots, range(2, 5), "independent_roots")
+        if not self.simulation:
+            for tee, policy in self.policies.items():
+                _pinned(tee, policy)
+        if self.operator_physical_access is True:
+            for tee, policy in self.policies.items():
+                _listed(tee, policy)
+        kinds = [KINDS[tee] for tee in self.policies]
+        if self.gpu is True and not any(kind.device for kind in kinds):
+            raise bad("A GPU is required, but no section says what one must show.", "gpu")
+        if self.policies and all(kind.device for kind in kinds):
+            raise bad("The policy names no kind of evidence of a CPU, only of devices.")
+        if isinstance(self.independent_roots, int):
+            vendors = len({kind.vendor or kind.tee for kind in kinds})
+            if vendors < self.independent_roots:
+                raise bad(
+                    f"Evidence of {self.independent_roots} vendors is required, but the sections"
+                    f" name {vendors}.",
+                    "independent_roots",
+                )
+
+    @classmethod
+    def simulated(cls, root: str | bytes | Path | None = None) -> Trust:
+        """Accept a simulated TEE, which protects nothing from its operator.
+
+        ``root``: the simulated root key's fingerprint (64 hex digits), or its certificate (PEM,
+        DER or path); None takes whatever root comes with the evidence, and the verdict says so.
+        """
+        roots: Mapping[str, tuple[str, ...]] | Unchecked
+        if root is None:
+            roots = Unchecked(f"{_SIMULATION}: the root that came with the evidence is taken")
+        else:
+            roots = dict.fromkeys(AMD, (_fingerprint(root),))
+        measurements = Unchecked(f"{_SIMULATION}: any software may run")
+        terms = dict.fromkeys(TERMS, Unchecked(_SIMULATION))
+        policy = _replaced(KINDS["sev-snp"], {"measurements": measurements, "roots": roots})
+        return cls(simulation=True, policies={"sev-snp": policy}, **terms)
+
+    @classmethod
+    def sev_snp(
+        cls,
+        *,
+        measurements: Sequence[str] | Unchecked,
+        products: Sequence[str] = ("Genoa", "Turin"),
+        **other: Any,
+    ) -> Trust:
+        """Accept AMD SEV-SNP hardware of these product lines under AMD's own roots; ``other`` as
+        for :meth:`of`. Privilege level 0 is asked for unless ``vmpl`` says otherwise."""
+        roots = {line: AMD[line] for line in _lines(fields.toml(products))}
+        given = {"vmpl": (0,), "measurements": measurements, "roots": roots}
+        return cls.of("sev-snp", **(given | other))
+
+    @classmethod
+    def of(cls, tee: str, **given: Any) -> Trust:
+        """Accept hardware of one kind (a key of ``KINDS``). ``given``: fields of its policy in
+        place of its default, which pins nothing, and of this class in place of :data:`TERMS`."""
+        if tee not in KINDS:
+            raise _unknown(tee)
+        terms = {name: given.pop(name) for name in TERMS if name in given}
+        policy = _replaced(KINDS[tee], given)
+        return cls(simulation=False, policies={tee: policy}, **(TERMS | _values(terms)))
+
+    @classmethod
+    def preset(cls, name: str, given: Mapping[str, Any] | None = None) -> Trust:
+        """The policy ``name`` of :data:`PRESETS`, with what it leaves to its owner given as in
+        TOML: ``Trust.preset("bare-metal-snp", {"sev-snp": {"measurements": [...], ...}})``."""
+        return cls.read({**(given or {}), "preset": name})
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any]) -> Trust:
+        """The policy in a table as TOML gives it. UsageError (``usage.trust``) when a field is
+        missing, unknown or malformed, or the policy contradicts itself."""
+        found = _merged(table)
+        simulation = found.pop("simulated", None)
+        if type(simulation) is not bool:
+            raise bad("simulated must be true or false.", "simulated")
+        terms = {name: found.pop(name) for name in TERMS if name in found}
+        for name in TERMS:
+            if name not in terms:
+                raise bad(f"{name} is missing from the policy.", name)
+        if not found:
+            raise bad("The policy names no kind of evidence.")
+        return cls(
+            simulation=simulation,
+            policies={tee: _section(tee, data, simulation) for tee, data in found.items()},
+            **_values(terms),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trust:
+        """The policy in a TOML file; see :meth:`read`."""
+        try:
+            table = tomllib.loads(_read(Path(path)).decode("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise bad(f"{path} is no TOML: {e}.", str(path)) from None
+        return cls.read(table)
+
+    @classmethod
+    def parse(cls, text: str) -> Trust:
+        """For the command line: ``simulated``, ``simulated:FINGERPRINT``, or a TOML file's path."""
+        name, _, root = text.partition(":")
+        if name == "simulated":
+            if text != name and not root:
+                raise bad("simulated: is followed by no fingerprint.")
+            return cls.simulated(root or None)
+        return cls.load(text)
+
+
+# What holds for all kinds, as the constructors in Python take it where it is not given.
+TERMS: Final[dict[str, Any]] = {
+    "collateral_age": Unchecked("no age of collateral was given"),
+    "advisories": Unchecked("no advisories were given"),
+    "operator_physical_access": Unchecked("nothing was said of the operator's physical access"),
+    "gpu": Unchecked("nothing was said of GPUs"),
+    "independent_roots": Unchecked("one vendor's word is enough"),
+}
+PRESETS: Final = tuple(
+    sorted(
+        file.name.removesuffix(".toml")
+        for file in (resources.files("casemate.attest") / "presets").iterdir()
+        if file.name.endswith(".toml")
     )
+)
+
+
+def _unknown(tee: object) -> Exception:
+    return bad(f"{str(tee)[:40]!r} is no known kind of evidence.", str(tee)[:40])
+
+
+def _values(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fields.toml(value) for name, value in table.items()}
+
+
+def _replaced(kind: Kind, given: Mapping[str, Any]) -> Any:
+    """The kind's default policy with fields replaced."""
+    names = {f.name for f in dataclasses.fields(kind.policy)}
+    for name in sorted(set(given) - names):
+        raise bad(f"{name[:40]} is no field of {kind.tee}.", name[:40])
+    return dataclasses.replace(kind.default(), **_values(given))
+
+
+# Presets.
+
+
+def preset_table(name: object) -> dict[str, Any]:
+    """What a preset gives, as TOML gives it."""
+    if name not in PRESETS:
+        raise bad(f"{str(name)[:40]!r} is none of {', '.join(PRESETS)}.", "preset")
+    file = resources.files("casemate.attest") / "presets" / f"{name}.toml"
+    return tomllib.loads(file.read_text("utf-8"))
+
+
+def _merged(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table over the preset that it names; of a section, field over field."""
+    given = {name: data for name, data in table.items() if name != "preset"}
+    if "preset" not in table:
+        return given
+    base = preset_table(table["preset"])
+    for name, data in given.items():
+        both = isinstance(data, Mapping) and isinstance(base.get(name), Mapping)
+        base[name] = {**base[name], **data} if both and name in KINDS else data
+    return base
+
+
+# Sections.
+
+
+def _section(tee: str, data: Any, simulation: bool) -> Any:
+    if tee not in KINDS:
+        raise _unknown(tee)
+    kind = KINDS[tee]
+    if not isinstance(data, Mapping):
+        raise bad(f"{tee} must be a table.", tee)
+    found = _FORMS.get(tee, _plain)(dict(data), simulation, kind)
+    return fields.load(kind.policy, found, tee)
+
+
+def _plain(found: dict[str, Any], simulation: bool, kind: Kind) -> dict[str, Any]:
+    """The vendor's roots, where the section says nothing of them."""
+    default = getattr(kind.default(), "roots", None)
+    return found if simulation or default is None else {"roots": default} | found
+
+
+def _snp(found: dict[str, Any], simulation: bool, kind: Kind) -> dict[str, Any]:
+    here, other = ("roots", "products") if simulation else ("products", "roots")
+    if here not in found:
+        raise bad(f"{here} is missing from {kind.tee}.", here)
+    if other in found:
+        raise bad(f"{other} is no field of {kind.tee}.", other)
+    named = fields.toml(found.pop(here))
+    if not simulation:
+        found["roots"] = {line: AMD[line] for line in _lines(named)}
+    else:
+        found["roots"] = named if isinstance(named, Unchecked) else dict.fromkeys(AMD, named)
+    if isinstance(firmware := found.get("firmware"), str):
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}\.\d{1,3}", firmware):
+            raise bad("firmware must be MAJOR.MINOR.BUILD.", "firmware")
+        found["firmware"] = list(map(int, firmware.split(".")))
+    return found
+
+
+def _lines(products: object) -> tuple[str, ...]:
+    fields.words(products, AMD, "products")
+    if not isinstance(products, tuple):
+        raise bad(f"products must be of {', '.join(AMD)}.", "products")
+    return products
+
+
+# A section's form in TOML where it is not that of the policy's fields.
+_FORMS: Final[dict[str, Callable[[dict[str, Any], bool, Kind], dict[str, Any]]]] = {
+    "sev-snp": _snp,
+}
+
+
+# What a policy may not leave open.
+
+
+def _parts(policy: Any) -> Iterator[Any]:
+    """A policy and those inside it."""
+    yield policy
+    for f in dataclasses.fields(policy):
+        value = getattr(policy, f.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, Unchecked):
+            yield from _parts(value)
+
+
+def _pinned(tee: str, policy: Any) -> None:
+    for part in _parts(policy):
+        roots = getattr(part, "roots", ())
+        if isinstance(roots, Unchecked):
+            raise bad("Only simulation can leave the root unchecked.", "roots")
+        if isinstance(part, SnpPolicy) and "Milan" in roots and not _in_custody(part):
+            raise bad(
+                f"{tee} admits Milan without a list of chips: the seed of a Milan chip's keys can"
+                " be taken out by who holds it, and signs any evidence after that.",
+                "chip_ids",
+            )
+
+
+def _in_custody(policy: SnpPolicy) -> bool:
+    by_cloud = policy.signing_keys == ("VLEK",) and not isinstance(policy.csp_ids, Unchecked)
+    return by_cloud or not isinstance(policy.chip_ids, Unchecked)
+
+
+def _listed(tee: str, policy: Any) -> None:
+    names = KINDS[tee].instances
+    if any(not isinstance(getattr(p, n, Unchecked("-")), Unchecked)
+           for p in _parts(policy) for n in names):  # fmt: skip
+        return
+    needed = f"Give {' or '.join(names)}" if names else "This kind of evidence names no instance"
+    raise bad(
+        f"{tee}: the operator has physical access and no instance is listed. {_HANDS_ON}; a list"
+        f" of machines whose custody is known is what remains. {needed}.",
+        names[0] if names else tee,
+    )
+
+
+# Simulated roots.
 
 
 def _fingerprint(root: str | bytes | Path) -> str:
@@ -86,140 +389,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise _bad(f"{str(path)[:200]} cannot be read: {e.strerror}.", str(path)[:200]) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trust:
-    """A trust policy: for each kind of evidence (``Evidence.tee``) what it must show; a kind that
-    is not named is refused. With ``simulation`` only simulated evidence is accepted, and without
-    it only hardware's: a policy for one says nothing about the other."""
-
-    simulation: bool
-    policies: Mapping[str, SnpPolicy]
-
-    def __post_init__(self) -> None:
-        for policy in self.policies.values():
-            if not self.simulation and isinstance(policy.roots, Unchecked):
-                raise _bad("Only simulation can leave the root unchecked.", "roots")
-
-    @classmethod
-    def simulated(cls, root: str | bytes | Path | None = None) -> Trust:
-        """Accept a simulated TEE, which protects nothing from its operator.
-
-        ``root``: the simulated root key's fingerprint (64 hex digits), or its certificate (PEM,
-        DER or path); None takes whatever root comes with the evidence, and the verdict says so.
-        """
-        roots: Mapping[str, tuple[str, ...]] | Unchecked
-        if root is None:
-            roots = Unchecked(f"{_SIMULATION}: the root that came with the evidence is taken")
-        else:
-            roots = dict.fromkeys(AMD, (_fingerprint(root),))
-        policy = _snp(Unchecked(f"{_SIMULATION}: any software may run"), roots=roots)
-        return cls(simulation=True, policies={"sev-snp": policy})
-
-    @classmethod
-    def sev_snp(
-        cls,
-        *,
-        measurements: Sequence[str] | Unchecked,
-        products: Sequence[str] = tuple(AMD),
-        **other: Any,
-    ) -> Trust:
-        """Accept AMD SEV-SNP hardware of these product lines under AMD's own roots.
-
-        ``other`` are fields of :class:`SnpPolicy` in place of :data:`SNP_DEFAULTS`.
-        """
-        roots = {line: AMD[line] for line in _known(_toml(products))}
-        given = {name: _toml(field) for name, field in other.items()}
-        policy = _snp(_toml(measurements), roots=roots, **given)
-        return cls(simulation=False, policies={"sev-snp": policy})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trust:
-        """The policy in a TOML file. UsageError when a field is missing, unknown or malformed."""
-        try:
-            table = tomllib.loads(_read(Path(path)).decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise _bad(f"{path} is no TOML: {e}.", str(path)) from None
-        simulation = table.pop("simulated", None)
-        if type(simulation) is not bool:
-            raise _bad("simulated must be true or false.", "simulated")
-        for tee in table:
-            if tee not in _LOADERS:
-                raise _bad(f"{tee[:40]!r} is no known kind of evidence.", tee[:40])
-        if not table:
-            raise _bad("The policy names no kind of evidence.")
-        return cls(
-            simulation=simulation,
-            policies={tee: _LOADERS[tee](section, simulation) for tee, section in table.items()},
-        )
-
-    @classmethod
-    def parse(cls, text: str) -> Trust:
-        """For the command line: ``simulated``, ``simulated:FINGERPRINT``, or a TOML file's path."""
-        name, _, root = text.partition(":")
-        if name == "simulated":
-            if text != name and not root:
-                raise _bad("simulated: is followed by no fingerprint.")
-            return cls.simulated(root or None)
-        return cls.load(text)
-
-
-# What hardware must show beside its measurement unless told otherwise: privilege level 0, too.
-SNP_DEFAULTS: Final[dict[str, Any]] = {
-    field.name: getattr(DEFAULT, field.name)
-    for field in fields(SnpPolicy)
-    if field.name not in ("roots", "measurements")
-} | {"vmpl": (0,), "report_versions": (2, 3, 5)}
-
-
-def _snp(measurements: tuple[str, ...] | Unchecked, **other: Any) -> SnpPolicy:
-    unknown = set(other) - set(SNP_DEFAULTS) - {"roots"}
-    if unknown:
-        raise _bad(f"{sorted(unknown)[0]} is no field of a SEV-SNP policy.", sorted(unknown)[0])
-    return SnpPolicy(measurements=measurements, **(SNP_DEFAULTS | other))
-
-
-def _known(products: object) -> tuple[str, ...]:
-    if not isinstance(products, tuple) or not products or not set(products) <= set(AMD):
-        raise _bad(f"products must be of {', '.join(AMD)}.", "products")
-    return products
-
-
-def _toml(data: Any) -> Any:
-    """A value as a field's: lists as tuples, ``{ unchecked = "..." }`` as Unchecked."""
-    if isinstance(data, list):
-        return tuple(map(_toml, data))
-    if isinstance(data, dict) and set(data) == {"unchecked"}:
-        if not isinstance(data["unchecked"], str) or not data["unchecked"].strip():
-            raise _bad("unchecked needs a reason.")
-        return Unchecked(data["unchecked"])
-    return data
-
-
-def _load_snp(section: Any, simulation: bool) -> SnpPolicy:
-    if not isinstance(section, dict):
-        raise _bad("sev-snp must be a table.", "sev-snp")
-    found = {name: _toml(data) for name, data in section.items()}
-    names = {f.name for f in fields(SnpPolicy)} - {"roots"} | {
-        "roots" if simulation else "products"
-    }
-    for name in sorted(names ^ set(found)):
-        problem = "is missing from" if name in names else "is no field of"
-        raise _bad(f"{name[:40]} {problem} sev-snp.", name[:40])
-    if not simulation:
-        found["roots"] = {line: AMD[line] for line in _known(found.pop("products"))}
-    elif not isinstance(found["roots"], Unchecked):
-        found["roots"] = dict.fromkeys(AMD, found["roots"])
-    if isinstance(found["firmware"], str):
-        if not re.fullmatch(r"\d{1,3}\.\d{1,3}\.\d{1,3}", found["firmware"]):
-            raise _bad("firmware must be MAJOR.MINOR.BUILD.", "firmware")
-        found["firmware"] = tuple(map(int, found["firmware"].split(".")))
-    try:
-        return SnpPolicy(**found)
-    except (TypeError, AttributeError):
-        raise _bad("A field of sev-snp has the wrong type.", "sev-snp") from None
-
-
-_LOADERS: Final[dict[str, Callable[[Any, bool], SnpPolicy]]] = {"sev-snp": _load_snp}
+        raise bad(f"{str(path)[:200]} cannot be read: {e.strerror}.", str(path)[:200]) from None

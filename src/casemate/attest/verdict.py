@@ -40,6 +40,21 @@ EXITS: Final = {
 }  # fmt: skip
 
 
+# Statuses of a platform that is not at fault but wants care (Intel's TCB statuses).
+HARDENING: Final = (
+    "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
+)  # fmt: skip
+
+
+def decision(code: str, tcb_status: str) -> Decision:
+    """What follows from a verification that ended with ``code`` ("": nothing failed)."""
+    if not code:
+        return "accept-with-status" if tcb_status in HARDENING else "accept"
+    if code.startswith("evidence.needs-"):
+        return "needs-collateral"
+    return "not-applicable" if code.startswith("evidence.absent-") else "reject"
+
+
 def stage(code: str) -> str:
     """The stage of ``evidence.<word>-...``; "" for a code of none."""
     return STAGES.get(code.removeprefix("evidence.").partition("-")[0], "")
@@ -100,13 +115,15 @@ class Checks:
     crypto: what signatures and chains say: set to ``valid`` once all have held, to
     ``not-applicable`` where nothing is signed, to ``unknown`` where the keys are not at hand; left
     empty, a refusal at the stages ``parse`` and ``signature`` makes it ``invalid``. tcb_status,
-    advisories: the vendor's words on the platform, also where they lead to a refusal.
+    advisories: the vendor's words on the platform, also where they lead to a refusal. issued: each
+    dated piece of collateral (a revocation list, TCB info) and when it was issued, Unix seconds.
     """
 
     done: list[Check] = field(default_factory=list)
     crypto: Crypto = ""
     tcb_status: str = ""
     advisories: tuple[str, ...] = ()
+    issued: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
@@ -123,12 +140,32 @@ class Checks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """Evidence that was accepted beside the CPU's, under ``name`` (``gpu0``); else as Verdict."""
+
+    name: str
+    tee: str
+    product: str
+    root: str
+    measurement: str
+    chip_id: str
+    tcb: dict[str, int]
+    tcb_status: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {**vars(self), "tcb": dict(self.tcb)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Evidence that was accepted, under a policy, at one time.
 
     ``measurement``, ``chip_id``: hex; ``chip_id`` is empty where the TEE hides it. ``root``:
     SHA-256 (hex) of the root key's SubjectPublicKeyInfo. ``tcb``: component to security version,
     as reported. ``binding`` is what the evidence binds: use no other keys with this server.
+    ``crypto``: what signatures say; ``decision``: accept, or accept-with-status where the vendor's
+    ``tcb_status`` wants care; ``advisories``: the vendor's, on this platform. ``parts``: evidence
+    beside the CPU's.
     """
 
     tee: str
@@ -140,6 +177,11 @@ class Verdict:
     tcb: dict[str, int]
     binding: Binding
     checks: tuple[Check, ...]
+    crypto: Crypto
+    decision: Decision
+    tcb_status: str
+    advisories: tuple[str, ...]
+    parts: tuple[Part, ...]
 
     @property
     def unchecked(self) -> tuple[Check, ...]:
@@ -147,7 +189,18 @@ class Verdict:
         return tuple(c for c in self.checks if c.outcome == "unchecked")
 
     def to_json(self) -> dict[str, Json]:
-        """For ``--format json``; the binding is left out."""
+        """For ``--format json``; the binding is left out. ``ar4si``: see :mod:`attest.ar4si`."""
+        from casemate.attest import ar4si
+
+        result = ar4si.result(
+            tee=self.tee,
+            simulated=self.simulated,
+            crypto=self.crypto,
+            decision=self.decision,
+            code="",
+            tcb_status=self.tcb_status,
+            checks=self.checks,
+        )
         return {
             "tee": self.tee,
             "simulated": self.simulated,
@@ -156,6 +209,12 @@ class Verdict:
             "measurement": self.measurement,
             "chip_id": self.chip_id,
             "tcb": dict(self.tcb),
+            "crypto": self.crypto,
+            "decision": self.decision,
+            "tcb_status": self.tcb_status or None,
+            "advisories": list(self.advisories),
+            "parts": [part.to_json() for part in self.parts],
+            "ar4si": result,
             "checks": [
                 {"name": c.name, "outcome": c.outcome, "detail": c.detail, "code": c.code}
                 for c in self.checks

@@ -3,11 +3,17 @@
 Procedure, the same for hardware and simulation:
 
  1. ``label``: the evidence is simulated if and only if the policy asked for simulation by name.
- 2. ``kind``: the kind of TEE is known and the policy names it.
- 3. Parse, verify and appraise the evidence (a row of :data:`VERIFIERS`; see ``snp``).
- 4. ``binding``: the TEE's own field holds the hash of all that the attestation binds.
- 5. ``tls-key``: the connection's TLS key is the bound one (given by the caller).
- 6. ``freshness``: the caller's nonce is a leaf under the bound nonce root.
+ 2. ``kind``: the kind of TEE is known, is a CPU's, and the policy names it.
+ 3. Parse, verify and appraise the evidence (a row of ``kinds.KINDS``); ``label-root``: no vendor's
+    root stands behind evidence that calls itself simulated.
+ 4. ``collateral-age``, ``advisories``, ``physical-access``: what the policy says of all kinds.
+ 5. Evidence under other names in the same attestation (a GPU's, a second vendor's), each as in 3
+    and 4 by its own section, its checks under its name; ``<name>/binding``: it carries what follows
+    from what the CPU's report carries, so that it was made after that and for it. ``devices``: no
+    two names show one device. ``gpu``, ``independent-roots``: what the policy demands is there.
+ 6. ``binding``: the TEE's own field holds the hash of all that the attestation binds.
+ 7. ``tls-key``: the connection's TLS key is the bound one (given by the caller).
+ 8. ``freshness``: the caller's nonce is a leaf under the bound nonce root.
 
 The first failure raises :class:`~casemate.attest.verdict.Refused` (an ``EvidenceError``) with a
 stable code, the check's name and the checks until then. Nothing is looked up: roots come from the
@@ -16,68 +22,49 @@ policy, ``now`` from the caller, collateral from the evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from casemate.attest import binding
-from casemate.attest.roots import AMD
-from casemate.attest.snp import abi, appraise, collateral
-from casemate.attest.snp import verify as snp_verify
-from casemate.attest.trust import SnpPolicy, Trust
-from casemate.attest.verdict import Check, Checks, Refused, Step, Unchecked, Verdict, refusal
+from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kinds import KINDS, recognise
+from casemate.attest.trust import Trust
+from casemate.attest.verdict import (
+    Check,
+    Checks,
+    Part,
+    Refused,
+    Step,
+    Unchecked,
+    Verdict,
+    decision,
+    refusal,
+)
 from casemate.spec.evidence import Attestation, Evidence
 
 __all__ = [
-    "Check", "Claims", "Refused", "Unchecked", "Verdict", "verify_attestation", "verify_claims",
-    "verify_evidence",
+    "Check", "Claims", "Refused", "Unchecked", "Verdict", "appraise_terms", "verify_attestation",
+    "verify_claims", "verify_evidence", "verify_parts",
 ]  # fmt: skip
 
-MAX_FILE: Final = 64 << 10
-MAX_FILES: Final = 32
+MAX_FILE: Final = 1 << 20
+MAX_FILES: Final = 128
+MAX_ALL: Final = 4 << 20
+DAY: Final = 86400
 
 _TLS_BY_CALLER: Final = Unchecked("the caller compares it with its connection")
 _NOT_ASKED: Final = (
     "A simulated TEE protects nothing from its operator. To accept it all the same, ask for it by"
     " name: Trust.simulated() or --trust simulated."
 )
+_RELAYED: Final = (
+    "Do not use this server: something stands between you and the enclave, or replays another"
+    " boot's evidence."
+)
+_TERMS_MEND: Final = "Ask the operator to mend the platform, or change the policy knowingly."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claims:
-    """What a kind of evidence says, once verified. ``bound``: the field that holds the binding."""
-
-    bound: bytes
-    product: str
-    root: str
-    measurement: str
-    chip_id: str
-    tcb: dict[str, int]
-
-
-def _snp(evidence: Evidence, policy: SnpPolicy, now: float, checks: Checks) -> Claims:
-    with checks.step("parse") as step:
-        if "report.bin" not in evidence.files:
-            raise refusal("parse-report-missing", "The evidence has no report.bin.", "report.bin")
-        report = abi.parse(evidence.files["report.bin"])
-        chain = collateral.parse(evidence.files)
-        step.detail = f"report version {report.version}, {chain.kind} chain"
-    root = snp_verify.verify(report, chain, policy.roots, now=now, checks=checks)
-    appraise.appraise(report, chain, policy, checks)
-    return Claims(
-        bound=report.report_data,
-        product=chain.product,
-        root=root.fingerprint,
-        measurement=report.measurement.hex(),
-        chip_id=chain.hwid.hex(),
-        tcb=collateral.tcb_components(chain.product, report.reported_tcb),
-    )
-
-
-# One row for each kind of evidence (Evidence.tee). Simulation is a root and a label, not a row.
-VERIFIERS: Final[dict[str, Callable[[Evidence, SnpPolicy, float, Checks], Claims]]] = {
-    "sev-snp": _snp,
-}
+# Whose evidence it is.
 
 
 def _label(evidence: Evidence, trust: Trust, step: Step) -> None:
@@ -93,37 +80,249 @@ def _label(evidence: Evidence, trust: Trust, step: Step) -> None:
     step.detail = "SIMULATED, asked for by name" if evidence.simulated else "hardware"
 
 
-def _kind(evidence: Evidence, trust: Trust) -> SnpPolicy:
-    if evidence.tee not in VERIFIERS:
+def _kind(evidence: Evidence, trust: Trust) -> Kind:
+    kind = KINDS.get(evidence.tee)
+    if kind is None:
         raise refusal(
             "tee-unknown",
             f"Evidence of kind {evidence.tee[:40]!r} is unknown.",
             "kind",
             "Use a casemate that knows this TEE.",
         )
-    if evidence.tee not in trust.policies:
+    if kind.tee not in trust.policies:
         raise refusal(
             "tee-not-trusted",
             f"The trust policy says nothing about {evidence.tee}.",
             "kind",
             "Add a section for it, or use another server.",
         )
-    if len(evidence.files) > MAX_FILES or any(len(f) > MAX_FILE for f in evidence.files.values()):
+    if kind.device:
+        raise refusal(
+            "tee-device",
+            f"Evidence of kind {kind.tee} is a device's, which runs no server.",
+            "kind",
+            "Ask the operator for evidence of the CPU, with the device's beside it.",
+        )
+    files = evidence.files.values()
+    if (
+        len(files) > MAX_FILES
+        or any(len(f) > MAX_FILE for f in files)
+        or sum(map(len, files)) > MAX_ALL
+    ):
         raise refusal("parse-too-large", "The evidence is too large.", "evidence")
-    return trust.policies[evidence.tee]
+    return kind
+
+
+def _pins(roots: Any) -> Iterator[str]:
+    """The fingerprints in a policy's ``roots``, whatever its form."""
+    if isinstance(roots, str):
+        yield roots
+    elif isinstance(roots, Mapping):
+        yield from _pins(tuple(roots.values()))
+    elif isinstance(roots, tuple):
+        for part in roots:
+            yield from _pins(part)
+
+
+def _vendors_root(kind: Kind, root: str) -> bool:
+    return root in _pins(getattr(kind.default(), "roots", ()))
+
+
+# What the policy says of all kinds.
+
+
+def _age(checks: Checks, most: int | Unchecked, now: float, step: Step) -> None:
+    if isinstance(most, Unchecked):
+        step.unchecked(most.reason)
+    elif not checks.issued:
+        step.unchecked("nothing dated comes with this evidence")
+    else:
+        name, issued = min(checks.issued.items(), key=lambda item: (item[1], item[0]))
+        days = (now - issued) / DAY
+        if days > most:
+            raise refusal(
+                "collateral-age",
+                f"{name} was issued {days:.1f} days ago; the policy wants {most} at most.",
+                name,
+                "Ask the operator to renew collateral (casemate enclave collateral).",
+            )
+        step.detail = f"{name} is the oldest, {days:.1f} days"
+
+
+def _advisories(checks: Checks, denied: tuple[str, ...] | Unchecked, step: Step) -> None:
+    if isinstance(denied, Unchecked):
+        step.unchecked(denied.reason)
+    elif found := sorted(set(checks.advisories) & set(denied)):
+        raise refusal(
+            "appraise-advisory",
+            f"The vendor's advisory {', '.join(found)} applies to this platform.",
+            "advisories",
+            _TERMS_MEND,
+        )
+    else:
+        step.detail = " ".join(checks.advisories) or "the vendor names none"
+
+
+def _physical(access: bool | Unchecked, step: Step) -> None:
+    if isinstance(access, Unchecked):
+        step.unchecked(access.reason)
+    elif access:
+        step.detail = "the operator has it; only listed instances are admitted"
+    else:
+        step.unchecked("the policy states that the operator has none; evidence cannot show it")
+
+
+def appraise_terms(trust: Trust, checks: Checks, *, now: float) -> None:
+    """Step 4, after a kind's own checks; ``checks`` are those of this evidence alone."""
+    with checks.step("collateral-age") as step:
+        _age(checks, trust.collateral_age, now, step)
+    with checks.step("advisories") as step:
+        _advisories(checks, trust.advisories, step)
+    with checks.step("physical-access") as step:
+        _physical(trust.operator_physical_access, step)
+
+
+# Further evidence.
+
+
+def _part_kind(name: str, files: Files, trust: Trust) -> Kind | None:
+    """None where the policy does not ask for it."""
+    kind = recognise(files)
+    return kind if kind.tee in trust.policies else None
+
+
+def _part_binding(kind: Kind, part: Claims, tee: str, bound: bytes, name: str, step: Step) -> None:
+    if part.bound != kind.of(binding.device_data(tee, bound, name)):
+        raise refusal(
+            "binding-device",
+            f"The evidence under {name} was not made for this report of the CPU.",
+            f"{name}/{kind.field}",
+            "Do not use this server: its device's evidence is another machine's, or an older one.",
+        )
+    step.detail = kind.field
+
+
+def _part(
+    name: str, files: Files, main: tuple[str, Claims], trust: Trust, now: float, checks: Checks
+) -> tuple[Kind, Claims] | None:
+    with checks.step("kind") as step:
+        kind = _part_kind(name, files, trust)
+        if kind is None:
+            step.unchecked("not looked at: the policy has no section for this kind")
+            return None
+        step.detail = kind.tee
+    claims = kind.check(files, trust.policies[kind.tee], now, checks)
+    appraise_terms(trust, checks, now=now)
+    with checks.step("binding") as step:
+        _part_binding(kind, claims, main[0], main[1].bound, name, step)
+    return kind, claims
+
+
+def _distinct(parts: Mapping[str, tuple[Kind, Claims]], step: Step) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for name, (kind, claims) in parts.items():
+        key = (kind.tee, claims.chip_id)
+        if claims.chip_id and key in seen:
+            raise refusal(
+                "binding-device-twice", f"{seen[key]} and {name} are the same device.", name
+            )
+        seen[key] = name
+    step.detail = " ".join(parts) or "none beside the CPU"
+
+
+def _gpu(parts: Mapping[str, tuple[Kind, Claims]], wanted: bool | Unchecked, step: Step) -> None:
+    found = [name for name, (kind, _) in parts.items() if kind.device]
+    if isinstance(wanted, Unchecked):
+        step.unchecked(wanted.reason)
+    elif wanted and not found:
+        raise refusal(
+            "appraise-gpu",
+            "The policy requires a GPU, and none shows evidence.",
+            "gpu",
+            "Ask the operator for a machine with a GPU in confidential mode.",
+        )
+    else:
+        step.detail = " ".join(f"{name} ({parts[name][1].product})" for name in found) or "none"
+
+
+def _independent(
+    main: Kind, parts: Mapping[str, tuple[Kind, Claims]], wanted: int | Unchecked, step: Step
+) -> None:
+    if isinstance(wanted, Unchecked):
+        step.unchecked(wanted.reason)
+        return
+    vendors = sorted({k.vendor or k.tee for k in (main, *(kind for kind, _ in parts.values()))})
+    if len(vendors) < wanted:
+        raise refusal(
+            "appraise-independent-roots",
+            f"Evidence of {len(vendors)} vendors ({', '.join(vendors)}) binds these keys; the"
+            f" policy wants {wanted}.",
+            "independent-roots",
+            "Ask the operator for evidence by another vendor beside the CPU's.",
+        )
+    step.detail = ", ".join(vendors)
+
+
+def verify_parts(
+    evidence: Evidence, main: Claims, trust: Trust, *, now: float, checks: Checks
+) -> tuple[Part, ...]:
+    """Step 5: evidence beside the CPU's, which ``main`` claims; each check goes to ``checks``."""
+    _, further = binding.split(evidence.files)
+    verified: dict[str, tuple[Kind, Claims]] = {}
+    parts = []
+    for name in sorted(further):
+        own = Checks()
+        try:
+            found = _part(name, further[name], (evidence.tee, main), trust, now, own)
+        except Refused as e:
+            own.done = list(e.checks)
+            checks.done += _under(name, own)
+            e.checks = tuple(checks.done)
+            raise
+        checks.done += _under(name, own)
+        checks.advisories += tuple(a for a in own.advisories if a not in checks.advisories)
+        if found is not None:
+            verified[name] = found
+            parts.append(_shown(name, *found, own))
+    with checks.step("devices") as step:
+        _distinct(verified, step)
+    with checks.step("gpu") as step:
+        _gpu(verified, trust.gpu, step)
+    with checks.step("independent-roots") as step:
+        _independent(KINDS[evidence.tee], verified, trust.independent_roots, step)
+    return tuple(parts)
+
+
+def _under(name: str, own: Checks) -> list[Check]:
+    return [Check(f"{name}/{c.name}", c.outcome, c.detail, c.code) for c in own.done]
+
+
+def _shown(name: str, kind: Kind, claims: Claims, own: Checks) -> Part:
+    return Part(
+        name=name,
+        tee=kind.tee,
+        product=claims.product,
+        root=claims.root,
+        measurement=claims.measurement,
+        chip_id=claims.chip_id,
+        tcb=dict(claims.tcb),
+        tcb_status=own.tcb_status,
+    )
+
+
+# The whole.
 
 
 def _binding(attestation: Attestation, bound: bytes, step: Step) -> None:
-    field = binding.FIELDS[attestation.evidence.tee]
-    if bound != field.of(binding.report_data(attestation.binding)):
+    kind = KINDS[attestation.evidence.tee]
+    if bound != kind.of(binding.report_data(attestation.binding)):
         raise refusal(
             "binding-mismatch",
             "The evidence binds other keys than the server shows.",
-            field.name,
-            "Do not use this server: something stands between you and the enclave, or replays"
-            " another boot's evidence.",
+            kind.field,
+            _RELAYED,
         )
-    step.detail = field.name
+    step.detail = kind.field
 
 
 def _tls(attestation: Attestation, tls_spki: bytes | Unchecked, step: Step) -> None:
@@ -141,19 +340,22 @@ def _tls(attestation: Attestation, tls_spki: bytes | Unchecked, step: Step) -> N
 
 
 def verify_claims(evidence: Evidence, trust: Trust, *, now: float, checks: Checks) -> Claims:
-    """Steps 1 to 3: what the evidence says, whatever it binds. Each check goes to ``checks``."""
+    """Steps 1 to 4: what the CPU's evidence says, whatever it binds. Each check goes to
+    ``checks``."""
     with checks.step("label") as step:
         _label(evidence, trust, step)
     with checks.step("kind") as step:
-        policy = _kind(evidence, trust)
-        step.detail = evidence.tee
-    claims = VERIFIERS[evidence.tee](evidence, policy, now, checks)
+        kind = _kind(evidence, trust)
+        files, _ = binding.split(evidence.files)
+        step.detail = kind.tee
+    claims = kind.check(files, trust.policies[kind.tee], now, checks)
     with checks.step("label-root") as step:
-        if evidence.simulated and any(claims.root in pins for pins in AMD.values()):
+        if evidence.simulated and _vendors_root(kind, claims.root):
             raise refusal(
                 "simulated-expected", "Hardware's evidence is labelled simulated.", "label"
             )
         step.detail = "a simulation's root" if evidence.simulated else "a vendor's root"
+    appraise_terms(trust, checks, now=now)
     return claims
 
 
@@ -172,6 +374,7 @@ def verify_attestation(
     """
     evidence, checks = attestation.evidence, Checks()
     claims = verify_claims(evidence, trust, now=now, checks=checks)
+    parts = verify_parts(evidence, claims, trust, now=now, checks=checks)
     with checks.step("binding") as step:
         _binding(attestation, claims.bound, step)
     with checks.step("tls-key") as step:
@@ -189,9 +392,14 @@ def verify_attestation(
         root=claims.root,
         measurement=claims.measurement,
         chip_id=claims.chip_id,
-        tcb=claims.tcb,
+        tcb=dict(claims.tcb),
         binding=attestation.binding,
         checks=tuple(checks.done),
+        crypto=checks.crypto,
+        decision=decision("", checks.tcb_status),
+        tcb_status=checks.tcb_status,
+        advisories=checks.advisories,
+        parts=parts,
     )
 
 

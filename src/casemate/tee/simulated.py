@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
-from casemate.attest.binding import FIELDS, REPORT_DATA_BYTES
+from casemate.attest.binding import REPORT_DATA_BYTES, carried
 from casemate.attest.snp import abi, collateral
 from casemate.attest.x509 import parse as parse_certificate
 from casemate.seams import Clock, Disk, Rng
@@ -301,7 +301,7 @@ class SimulatedTee:
         """A fresh report over these 64 bytes; ValueError for another length."""
         if len(report_data) != REPORT_DATA_BYTES:
             raise ValueError(f"report_data has {len(report_data)} bytes, not {REPORT_DATA_BYTES}")
-        return self._evidence(abi.pack(self._fields(FIELDS[self.kind].of(report_data))))
+        return self._evidence(abi.pack(self._fields(carried(self.kind, report_data))))
 
     def sealing_key(self, label: str) -> bytes:
         """HKDF-SHA256 of the development secret, for this label."""

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 import pytest
 
 from casemate.attest import binding
-from casemate.attest.verify import VERIFIERS
+from casemate.attest.kinds import KINDS
 from casemate.spec.errors import EvidenceError
 from casemate.spec.evidence import Binding
 from support.evidence import NONCE, NONCES, attestation, bound
@@ -44,8 +44,37 @@ def test_every_field_has_one_length(name):
         assert e.value.where == name
 
 
-def test_each_kind_that_is_verified_has_a_field():
-    assert set(binding.FIELDS) == set(VERIFIERS)
+@pytest.mark.parametrize("tee", list(KINDS))
+def test_each_kind_has_a_field_in_which_other_keys_are_other_bytes(tee):
+    data = binding.report_data(bound())
+    carried = binding.carried(tee, data)
+    assert KINDS[tee].field
+    assert carried == binding.carried(tee, data)
+    for at in (0, 31, 32, 63):
+        other = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        assert binding.carried(tee, other) != carried
+    assert len(carried) >= 32
+
+
+def test_what_a_device_carries_follows_from_the_report_and_its_name():
+    spelled = b""
+    for part in (b"casemate/device/v1", b"sev-snp", b"r" * 64, b"gpu0"):
+        spelled += len(part).to_bytes(4, "big") + part
+    found = binding.device_data("sev-snp", b"r" * 64, "gpu0")
+    assert found == hashlib.sha512(spelled).digest()
+    for other in (("tdx", b"r" * 64, "gpu0"), ("sev-snp", b"R" * 64, "gpu0"),
+                  ("sev-snp", b"r" * 64, "gpu1")):  # fmt: skip
+        assert binding.device_data(*other) != found
+
+
+def test_files_under_a_name_are_further_evidence():
+    own, further = binding.split({"report.bin": b"1", "gpu0/report.bin": b"2", "gpu0/x": b"3"})
+    assert own == {"report.bin": b"1"}
+    assert further == {"gpu0": {"report.bin": b"2", "x": b"3"}}
+    for path in ("/x", "gpu0/", "a/b/c", "../x", "GPU/x", "0gpu/x", "g" * 17 + "/x", "gpu 0/x"):
+        with pytest.raises(EvidenceError) as e:
+            binding.split({path: b""})
+        assert e.value.code == "evidence.parse-name"
 
 
 def test_nonces():

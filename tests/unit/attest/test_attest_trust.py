@@ -1,10 +1,12 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from casemate.attest import trust as module
+from casemate.attest.kinds import KINDS
 from casemate.attest.roots import AMD, amd
-from casemate.attest.trust import SnpPolicy, Trust, Unchecked
+from casemate.attest.trust import PRESETS, TERMS, SnpPolicy, Trust, Unchecked
 from casemate.spec.errors import CasemateError, UsageError
 from support.evidence import der, tee
 
@@ -12,7 +14,7 @@ from support.evidence import der, tee
 def example() -> str:
     """The policy that the module's docstring shows."""
     lines = module.__doc__.split("::\n", 1)[1].splitlines()
-    text = "\n".join(line[4:] for line in lines)
+    text = "\n".join(line[4:] for line in lines if not line or line.startswith("    "))
     return text.replace("<96 hex digits>", "ab" * 48)
 
 
@@ -42,8 +44,7 @@ def test_the_example_loads(tmp_path):
 
 
 def fields_of_example() -> list[str]:
-    section = example().split("[sev-snp]\n")[1]
-    return [line for line in section.splitlines() if " = " in line and not line.startswith(" ")]
+    return [line for line in example().splitlines() if " = " in line]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,16 @@ def test_no_field_may_be_left_out(tmp_path, line):
         ("simulated = false\n", "simulated = false\ncolour = 'red'\n"),
         ("[sev-snp]\n", "[sev-snp]\ncolour = 'red'\n"),
         ("[sev-snp]\n", "[sev]\n"),
+        ("collateral_age = 30", "collateral_age = 0"),
+        ("collateral_age = 30", "collateral_age = '30 days'"),
+        ("operator_physical_access = false", "operator_physical_access = 1"),
+        ('{ unchecked = "the TCB floors stand for them" }', "[]"),
+        ('{ unchecked = "the TCB floors stand for them" }', '"INTEL-SA-00837"'),
+        ('{ unchecked = "no GPU is used" }', '"none"'),
+        ('{ unchecked = "AMD\'s word is enough" }', "1"),
+        ('{ unchecked = "AMD\'s word is enough" }', "2"),
+        ("simulated = false\n", "simulated = false\npreset = 'nothing'\n"),
+        ("simulated = false\n", "simulated = false\npreset = 3\n"),
         ('"any genuine chip"', '""'),
         ('"any genuine chip"', "3"),
         ("ab" * 48, "ab" * 47),
@@ -118,7 +129,7 @@ def test_simulation_in_a_file_names_roots(tmp_path):
 def test_only_simulation_leaves_the_root_unchecked():
     policy = Trust.simulated().policies["sev-snp"]
     assert isinstance(policy.roots, Unchecked)
-    refused(lambda: Trust(simulation=False, policies={"sev-snp": policy}))
+    refused(lambda: Trust(simulation=False, policies={"sev-snp": policy}, **TERMS))
 
 
 def test_a_simulated_root_by_fingerprint_or_certificate(tmp_path):
@@ -181,3 +192,84 @@ def test_a_policy_of_no_root_is_none():
     policy = Trust.simulated("0" * 64).policies["sev-snp"]
     fields = {name: getattr(policy, name) for name in SnpPolicy.__dataclass_fields__}
     refused(lambda: SnpPolicy(**(fields | {"roots": {}})))
+
+
+# What a policy may not leave open.
+
+
+def hardware(**other) -> Trust:
+    return Trust.sev_snp(**({"measurements": ("ab" * 48,)} | other))
+
+
+def test_milan_only_with_a_list_of_chips():
+    error = refused(lambda: hardware(products=("Genoa", "Milan")))
+    assert error.where == "chip_ids"
+    hardware(products=("Milan",), chip_ids=("5" * 128,))
+    by_cloud = {"products": ("Milan",), "signing_keys": ("VLEK",)}
+    refused(lambda: hardware(**by_cloud))
+    hardware(**by_cloud, csp_ids=("a cloud",))
+    refused(lambda: hardware(**by_cloud | {"signing_keys": ("VCEK", "VLEK")}, csp_ids=("a cloud",)))
+
+
+def test_milan_in_a_file(tmp_path):
+    text = example().replace('["Genoa", "Turin"]', '["Genoa", "Milan"]', 1)
+    assert refused(Trust.load, write(tmp_path, text)).where == "chip_ids"
+    listed = text.replace('{ unchecked = "any genuine chip" }', f'["{"5" * 128}"]')
+    assert "Milan" in Trust.load(write(tmp_path, listed)).policies["sev-snp"].roots
+
+
+def test_physical_access_only_with_a_list_of_instances(tmp_path):
+    error = refused(lambda: hardware(operator_physical_access=True))
+    assert error.where == "chip_ids"
+    for name in ("TEE.fail", "Battering RAM", "BadRAM", "WireTap"):
+        assert name in error.message
+    hardware(operator_physical_access=True, chip_ids=("5" * 128,))
+    hardware(operator_physical_access=False)
+    text = example().replace("physical_access = false", "physical_access = true")
+    refused(Trust.load, write(tmp_path, text))
+    listed = text.replace('{ unchecked = "any genuine chip" }', f'["{"5" * 128}"]')
+    assert Trust.load(write(tmp_path, listed)).operator_physical_access is True
+
+
+def test_what_no_section_can_show_is_refused():
+    assert refused(lambda: hardware(gpu=True)).where == "gpu"
+    assert refused(lambda: hardware(independent_roots=2)).where == "independent_roots"
+    refused(lambda: Trust.of("roman"))
+    refused(lambda: Trust.of("sev-snp", colour="red"))
+
+
+def test_what_is_not_given_is_unchecked_with_a_reason():
+    given = hardware(collateral_age=7)
+    assert given.collateral_age == 7
+    for name in TERMS:
+        if name != "collateral_age":
+            assert getattr(given, name) == TERMS[name]
+            assert getattr(Trust.simulated(), name).reason.startswith("simulation")
+
+
+@pytest.mark.parametrize("tee", list(KINDS))
+def test_each_kind_has_a_policy_of_its_own(tee):
+    kind = KINDS[tee]
+    fields = {f.name for f in dataclasses.fields(kind.policy)}
+    assert set(kind.instances) <= fields
+    assert kind.vendor
+    if kind.device:
+        refused(lambda: Trust.of(tee))
+    else:
+        refused(lambda: Trust.of(tee, operator_physical_access=True))
+
+
+# Presets.
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_leaves_something_to_its_owner_and_loads_with_it(name, tmp_path):
+    refused(lambda: Trust.preset(name))
+    trust = Trust.preset(name, GIVEN[name])
+    assert not trust.simulation
+    text = f'preset = "{name}"\n' + toml(GIVEN[name])
+    assert Trust.load(write(tmp_path, text)) == trust
+    for tee, section in GIVEN[name].items():
+        for field in section:
+            less = {**GIVEN[name], tee: {k: v for k, v in section.items() if k != field}}
+            assert refused(lambda less=less: Trust.preset(name, less)).where == field
