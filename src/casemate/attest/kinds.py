@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from casemate.attest.azure.kind import KIND as AZURE_CVM
 from casemate.attest.dcap.kind import SGX, TDX
 from casemate.attest.kind import Files, Kind
 from casemate.attest.nitro.kind import KIND as NITRO
@@ -14,7 +15,7 @@ from casemate.attest.tpm.kind import KIND as TPM
 from casemate.attest.verdict import refusal
 
 # In the order in which a folder is tried: what contains other evidence comes before it.
-_ROWS: Final[tuple[Kind, ...]] = (NITRO, TPM, NVIDIA, SEV_SNP, SGX, TDX, *TOKENS)
+_ROWS: Final[tuple[Kind, ...]] = (NITRO, AZURE_CVM, TPM, NVIDIA, SEV_SNP, SGX, TDX, *TOKENS)
 KINDS: Final[dict[str, Kind]] = {kind.tee: kind for kind in _ROWS}
 
 

@@ -4,7 +4,7 @@ Each field of the policy is one check by its own name, and an ``Unchecked`` fiel
 its reason. All are looked at before the first failure is raised. Codes are
 ``evidence.appraise-<check>``.
 
- 1. ``ak``: the attestation key is one that is admitted.
+ 1. ``ak-pin``: the attestation key is one that is admitted.
  2. ``hash-algorithms``: a quote covers PCRs of an admitted bank; SHA-1 never counts.
  3. ``pcr-<n>``: PCR n, in the bank of the admitted digests' length, is quoted and admitted.
  4. ``log-required``: there is an event log, and it replayed to quoted PCRs.
@@ -67,7 +67,7 @@ def judge(
     policy: TpmPolicy,
 ) -> Iterator[Judged]:  # fmt: skip
     """The checks above. attest: any one of the quotes, which agree in what is asked here."""
-    yield among("ak", ak, policy.aks)
+    yield among("ak-pin", ak, policy.aks)
     covered = [bank for bank in policy.hash_algorithms if quoted.get(bank)]
     yield (
         "hash-algorithms", bool(covered), ", ".join(covered) or "none",
@@ -113,10 +113,12 @@ def record(judged: Iterator[Judged], checks: Checks) -> list[Refused]:
 
 
 def settle(failed: list[Refused], checks: Checks) -> None:
-    """Raises the first failure, with all checks."""
+    """Raises the first failure, with all checks; what is wrong before what is missing, since more
+    collateral would not mend it."""
     if failed:
-        failed[0].checks = tuple(checks.done)
-        raise failed[0]
+        worst = min(failed, key=lambda e: e.code.startswith("evidence.needs-"))
+        worst.checks = tuple(checks.done)
+        raise worst
 
 
 def attempt(check: Callable[[], None]) -> list[Refused]:

@@ -28,8 +28,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 
 from casemate.attest import crl, der, x509
+from casemate.attest.jws import strict_json
 from casemate.attest.kind import Files
-from casemate.attest.tpm import abi, eventlog, jsons
+from casemate.attest.tpm import abi, eventlog
 from casemate.attest.tpm.policy import ROOTS
 from casemate.attest.verdict import Refused, refusal
 from casemate.spec.canonical import Json
@@ -142,7 +143,7 @@ def pcrs(files: Files) -> Banks:
     """The banks in all files of PCR values."""
     out: Banks = {}
     for file in sorted(filter(is_pcrs, files)):
-        table = jsons.load(files[file], file)
+        table = strict_json(files[file], file)
         if isinstance(table, dict) and table and all(isinstance(v, dict) for v in table.values()):
             found = [_bank(inner, name, file) for name, inner in table.items()]
         else:

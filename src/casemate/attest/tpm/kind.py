@@ -65,7 +65,7 @@ def _check(files: Files, policy: TpmPolicy, now: float, checks: Checks) -> Claim
     failed += appraise.attempt(lambda: verify.nonce(parts.quotes, checks))
     appraise.settle(failed, checks)
     other: dict[str, Json] = {
-        "pcrs": _hex(verified.quoted),
+        "pcrs": hex_banks(verified.quoted),
         "reset_count": attest.reset_count,
         "restart_count": attest.restart_count,
         "firmware_version": f"{attest.firmware_version:016x}",
@@ -84,7 +84,7 @@ def _check(files: Files, policy: TpmPolicy, now: float, checks: Checks) -> Claim
     )
 
 
-def _hex(banks: collateral.Banks) -> dict[str, Json]:
+def hex_banks(banks: collateral.Banks) -> dict[str, Json]:
     return {
         bank: {str(n): value.hex() for n, value in sorted(values.items())}
         for bank, values in banks.items()
@@ -118,7 +118,7 @@ def quote_fields(quote: collateral.Quote) -> dict[str, Json]:
 def _fields(files: Files) -> Mapping[str, Json]:
     parts = collateral.parse(files)
     out: dict[str, Json] = {quote.file: quote_fields(quote) for quote in parts.quotes}
-    out["pcrs"] = _hex(parts.banks)
+    out["pcrs"] = hex_banks(parts.banks)
     if parts.public is not None:
         out["ak_public"] = {
             "name": parts.public.name.hex(),

@@ -86,18 +86,24 @@ def _admitted_key(key: object, where: str) -> Key:
     raise refusal("chain-key", f"The attestation key in {where} is of no admitted kind.", where)
 
 
+def copies(parts: Parts) -> list[tuple[Key, str]]:
+    """The attestation key as each file holds it; a public area has the attributes of one."""
+    found: list[tuple[Key, str]] = []
+    if parts.certificate is not None:
+        file = parts.certificate_file
+        found.append((_admitted_key(x509.public_key(parts.certificate, file), file), file))
+    if parts.public is not None:
+        found.append((_admitted_key(parts.public.key, "ak_public.tpmt"), "ak_public.tpmt"))
+        _attributes(parts.public)
+    if parts.pem is not None:
+        found.append((_admitted_key(parts.pem, "ak_public.pem"), "ak_public.pem"))
+    return found
+
+
 def attestation_key(parts: Parts, checks: Checks) -> Key | None:
     """Step 1: the key, or None where nothing says what it is."""
     with checks.step("ak") as step:
-        found: list[tuple[Key, str]] = []
-        if parts.certificate is not None:
-            file = parts.certificate_file
-            found.append((_admitted_key(x509.public_key(parts.certificate, file), file), file))
-        if parts.public is not None:
-            found.append((_admitted_key(parts.public.key, "ak_public.tpmt"), "ak_public.tpmt"))
-            _attributes(parts.public)
-        if parts.pem is not None:
-            found.append((_admitted_key(parts.pem, "ak_public.pem"), "ak_public.pem"))
+        found = copies(parts)
         for key, file in found[1:]:
             if key.public_numbers() != found[0][0].public_numbers():
                 raise refusal(
@@ -121,7 +127,8 @@ def _attributes(public: abi.Public) -> None:
         )
 
 
-def _leaf(certificate: x509.Certificate, where: str) -> None:
+def check_leaf(certificate: x509.Certificate, where: str) -> None:
+    """``evidence.chain-usage`` unless it may be an attestation key's certificate."""
     try:
         basic = certificate.extensions.get(x509.BASIC_CONSTRAINTS)
         if basic is not None and der.Reader(der.only(basic.value, der.SEQUENCE)).peek() == 1:
@@ -172,7 +179,7 @@ def chain(parts: Parts, checks: Checks) -> tuple[Path, bool]:
     if parts.certificate is None:
         return (), False
     with checks.step("chain") as step:
-        _leaf(parts.certificate, parts.certificate_file)
+        check_leaf(parts.certificate, parts.certificate_file)
         found, whole = path(parts.certificate, parts.certificate_file, parts.authorities)
         step.detail = ", ".join(file for _, file in found)
         if not whole:
@@ -403,9 +410,11 @@ def nonce(found: Sequence[Quote], checks: Checks) -> None:
         step.detail = found[0].attest.extra_data.hex()
 
 
-def windows(path: Path, parts: Parts, policy: TpmPolicy, now: float, checks: Checks) -> None:
-    """Step 10."""
-    with checks.step("validity") as step:
+def windows(
+    path: Path, parts: Parts, policy: TpmPolicy, now: float, checks: Checks, prefix: str = ""
+) -> None:
+    """Step 10. prefix: of the checks' names."""
+    with checks.step(f"{prefix}validity") as step:
         if not path:
             step.unchecked("there are no certificates")
         else:
@@ -414,7 +423,7 @@ def windows(path: Path, parts: Parts, policy: TpmPolicy, now: float, checks: Che
             for found, file in parts.lists:
                 crl.check_validity(found, file, now)
             step.detail = f"at {now:.0f}"
-    with checks.step("revocation") as step:
+    with checks.step(f"{prefix}revocation") as step:
         by_issuer = {found.issuer: found for found, _ in parts.lists}
         missing = []
         for certificate, file, issuer in _issuers(path):
