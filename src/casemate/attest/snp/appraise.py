@@ -94,7 +94,7 @@ def _chip(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[_Judged]:
     chips, clouds = (
         listed if isinstance(listed, tuple) else () for listed in (policy.chip_ids, policy.csp_ids)
     )
-    chip = report.chip_id.hex()
+    chip = report.chip_id.hex() if any(report.chip_id) else "masked"
     yield _among("chip", chip, policy.chip_ids)
     if isinstance(policy.extractable, Unchecked):
         yield "extractable", policy.extractable, "", ""
