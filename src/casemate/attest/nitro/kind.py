@@ -83,4 +83,6 @@ KIND: Final = Kind(
     field="user_data, all 64 bytes",
     of=lambda report_data: report_data,
     fields=fields,
+    instances=("module_ids", "instances"),
+    vendor="AWS",
 )

@@ -154,6 +154,7 @@ def current(chain: Chain, demanded: bool | Unchecked, *, now: float, checks: Che
             x509.check_validity(certificate, where, now)
         for file, found in chain.lists.items():
             crl.check_validity(found, file, now)
+            checks.issued[file] = found.this_update
         step.detail = f"at {now:.0f}"
     with checks.step("revocation") as step:
         _revocation(chain, demanded, step)
