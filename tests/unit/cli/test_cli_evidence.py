@@ -1,0 +1,100 @@
+"""`casemate enclave verify --evidence` and `show`: words in, a judgement and an exit code out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casemate.attest.verdict import EXITS
+from support.evidence import NOW, attestation
+from unit.cli.test_cli_basics import call
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    """What a simulated TEE shows: in AMD's form, under a root that is not AMD's."""
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    for name, data in attestation().evidence.files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def verify(capsys: Any, folder: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    args = ("enclave", "verify", "--evidence", str(folder), *more, "--format", "json")
+    code, out, _ = call(capsys, *args)
+    return code, json.loads(out)
+
+
+def test_a_root_that_nobody_pinned_is_refused_with_its_stage(capsys, evidence):
+    code, found = verify(capsys, evidence, "--at", str(NOW))
+    assert code == EXITS["signature"] == 12
+    assert (found["tee"], found["decision"]) == ("sev-snp", "reject")
+    assert (found["code"], found["stage"]) == ("evidence.root-unknown", "signature")
+    assert [c["outcome"] for c in found["checks"]][-1] == "failed"
+    code, out, _ = call(capsys, "enclave", "verify", "--evidence", str(evidence))
+    assert code == 12
+    assert "reject" in out
+    assert "evidence.root-unknown" in out
+
+
+def test_a_policy_for_another_kind_is_no_policy_for_this_one(capsys, evidence, tmp_path):
+    policy = tmp_path / "trust.toml"
+    policy.write_text("simulated = false\n[no-such-kind]\n")
+    args = ("enclave", "verify", "--evidence", str(evidence), "--trust", str(policy))
+    code, _, err = call(capsys, *args)
+    assert code == 2
+    assert "usage.trust" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--at", "yesterday"), "usage.time"),
+        (("--at", "1e400"), "usage.time"),
+        (("--nonce", ""), "usage.nonce"),
+        (("--nonce", "xyz"), "usage.nonce"),
+    ],
+)
+def test_words_that_mean_nothing(words, code, capsys, evidence):
+    args = ("enclave", "verify", "--evidence", str(evidence), *words)
+    exit_code, out, err = call(capsys, *args)
+    assert (exit_code, out) == (2, "")
+    assert f"error {code}" in err
+    assert "mend: " in err
+
+
+@pytest.mark.parametrize("words", [("--at", "2026-01-01"), ("--nonce", "ab")])
+def test_a_live_enclave_takes_neither_time_nor_nonce(words, capsys):
+    code, _, err = call(capsys, "enclave", "verify", *words)
+    assert code == 2
+    assert "usage.arguments" in err
+
+
+def test_a_folder_of_other_things(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    code, found = verify(capsys, tmp_path)
+    assert (code, found["code"]) == (10, "evidence.tee-unknown")
+    code, out, err = call(capsys, "enclave", "show", str(tmp_path))
+    assert (code, out) == (10, "")
+    assert "evidence.tee-unknown" in err
+
+
+def test_a_folder_too_large(capsys, evidence):
+    (evidence / "more.bin").write_bytes(bytes(5 << 20))
+    code, found = verify(capsys, evidence)
+    assert (code, found["code"]) == (EXITS["parse"], "evidence.parse-too-large")
+
+
+def test_show_prints_every_field(capsys, evidence):
+    code, out, _ = call(capsys, "enclave", "show", str(evidence), "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["tee"] == "sev-snp"
+    assert bytes.fromhex(found["fields"]["report"]["measurement"])
+    code, out, _ = call(capsys, "enclave", "show", str(evidence))
+    assert code == 0
+    assert found["fields"]["report"]["measurement"] in out
