@@ -308,7 +308,7 @@ def sign_xml(
         names = f' xmlns="{SWID}"{names} xmlns:ns0="{SWID}"' + (
             ' xmlns:ns2="http://www.w3.org/2001/04/xmlenc#sha384"'
         )
-    octets = canonical(text.replace("<ds:SignedInfo>", f"<ds:SignedInfo{names}>", 1), exclusive)
+    octets = canonical(text.replace("<ds:SignedInfo", f"<ds:SignedInfo{names}", 1), exclusive)
     signed = value(signature(signer, octets))
     found = rim_chain() if certificates is None else certificates
     held = "".join(

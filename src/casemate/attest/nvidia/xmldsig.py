@@ -85,7 +85,7 @@ def document(data: bytes, where: str) -> _Element:
         raise refuse(f"it has {len(data)} bytes", where)
     body = data.strip(b" \t\r\n")
     declared = _DECLARATION.match(body)
-    body = body[declared.end() :] if declared else body
+    body = body[declared.end() :].lstrip(b" \t\r\n") if declared else body
     if not body.startswith(b"<") or b"<!" in body or b"<?" in body:
         raise refuse("it has a document type, a comment or an instruction", where)
     parser = etree.XMLParser(
