@@ -16,26 +16,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from casemate.attest import kinds
-from casemate.attest.kind import Claims, Files
-from casemate.attest.verdict import Check, Checks, Decision, Refused, Unchecked, refusal, stage
+from casemate.attest import ar4si, kinds
+from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.trust import Trust
+from casemate.attest.verdict import (
+    Check,
+    Checks,
+    Decision,
+    Refused,
+    Step,
+    Unchecked,
+    refusal,
+    stage,
+)
+from casemate.attest.verify import appraise_terms, vendors_root
 from casemate.spec.canonical import Json
 
 MAX_FILE: Final = 4 << 20
 MAX_FILES: Final = 64
-# Statuses of a platform that is not at fault but wants care (Intel's TCB statuses).
-HARDENING: Final = (
-    "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
-)  # fmt: skip
 _STATED: Final = "about.json"
-_NOT_ASKED: Final = Unchecked("evidence folder")
+NOT_ASKED: Final = Unchecked("evidence folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """crypto: what signatures and chains say. code: "" when accepted. claims: None when refused."""
+    """simulated: judged as simulation, which protects nothing from its operator. crypto: what
+    signatures and chains say. code: "" when accepted. claims: None when refused."""
 
     tee: str
+    simulated: bool
     crypto: str
     decision: Decision
     tcb_status: str
@@ -54,6 +63,7 @@ class Judgement:
     def to_json(self) -> dict[str, Json]:
         out: dict[str, Json] = {
             "tee": self.tee,
+            "simulated": self.simulated,
             "crypto": self.crypto,
             "decision": self.decision,
             "tcb_status": self.tcb_status or None,
@@ -63,6 +73,15 @@ class Judgement:
             "message": self.message,
             "mend": self.mend,
             "where": self.where,
+            "ar4si": ar4si.result(
+                tee=self.tee,
+                simulated=self.simulated,
+                crypto=self.crypto,
+                decision=self.decision,
+                code=self.code,
+                tcb_status=self.tcb_status,
+                checks=self.checks,
+            ),
             "checks": [
                 {"name": c.name, "outcome": c.outcome, "detail": c.detail, "code": c.code}
                 for c in self.checks
@@ -123,13 +142,16 @@ def judge(
     *,
     now: float,
     policies: Mapping[str, Any] | None = None,
-    nonce: bytes | Unchecked = _NOT_ASKED,
+    trust: Trust | None = None,
+    nonce: bytes | Unchecked = NOT_ASKED,
 ) -> Judgement:
     """The judgement on evidence in files; never raises for what they hold.
 
-    now: Unix seconds to verify at. policies: sections of a trust policy by kind; ``None``: each
-    kind's default.
+    now: Unix seconds to verify at. trust: the policy, whose ``simulation`` says nothing here: a
+    folder has no label. policies: sections by kind instead; neither: each kind's default.
     """
+    if trust is not None:
+        policies = trust.policies
     checks, tee, claims, error = Checks(), "", None, None
     try:
         with checks.step("kind") as step:
@@ -144,10 +166,28 @@ def judge(
                 )
         policy = kind.default() if policies is None else policies[tee]
         claims = kind.check(files, policy, now, checks)
+        if trust is not None:
+            with checks.step("label") as step:
+                _label(trust, kind, claims, step)
+            appraise_terms(trust, checks, now=now)
         fresh(claims, nonce, checks)
     except Refused as e:
         error = e
-    return _judged(tee, checks, claims, error)
+    return _judged(tee, checks, claims, error, trust is not None and trust.simulation)
+
+
+def _label(trust: Trust, kind: Kind, claims: Claims, step: Step) -> None:
+    if not trust.simulation:
+        step.detail = "a vendor's root"
+    elif vendors_root(kind, claims.root):
+        raise refusal(
+            "simulated-expected",
+            "Simulation was asked for, but the evidence is hardware's.",
+            "label",
+            "Judge hardware with a policy for it.",
+        )
+    else:
+        step.detail = "SIMULATED, asked for by name"
 
 
 def unread(error: Refused) -> Judgement:
@@ -155,15 +195,22 @@ def unread(error: Refused) -> Judgement:
     return _judged("", Checks(), None, error)
 
 
-def _judged(tee: str, checks: Checks, claims: Claims | None, error: Refused | None) -> Judgement:
+def _judged(
+    tee: str,
+    checks: Checks,
+    claims: Claims | None,
+    error: Refused | None,
+    simulated: bool = False,
+) -> Judgement:
     code = "" if error is None else error.code
     crypto = checks.crypto
     if not crypto:
         crypto = "invalid" if stage(code) in ("parse", "signature") else "unknown"
     return Judgement(
         tee=tee,
+        simulated=simulated,
         crypto=crypto,
-        decision=_decision(code, checks.tcb_status),
+        decision=decision(code, checks.tcb_status),
         tcb_status=checks.tcb_status,
         advisories=checks.advisories,
         code=code,
@@ -173,11 +220,3 @@ def _judged(tee: str, checks: Checks, claims: Claims | None, error: Refused | No
         checks=tuple(checks.done),
         claims=None if error is not None else claims,
     )
-
-
-def _decision(code: str, tcb_status: str) -> Decision:
-    if not code:
-        return "accept-with-status" if tcb_status in HARDENING else "accept"
-    if code.startswith("evidence.needs-"):
-        return "needs-collateral"
-    return "not-applicable" if code.startswith("evidence.absent-") else "reject"

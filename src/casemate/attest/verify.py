@@ -28,7 +28,7 @@ from typing import Any, Final
 from casemate.attest import binding
 from casemate.attest.kind import Claims, Files, Kind
 from casemate.attest.kinds import KINDS, recognise
-from casemate.attest.trust import Trust
+from casemate.attest.trust import Trust, parts_of
 from casemate.attest.verdict import (
     Check,
     Checks,
@@ -52,6 +52,8 @@ MAX_FILES: Final = 128
 MAX_ALL: Final = 4 << 20
 DAY: Final = 86400
 
+# NVIDIA's switches by the name of their chip; they are no GPUs.
+_SWITCH: Final = "LS_"
 _TLS_BY_CALLER: Final = Unchecked("the caller compares it with its connection")
 _NOT_ASKED: Final = (
     "A simulated TEE protects nothing from its operator. To accept it all the same, ask for it by"
@@ -124,8 +126,9 @@ def _pins(roots: Any) -> Iterator[str]:
             yield from _pins(part)
 
 
-def _vendors_root(kind: Kind, root: str) -> bool:
-    return root in _pins(getattr(kind.default(), "roots", ()))
+def vendors_root(kind: Kind, root: str) -> bool:
+    """Whether casemate carries ``root`` as a vendor's."""
+    return any(root in _pins(getattr(part, "roots", ())) for part in parts_of(kind.default()))
 
 
 # What the policy says of all kinds.
@@ -231,7 +234,11 @@ def _distinct(parts: Mapping[str, tuple[Kind, Claims]], step: Step) -> None:
 
 
 def _gpu(parts: Mapping[str, tuple[Kind, Claims]], wanted: bool | Unchecked, step: Step) -> None:
-    found = [name for name, (kind, _) in parts.items() if kind.device]
+    found = [
+        name
+        for name, (kind, claims) in parts.items()
+        if kind.device and not claims.product.startswith(_SWITCH)
+    ]
     if isinstance(wanted, Unchecked):
         step.unchecked(wanted.reason)
     elif wanted and not found:
@@ -350,7 +357,7 @@ def verify_claims(evidence: Evidence, trust: Trust, *, now: float, checks: Check
         step.detail = kind.tee
     claims = kind.check(files, trust.policies[kind.tee], now, checks)
     with checks.step("label-root") as step:
-        if evidence.simulated and _vendors_root(kind, claims.root):
+        if evidence.simulated and vendors_root(kind, claims.root):
             raise refusal(
                 "simulated-expected", "Hardware's evidence is labelled simulated.", "label"
             )

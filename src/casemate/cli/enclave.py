@@ -65,14 +65,14 @@ def judged(folder: Path, at: str | None, trust: str | None, nonce: str | None) -
     from casemate.attest import folder as folders
     from casemate.attest.verdict import Refused
 
-    policies = None if trust is None else config.load_trust(trust).policies
-    given = {} if nonce is None else {"nonce": _nonce(nonce)}
+    policy = None if trust is None else config.load_trust(trust)
+    asked = folders.NOT_ASKED if nonce is None else _nonce(nonce)
     now = _at(at)
     try:
         files = folders.read(folder)
     except Refused as e:
         return folders.unread(e)
-    return folders.judge(files, now=now, policies=policies, **given)
+    return folders.judge(files, now=now, trust=policy, nonce=asked)
 
 
 def judgement_table(folder: Path, found: Judgement) -> object:
@@ -80,7 +80,8 @@ def judgement_table(folder: Path, found: Judgement) -> object:
     from rich.text import Text
 
     colour = "bold green" if found.decision.startswith("accept") else "bold red"
-    head = f"{found.decision}: {folder} ({found.tee or 'unknown kind'}); signatures {found.crypto}"
+    head = "SIMULATED, its operator can see everything: " if found.simulated else ""
+    head += f"{found.decision}: {folder} ({found.tee or 'unknown kind'}); signatures {found.crypto}"
     if found.tcb_status:
         head += f"; TCB {found.tcb_status} {' '.join(found.advisories)}"
     table = output.rows_table(

@@ -41,6 +41,15 @@ def test_a_root_that_nobody_pinned_is_refused_with_its_stage(capsys, evidence):
     assert "evidence.root-unknown" in out
 
 
+def test_simulation_is_accepted_by_name_alone_and_says_so(capsys, evidence):
+    code, found = verify(capsys, evidence, "--at", str(NOW), "--trust", "simulated")
+    assert (code, found["decision"], found["simulated"]) == (0, "accept", True)
+    assert any("SIMULATED" in c["detail"] for c in found["checks"])
+    args = ("--at", str(NOW), "--trust", "simulated")
+    _, out, _ = call(capsys, "enclave", "verify", "--evidence", str(evidence), *args)
+    assert "SIMULATED" in out
+
+
 def test_a_policy_for_another_kind_is_no_policy_for_this_one(capsys, evidence, tmp_path):
     policy = tmp_path / "trust.toml"
     policy.write_text("simulated = false\n[no-such-kind]\n")
