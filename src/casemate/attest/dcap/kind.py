@@ -19,6 +19,7 @@ without collateral.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
@@ -55,9 +56,15 @@ def _parse(files: Files, wanted: type[abi.Body], checks: Checks) -> Quote:
             raise refusal("parse-quote-version", "The quote is of another kind of TEE.", FILE)
         step.detail = f"version {quote.header.version}, {len(quote.signed)} bytes signed"
         if quote.padding:
-            what = "zeros" if not any(quote.padding) else f"bytes ({quote.padding[:16].hex()}...)"
-            step.detail += f"; {len(quote.padding)} {what} follow that nothing covers"
+            step.detail += f"; {len(quote.padding)} bytes follow that nothing covers: "
+            step.detail += _padding(quote.padding)
     return quote
+
+
+def _padding(data: bytes) -> str:
+    if not any(data):
+        return "zeros"
+    return data.hex() if len(data) <= 64 else f"SHA-256 {hashlib.sha256(data).hexdigest()}"
 
 
 def _hex(found: object) -> dict[str, Json]:
@@ -181,6 +188,8 @@ SGX: Final = Kind(
     field="REPORTDATA, all 64 bytes",
     of=lambda report_data: report_data,
     fields=_fields,
+    instances=("instances",),
+    vendor="Intel",
 )
 TDX: Final = Kind(
     tee="tdx",
@@ -191,4 +200,6 @@ TDX: Final = Kind(
     field="REPORTDATA, all 64 bytes",
     of=lambda report_data: report_data,
     fields=_fields,
+    instances=("instances",),
+    vendor="Intel",
 )

@@ -136,7 +136,8 @@ def platform(certificate: x509.Certificate, where: str) -> Platform:
 
 def chain(data: bytes, where: str) -> tuple[x509.Certificate, ...]:
     """1 to 3 certificates in PEM with lines of 64 characters, nothing around them but empty lines
-    and, at the end, one zero byte as Intel's library writes it. Raises ``evidence.parse-certificate``."""
+    and, at the end, one zero byte as Intel's library writes it. Raises
+    ``evidence.parse-certificate``."""
     text = data.removesuffix(b"\0")
     if len(text) > _MAX_CHAIN * 4096 or not _PEM.fullmatch(text):
         raise refusal("parse-certificate", f"{where} is no chain of certificates in PEM.", where)

@@ -139,9 +139,10 @@ def _pck_chain(quote: Quote, parts: Collateral | None) -> tuple[x509.Certificate
             "pck_certificate_chain",
             _RENEW,
         )
-    for chain in filter(None, (own, beside)):
-        pck.path(chain, (pck.PCK, pck.PCK_CA, pck.ROOT), "PCK chain")
-    return pck.path(found, (pck.PCK, pck.PCK_CA, pck.ROOT), "PCK chain")
+    names = (pck.PCK, pck.PCK_CA, pck.ROOT)
+    if beside and own:
+        pck.path(own, names, "the quote's PCK chain")
+    return pck.path(found, names, "PCK chain")
 
 
 def quote(
