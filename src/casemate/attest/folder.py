@@ -26,6 +26,7 @@ from casemate.attest.verdict import (
     Refused,
     Step,
     Unchecked,
+    decision,
     refusal,
     stage,
 )
