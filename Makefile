@@ -64,6 +64,11 @@ bench-overhead: setup
 bench-install: setup
 	@$(PY) -m benchmarks.install
 
+# docs/benchmarks.md: one verification of evidence, kind by kind.
+.PHONY: bench-attest
+bench-attest: setup
+	@$(PY) -m benchmarks.attest
+
 # docs/benchmarks-fortified.md: PyTorch, Opacus, Flower (in a venv under build/), casemate.
 .PHONY: bench-fortified
 bench-fortified: setup
