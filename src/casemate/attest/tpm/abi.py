@@ -156,8 +156,8 @@ def _name(reader: _Reader) -> bytes:
     name = reader.sized(_MAX_DATA, "a name")
     if len(name) in (0, _HANDLE):
         return name
-    _, size = ALGORITHMS.get(int.from_bytes(name[:2], "big"), ("", -1))
-    if len(name) != 2 + size:
+    known = ALGORITHMS.get(int.from_bytes(name[:2], "big"))
+    if known is None or len(name) != 2 + known[1]:
         raise reader.refuse("a name is none")
     return name
 

@@ -9,7 +9,7 @@ TCG EK and AK certificate profiles). Roots and ``now`` are passed in.
  2. ``chain``: from the key's certificate, each is issued by the next up to a self-signed one; they
     are found by name among what was carried and what casemate carries. The key's certificate is no
     authority and is for a TPM's key (extended key usage 2.23.133.8.1 or 2.23.133.8.3).
- 3. ``quote-signature``: RSASSA-PKCS1-v1_5, RSASSA-PSS (salt as long as the digest) or ECDSA with
+ 3. ``quote-signature``: RSASSA-PKCS1-v1_5, RSASSA-PSS (of any salt: TPMs differ) or ECDSA with
     SHA-256, SHA-384 or SHA-512, over the bytes of each TPMS_ATTEST.
  4. ``pcr-digest``: each quote's pcrDigest is the hash, by the signature's algorithm, of the PCR
     values that it selects, in the order of selection. Values that no quote covers are told.
@@ -208,7 +208,7 @@ def signature(quote: Quote, key: Key) -> abi.Signature:
         if isinstance(key, rsa.RSAPublicKey) and found.scheme == "rsassa":
             key.verify(found.sig, quote.attest.raw, padding.PKCS1v15(), digest)
         elif isinstance(key, rsa.RSAPublicKey) and found.scheme == "rsapss":
-            scheme = padding.PSS(padding.MGF1(digest), digest.digest_size)
+            scheme = padding.PSS(padding.MGF1(digest), padding.PSS.AUTO)
             key.verify(found.sig, quote.attest.raw, scheme, digest)
         elif isinstance(key, ec.EllipticCurvePublicKey) and found.scheme == "ecdsa":
             encoded = utils.encode_dss_signature(found.r, found.s)
@@ -422,6 +422,7 @@ def windows(
                 x509.check_validity(certificate, file, now)
             for found, file in parts.lists:
                 crl.check_validity(found, file, now)
+                checks.issued[file] = found.this_update
             step.detail = f"at {now:.0f}"
     with checks.step(f"{prefix}revocation") as step:
         by_issuer = {found.issuer: found for found, _ in parts.lists}
