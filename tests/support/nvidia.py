@@ -327,11 +327,11 @@ def golden(*indices: int) -> dict[int, list[bytes]]:
 
 
 def driver_rim(**options: Any) -> bytes:
-    return sign_xml(manifest(DRIVER, golden(7, 21, 22, 35), **options))
+    return sign_xml(manifest(DRIVER, golden(7, 21, 22, 35)), **options)
 
 
 def vbios_rim(**options: Any) -> bytes:
-    return sign_xml(manifest(VBIOS, golden(0, 1, 2), **options))
+    return sign_xml(manifest(VBIOS, golden(0, 1, 2)), **options)
 
 
 def policy(**changes: Any) -> NvidiaPolicy:

@@ -34,6 +34,7 @@ def recognises(files: Files) -> bool:
 
 
 def _rims(files: Files) -> dict[str, bytes]:
+    """The files of manifests, not too many."""
     found = collateral.rim_files(files)
     if len(found) > collateral.MAX_RIMS:
         raise refusal("collateral-rim-conflict", "There are too many manifests.", min(found))
@@ -43,7 +44,10 @@ def _rims(files: Files) -> dict[str, bytes]:
 def _alone(files: Files, policy: NvidiaPolicy, now: float, checks: Checks) -> Claims:
     """Manifests without a report."""
     rims: list[rim.Rim] = []
-    for file, data in _rims(files).items():
+    with checks.step("rim-files") as step:
+        held = _rims(files)
+        step.detail = ", ".join(held) or "none"
+    for file, data in held.items():
         with checks.step("rim") as step:
             rims.append(verify.rim(data, file, policy, step))
     checks.crypto = "valid"
@@ -87,7 +91,10 @@ def check(files: Files, policy: NvidiaPolicy, now: float, checks: Checks) -> Cla
         device.path, device.path[1:-1], policy, answers, "", now=now, checks=checks
     )
     rims: list[rim.Rim] = []
-    for file, data in _rims(files).items():
+    with checks.step("rim-files") as step:
+        held = _rims(files)
+        step.detail = ", ".join(held) or "none"
+    for file, data in held.items():
         with checks.step("rim") as step, verify.as_collateral():
             rims.append(verify.rim(data, file, policy, step))
     for found in rims:
