@@ -136,8 +136,9 @@ def test_the_root_may_be_left_out_only_of_intels_chains():
 @pytest.mark.parametrize("name", [PCK, CA, ROOT])
 def test_a_chain_outside_its_validity(name):
     for before, after, wanted in (
-        (NOW + DAY, NOW + 9 * DAY, "validity-not-yet"), (NOW - 9 * DAY, NOW - DAY, "validity-expired")
-    ):  # fmt: skip
+        (NOW + DAY, NOW + 9 * DAY, "validity-not-yet"),
+        (NOW - 9 * DAY, NOW - DAY, "validity-expired"),
+    ):
         window = {"before": before, "after": after}
         pems = {
             PCK: leaf(**(window if name == PCK else {})),
@@ -243,13 +244,17 @@ def dated(**window):
     return {key: value.strftime(dcap.ISO) for key, value in window.items()}
 
 
+def listed(issuer, name, start, end):
+    return Case(parts={name: dcap.revoked(issuer, start=start, end=end).hex()})
+
+
 LATE, GONE = NOW + DAY, NOW - DAY
 STALE = {
     "tcb_info": lambda a, b: Case(info=dated(issueDate=a, nextUpdate=b)),
     "qe_identity": lambda a, b: Case(identity=dated(issueDate=a, nextUpdate=b)),
-    "pck_crl": lambda a, b: Case(parts={"pck_crl": dcap.revoked(CA, start=a, end=b).hex()}),
-    "root_ca_crl": lambda a, b: Case(parts={"root_ca_crl": dcap.revoked(ROOT, start=a, end=b).hex()}),
-}  # fmt: skip
+    "pck_crl": lambda a, b: listed(CA, "pck_crl", a, b),
+    "root_ca_crl": lambda a, b: listed(ROOT, "root_ca_crl", a, b),
+}
 
 
 @pytest.mark.parametrize("name", STALE)

@@ -15,7 +15,7 @@ from casemate.attest.dcap import pck
 from casemate.attest.dcap.abi import SGX_ATTRIBUTES, TD_ATTRIBUTES
 from casemate.attest.dcap.documents import PLATFORM_STATUSES, REVOKED
 from casemate.attest.kind import unpinned
-from casemate.attest.verdict import Unchecked
+from casemate.attest.verdict import HARDENING, Unchecked
 
 RELAUNCH: Final = "TDRelaunchAdvised"
 RELAUNCH_CONFIGURATION: Final = "TDRelaunchAdvisedConfigurationNeeded"
@@ -126,10 +126,7 @@ class TdxPolicy(DcapPolicy):
 
 
 _ROOTS: Final = pck.ROOTS
-# What is up to date, or is not at fault but wants care (as ``folder.HARDENING`` has it).
-_STATUSES: Final = (
-    "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
-)  # fmt: skip
+_STATUSES: Final = ("UpToDate", *HARDENING)
 _ADVISORIES: Final = Unchecked("no advisory is denied by name; the status speaks for them")
 _EVALUATION: Final = Unchecked("no floor was given")
 _AGE: Final = Unchecked("collateral is taken until it must be renewed")
