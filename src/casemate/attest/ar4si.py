@@ -13,9 +13,10 @@ Procedure:
  2. ``hardware``: 2 genuine; 32 genuine, with known vulnerabilities (the vendor's status); 96
     revoked, or below the TCB that is wanted; 97 the root is unknown.
  3. ``configuration`` (debug, migration, privilege level, secure boot), ``executables``
-    (measurements), ``instance-identity`` (chip, PPID, AK, device): from the checks of that name.
-    One failed: 96, 33, 97. All that were made passed: 2 (executables 3: what was loaded at boot);
-    configuration 3 where some were left unchecked. None made: 0.
+    (measurements of what was booted, against what is listed or endorsed), ``instance-identity``
+    (chip, PPID, AK, device, as listed): from the checks of that name. One failed: 96, 33, 97. All
+    that were made passed: 2 (executables 3: what was loaded at boot); configuration 3 where some
+    were left unchecked. None made: 0.
  4. ``runtime-opaque``: 2 where the TEE encrypts memory, 32 where it only isolates it, and no check
     of the configuration failed; 96 where one did, since memory is then open to the host.
  5. Simulated: ``hardware`` and ``runtime-opaque`` are 96 whatever else holds.
@@ -47,20 +48,18 @@ _NONE: Final = "none"
 _TIERS: Final = ((1, _NONE), (31, "affirming"), (95, "warning"), (128, "contraindicated"))
 _ORDER: Final = tuple(tier for _, tier in _TIERS)
 
-# Of which claim a check speaks, by the words of its name. Names under "gpu0/" count like others.
-_WORDS: Final = {
-    "instance-identity": "chip ppid instance ak module-id device-id gpu-id ueid hwid",
-    "executables": (
-        "measurement measurements mr-td mr-seam mr-signer-seam mr-enclave mr-signer rtmr rtmrs"
-        " pcr pcrs uvm rim image host-data eventlog log"
-    ),
+# Of which claim a check speaks, by its name; names under "gpu0/" count like others. Only checks
+# against what the policy lists, or the vendor endorses, say that something is recognised.
+_NAMES: Final = {
+    "instance-identity": "chip|instance|ak-pin|module-id|vm-id|ueid",
+    "executables": (r"measurements?|mrtd|mrenclave|pcrs|pcr-?[0-9]+|uvm-measurement|image-digest"),
     "configuration": (
-        "guest-policy vmpl debug attributes td-attributes xfam secure-boot platform-info"
+        "debug|dbgstat|guest-policy-.+|vmpl|migration|(td-)?attributes-.+|xfam|(vm-)?secure-boot"
+        "|platform-info-.+|support-attributes|mode|protected-pcie"
     ),
 }
 _PATTERNS: Final = {
-    claim: re.compile(rf"(?:^|[-/])(?:{'|'.join(words.split())})(?:-|\d|$)")
-    for claim, words in _WORDS.items()
+    claim: re.compile(rf"(?:[^/]+/)?(?:{names})") for claim, names in _NAMES.items()
 }
 # Value when a check failed, and when all that were made passed.
 _VALUES: Final = {"instance-identity": (97, 2), "executables": (33, 3), "configuration": (96, 2)}
@@ -69,6 +68,8 @@ _SOME_UNCHECKED: Final = 3
 # How a TEE keeps memory from its host: 2 encrypted, 32 isolated. Others do not.
 _OPAQUE: Final = {"sev-snp": 2, "tdx": 2, "sgx": 2, "azure-cvm": 2, "nitro": 32}
 _UNDECIDED: Final = ("collateral", "validity")
+# The checks that hardware has signed; reference values alone speak of none.
+_SIGNED: Final = ("signature", "quote-signature")
 
 
 def tier(value: int) -> str:
@@ -78,7 +79,7 @@ def tier(value: int) -> str:
 
 def claim_of(check: str) -> str:
     """The claim that a check of this name speaks of; "" for none."""
-    return next((claim for claim, words in _PATTERNS.items() if words.search(check)), "")
+    return next((claim for claim, names in _PATTERNS.items() if names.fullmatch(check)), "")
 
 
 def _of_checks(claim: str, checks: Iterable[Check]) -> int:
@@ -92,9 +93,11 @@ def _of_checks(claim: str, checks: Iterable[Check]) -> int:
     return _SOME_UNCHECKED if some else passed
 
 
-def _hardware(code: str, tcb_status: str) -> int:
+def _hardware(code: str, tcb_status: str, checks: Iterable[Check]) -> int:
     if stage(code) in ("tcb", "revocation"):
         return 96
+    if not any(c.outcome == "passed" and c.name in _SIGNED for c in checks):
+        return NONE
     return 32 if tcb_status in HARDENING else AFFIRMED
 
 
@@ -105,14 +108,14 @@ def vector(
     out = dict.fromkeys(CLAIMS, NONE)
     if stage(code) == "parse":
         return out | dict.fromkeys(SAID, UNEXPECTED)
-    if code == "evidence.root-unknown":
+    if code.startswith("evidence.root-"):
         return out | {"hardware": 97}
-    if crypto == "invalid":
+    if crypto == "invalid" or stage(code) == "signature":
         return out | dict.fromkeys(SAID, CRYPTO_FAILED)
-    if crypto != "valid" or stage(code) in _UNDECIDED:
+    if crypto != "valid" or stage(code) in _UNDECIDED or code.startswith("evidence.absent-"):
         return out
     out |= {claim: _of_checks(claim, checks) for claim in _VALUES}
-    out["hardware"] = _hardware(code, tcb_status)
+    out["hardware"] = _hardware(code, tcb_status, checks)
     opaque = _OPAQUE.get(tee, NONE)
     out["runtime-opaque"] = 96 if opaque and out["configuration"] == 96 else opaque
     if stage(code) == "revocation":

@@ -272,9 +272,20 @@ def _merged(table: Mapping[str, Any]) -> dict[str, Any]:
         return given
     base = preset_table(table["preset"])
     for name, data in given.items():
-        both = isinstance(data, Mapping) and isinstance(base.get(name), Mapping)
-        base[name] = {**base[name], **data} if both and name in KINDS else data
+        part = KINDS[name].default() if name in KINDS else None
+        base[name] = _over(base.get(name), data, part)
     return base
+
+
+def _over(base: Any, data: Any, policy: Any) -> Any:
+    """Tables of policies, and of those inside them, field over field; anything else whole."""
+    parts = dataclasses.is_dataclass(policy) and not isinstance(policy, Unchecked)
+    if not (parts and isinstance(base, Mapping) and isinstance(data, Mapping)):
+        return data
+    if set(data) == {"unchecked"}:
+        return data
+    inner = {name: getattr(policy, name, None) for name in data}
+    return {**base, **{name: _over(base.get(name), data[name], inner[name]) for name in data}}
 
 
 # Sections.
@@ -291,9 +302,10 @@ def _section(tee: str, data: Any, simulation: bool) -> Any:
 
 
 def _plain(found: dict[str, Any], simulation: bool, kind: Kind) -> dict[str, Any]:
-    """The vendor's roots, where the section says nothing of them."""
-    default = getattr(kind.default(), "roots", None)
-    return found if simulation or default is None else {"roots": default} | found
+    """What casemate carries of the vendor, where the section says nothing of it."""
+    default = kind.default()
+    carried = {name: getattr(default, name) for name in _CARRIED if hasattr(default, name)}
+    return found if simulation else carried | found
 
 
 def _snp(found: dict[str, Any], simulation: bool, kind: Kind) -> dict[str, Any]:
@@ -327,29 +339,36 @@ _FORMS: Final[dict[str, Callable[[dict[str, Any], bool, Kind], dict[str, Any]]]]
 }
 
 
+_CARRIED: Final = ("roots", "rim_roots", "revoked")
+
+
 # What a policy may not leave open.
 
 
-def _parts(policy: Any) -> Iterator[Any]:
+def parts_of(policy: Any) -> Iterator[Any]:
     """A policy and those inside it."""
     yield policy
     for f in dataclasses.fields(policy):
         value = getattr(policy, f.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, Unchecked):
-            yield from _parts(value)
+            yield from parts_of(value)
 
 
 def _pinned(tee: str, policy: Any) -> None:
-    for part in _parts(policy):
-        roots = getattr(part, "roots", ())
-        if isinstance(roots, Unchecked):
-            raise bad("Only simulation can leave the root unchecked.", "roots")
-        if isinstance(part, SnpPolicy) and "Milan" in roots and not _in_custody(part):
+    for part in parts_of(policy):
+        for name in ("roots", "rim_roots"):
+            if isinstance(getattr(part, name, ()), Unchecked):
+                raise bad("Only simulation can leave the root unchecked.", name)
+        if isinstance(part, SnpPolicy) and _milan(part) and not _in_custody(part):
             raise bad(
                 f"{tee} admits Milan without a list of chips: the seed of a Milan chip's keys can"
                 " be taken out by who holds it, and signs any evidence after that.",
                 "chip_ids",
             )
+
+
+def _milan(policy: SnpPolicy) -> bool:
+    return not isinstance(policy.roots, Unchecked) and "Milan" in policy.roots
 
 
 def _in_custody(policy: SnpPolicy) -> bool:
@@ -360,7 +379,7 @@ def _in_custody(policy: SnpPolicy) -> bool:
 def _listed(tee: str, policy: Any) -> None:
     names = KINDS[tee].instances
     if any(not isinstance(getattr(p, n, Unchecked("-")), Unchecked)
-           for p in _parts(policy) for n in names):  # fmt: skip
+           for p in parts_of(policy) for n in names):  # fmt: skip
         return
     needed = f"Give {' or '.join(names)}" if names else "This kind of evidence names no instance"
     raise bad(

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from casemate.attest import trust as module
 from casemate.attest.kinds import KINDS
 from casemate.attest.roots import AMD, amd
-from casemate.attest.trust import PRESETS, TERMS, SnpPolicy, Trust, Unchecked
+from casemate.attest.trust import PRESETS, TERMS, SnpPolicy, Trust, Unchecked, parts_of
 from casemate.spec.errors import CasemateError, UsageError
 from support.evidence import der, tee
 
@@ -247,19 +248,77 @@ def test_what_is_not_given_is_unchecked_with_a_reason():
             assert getattr(Trust.simulated(), name).reason.startswith("simulation")
 
 
-@pytest.mark.parametrize("tee", list(KINDS))
-def test_each_kind_has_a_policy_of_its_own(tee):
-    kind = KINDS[tee]
-    fields = {f.name for f in dataclasses.fields(kind.policy)}
-    assert set(kind.instances) <= fields
-    assert kind.vendor
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_each_kind_says_whose_word_it_is_and_which_fields_list_instances(kind):
+    names = {f.name for part in parts_of(kind.default()) for f in dataclasses.fields(part)}
+    assert set(kind.instances) <= names
+    assert kind.vendor or kind.tee == "token"
+    refused(lambda: Trust.of(kind.tee, operator_physical_access=True))
     if kind.device:
-        refused(lambda: Trust.of(tee))
-    else:
-        refused(lambda: Trust.of(tee, operator_physical_access=True))
+        refused(lambda: Trust.of(kind.tee))
 
 
-# Presets.
+# Presets, with what each leaves to its owner.
+
+NVIDIA = {
+    "revoked": {"unchecked": "a test"},
+    "revocation": {"unchecked": "a test"},
+    "reference_values": True,
+    "models": ["GH100"],
+    "driver_versions": {"unchecked": "a test"},
+    "vbios_versions": {"unchecked": "a test"},
+    "modes": {"unchecked": "a test"},
+    "protected_pcie": {"unchecked": "a test"},
+    "instances": ["7" * 64],
+}
+SHA384, SHA256 = "ab" * 48, "cd" * 32
+GIVEN = {
+    "aws-nitro": {"nitro": {"pcrs": {"0": [SHA384], "1": [SHA384], "2": [SHA384]}}},
+    "aws-snp": {
+        "sev-snp": {"measurements": [SHA384], "csp_ids": ["CN=cc-us-east-2.amazonaws.com"]}
+    },
+    "azure-aci": {"sev-snp": {"host_data": [SHA256]}},
+    "azure-cvm": {"azure-cvm": {"tpm": {"pcrs": {"4": [SHA256]}}}},
+    "bare-metal-snp": {
+        "sev-snp": {
+            "measurements": [SHA384],
+            "chip_ids": ["5" * 128],
+            "reported_tcb": {
+                "Genoa": {"bootloader": 10, "tee": 0, "snp": 25, "microcode": 84},
+                "Turin": {"fmc": 1, "bootloader": 1, "tee": 1, "snp": 4, "microcode": 81},
+            },
+        }
+    },
+    "bare-metal-tdx": {
+        "tdx": {
+            "mrtd": [SHA384],
+            "rtmr1": [SHA384],
+            "rtmr2": [SHA384],
+            "instances": ["6" * 32],
+        }
+    },
+    "google-cloud": {"tdx": {"mrtd": [SHA384], "rtmr1": [SHA384], "rtmr2": [SHA384]}},
+}
+
+
+def inline(value) -> str:
+    """A value of JSON in TOML's form."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{k}" = {inline(v)}' for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    return json.dumps(value)
+
+
+def toml(given) -> str:
+    return "".join(
+        f"[{kind}]\n" + "".join(f"{field} = {inline(v)}\n" for field, v in section.items())
+        for kind, section in given.items()
+    )
+
+
+def test_every_preset_is_tried():
+    assert set(GIVEN) == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -269,7 +328,54 @@ def test_a_preset_leaves_something_to_its_owner_and_loads_with_it(name, tmp_path
     assert not trust.simulation
     text = f'preset = "{name}"\n' + toml(GIVEN[name])
     assert Trust.load(write(tmp_path, text)) == trust
-    for tee, section in GIVEN[name].items():
+    for kind, section in GIVEN[name].items():
         for field in section:
-            less = {**GIVEN[name], tee: {k: v for k, v in section.items() if k != field}}
-            assert refused(lambda less=less: Trust.preset(name, less)).where == field
+            less = {**GIVEN[name], kind: {k: v for k, v in section.items() if k != field}}
+            inner = section[field] if field == "tpm" else {field: 0}
+            error = refused(lambda less=less: Trust.preset(name, less))
+            assert error.where == next(iter(inner))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_field_can_be_given_another_value(name):
+    kind, section = next(iter(GIVEN[name].items()))
+    other = Unchecked("a test")
+    base = Trust.preset(name, GIVEN[name])
+    assert base.collateral_age == 30
+    open_ = {"collateral_age": {"unchecked": "a test"}, **GIVEN[name]}
+    assert Trust.preset(name, open_).collateral_age == other
+    assert not isinstance(base.operator_physical_access, Unchecked)
+    with_gpu = {**GIVEN[name], "gpu": True, "nvidia": NVIDIA}
+    assert Trust.preset(name, with_gpu).policies["nvidia"].reference_values is True
+    refused(lambda: Trust.preset(name, {**GIVEN[name], "gpu": True}))
+    refused(lambda: Trust.preset(name, {**GIVEN[name], kind: {**section, "colour": "red"}}))
+
+
+def test_a_table_inside_a_section_is_one_value():
+    """Of guest_policy no bit is kept that the owner does not name."""
+    section = {**GIVEN["azure-aci"]["sev-snp"], "platform_info": {"ecc_en": True}}
+    found = Trust.preset("azure-aci", {"sev-snp": section}).policies["sev-snp"]
+    assert found.platform_info == {"ecc_en": True}
+
+
+def test_parts_of_a_section_are_taken_over_one_by_one():
+    given = {"azure-cvm": {"tpm": GIVEN["azure-cvm"]["azure-cvm"]["tpm"],
+                           "snp": {"chip_ids": ["5" * 128]},
+                           "tdx": {"unchecked": "no TDX"}}}  # fmt: skip
+    found = Trust.preset("azure-cvm", given).policies["azure-cvm"]
+    assert found.snp.chip_ids == ("5" * 128,)
+    assert found.snp.signing_keys == ("VCEK",)
+    assert found.tdx == Unchecked("no TDX")
+    milan = {"azure-cvm": {**given["azure-cvm"], "snp": {"products": ["Milan"]}}}
+    assert refused(lambda: Trust.preset("azure-cvm", milan)).where == "chip_ids"
+
+
+def test_two_vendors_need_sections_of_two():
+    given = {**GIVEN["google-cloud"], "independent_roots": 2}
+    assert refused(lambda: Trust.preset("google-cloud", given)).where == "independent_roots"
+    assert Trust.preset("google-cloud", {**given, "nvidia": NVIDIA}).independent_roots == 2
+
+
+def test_devices_alone_are_no_policy():
+    alone = {name: {"unchecked": "a test"} for name in TERMS}
+    refused(lambda: Trust.read({"simulated": False, **alone, "nvidia": NVIDIA}))
