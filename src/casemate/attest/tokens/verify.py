@@ -145,7 +145,9 @@ def _keys(
     tokens: Tokens, collateral: Collateral, roots: Collection[str], checks: Checks
 ) -> tuple[_Path, tuple[PublicKey, ...], Signer]:
     with checks.step("key") as step:
-        found, path, vouched = [], {}, {}
+        found: list[PublicKey] = []
+        path: dict[str, Certificate] = {}
+        vouched: dict[str, str] = {}
         for token in tokens.all:
             key = collaterals.key_of(token.jws, collateral)
             if key is None:
@@ -161,14 +163,15 @@ def _keys(
             certificates = collaterals.key_chain(token.jws, collateral, roots)
             if certificates:
                 _vouched(certificates, key)
-                path.update(dict(certificates))
+                path.update((where, certificate) for certificate, where in certificates)
                 vouched[jws.thumbprint(key)] = certificates[-1][0].fingerprint
         names = tuple(dict.fromkeys(map(jws.thumbprint, found)))
         step.detail = f"supplied with the evidence in {collaterals.KEYS}: {', '.join(names)}"
         if vouched:
             step.detail += f"; certified by {', '.join(dict.fromkeys(vouched.values()))}"
     root = vouched.get(names[0]) or spki(found[0])
-    return tuple(path.items()), tuple(found), Signer(root, names, tuple(vouched))
+    named = tuple((certificate, where) for where, certificate in path.items())
+    return named, tuple(found), Signer(root, names, tuple(vouched))
 
 
 def spki(key: PublicKey) -> str:
