@@ -35,9 +35,13 @@ AK_ATTRIBUTES = 0x50072
 ENDORSEMENT = 0x4000000B
 
 
-@cache
 def key(name: str, kind: str = "rsa") -> Key:
     """One key for each name and test process."""
+    return _key(name, kind)
+
+
+@cache
+def _key(name: str, kind: str) -> Key:
     if kind == "rsa":
         return rsa.generate_private_key(65537, 2048)
     return ec.generate_private_key({"p256": ec.SECP256R1(), "p384": ec.SECP384R1()}[kind])
