@@ -317,7 +317,7 @@ def test_an_event_log_that_replays():
     assert tpm.outcome(judged) == VALID
     outcome, detail = tpm.check(judged, "event-log")
     assert outcome == "passed"
-    assert "nothing vouches for the data of events 10" in detail
+    assert "nothing vouches for the header, the types of events, the data of events 10" in detail
     refused(
         tpm.evidence(log=tpm.boot(secure=False)), "appraise-secure-boot", "valid", secure_boot=True
     )

@@ -296,36 +296,41 @@ def replayed(log: Log, banks: Banks, checks: Checks, *, quoted: bool) -> bool:
     """Step 6: whether the log leads to values of ``banks`` of an algorithm that counts. Raises
     ``evidence.signature-event-log``. quoted: whether quotes cover the values."""
     with checks.step("event-log") as step:
-        notes, compared, counted = [], [], False
+        compared: dict[str, list[int]] = {}
+        notes = []
         for name in sorted(set(log.algorithms) & set(banks)):
             values = log.replay(name)
-            for index in sorted(set(values) & set(banks[name])):
+            compared[name] = sorted(set(values) & set(banks[name]))
+            for index in compared[name]:
                 if values[index] != banks[name][index]:
                     raise refusal(
                         "signature-event-log",
                         f"The event log leads to another value of PCR {index} ({name}).",
                         collateral.LOG,
                     )
-            both = sorted(set(values) & set(banks[name]))
-            compared.append(f"{name} {', '.join(map(str, both))}")
-            counted = counted or bool(both and name in BANKS)
             alone = sorted(set(values) - set(banks[name]))
             if alone:
-                notes.append(f"{name} PCRs {', '.join(map(str, alone))} are in the log alone")
+                notes.append(f"{name} PCRs {_numbers(alone)} are in the log alone")
             free = [n for n, v in banks[name].items() if n not in values and v.strip(b"\0\xff")]
             if free:
-                notes.append(f"{name} PCRs {', '.join(map(str, sorted(free)))} are not in the log")
-        if log.uncovered:
-            numbers = ", ".join(map(str, log.uncovered))
-            notes.append(f"nothing vouches for the data of events {numbers}")
+                notes.append(f"{name} PCRs {_numbers(sorted(free))} are not in the log")
+        if not any(compared.values()):
+            step.unchecked("the log is of other PCRs than the values")
+            return False
+        for name in sorted(set(log.algorithms) - set(banks)):
+            notes.append(f"{name} digests are compared with nothing")
+        loose = f", the data of events {_numbers(log.uncovered)}" if log.uncovered else ""
+        notes.append(f"nothing vouches for the header, the types of events{loose}")
         if log.padding:
             notes.append(f"{log.padding} bytes of padding")
-        if not compared:
-            step.unchecked("the log is of other banks than the PCR values")
-            return False
         what = "quoted PCRs" if quoted else "PCR values, which nothing signs"
-        step.detail = ". ".join([f"{what}: {'; '.join(compared)}", *notes])
-        return counted
+        found = "; ".join(f"{name} {_numbers(both)}" for name, both in compared.items())
+        step.detail = ". ".join([f"{what}: {found}", *notes])
+        return any(both and name in BANKS for name, both in compared.items())
+
+
+def _numbers(found: Sequence[int]) -> str:
+    return ", ".join(map(str, found))
 
 
 def _issuers(path: Path) -> list[tuple[x509.Certificate, str, x509.Certificate]]:
