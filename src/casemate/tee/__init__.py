@@ -6,7 +6,7 @@ machine's own TEE where it has one.
 
 from __future__ import annotations
 
-from casemate.tee.choose import KINDS, detect, open
+from casemate.tee.choose import KINDS, Found, Machine, detect, look, open
 from casemate.tee.protocol import Tee
 
-__all__ = ["KINDS", "Tee", "detect", "open"]
+__all__ = ["KINDS", "Found", "Machine", "Tee", "detect", "look", "open"]

@@ -24,6 +24,10 @@ class Tee(Protocol):
     def measurement(self) -> str:
         """What the evidence says is running (hex)."""
 
+    @property
+    def sealing(self) -> str:
+        """The kind of sealing key, of ``sealing.KINDS``."""
+
     def attest(self, report_data: bytes) -> Evidence:
         """Evidence that carries these 64 bytes (``attest.binding.report_data``)."""
 

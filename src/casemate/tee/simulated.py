@@ -33,8 +33,9 @@ from casemate.attest.x509 import parse as parse_certificate
 from casemate.seams import Clock, Disk, Rng
 from casemate.spec.errors import LedgerError
 from casemate.spec.evidence import Evidence
+from casemate.tee import errors
+from casemate.tee.files import load, store
 
-FOLDER: Final = "tee"
 CHAIN_FILE: Final = "tee/SIMULATED-chain.pem"
 SEALING_FILE: Final = "tee/SIMULATED-sealing-key.txt"
 LABEL: Final = (
@@ -185,11 +186,10 @@ def _make_chain() -> tuple[_Chain, bytes]:
 
 
 def _damaged(path: str) -> LedgerError:
-    return LedgerError(
-        "ledger.tee-state",
+    return errors.state(
+        path,
         f"The simulated TEE's file {path} is damaged.",
-        mend="Restore it, or remove it: a new one is made, and what the old one sealed stays shut.",
-        where=path,
+        "Restore it, or remove it: a new one is made, and what the old one sealed stays shut.",
     )
 
 
@@ -210,45 +210,20 @@ def _read_chain(text: bytes) -> _Chain:
     return _Chain(ark, ask, ask_key)
 
 
-def _load(disk: Disk, path: str) -> bytes | None:
-    if not disk.exists(path):
-        return None
-    file = disk.open(path)
-    try:
-        return file.read(0, file.size())
-    finally:
-        file.close()
-
-
-def _store(disk: Disk, path: str, data: bytes) -> None:
-    """Write whole or not at all: a crash leaves no torn file under ``path``."""
-    disk.make_folder(FOLDER)
-    new = f"{path}.new"
-    file = disk.open(new, create=True)
-    try:
-        file.truncate(0)
-        file.write(0, data)
-        file.sync()
-    finally:
-        file.close()
-    disk.rename(new, path)
-    disk.sync_folder(FOLDER)
-
-
 def _chain(disk: Disk) -> _Chain:
-    text = _load(disk, CHAIN_FILE)
+    text = load(disk, CHAIN_FILE)
     if text is not None:
         return _read_chain(text)
     chain, text = _make_chain()
-    _store(disk, CHAIN_FILE, text)
+    store(disk, CHAIN_FILE, text)
     return chain
 
 
 def _sealing_secret(disk: Disk, rng: Rng) -> bytes:
-    text = _load(disk, SEALING_FILE)
+    text = load(disk, SEALING_FILE)
     if text is None:
         secret = rng.bytes(32)
-        _store(disk, SEALING_FILE, f"# {LABEL}\n{secret.hex()}\n".encode())
+        store(disk, SEALING_FILE, f"# {LABEL}\n{secret.hex()}\n".encode())
         return secret
     head, _, rest = text.partition(b"\n")
     try:
@@ -283,6 +258,7 @@ class SimulatedTee:
 
     kind: Final = "sev-snp"
     simulated: Final = True
+    sealing: Final = "development-file"
 
     def __init__(self, disk: Disk, rng: Rng, clock: Clock) -> None:
         self._chain = _chain(disk)
