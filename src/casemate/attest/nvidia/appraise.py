@@ -18,6 +18,7 @@ Procedure. All checks are recorded before the first failure is raised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from casemate.attest.nvidia.abi import Report
@@ -162,14 +163,14 @@ def appraise(
     no revocation answer spoke of."""
     todo: list[tuple[str, Callable[[Step], None]]] = []
     for rim in rims:
-        todo.append((f"{rim.role}-rim-product", lambda s, r=rim: _product(r, device, s)))  # type: ignore[misc]
-        todo.append((f"{rim.role}-rim-version", lambda s, r=rim: _version(r, report, s)))  # type: ignore[misc]
+        todo.append((f"{rim.role}-rim-product", partial(_product, rim, device)))
+        todo.append((f"{rim.role}-rim-version", partial(_version, rim, report)))
     if rims:
-        todo.append(("measurements", lambda s: _measurements(report, rims, s)))
+        todo.append(("measurements", partial(_measurements, report, rims)))
     for judged in _judge(report, device, policy):
-        todo.append((judged[0], lambda s, j=judged: _policy(j, s)))  # type: ignore[misc]
-    todo.append(("revocation-answers", lambda s: answered(unanswered, policy, s)))
-    todo.append(("reference-values", lambda s: _needed(device, rims, policy, s)))
+        todo.append((judged[0], partial(_policy, judged)))
+    todo.append(("revocation-answers", partial(answered, unanswered, policy)))
+    todo.append(("reference-values", partial(_needed, device, rims, policy)))
     failed: list[Refused] = []
     for name, check in todo:
         try:
