@@ -60,7 +60,6 @@ ACCEPTED = of("accept") + of("accept-with-status")
 NEEDY = of("needs-collateral")
 GENUINE = [n for n in NAMES if stated(n, "crypto") == "valid"]
 FULL = [n for n in NAMES if "collateral.json" in about(n)["files"]]
-TOLD = [n for n in ACCEPTED if any(abi.parse(files(n)["quote.bin"]).padding or b"")]
 
 
 def outcome(judged, name):
@@ -204,7 +203,7 @@ DISTINCT = [n for n in ACCEPTED if n.startswith("sgx")] + [
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_sampled_flips_of_the_quote_are_refused(name):
     raw, draw = files(name)["quote.bin"], random.Random(name)
-    for bit in draw.sample(range(8 * signed_end(raw)), 150):
+    for bit in draw.sample(range(8 * signed_end(raw)), 80):
         judged = judge(name, {"quote.bin": flipped(raw, bit)})
         assert judged.decision == "reject"
 
@@ -230,7 +229,7 @@ def test_flips_of_what_nothing_covers_are_told(name):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_sampled_flips_of_collateral_are_refused(name):
     raw, draw, before = files(name)["collateral.json"], random.Random(name), judge(name)
-    for bit in draw.sample(range(8 * len(raw)), 150):
+    for bit in draw.sample(range(8 * len(raw)), 80):
         assert listed(judge(name, {"collateral.json": flipped(raw, bit)}), before)
 
 
@@ -333,7 +332,7 @@ READ = {"tcb_info": "tcb_info", "qe_identity": "identity"}
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_stale_collateral(name):
     assert judge(name, tcb_evaluation=99).code == "evidence.collateral-evaluation"
-    assert judge(name, collateral_age=0).code in ("evidence.collateral-age",)
+    assert judge(name, collateral_age=0).code == "evidence.collateral-age"
     after = at(about(name)["valid"]["to"]) + 5 * policy.DAY
     assert judge(name, now=after).code == "evidence.validity-expired"
     judged = judge(name, now=after, collateral_grace=40)
@@ -348,7 +347,7 @@ def test_missing_collateral(name):
     for member in members:
         rest = {key: value for key, value in members.items() if key != member}
         judged = judge(name, {"collateral.json": json.dumps(rest).encode()})
-        wanted = "pck_crl_issuer_chain" == member
+        wanted = member == "pck_crl_issuer_chain"
         assert (judged.decision == stated(name, "default_policy")) is wanted
         assert wanted or judged.decision == "needs-collateral"
 
@@ -369,9 +368,8 @@ def test_quotes_and_collateral_of_different_platforms():
 
 # --- event logs ----------------------------------------------------------------------------------
 
-LOGGED = [
-    n for n in NAMES if n.startswith("tdx") and set(files(n)) & {"event_log.json", "ccel_data.bin"}
-]
+LOGS = {"event_log.json", "ccel_data.bin"}
+LOGGED = [n for n in NAMES if n.startswith("tdx") and LOGS & set(files(n))]
 
 
 @pytest.mark.parametrize("name", LOGGED)
@@ -381,17 +379,15 @@ def test_event_logs_replay(name):
     assert outcome(judged, "event-log")[0] == "passed"
     others = [n for n in LOGGED if n != name]
     for other in others:
-        log = {
-            f: data for f, data in files(other).items() if f in ("event_log.json", "ccel_data.bin")
-        }
-        changed = dict.fromkeys(("event_log.json", "ccel_data.bin")) | log
+        log = {f: data for f, data in files(other).items() if f in LOGS}
+        changed = dict.fromkeys(LOGS) | log
         judged = judge(name, changed)
         assert (judged.crypto, judged.code) == ("valid", "evidence.binding-event-log")
 
 
 @pytest.mark.parametrize("name", LOGGED)
 def test_sampled_flips_of_event_logs(name):
-    (file,) = set(files(name)) & {"event_log.json", "ccel_data.bin"}
+    (file,) = LOGS & set(files(name))
     raw, draw = files(name)[file], random.Random(name)
     end = len(raw.rstrip(b"\xff\0"))
     wanted, before = judge(name), replay.read({file: raw})
@@ -456,13 +452,11 @@ def test_each_check_bites(bug, monkeypatch):
 
 
 def test_a_level_by_one_number_instead_of_component_by_component(monkeypatch):
-    above = bytes([4] + list(dcap.SVNS[1:]))
     levels = [
         dcap.level(sgx=bytes([4, 6]) + dcap.SVNS[2:]),
         dcap.level("OutOfDate", bytes(16), bytes(16), 0),
     ]
     forged = dcap.Case(info={"tcbLevels": levels}).files()
-    assert above != dcap.SVNS
     assert not accepted(forged)
     monkeypatch.setattr(tcb, "_reaches", lambda own, wanted: own >= wanted)
     assert accepted(forged)
