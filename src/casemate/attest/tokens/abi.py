@@ -352,12 +352,12 @@ class Token:
 @dataclass(frozen=True)
 class Tokens:
     """A token of a service, and those of single devices that it names (NVIDIA's), in order.
-    trailing: bytes after the token that nothing signs (one line end at most)."""
+    unsigned: what stands around the tokens and nothing signs, in words, or ""."""
 
     tee: str
     overall: Token
     devices: Mapping[str, Token]
-    trailing: int = 0
+    unsigned: str = ""
 
     @property
     def all(self) -> tuple[Token, ...]:
@@ -398,7 +398,7 @@ def _detached(data: bytes) -> Tokens:
         if not isinstance(raw, str):
             raise refusal("parse-token", f"{where} is no token.", where)
         found[name] = _token(raw, where, Device)
-    return Tokens(NRAS, _token(overall, DETACHED, Nras), found)
+    return Tokens(NRAS, _token(overall, DETACHED, Nras), found, "the bundle around the tokens")
 
 
 def parse(files: Files, tee: str) -> Tokens:
@@ -413,7 +413,7 @@ def parse(files: Files, tee: str) -> Tokens:
     if DETACHED in files:
         return _detached(files[DETACHED])
     raw, end = _split(files[TOKEN])
-    return Tokens(tee, _token(raw, TOKEN, CLAIMS[tee]), {}, end)
+    return Tokens(tee, _token(raw, TOKEN, CLAIMS[tee]), {}, "the line end" if end else "")
 
 
 def service(files: Files) -> str:

@@ -294,13 +294,19 @@ def _device_checks(devices: Mapping[str, Device]) -> list[str]:
 
 
 def _nested(devices: Mapping[str, Device], member: str) -> dict[str, object]:
-    return {
-        f"{name} {claim}": value.get(member)
-        for name, claims in devices.items()
-        for claim, value in claims.claims.items()
-        if claim.startswith("x-nvidia-") and claim.endswith("-cert-chain")
-        and isinstance(value, dict)
-    }  # fmt: skip
+    """What NVIDIA says of each certificate chain; a device without its own report's has nothing."""
+    out: dict[str, object] = {}
+    for name, claims in devices.items():
+        chains = {
+            claim: value.get(member)
+            for claim, value in claims.claims.items()
+            if claim.startswith("x-nvidia-") and claim.endswith("-cert-chain")
+            and isinstance(value, dict)
+        }  # fmt: skip
+        if not any(claim.endswith("-attestation-report-cert-chain") for claim in chains):
+            chains["attestation-report-cert-chain"] = None
+        out |= {f"{name} {claim}": value for claim, value in chains.items()}
+    return out
 
 
 def _warnings(devices: Mapping[str, Device]) -> list[str]:

@@ -219,8 +219,8 @@ def verify(
         for token, key in zip(tokens.all, keys, strict=True):
             jws.check_signature(token.jws, key, admitted, token.where)
         step.detail = f"{tokens.overall.jws.alg}, {len(tokens.all)} of {len(tokens.all)} tokens"
-        if tokens.trailing:
-            step.detail += f"; {tokens.trailing} bytes of line end are not signed"
+        if tokens.unsigned:
+            step.detail += f"; not signed: {tokens.unsigned}"
     checks.crypto = "valid"
     with checks.step("validity") as step:
         for certificate, where in path:
