@@ -254,9 +254,10 @@ def test_parts_of_different_tokens_do_not_mix():
     for head in parts:
         for body in parts:
             for sign in parts:
-                if head is body is sign:
+                text = f"{head[0]}.{body[1]}.{sign[2]}"
+                if text in (*tokens, *ours):
                     continue
-                mixed = {"token.jwt": f"{head[0]}.{body[1]}.{sign[2]}".encode()}
+                mixed = {"token.jwt": text.encode()}
                 for beside in ({}, {"jwks.json": files(OIDC)["jwks.json"]},
                                {"jwks.json": made.key_set(made.rsa_key())}):  # fmt: skip
                     for now in (now_of(PKI), now_of(OIDC), NOW):

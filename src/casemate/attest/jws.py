@@ -96,16 +96,16 @@ CURVES: Final[dict[str, tuple[type[ec.EllipticCurve], int, int]]] = {
 
 
 def _refuse(code: str, message: str, where: str) -> NoReturn:
-    raise refusal(f"parse-{code}", message, where)
+    raise refusal(code, message, where)
 
 
 def url_decode(text: str, where: str) -> bytes:
     """Unpadded base64url in its one form (RFC 7515 section 2). ``evidence.parse-base64``."""
     if not _URL.fullmatch(text) or len(text) % 4 == 1:
-        _refuse("base64", f"{where} is not unpadded base64url.", where)
+        _refuse("parse-base64", f"{where} is not unpadded base64url.", where)
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if url_encode(data) != text:
-        _refuse("base64", f"{where} is not canonical base64url.", where)
+        _refuse("parse-base64", f"{where} is not canonical base64url.", where)
     return data
 
 
@@ -118,9 +118,9 @@ def b64_decode(text: str, where: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        _refuse("base64", f"{where} is not base64.", where)
+        _refuse("parse-base64", f"{where} is not base64.", where)
     if base64.b64encode(data).decode("ascii") != text:
-        _refuse("base64", f"{where} is not canonical base64.", where)
+        _refuse("parse-base64", f"{where} is not canonical base64.", where)
     return data
 
 
@@ -164,7 +164,7 @@ def strict_json(data: bytes, where: str, limit: int = MAX_BYTES) -> Json:
     NaN, integers within ±(2^53 - 1), no lone surrogate, nested 24 deep at most, nothing after it.
     ``evidence.parse-json``; limit: bytes."""
     if len(data) > limit:
-        _refuse("too-large", f"{where} has {len(data)} bytes; {limit} are admitted.", where)
+        _refuse("parse-too-large", f"{where} has {len(data)} bytes; {limit} are admitted.", where)
     try:
         text = data.decode("utf-8")
         if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
@@ -176,21 +176,21 @@ def strict_json(data: bytes, where: str, limit: int = MAX_BYTES) -> Json:
         if "\\u" in text:  # the only way for a lone surrogate to get in
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as e:
-        _refuse("json", f"{where} is no strict JSON: {str(e)[:100]}.", where)
+        _refuse("parse-json", f"{where} is no strict JSON: {str(e)[:100]}.", where)
     return value
 
 
 def strict_object(data: bytes, where: str, limit: int = MAX_BYTES) -> dict[str, Json]:
     value = strict_json(data, where, limit)
     if not isinstance(value, dict):
-        _refuse("json", f"{where} is no JSON object.", where)
+        _refuse("parse-json", f"{where} is no JSON object.", where)
     return value
 
 
 def text_of(value: Json, where: str, most: int = 1024) -> str:
     """A string of 1 to ``most`` characters."""
     if not isinstance(value, str) or not 1 <= len(value) <= most:
-        _refuse("header", f"{where} is no text of 1 to {most} characters.", where)
+        _refuse("parse-header", f"{where} is no text of 1 to {most} characters.", where)
     return value
 
 
@@ -198,13 +198,13 @@ def _header(data: bytes, where: str) -> dict[str, Any]:
     header = strict_object(data, where)
     for name in _FORBIDDEN:
         if name in header:
-            _refuse("header", f"{where} holds {name}, which is never admitted.", where)
+            _refuse("parse-header", f"{where} holds {name}, which is never admitted.", where)
     typ = header.get("typ", "")
     if typ != "" and text_of(typ, f"typ in {where}").upper() not in _TYPES:
-        _refuse("header", f"{where} says that this is a {str(typ)[:40]!r}, not a JWT.", where)
+        _refuse("parse-header", f"{where} says that this is a {str(typ)[:40]!r}, not a JWT.", where)
     x5c = header.get("x5c", [])
     if not isinstance(x5c, list) or len(x5c) > MAX_X5C or ("x5c" in header and not x5c):
-        _refuse("header", f"x5c in {where} is no list of 1 to {MAX_X5C} certificates.", where)
+        _refuse("parse-header", f"x5c in {where} is no list of 1 to {MAX_X5C} certificates.", where)
     names = [f"x5c[{n}] in {where}" for n in range(len(x5c))]
     return {
         "alg": text_of(header.get("alg"), f"alg in {where}"),
@@ -221,10 +221,12 @@ def _header(data: bytes, where: str) -> dict[str, Any]:
 def parse(text: str, where: str) -> Jws:
     """The compact JWS that ``text`` is (RFC 7515 section 7.1). Raises ``evidence.parse-*``."""
     if len(text) > MAX_BYTES:
-        _refuse("too-large", f"{where} has {len(text)} characters.", where)
+        _refuse("parse-too-large", f"{where} has {len(text)} characters.", where)
     parts = text.split(".")
     if len(parts) != 3:
-        _refuse("token", f"{where} has {len(parts)} parts, not the 3 of a signed token.", where)
+        _refuse(
+            "parse-token", f"{where} has {len(parts)} parts, not the 3 of a signed token.", where
+        )
     header, payload, signature = (
         url_decode(part, f"the {name} of {where}")
         for part, name in zip(parts, ("header", "payload", "signature"), strict=True)
@@ -322,26 +324,26 @@ def key_set(data: bytes, where: str, most: int = 64) -> tuple[Jwk, ...]:
     private or symmetric keys is refused: nobody publishes those. ``evidence.parse-jwks``."""
     keys = strict_object(data, where).get("keys")
     if not isinstance(keys, list) or not 1 <= len(keys) <= most:
-        _refuse("jwks", f"{where} is no set of 1 to {most} keys.", where)
+        _refuse("parse-jwks", f"{where} is no set of 1 to {most} keys.", where)
     out = []
     for member in keys:
         if not isinstance(member, dict):
-            _refuse("jwks", f"A key in {where} is no object.", where)
+            _refuse("parse-jwks", f"A key in {where} is no object.", where)
         kty, kid, alg = (member.get(name, "") for name in ("kty", "kid", "alg"))
         if not isinstance(kty, str) or not isinstance(kid, str) or not isinstance(alg, str):
-            _refuse("jwks", f"A key in {where} has a kty, kid or alg that is no text.", where)
+            _refuse("parse-jwks", f"A key in {where} has a kty, kid or alg that is no text.", where)
         if kty == "oct" or "d" in member or "k" in member:
-            _refuse("jwks", f"{where} holds a secret key.", where)
+            _refuse("parse-jwks", f"{where} holds a secret key.", where)
         out.append(Jwk(kid, kty, alg, member))
     if len({key.kid for key in out}) != len(out):
-        _refuse("jwks", f"Two keys in {where} have the same name.", where)
+        _refuse("parse-jwks", f"Two keys in {where} have the same name.", where)
     return tuple(out)
 
 
 def _number(key: Jwk, name: str, where: str) -> bytes:
     value = key.members.get(name)
     if not isinstance(value, str):
-        _refuse("jwk", f"{where} has no {name}.", where)
+        _refuse("parse-jwk", f"{where} has no {name}.", where)
     return url_decode(value, f"{name} of {where}")
 
 
@@ -354,21 +356,23 @@ def jwk_key(key: Jwk, where: str) -> PublicKey:
             exponent = int.from_bytes(e, "big")
             # A large exponent only makes a check slow.
             if n[:1] == b"\0" or e[:1] == b"\0" or not 2 < exponent < 1 << 32:
-                _refuse("jwk", f"{where} is no RSA key in the one form.", where)
+                _refuse("parse-jwk", f"{where} is no RSA key in the one form.", where)
             if len(n) * 8 > RSA_BITS[-1]:
-                _refuse("jwk", f"{where} has {len(n) * 8} bits.", where)
+                _refuse("parse-jwk", f"{where} has {len(n) * 8} bits.", where)
             numbers = rsa.RSAPublicNumbers(exponent, int.from_bytes(n, "big"))
             return usable(numbers.public_key(), where)
         if key.kty == "EC" and key.members.get("crv") in CURVES:
             curve, size, _ = CURVES[str(key.members["crv"])]
             x, y = _number(key, "x", where), _number(key, "y", where)
             if len(x) != size or len(y) != size:
-                _refuse("jwk", f"A coordinate of {where} has another length than {size}.", where)
+                _refuse(
+                    "parse-jwk", f"A coordinate of {where} has another length than {size}.", where
+                )
             at = (int.from_bytes(x, "big"), int.from_bytes(y, "big"))
             return usable(ec.EllipticCurvePublicNumbers(*at, curve()).public_key(), where)
     except (ValueError, UnsupportedAlgorithm):
-        _refuse("jwk", f"{where} is no public key.", where)
-    _refuse("jwk", f"{where} is neither an RSA key nor one on P-256 or P-384.", where)
+        _refuse("parse-jwk", f"{where} is no public key.", where)
+    _refuse("parse-jwk", f"{where} is neither an RSA key nor one on P-256 or P-384.", where)
 
 
 def _uint(number: int) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Final, NoReturn, TypeVar
 
 from casemate.attest import jws
@@ -44,25 +45,25 @@ _ISSUERS: Final = {
 T = TypeVar("T")
 
 
-def _refuse(name: str, wanted: str) -> NoReturn:
+def _bad_claim(name: str, wanted: str) -> NoReturn:
     raise refusal("parse-claim", f"The claim {name[:80]} is not {wanted}.", name[:80])
 
 
 def text(value: Json, name: str) -> str:
     if not isinstance(value, str) or len(value) > 8192:
-        _refuse(name, "a text")
+        _bad_claim(name, "a text")
     return value
 
 
 def flag(value: Json, name: str) -> bool:
     if not isinstance(value, bool):
-        _refuse(name, "true or false")
+        _bad_claim(name, "true or false")
     return value
 
 
 def number(value: Json, name: str) -> int:
     if type(value) is not int or value < 0:
-        _refuse(name, "a whole number")
+        _bad_claim(name, "a whole number")
     return value
 
 
@@ -71,13 +72,13 @@ def texts(value: Json, name: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (text(value, name),)
     if not isinstance(value, list) or len(value) > MAX_ITEMS:
-        _refuse(name, "a text or a list of texts")
+        _bad_claim(name, "a text or a list of texts")
     return tuple(text(item, name) for item in value)
 
 
 def table(value: Json, name: str) -> Mapping[str, Json]:
     if not isinstance(value, dict):
-        _refuse(name, "an object")
+        _bad_claim(name, "an object")
     return value
 
 
@@ -101,16 +102,23 @@ def _as(cls: type[Any], name: str = "") -> dict[str, Any]:
     return {"read": read, "claim": name}
 
 
+@cache
+def _plan(cls: type[Any]) -> tuple[tuple[str, str, Callable[[Json, str], Any]], ...]:
+    """Field, claim and reader of each claim of ``cls``."""
+    return tuple(
+        (f.name, f.metadata["claim"] or f.name, f.metadata["read"])
+        for f in fields(cls)
+        if "read" in f.metadata
+    )
+
+
 def claims_of(cls: type[T], found: Mapping[str, Json], prefix: str = "", **given: Any) -> T:
     """The dataclass ``cls`` from an object of claims. ``evidence.parse-claim``."""
     out = dict(given)
-    for f in fields(cls):  # type: ignore[arg-type]
-        if "read" not in f.metadata:
-            continue
-        name = f.metadata["claim"] or f.name
-        value = found.get(name)
+    for name, claim, read in _plan(cls):
+        value = found.get(claim)
         if value is not None:
-            out[f.name] = f.metadata["read"](value, prefix + name)
+            out[name] = read(value, prefix + claim)
     return cls(**out)
 
 
@@ -257,7 +265,7 @@ class Maa(Registered, Tee):
 def _policies(value: Json, name: str) -> tuple[str, ...]:
     """Ids of policies: texts, or objects that hold an ``id``."""
     if not isinstance(value, list) or len(value) > MAX_ITEMS:
-        _refuse(name, "a list")
+        _bad_claim(name, "a list")
     ids = (item.get("id") if isinstance(item, dict) else item for item in value)
     return tuple(text(one, name) for one in ids)
 
@@ -278,7 +286,7 @@ class Ita(Registered, Tee):
 
     def __post_init__(self) -> None:
         if sum(tee is not None for tee in (self.tdx, self.sgx, self.sevsnp)) > 1:
-            _refuse("tdx, sgx, sevsnp", "of one TEE")
+            _bad_claim("tdx, sgx, sevsnp", "of one TEE")
 
     @property
     def tee(self) -> Tee:
@@ -302,9 +310,9 @@ def _digests(value: Json, name: str) -> dict[str, str]:
             case ["DIGEST", ["SHA-256", str(digest)]] if re.fullmatch(r"[0-9a-f]{64}", digest):
                 out[device] = digest
             case _:
-                _refuse(f"{name}.{device}", "a SHA-256 digest")
+                _bad_claim(f"{name}.{device}", "a SHA-256 digest")
     if len(out) > MAX_DEVICES:
-        _refuse(name, f"of at most {MAX_DEVICES} devices")
+        _bad_claim(name, f"of at most {MAX_DEVICES} devices")
     return out
 
 
@@ -370,7 +378,7 @@ def _token(raw: str, where: str, cls: type[Registered]) -> Token:
     claims = claims_of(cls, payload, claims=payload)
     for name in ("iss", "iat", "exp"):
         if name not in payload:
-            _refuse(f"{name} of {where}", "there")
+            _bad_claim(f"{name} of {where}", "there")
     return Token(where, found, claims)
 
 
