@@ -25,8 +25,9 @@ from casemate.attest.snp import abi as snp_abi
 from casemate.attest.snp.kind import shown
 from casemate.attest.tpm import appraise as tpm_appraise
 from casemate.attest.tpm import verify as tpm_verify
+from casemate.attest.tpm.collateral import Parts
 from casemate.attest.tpm.kind import hex_banks, quote_fields
-from casemate.attest.verdict import Checks, refusal
+from casemate.attest.verdict import Checks, Refused, refusal
 from casemate.spec.canonical import Json
 
 
@@ -57,18 +58,13 @@ def _check(files: Files, policy: AzurePolicy, now: float, checks: Checks) -> Cla
         failed += tpm_appraise.attempt(
             lambda: tpm_verify.windows(verified.path, parts, policy.tpm, now, checks, "aik-")
         )
-    failed += tpm_appraise.attempt(lambda: tpm_verify.same_boot(parts.quotes, checks))
     failed += tpm_appraise.record(appraise.judge(hcl, verified.rooted, policy), checks)
-    attest = parts.quotes[0].attest
-    judged = tpm_appraise.judge(
-        attest, verified.ak, verified.quoted, parts.log, verified.logged, policy.tpm
-    )
-    failed += tpm_appraise.record(judged, checks)
-    failed += tpm_appraise.attempt(lambda: tpm_verify.nonce(parts.quotes, checks))
+    failed += _quote(parts, verified, policy, checks)
     if unread:
         with checks.step("other-files") as step:
             step.unchecked(f"not read: {', '.join(sorted(unread))}")
     tpm_appraise.settle(failed, checks)
+    attest = parts.quotes[0].attest
     return Claims(
         bound=attest.extra_data,
         fresh=(attest.extra_data,),
@@ -87,6 +83,30 @@ def _check(files: Files, policy: AzurePolicy, now: float, checks: Checks) -> Cla
             "firmware_version": f"{attest.firmware_version:016x}",
         },
     )
+
+
+def _quote(
+    parts: Parts, verified: verify.Verified, policy: AzurePolicy, checks: Checks
+) -> list[Refused]:
+    """What the vTPM's quote is refused for."""
+    if not parts.quotes:
+        return tpm_appraise.attempt(lambda: _quoteless(checks))
+    failed = tpm_appraise.attempt(lambda: tpm_verify.same_boot(parts.quotes, checks))
+    judged = tpm_appraise.judge(
+        parts.quotes[0].attest, verified.ak, verified.quoted, parts.log, verified.logged, policy.tpm
+    )
+    failed += tpm_appraise.record(judged, checks)
+    return failed + tpm_appraise.attempt(lambda: tpm_verify.nonce(parts.quotes, checks))
+
+
+def _quoteless(checks: Checks) -> None:
+    with checks.step("quote"):
+        raise refusal(
+            "needs-quote",
+            "There is no quote of the vTPM, so that nothing tells what was booted.",
+            "tpm_quote.msg",
+            "Ask the server for a quote of its vTPM over a nonce of yours.",
+        )
 
 
 def _fields(files: Files) -> Mapping[str, Json]:

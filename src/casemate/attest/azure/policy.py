@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from casemate.attest import fields
@@ -94,7 +94,9 @@ def _part(policy: type[T], found: Any, where: str) -> T | Unchecked:
 DEFAULT: Final = AzurePolicy(
     snp=SNP,
     tdx=TDX,
-    tpm=TPM,
+    tpm=replace(
+        TPM, aks=Unchecked("any attestation key that the hardware vouches for is accepted")
+    ),
     aik=Unchecked("the hardware's report vouches for the attestation key"),
     secure_boot=unpinned("secure-boot of the VM's configuration"),
     console=unpinned("console-enabled of the VM's configuration"),
