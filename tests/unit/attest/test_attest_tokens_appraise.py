@@ -197,9 +197,9 @@ def test_intel_defaults(changes, wanted):
 
 def test_intels_advisories_and_what_is_not_looked_at():
     files = made.files(abi.ITA, **{"tdx/attester_advisory_ids": ["INTEL-SA-1", "INTEL-SA-2"]})
-    denied = made.pinned(abi.ITA, advisories=("INTEL-SA-2",))
-    assert code(files, denied) == "appraise-advisories"
-    found = judge(files, made.pinned(abi.ITA, advisories=("INTEL-SA-3",)))
+    denied = made.pinned(abi.ITA, denied_advisories=("INTEL-SA-2",))
+    assert code(files, denied) == "appraise-denied-advisories"
+    found = judge(files, made.pinned(abi.ITA, denied_advisories=("INTEL-SA-3",)))
     assert found.decision == "accept" and found.advisories == ("INTEL-SA-1", "INTEL-SA-2")
     assert check(found, "nvgpu")[0].outcome == "unchecked"
     with_tpm = judge(made.files(abi.ITA, tpm={}), made.pinned(abi.ITA))

@@ -115,7 +115,7 @@ def _plan(cls: type[Any]) -> tuple[tuple[str, str, Callable[[Json, str], Any]], 
 def claims_of(cls: type[T], found: Mapping[str, Json], prefix: str = "", **given: Any) -> T:
     """The dataclass ``cls`` from an object of claims. ``evidence.parse-claim``."""
     out = dict(given)
-    for name, claim, read in _plan(cls):
+    for name, claim, read in _plan(cls):  # type: ignore[arg-type]
         value = found.get(claim)
         if value is not None:
             out[name] = read(value, prefix + claim)

@@ -12,7 +12,7 @@ its reason. All are looked at before the first failure is raised. Codes are
     ``secure-boot``, ``image-digest``, ``image-reference``, ``project``, ``service-account``,
     ``tcb-status``.
  4. Azure and Intel: ``debug`` (every claim about it says the same, and there is one),
-    ``measurement``, ``signer``, ``tcb-status``, ``advisories``; Azure: ``attestation-type``,
+    ``measurement``, ``signer``, ``tcb-status``, ``denied-advisories``; Azure: ``attestation-type``,
     ``compliance``, ``policy-hash``, ``host-data``, ``vmpl``, ``migration``, ``secure-boot``;
     Intel: ``attester-type``, ``dbgstat``, ``policies``.
  5. NVIDIA: ``result``; each device that the overall token names came with its token
@@ -221,11 +221,13 @@ def _tees(claims: Maa | Ita, policy: MaaPolicy | ItaPolicy, checks: Checks) -> I
     signer = str(getattr(tee, known.signer)).lower() if known and known.signer else ""
     yield _among("signer", signer, policy.signers)
     yield _tcb(tee.attester_tcb_status, policy.tcb_statuses)
-    if isinstance(policy.advisories, Unchecked):
-        yield _Judged("advisories", policy.advisories)
+    if isinstance(policy.denied_advisories, Unchecked):
+        yield _Judged("denied-advisories", policy.denied_advisories)
     else:
-        denied = [a for a in advisories if a in policy.advisories]
-        yield _Judged("advisories", not denied, _shown(denied or advisories), "none that is denied")
+        denied = [a for a in advisories if a in policy.denied_advisories]
+        yield _Judged(
+            "denied-advisories", not denied, _shown(denied or advisories), "none that is denied"
+        )
 
 
 def _member(value: Json, *path: str) -> Json:

@@ -99,21 +99,21 @@ class GooglePolicy(TokenPolicy):
 class _TeePolicy(TokenPolicy):
     """What tokens about CPUs have. debug: whether the TEE may be debugged, as the token says.
     measurements: launch measurement, MRTD or MRENCLAVE (hex). signers: MRSIGNER (hex).
-    tcb_statuses: ``attester_tcb_status``, where the token has one. advisories: ids that are
+    tcb_statuses: ``attester_tcb_status``, where the token has one. denied_advisories: ids that are
     refused."""
 
     debug: bool | Unchecked
     measurements: tuple[str, ...] | Unchecked
     signers: tuple[str, ...] | Unchecked
     tcb_statuses: tuple[str, ...] | Unchecked
-    advisories: tuple[str, ...] | Unchecked
+    denied_advisories: tuple[str, ...] | Unchecked
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fields.flag(self.debug, "debug")
         fields.digests(self.measurements, _HEX, "measurements")
         fields.digests(self.signers, 64, "signers")
-        self._words("tcb_statuses", "advisories")
+        self._words("tcb_statuses", "denied_advisories")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ MAA_DEFAULT: Final = MaaPolicy(
     measurements=unpinned("the measurement"),
     signers=unpinned("the enclave's signer"),
     tcb_statuses=GOOD_TCB,
-    advisories=Unchecked("no advisory is refused by name"),
+    denied_advisories=Unchecked("no advisory is refused by name"),
     attestation_types=("sevsnpvm", "tdxvm", "sgx"),
     compliance_statuses=unpinned("the compliance with Azure's own baseline"),
     policy_hashes=unpinned("the policy of the instance"),
@@ -263,7 +263,7 @@ ITA_DEFAULT: Final = ItaPolicy(
     measurements=unpinned("the measurement"),
     signers=unpinned("the enclave's signer"),
     tcb_statuses=GOOD_TCB,
-    advisories=Unchecked("no advisory is refused by name"),
+    denied_advisories=Unchecked("no advisory is refused by name"),
     attester_types=unpinned("the kind of TEE"),
     dbgstats=("disabled", "disabled-since-boot", "disabled-permanently"),
     policies=unpinned("the service's policy"),
