@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,12 @@ import click
 
 from casemate.cli import config, output
 from casemate.spec.canonical import Json
-from casemate.spec.errors import UsageError
+from casemate.spec.errors import NetError, UsageError
 
 if TYPE_CHECKING:
     from casemate.attest.folder import Judgement
     from casemate.attest.verify import Verdict
+    from casemate.tee.collateral import Outcome, Stored
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -241,3 +243,61 @@ def add(name: str, url: str, trust: str, default: bool, form: str) -> None:
         verdict_json(connection.url, verdict),
         lambda: f"{name} is {connection.url}, written to {path}",
     )
+
+
+@enclave.command()
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="CASEMATE_STATE",
+    help="The server's state folder; the one of `casemate serve` if not given.",
+)
+@click.option("--tee", envvar="CASEMATE_TEE", default="auto", show_default=True)
+@click.option("--list", "only_list", is_flag=True, help="Ask nobody; show what is kept.")
+@output.format_option
+@click.pass_context
+def collateral(
+    ctx: click.Context, state: Path | None, tee: str, only_list: bool, form: str
+) -> None:
+    """On the server: fetch what its evidence needs from the vendors, and show its age.
+
+    A client needs no network: the server carries this with its evidence, and nothing is trusted
+    for having been fetched. Exit code 23 when a vendor's answer could not be had; what was kept
+    before stays.
+    """
+    from casemate.cli.serve import state_folder
+    from casemate.seams import OsDisk, OsRng, SystemClock
+    from casemate.tee import collateral as kept
+    from casemate.tee import fetch
+    from casemate.tee import open as open_tee
+
+    disk, clock = OsDisk(state or state_folder()), SystemClock()
+    outcomes: tuple[kept.Outcome, ...] = ()
+    if not only_list:
+        made = open_tee(tee, disk=disk, rng=OsRng(), clock=clock)
+        outcomes = kept.refresh(made, disk, fetch.https, clock.wall())
+    stored = kept.stored(disk, clock.wall())
+    failed = [o for o in outcomes if o.error]
+    output.emit(
+        form,
+        {
+            "asked": [dataclasses.asdict(o) for o in outcomes],
+            "kept": [dataclasses.asdict(row) for row in stored],
+        },
+        lambda: _collateral_table(stored, failed),
+    )
+    if failed:
+        ctx.exit(NetError.exit_code)
+
+
+def _collateral_table(stored: Sequence[Stored], failed: Sequence[Outcome]) -> object:
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = [(f"{s.part}/{s.file}", f"{s.age / 86400:.1f} days", s.size, s.url) for s in stored]
+    lines = [
+        Text(output.clean(f"not had: {o.part} {o.what}: {o.error}"), style="red") for o in failed
+    ]
+    if not rows:
+        return Group(*lines, Text("No collateral is kept."))
+    return Group(*lines, output.rows_table("", ("file", "age", "bytes", "from"), rows))

@@ -107,3 +107,34 @@ def test_show_prints_every_field(capsys, evidence):
     code, out, _ = call(capsys, "enclave", "show", str(evidence))
     assert code == 0
     assert found["fields"]["report"]["measurement"] in out
+
+
+def test_collateral_of_a_machine_without_a_tee(capsys, tmp_path):
+    state = str(tmp_path / "state")
+    code, out, _ = call(capsys, "enclave", "collateral", "--state", state, "--list")
+    assert (code, out.strip()) == (0, "No collateral is kept.")
+    args = ("enclave", "collateral", "--state", state, "--tee", "no-such-kind")
+    code, _, err = call(capsys, *args)
+    assert code == 2
+    assert "usage.tee-unknown" in err
+
+
+def test_collateral_that_is_fetched_is_kept_with_its_age(capsys, tmp_path, monkeypatch):
+    from casemate.tee import collateral as kept
+
+    def refresh(tee, disk, fetch, now):
+        kept._keep(disk, "cpu", {"crl.der": b"0"}, "https://vendor.example/crl", now)
+        good = kept.Outcome("cpu", "list", "https://vendor.example/crl", ("crl.der",), "")
+        return (good, kept.Outcome("cpu", "VCEK", "https://vendor.example/vcek", (), "status 429"))
+
+    monkeypatch.setattr(kept, "refresh", refresh)
+    args = ("enclave", "collateral", "--state", str(tmp_path), "--tee", "simulated")
+    code, out, _ = call(capsys, *args, "--format", "json")
+    assert code == 23
+    found = json.loads(out)
+    assert [row["file"] for row in found["kept"]] == ["crl.der"]
+    assert [o["error"] for o in found["asked"]] == ["", "status 429"]
+    code, out, _ = call(capsys, *args)
+    assert code == 23
+    assert "0.0 days" in out
+    assert "status 429" in out
