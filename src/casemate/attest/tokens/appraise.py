@@ -2,7 +2,8 @@
 
 Each field of the policy is one check by its own name, and an ``Unchecked`` field is reported with
 its reason. All are looked at before the first failure is raised. Codes are
-``evidence.appraise-<check>`` but for the two named here.
+``evidence.appraise-<check>`` but for ``tcb-status``, ``tcb-advisories`` (``evidence.<check>``) and
+the two named here.
 
  1. ``key-pin``: a key that came in a key set is one that the policy pins by its RFC 7638
     thumbprint, or has certificates that end in a pinned root (``root-key-unpinned``); the root of a
@@ -11,8 +12,8 @@ its reason. All are looked at before the first failure is raised. Codes are
  3. Google: ``hwmodel``, ``dbgstat``, ``swname``, ``swversion``, ``support-attributes``,
     ``secure-boot``, ``image-digest``, ``image-reference``, ``project``, ``service-account``,
     ``tcb-status``.
- 4. Azure and Intel: ``debug`` (every claim about it says the same, and there is one),
-    ``measurement``, ``signer``, ``tcb-status``, ``denied-advisories``; Azure: ``attestation-type``,
+ 4. Azure and Intel: ``debug`` (the TEE's own claim, and no other says otherwise),
+    ``measurement``, ``signer``, ``tcb-status``, ``tcb-advisories``; Azure: ``attestation-type``,
     ``compliance``, ``policy-hash``, ``host-data``, ``vmpl``, ``migration``, ``secure-boot``;
     Intel: ``attester-type``, ``dbgstat``, ``policies``.
  5. NVIDIA: ``result``; each device that the overall token names came with its token
@@ -26,7 +27,7 @@ its reason. All are looked at before the first failure is raised. Codes are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from casemate.attest.tokens import abi
@@ -116,7 +117,7 @@ def _flag(name: str, found: Iterable[bool | None], wanted: bool | Unchecked) -> 
 def _tcb(status: str, admitted: tuple[str, ...] | Unchecked) -> _Judged:
     if not status and not isinstance(admitted, Unchecked):
         return _Judged("tcb-status", Unchecked("the token states none"))
-    return _among("tcb-status", status, admitted)
+    return replace(_among("tcb-status", status, admitted), code="tcb-status")
 
 
 def _common(tokens: Tokens, signer: Signer, policy: TokenPolicy, now: float) -> Iterator[_Judged]:
@@ -222,12 +223,11 @@ def _tees(claims: Maa | Ita, policy: MaaPolicy | ItaPolicy, checks: Checks) -> I
     yield _among("signer", signer, policy.signers)
     yield _tcb(tee.attester_tcb_status, policy.tcb_statuses)
     if isinstance(policy.denied_advisories, Unchecked):
-        yield _Judged("denied-advisories", policy.denied_advisories)
+        yield _Judged("tcb-advisories", policy.denied_advisories)
     else:
         denied = [a for a in advisories if a in policy.denied_advisories]
-        yield _Judged(
-            "denied-advisories", not denied, _shown(denied or advisories), "none that is denied"
-        )
+        shown = _shown(denied or advisories)
+        yield _Judged("tcb-advisories", not denied, shown, "none denied", "tcb-advisories")
 
 
 def _member(value: Json, *path: str) -> Json:
