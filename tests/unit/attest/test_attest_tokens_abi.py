@@ -173,3 +173,32 @@ def test_duplicate_claims_are_refused():
     head = '{"alg": "none", "alg": "RS256"}'
     text = f"{jws.url_encode(head.encode())}.{jws.url_encode(b'{}')}.AA"
     assert refused({"token.jwt": text.encode()}) == "parse-json"
+
+
+@pytest.mark.parametrize("tee", sorted(made.DEFAULTS))
+def test_one_token_and_of_the_service_that_is_asked_for(tee):
+    """A server names the kind of its evidence itself, so any kind meets any files."""
+    one, bundle = made.files(abi.GOOGLE), made.detached()
+    for files in ({}, {"report.bin": b"x"}, one | bundle):
+        assert refused(files, tee) == "parse-token"
+    if tee != abi.NRAS:
+        assert refused(bundle, tee) == "parse-token"
+
+
+@pytest.mark.parametrize("tee", sorted(made.DEFAULTS))
+@pytest.mark.parametrize("claims", sorted(made.CLAIMS))
+def test_another_services_token_is_refused(tee, claims):
+    from casemate.attest import kinds
+    from casemate.attest.verdict import Checks
+
+    if tee == claims:
+        return
+    keys = tuple(made.pin(made.key_for(alg)) for alg in ("RS256", "ES256", "ES384"))
+    policy = made.pinned(tee, keys=keys)
+    if tee == abi.OTHER:
+        policy = made.pinned(tee, keys=keys, issuers=("https://verifier.test",))
+    with pytest.raises(Refused) as e:
+        kinds.KINDS[tee].check(made.files(claims), policy, made.NOW, Checks())
+    assert e.value.code in (
+        "evidence.signature-algorithm", "evidence.appraise-issuer", "evidence.parse-claim",
+    )  # fmt: skip

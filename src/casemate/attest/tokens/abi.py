@@ -418,6 +418,10 @@ def parse(files: Files, tee: str) -> Tokens:
        (``base64``, ``json``, ``header``).
     3. Claims of known names have their types; ``iss``, ``iat`` and ``exp`` are there (``claim``).
     """
+    if (TOKEN in files) == (DETACHED in files) or (DETACHED in files and tee != NRAS):
+        raise refusal(
+            "parse-token", f"The evidence is not one {tee} token in {TOKEN} or {DETACHED}.", TOKEN
+        )
     if DETACHED in files:
         return _detached(files[DETACHED])
     raw, end = _split(files[TOKEN])
