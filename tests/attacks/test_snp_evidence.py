@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from casemate.attest import binding, verify, x509
+from casemate.attest.kinds import KINDS
 from casemate.attest.roots import AMD
-from casemate.attest.snp import abi, appraise
+from casemate.attest.snp import abi, kind
 from casemate.attest.snp import verify as snp
 from casemate.attest.trust import Trust, Unchecked
 from casemate.spec.errors import EvidenceError
@@ -104,8 +105,8 @@ ATTACKS = [
     (expired_certificate, "validity-expired", (x509, "check_validity", nothing)),
     (another_chip, "endorsement-chip-id", (snp, "_chip", nothing)),
     (measurement_rewritten, "signature-report", (x509, "p384", lambda *_: AnySignature())),
-    (bytes_that_nothing_signs, "parse-unsigned-bytes", (abi, "UNSIGNED_AT", abi.REPORT_BYTES)),
-    (debug_guest, "appraise-guest-policy-debug", (appraise, "appraise", nothing)),
+    (bytes_that_nothing_signs, "appraise-unsigned-bytes", (kind, "appraise", nothing)),
+    (debug_guest, "appraise-guest-policy-debug", (kind, "appraise", nothing)),
 ]  # fmt: skip
 
 
@@ -149,12 +150,14 @@ def test_a_vendors_root_does_not_make_simulation(monkeypatch):
 
 def test_unknown_kinds_and_sections():
     good = attestation()
-    for kind in ("", "sev", "SEV-SNP", "tdx", "simulated", "x" * 10_000):
-        unknown = relabelled(good, tee=kind)
+    for named in ("", "sev", "SEV-SNP", "tdx1", "simulated", "x" * 10_000):
+        unknown = relabelled(good, tee=named)
         assert refused(lambda u=unknown: accepted(u)) == "tee-unknown"
-    assert refused(lambda: accepted(good, trust=Trust(simulation=True, policies={}))) == (
-        "tee-not-trusted"
-    )
+    for named in set(KINDS) - {"sev-snp"}:
+        other = relabelled(good, tee=named)
+        assert refused(lambda o=other: accepted(o)) == "tee-not-trusted"
+    nobody = replace(trusted(), policies={})
+    assert refused(lambda: accepted(good, trust=nobody)) == "tee-not-trusted"
 
 
 def test_nonces_of_other_lengths():
@@ -227,8 +230,10 @@ def test_files_are_bounded():
     good = attestation()
     big = with_files(good, ark_pem=b"0" * (verify.MAX_FILE + 1))
     assert refused(lambda: accepted(big)) == "parse-too-large"
-    many = with_files(good, **{f"extra{i}": b"" for i in range(40)})
+    many = with_files(good, **{f"extra{i}": b"" for i in range(verify.MAX_FILES)})
     assert refused(lambda: accepted(many)) == "parse-too-large"
+    each = {f"extra{i}": bytes(verify.MAX_FILE) for i in range(verify.MAX_ALL // verify.MAX_FILE)}
+    assert refused(lambda: accepted(with_files(good, **each))) == "parse-too-large"
 
 
 def test_the_parts_of_two_attestations_do_not_mix():
