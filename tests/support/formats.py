@@ -37,6 +37,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "policy/v1": {"scientists": (IDENTITY,), "nonprivate": "I permit training without privacy"},
     "budget/v1": {"delta": 1e-5},
+    "release-request/v1": {"owner": b"o" * 32, "hpke_key": b"h" * 1216},
     "dp/v1": {"delta": 1e-5},
     "registration/v1": {"dataset": DATASET, "previous": DATASET},
     "dataset-use/v1": {"dataset": DATASET},

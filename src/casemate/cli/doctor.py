@@ -8,15 +8,22 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
 from casemate.cli import config, output
+from casemate.spec.errors import CasemateError
+
+if TYPE_CHECKING:
+    from casemate.seams import Disk
+    from casemate.tee import Found, Machine, Tee
+
+SIMULATED: Final = "simulated"
 
 State = Literal["ok", "missing", "failed"]
 # What breaks when a check is not ok: nothing that everyone needs, or everything.
@@ -71,7 +78,7 @@ def _extras() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("extras", "missing", "casemate is not installed", "Run pip install casemate.")
         return
-    for extra in (e for e in ("torch", "data", "audit", "server") if e in extras):
+    for extra in (e for e in ("torch", "data", "audit", "server", "tpm") if e in extras):
         marker = (f'extra == "{extra}"', f"extra == '{extra}'")
         names = [_name(line) for line in lines if line.rstrip().endswith(marker)]
         absent = [n for n in names if n != "casemate" and not _installed(n)]
@@ -101,25 +108,95 @@ def _installed(name: str) -> bool:
     return True
 
 
-DEVICES: Final = (
-    ("AMD SEV-SNP or Intel TDX (configfs-tsm)", "/sys/kernel/config/tsm/report"),
-    ("AMD SEV-SNP guest device", "/dev/sev-guest"),
-    ("Intel TDX guest device", "/dev/tdx_guest"),
-    ("AWS Nitro enclave", "/dev/nsm"),
-    ("TPM", "/dev/tpmrm0"),
-)
-
-
-def _tee() -> Finding:
-    found = [name for name, path in DEVICES if Path(path).exists()]
-    if found:
-        return Finding("TEE", "ok", ", ".join(found))
+def _looked(found: Sequence[Found]) -> Finding:
+    """What there is to make evidence with; each kind that is absent, with its reason."""
+    present = [f"{f.kind}: {f.reason}" for f in found if f.present]
+    absent = [f"{f.kind}: {f.reason}" for f in found if not f.present and f.kind != SIMULATED]
+    if present:
+        return Finding("TEE", "ok", "; ".join([*present, *(f"not {x}" for x in absent)]))
     return Finding(
         "TEE",
         "missing",
-        "no device of a TEE on this machine",
+        "; ".join(absent),
         "A server here can only simulate one: casemate serve --dev. Clients need none.",
     )
+
+
+def _evidence(tee: Tee) -> Finding:
+    """Which evidence the server would show, and what a client's default policy says of it."""
+    judged = getattr(tee, "judged", None)
+    if judged is None or judged.decision.startswith("accept"):
+        return Finding("evidence", "ok", f"{tee.kind}, measurement {tee.measurement[:24]}...")
+    code = judged.code.removeprefix("evidence.")
+    return Finding(
+        "evidence",
+        "failed",
+        f"{tee.kind}; a client's default policy answers {judged.decision} ({code}:"
+        f" {judged.message})",
+        f"{judged.mend} `casemate enclave collateral` fetches what is missing.",
+    )
+
+
+def _stored(disk: Disk, now: float) -> Finding:
+    from casemate.tee import collateral
+
+    rows = collateral.stored(disk, now)
+    if not rows:
+        return Finding("collateral", "missing", "none is kept", "Run casemate enclave collateral.")
+    oldest = rows[0]
+    days = oldest.age / 86400
+    return Finding(
+        "collateral", "ok",
+        f"{len(rows)} file(s), the oldest {oldest.part}/{oldest.file} of {days:.1f} days ago",
+    )  # fmt: skip
+
+
+def _sealing_key(tee: Tee, owner: bytes | None) -> Finding:
+    from casemate.tee.sealing import KINDS
+
+    text = f"{tee.sealing}: {KINDS[tee.sealing]}"
+    if tee.sealing == "owner-release" and owner is None:
+        return Finding(
+            "sealing key", "missing", text, "Name the owner's key: casemate serve --release-owner."
+        )
+    return Finding("sealing key", "ok", text)
+
+
+def _opened(machine: Machine, disk: Disk) -> Iterator[Finding]:
+    """Evidence, sealing key and collateral of the attester that ``serve`` would choose."""
+    from casemate.seams import OsRng, SystemClock
+    from casemate.tee import open as open_tee
+
+    clock = SystemClock()
+    try:
+        tee = open_tee("auto", disk=disk, rng=OsRng(), clock=clock, machine=machine)
+        yield _evidence(tee)
+        yield _sealing_key(tee, machine.owner)
+    except CasemateError as e:
+        yield Finding("evidence", "failed", e.message, e.mend)
+    yield _stored(disk, clock.wall())
+
+
+def _tee(machine: Machine | None = None, state: Path | None = None) -> Iterator[Finding]:
+    """All about evidence. Nothing is written but a TPM's transient objects."""
+    from casemate.seams import OsDisk, OsRng
+    from casemate.tee import Machine as Here
+    from casemate.tee import look
+
+    here = machine if machine is not None else Here()
+    found = look(here, OsRng())
+    yield _looked(found)
+    gpus = here.gpus()
+    if gpus.count:
+        yield Finding("GPU evidence", "ok", gpus.reason)
+    else:
+        mend = "Install nvidia-ml-py and switch confidential mode on, to train on a GPU."
+        yield Finding("GPU evidence", "missing", gpus.reason, mend)
+    if not any(f.present for f in found):
+        return
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = state if state is not None and state.is_dir() else Path(nowhere)
+        yield from _opened(here, OsDisk(folder))
 
 
 def _landlock() -> Finding:
@@ -189,13 +266,14 @@ def _identity() -> Finding:
 
 
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
-    _python, _tls, _sealing, _disk, _memory, _identity, _tee, _landlock, _seccomp,
+    _python, _tls, _sealing, _disk, _memory, _identity, _landlock, _seccomp,
 )  # fmt: skip
 
 
-def examine() -> list[Finding]:
-    """Every finding, in the order to show."""
-    return [*(check() for check in CHECKS), *_extras()]
+def examine(machine: Machine | None = None, state: Path | None = None) -> list[Finding]:
+    """Every finding, in the order to show. ``machine``: this one, unless tests give another;
+    ``state``: the server's folder, whose collateral is looked at."""
+    return [*(check() for check in CHECKS), *_tee(machine, state), *_extras()]
 
 
 @click.command()
@@ -203,7 +281,9 @@ def examine() -> list[Finding]:
 @click.pass_context
 def doctor(ctx: click.Context, form: str) -> None:
     """Check this machine and say what is missing. Exit code 1 when a client cannot work here."""
-    findings = examine()
+    from casemate.cli.serve import state_folder
+
+    findings = examine(state=state_folder())
     usable = all(f.state == "ok" for f in findings if f.need == "base")
     rows = [(f.name, f.state, f.found, f.mend) for f in findings]
     output.emit(

@@ -11,9 +11,12 @@ from casemate.cli import output
 from casemate.spec.errors import UsageError
 
 
-def _state() -> Path:
+def state_folder() -> Path:
+    """Where a server keeps its state unless told otherwise."""
     import os
 
+    if named := os.environ.get("CASEMATE_STATE"):
+        return Path(named)
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "casemate"
 
@@ -46,6 +49,13 @@ def _state() -> Path:
     default="auto",
     show_default=True,
     help="Kind of TEE, or auto for this machine's own; auto never simulates.",
+)
+@click.option(
+    "--release-owner",
+    default="",
+    envvar="CASEMATE_RELEASE_OWNER",
+    metavar="HEX",
+    help="Ed25519 key of who releases the sealing key, where no hardware holds one.",
 )
 @click.option("--dev", is_flag=True, help="Development: a simulated TEE, said loudly.")
 @click.option(
@@ -91,7 +101,7 @@ def serve(
         settings["threads"] = threads
     run(
         Config(
-            state=Path(state) if state is not None else _state(),
+            state=Path(state) if state is not None else state_folder(),
             tee=tee,
             dev=dev,
             **settings,

@@ -74,6 +74,8 @@ class Config:
     ``workers``: jobs that run at once. ``spares``: workers that wait with their imports done.
     ``tee``: as :func:`casemate.tee.open` takes it; ``dev`` means a simulated one. ``threads``: of
     one worker. ``attest_window``: seconds in which nonces are gathered for one report.
+    ``release_owner``: the Ed25519 key, in hex, of who releases the sealing key where no hardware
+    holds one; "" for nobody.
     """
 
     state: Path
@@ -85,6 +87,7 @@ class Config:
     spares: int = 1
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     attest_window: float = 0.01
+    release_owner: str = ""
     limits: Limits = field(default_factory=Limits)
     rates: Rates = field(default_factory=Rates)
 
@@ -106,6 +109,9 @@ def software() -> str:
 
 def policy_digest(config: Config) -> str:
     """Digest of what a client is promised beyond the measurement; bound in evidence."""
-    return canonical.digest(
-        {"type": "server-policy/v1", "software": software(), "dev": config.dev, "filter": "rdp/v1"}
-    )
+    policy = {
+        "type": "server-policy/v1", "software": software(), "dev": config.dev, "filter": "rdp/v1",
+    }  # fmt: skip
+    if config.release_owner:  # whoever releases the sealing key can open the state
+        policy["release_owner"] = config.release_owner
+    return canonical.digest(policy)

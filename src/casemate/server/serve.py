@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -30,9 +31,9 @@ from casemate.server.service import Service
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
 from casemate.spec import canonical
-from casemate.spec.errors import LedgerError, NetError
+from casemate.spec.errors import LedgerError, NetError, UsageError
 from casemate.spec.job import DpEvent
-from casemate.tee import Tee
+from casemate.tee import Machine, Tee
 from casemate.tee import open as open_tee
 
 READY_FILE: Final = "server.json"
@@ -52,6 +53,20 @@ def forbid_unpickling() -> None:
     sys.addaudithook(hook)
 
 
+def _owner(text: str) -> bytes | None:
+    """The key of ``Config.release_owner``. Raises ``usage.tee-release``."""
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise UsageError(
+            "usage.tee-release",
+            "The owner who releases the sealing key is not named by 64 hex digits.",
+            mend="Give the sign_key of the owner's public identity, in hex.",
+            where="release-owner",
+        )
+    return bytes.fromhex(text)
+
+
 def assemble(
     config: Config, *, disk: Disk, clock: Clock, rng: Rng, write_log: Callable[[str], None]
 ) -> Service:
@@ -60,7 +75,10 @@ def assemble(
     Raises ``usage.tee-*`` and ``LedgerError``.
     """
     log = Log(write_log, clock)
-    tee: Tee = open_tee("simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock)
+    tee: Tee = open_tee(
+        "simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock,
+        machine=Machine(owner=_owner(config.release_owner)),
+    )  # fmt: skip
     boot = keys.make(rng, [config.host, "localhost", "127.0.0.1", "::1"])
     policy = policy_digest(config)
     metrics = Metrics()
