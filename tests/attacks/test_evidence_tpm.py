@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ NAMES = sorted(p.name for p in CAPTURED.glob("*")) if CAPTURED.is_dir() else []
 captured = pytest.mark.skipif(not NAMES, reason="no captured evidence beside the project")
 
 
+@cache
 def about(name):
     return json.loads((CAPTURED / name / "about.json").read_text())
 
 
+@cache
 def files(name):
     return folder.read(CAPTURED / name)
 
@@ -172,16 +175,12 @@ def told_of_the_log(old, new, judged):
 def test_sampled_flips_are_refused_or_told(name):
     draw, before = random.Random(name), judge(name)
     for file, data in files(name).items():
-        for bit in draw.sample(range(8 * len(data)), 25):
+        for bit in draw.sample(range(8 * len(data)), 12):
             refused_or_told(name, file, flipped(data, bit), before)
 
 
 def refused_crypto(judged, file):
-    """Invalid; but a certificate whose issuer's name is another now has no issuer at hand."""
-    assert judged.decision == "reject", file
-    if judged.crypto != "invalid":
-        assert (judged.crypto, file) == ("unknown", "ak_cert.der")
-        assert "issuer" in tpm.check(judged, "chain")[1]
+    assert (judged.crypto, judged.decision) == ("invalid", "reject"), file
 
 
 @captured
@@ -190,7 +189,7 @@ def test_sampled_flips_of_what_is_signed_are_invalid(name):
     draw = random.Random(name)
     signed = {n: d for n, d in files(name).items() if n.endswith(QUOTED) or n == "ak_cert.der"}
     for file, data in signed.items():
-        for bit in draw.sample(range(8 * len(data)), 60):
+        for bit in draw.sample(range(8 * len(data)), 30):
             judged = judge(name, {file: flipped(data, bit)})
             refused_crypto(judged, file)
 
@@ -278,7 +277,7 @@ def test_parts_of_other_cases_do_not_mix(name):
 def test_flips_of_a_log_alone_are_refused_or_told(name):
     own, draw = files(name), random.Random(name)
     for file, data in own.items():
-        for bit in draw.sample(range(8 * len(data)), 60):
+        for bit in draw.sample(range(8 * len(data)), 30):
             changed = flipped(data, bit)
             judged = judge(name, {file: changed})
             assert judged.decision != "accept"
@@ -393,7 +392,7 @@ def test_whole_folders_of_noise_give_answers():
     """Any file of a folder, mutated: an answer, and never an acceptance of other values."""
     draw, good = random.Random(1), tpm.evidence(log=tpm.boot(), kind="p256")
     before = tpm.judge(good).claims
-    for _ in range(600):
+    for _ in range(300):
         name = draw.choice(sorted(good))
         judged = tpm.judge({**good, name: mutated(good[name], draw)})
         if judged.decision == "accept":

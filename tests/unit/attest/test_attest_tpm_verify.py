@@ -459,3 +459,8 @@ def test_every_field_is_shown():
     assert shown["ak_public"]["objectAttributes"] == "00050072"
     assert len(shown["event_log"]["events"]) == 11
     json.dumps(shown)
+
+
+def test_what_is_wrong_comes_before_what_is_missing():
+    empty = tpm.evidence(extra=b"")
+    refused(empty, "freshness-empty", crypto="valid", revocation=True)

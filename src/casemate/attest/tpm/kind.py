@@ -6,7 +6,10 @@ Procedure of ``check``:
     ``collateral``).
  2. Without a quote nothing is signed: an event log is replayed to the PCR values that come with it,
     and the quote is asked for (``needs-quote``).
- 3. ``verify`` and ``appraise``. A quote over an empty nonce is refused (``freshness-empty``).
+ 3. ``verify``: all signatures and bindings. From here on ``crypto`` is valid.
+ 4. Validity and revocation, ``same-boot``, the policy (``appraise``), and a nonce that is not empty
+    (``freshness-empty``): all of it is made, then the first failure is raised, what is wrong before
+    what is missing.
 """
 
 from __future__ import annotations
@@ -56,12 +59,14 @@ def _check(files: Files, policy: TpmPolicy, now: float, checks: Checks) -> Claim
             step.detail += f"; not read: {', '.join(parts.unread)}"
     if not parts.quotes:
         _log_alone(parts, checks)
-    verified = verify.verify(parts, policy, now, checks)
+    verified = verify.verify(parts, policy, checks)
     attest = parts.quotes[0].attest
+    failed = appraise.attempt(lambda: verify.windows(verified.path, parts, policy, now, checks))
+    failed += appraise.attempt(lambda: verify.same_boot(parts.quotes, checks))
     judged = appraise.judge(
         attest, verified.ak, verified.quoted, parts.log, verified.logged, policy
     )
-    failed = appraise.record(judged, checks)
+    failed += appraise.record(judged, checks)
     failed += appraise.attempt(lambda: verify.nonce(parts.quotes, checks))
     appraise.settle(failed, checks)
     other: dict[str, Json] = {

@@ -21,7 +21,7 @@ TCG EK and AK certificate profiles). Roots and ``now`` are passed in.
  9. ``same-boot``: all quotes have one nonce, signer, count of resets and of restarts, firmware.
 10. ``validity``, ``revocation``: certificates and lists at ``now``; no list names a certificate.
 
-Signatures are all checked before anything is said about time.
+Steps 1 to 8 are :func:`verify`: all signatures, before anything is said about time.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512(),
 }  # fmt: skip
 _MAX_PATH: Final = 5
+_SUBJECT_KEY, _AUTHORITY_KEY = "2.5.29.14", "2.5.29.35"
 _USAGES: Final = ("2.23.133.8.1", "2.23.133.8.3")
 _RSA_BITS: Final = range(2048, 8193)
 _AK_MEND = (
@@ -58,10 +59,12 @@ _AK_MEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """root: fingerprint of the root that vouches for the key, "" where the policy pins the key.
-    ak: the key's own fingerprint. quoted: bank to PCR to value, as quotes cover them. logged:
-    whether the event log replayed to quoted PCRs of a bank that counts."""
+    """path: of certificates, from the key's, () where it has none. root: fingerprint of the root
+    that vouches for the key, "" where the policy pins the key. ak: the key's own fingerprint.
+    quoted: bank to PCR to value, as quotes cover them. logged: whether the event log replayed to
+    quoted PCRs of a bank that counts."""
 
+    path: Path
     root: str
     ak: str
     quoted: Banks
@@ -145,10 +148,30 @@ def check_leaf(certificate: x509.Certificate, where: str) -> None:
         raise refusal("chain-usage", f"{where} is not for a TPM's key.", where)
 
 
+def _identifier(certificate: x509.Certificate, oid: str) -> bytes:
+    """The key identifier in an authority's (RFC 5280 section 4.2.1.1) or a subject's (4.2.1.2)
+    extension; b"" where there is none."""
+    try:
+        value = certificate.extensions[oid].value
+        if oid == _SUBJECT_KEY:
+            return der.only(value, der.OCTET_STRING)
+        return der.Reader(der.only(value, der.SEQUENCE)).read(der.context(0, constructed=False))
+    except (KeyError, der.DerError):
+        return b""
+
+
+def _misnamed(last: x509.Certificate, name: str, known: Sequence[tuple[x509.Certificate, str]]
+              ) -> None:  # fmt: skip
+    """Refuses a certificate whose issuer is at hand by its key, but under another name."""
+    wanted = _identifier(last, _AUTHORITY_KEY)
+    if wanted and any(_identifier(one, _SUBJECT_KEY) == wanted for one, _ in known):
+        raise refusal("chain-issuer", f"{name} names another issuer than that of its key.", name)
+
+
 def path(leaf: x509.Certificate, file: str, others: Path) -> tuple[Path, bool]:
     """The chain from ``leaf``, and whether it ends in a self-signed certificate; where it does not,
-    the issuer of its last is not at hand. Raises ``evidence.chain-*`` where one is at hand by name
-    and has not issued it."""
+    the issuer of its last is not at hand. Raises ``evidence.chain-*`` where one is at hand, by name
+    or by key identifier, and has not issued it."""
     known = [*collateral.carried(), *others]
     out = [(leaf, file)]
     while len(out) < _MAX_PATH:
@@ -170,6 +193,7 @@ def path(leaf: x509.Certificate, file: str, others: Path) -> tuple[Path, bool]:
         else:
             if failed is not None:
                 raise failed
+            _misnamed(last, name, known)
             return tuple(out), False
     raise refusal("chain-length", "The chain of certificates is too long.", file)
 
@@ -450,8 +474,8 @@ def windows(
             step.detail = ", ".join(file for _, file in parts.lists)
 
 
-def verify(parts: Parts, policy: TpmPolicy, now: float, checks: Checks) -> Verified:
-    """Follow the procedure above, for evidence that has a quote."""
+def verify(parts: Parts, policy: TpmPolicy, checks: Checks) -> Verified:
+    """Follow steps 1 to 8, for evidence that has a quote."""
     if all(quote.signature is None for quote in parts.quotes):
         checks.crypto = "not-applicable"
         with checks.step("quote-signature"):
@@ -474,6 +498,4 @@ def verify(parts: Parts, policy: TpmPolicy, now: float, checks: Checks) -> Verif
         checks.crypto = "unknown" if parts.certificate is not None else "valid"
     vouched = root(found, whole, ak, policy, checks)
     checks.crypto = "valid"
-    same_boot(parts.quotes, checks)
-    windows(found, parts, policy, now, checks)
-    return Verified(root=vouched, ak=ak, quoted=quoted, logged=logged)
+    return Verified(path=found, root=vouched, ak=ak, quoted=quoted, logged=logged)
