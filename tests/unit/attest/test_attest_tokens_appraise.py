@@ -192,12 +192,24 @@ def test_intel_pins(field, admitted, other, name):
         ({"tdx/tdx_is_debuggable": True}, "debug"),
         ({"tdx/tdx_td_attributes_debug": True}, "debug"),
         ({"tdx/tdx_is_debuggable": ..., "tdx/tdx_td_attributes_debug": ...}, "debug"),
-        ({"dbgstat": "enabled"}, "dbgstat"), ({"dbgstat": ...}, "dbgstat"),
+        ({"dbgstat": "enabled"}, "dbgstat"), ({"tdx/dbgstat": "enabled"}, "dbgstat"),
         ({"tdx/attester_tcb_status": "OutOfDate"}, "tcb-status"),
     ],
 )  # fmt: skip
 def test_intel_defaults(changes, wanted):
     assert code(made.files(abi.ITA, **changes), made.pinned(abi.ITA)) == coded(wanted)
+
+
+def test_intels_sev_snp():
+    sev = {"attester_type": "AMD SEV-SNP", "sevsnp_is_debuggable": False,
+           "sevsnp_launchmeasurement": HEX, "sevsnp_reportdata": "cd" * 64}  # fmt: skip
+    files = made.files(abi.ITA, tdx=..., sevsnp=sev, dbgstat=...)
+    policy = made.pinned(abi.ITA, measurements=(HEX,), attester_types=("SEVSNP",))
+    found = judge(files, policy)
+    assert found.decision == "accept" and found.claims.bound == bytes.fromhex("cd" * 64)
+    assert check(found, "dbgstat")[0].outcome == "unchecked"
+    open_to_debug = made.files(abi.ITA, tdx=..., sevsnp=sev | {"sevsnp_is_debuggable": True})
+    assert code(open_to_debug, policy) == "appraise-debug"
 
 
 def test_intels_advisories_and_what_is_not_looked_at():

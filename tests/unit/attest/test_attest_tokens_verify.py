@@ -326,6 +326,13 @@ def test_a_device_whose_token_is_left_out():
     assert found.code == "evidence.needs-device-tokens"
 
 
+def test_the_overall_token_alone():
+    files = made.detached()
+    alone = {"token.jwt": bundle(files)[0][1].encode(), "jwks.json": files["jwks.json"]}
+    found = judge(alone, made.pinned(abi.NRAS))
+    assert (found.tee, found.code) == (abi.NRAS, "evidence.needs-device-tokens")
+
+
 def test_every_token_of_a_bundle_is_verified():
     stranger = made.ec_key(9)
     mixed = made.detached({"GPU-0": made.device()}, stranger)

@@ -264,7 +264,10 @@ def _ita(tokens: Tokens, policy: ItaPolicy, checks: Checks) -> Iterator[_Judged]
     yield _among("attester-type", claims.kind, policy.attester_types)
     states = {"token": claims.dbgstat, claims.kind or "TEE": claims.tee.dbgstat}
     said = {name: state for name, state in states.items() if state}
-    yield _every("dbgstat", said, policy.dbgstats)
+    if said:
+        yield _every("dbgstat", said, policy.dbgstats)
+    else:  # a token about SEV-SNP has none; ``debug`` needs the TEE's own claim in any case
+        yield _Judged("dbgstat", Unchecked("the token states none"))
     yield _all_of("policies", claims.policy_ids_matched, policy.policies)
     for name in ("nvgpu", "tpm"):
         if getattr(claims, name) is not None:
