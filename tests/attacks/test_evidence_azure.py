@@ -206,6 +206,7 @@ def test_sampled_flips_of_what_is_signed_are_invalid(name):
 
 @captured
 @pytest.mark.full
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", GENUINE)
 def test_every_flip_is_refused_or_told(name):
     for file, start, end in signed_parts(name):
