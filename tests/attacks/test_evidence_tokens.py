@@ -286,6 +286,27 @@ def test_an_issuer_that_lies():
     assert folder.judge(lie, now=NOW, policies=trust).code == "evidence.root-key-unpinned"
 
 
+@pytest.mark.parametrize("tee", sorted(made.DEFAULTS))
+def test_what_a_token_says_does_not_steer_a_terminal(tee):
+    evil = "\x1b[2J\n\r\x07"
+    if tee == abi.NRAS:
+        cases = [made.detached({"GPU-0": made.device(hwmodel=evil)}, iss="https://x.test" + evil),
+                 made.detached({evil: made.device()})]  # fmt: skip
+    else:
+        claims = made.CLAIMS[tee] | {
+            "sub": evil, "hwmodel": evil, "dbgstat": evil, "eat_nonce": evil, "tdx": None,
+            "x-ms-isolation-tee": None, "x-ms-attestation-type": evil, "attester_type": evil,
+        }  # fmt: skip
+        key = made.key_for(made.ALG[tee])
+        token = made.token(claims, made.ALG[tee], **{evil: 1, "kid": evil})
+        cases = [{"token.jwt": token.encode(), "jwks.json": made.key_set(made.jwk(key, evil))},
+                 {"token.jwt": token.encode()}]  # fmt: skip
+    for found in cases:
+        said = judge(found, made.pinned(tee))
+        for text in (said.message, said.where, *(c.name + c.detail for c in said.checks)):
+            assert text.isprintable()
+
+
 # --- fuzz ---------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,11 @@ def _refuse(code: str, message: str, where: str) -> NoReturn:
     raise refusal(code, message, where)
 
 
+def plain(text: object, most: int = 80) -> str:
+    """For people to read: at most ``most`` characters, and none that steers a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text)[:most])
+
+
 def url_decode(text: str, where: str) -> bytes:
     """Unpadded base64url in its one form (RFC 7515 section 2). ``evidence.parse-base64``."""
     if not _URL.fullmatch(text) or len(text) % 4 == 1:

@@ -42,11 +42,13 @@ _ISSUERS: Final = {
     NRAS: re.compile(r"https://nras\.attestation\.nvidia\.com"),
 }  # fmt: skip
 
+_DEVICE: Final = re.compile(r"[A-Za-z0-9._:-]{1,40}")  # NVIDIA writes GPU-0
+
 T = TypeVar("T")
 
 
 def _bad_claim(name: str, wanted: str) -> NoReturn:
-    raise refusal("parse-claim", f"The claim {name[:80]} is not {wanted}.", name[:80])
+    raise refusal("parse-claim", f"The claim {jws.plain(name)} is not {wanted}.", jws.plain(name))
 
 
 def text(value: Json, name: str) -> str:
@@ -402,8 +404,8 @@ def _detached(data: bytes) -> Tokens:
             )
     found = {}
     for name, raw in devices.items():
-        where = f"{DETACHED}[{name[:40]}]"
-        if not isinstance(raw, str):
+        where = f"{DETACHED}[{jws.plain(name, 40)}]"
+        if not isinstance(raw, str) or not _DEVICE.fullmatch(name):
             raise refusal("parse-token", f"{where} is no token.", where)
         found[name] = _token(raw, where, Device)
     return Tokens(NRAS, _token(overall, DETACHED, Nras), found, "the bundle around the tokens")

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from casemate.attest import jws
 from casemate.attest.tokens import abi
 from casemate.attest.tokens.abi import Device, Google, Ita, Maa, Nras, Tokens
 from casemate.attest.tokens.policy import (
@@ -71,7 +72,7 @@ class _Judged:
 
 
 def _shown(values: Iterable[object]) -> str:
-    return ", ".join(str(v)[:80] for v in list(values)[:8]) or "nothing"
+    return ", ".join(map(jws.plain, list(values)[:8])) or "nothing"
 
 
 def _among(name: str, found: object, admitted: Any) -> _Judged:
@@ -131,7 +132,7 @@ def _common(tokens: Tokens, signer: Signer, policy: TokenPolicy, now: float) -> 
             " key.",
         )  # fmt: skip
     if isinstance(policy.issuers, Unchecked) and not abi.issuer_of(tokens.tee, claims.iss):
-        yield _Judged("issuer", False, claims.iss[:200], f"an issuer of {tokens.tee}")
+        yield _Judged("issuer", False, _shown([claims.iss]), f"an issuer of {tokens.tee}")
     else:
         yield _among("issuer", claims.iss, policy.issuers)
     yield _any("audience", claims.aud, policy.audiences)
@@ -330,7 +331,7 @@ def _nras(tokens: Tokens, policy: NrasPolicy, checks: Checks) -> Iterator[_Judge
         message=f"The overall token names {_shown(absent)}, whose own token is not at hand.",
     )  # fmt: skip
     issuers = {name: d.iss for name, d in devices.items() if d.iss != claims.iss}
-    yield _Judged("device-issuer", not issuers, _shown(issuers.values()), claims.iss[:200])
+    yield _Judged("device-issuer", not issuers, _shown(issuers.values()), _shown([claims.iss]))
     nonces = {n: d.eat_nonce for n, d in devices.items() if d.eat_nonce != claims.eat_nonce}
     yield _Judged("device-nonce", not nonces, _shown(nonces), "the overall token's nonce")
     if isinstance(policy.devices, Unchecked):
@@ -392,7 +393,7 @@ def _other(tokens: Tokens, policy: OtherPolicy, checks: Checks) -> Iterator[_Jud
         said = found if isinstance(found, list) else [found]
         # 1 and true are equal in Python, and are two values in JSON.
         ok = any(type(one) is type(value) and one == value for one in said for value in admitted)
-        yield _Judged("claim", ok, f"{path[:80]}: {_shown(said)}", f"one of {_shown(admitted)}")
+        yield _Judged("claim", ok, f"{path}: {_shown(said)}", f"one of {_shown(admitted)}")
 
 
 _SERVICES: Final[dict[str, Callable[..., Iterator[_Judged]]]] = {

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from casemate.attest import jws
 from casemate.attest.kind import Claims, Files, Kind
 from casemate.attest.tokens import abi, appraise, collateral, policy, verify
 from casemate.attest.tokens.abi import Device, Google, Ita, Maa, Tokens
@@ -93,15 +94,16 @@ def _digest_text(report_data: bytes) -> bytes:
 def _product(tokens: Tokens) -> str:
     claims = tokens.overall.claims
     if isinstance(claims, Google):
-        return f"Google Confidential Space ({claims.hwmodel or 'unknown hardware'})"
+        return f"Google Confidential Space ({jws.plain(claims.hwmodel) or 'unknown hardware'})"
     if isinstance(claims, Maa):
-        return f"Azure Attestation ({claims.kind or 'unknown TEE'})"
+        return f"Azure Attestation ({jws.plain(claims.kind) or 'unknown TEE'})"
     if isinstance(claims, Ita):
-        return f"Intel Trust Authority ({claims.kind or 'unknown TEE'})"
+        return f"Intel Trust Authority ({jws.plain(claims.kind) or 'unknown TEE'})"
     models = {t.claims.hwmodel for t in tokens.devices.values() if isinstance(t.claims, Device)}
     if tokens.tee == abi.NRAS:
-        return f"NVIDIA remote attestation service ({', '.join(sorted(models)) or 'no device'})"
-    return f"Token of {claims.iss[:200]}"
+        said = jws.plain(", ".join(sorted(models)))
+        return f"NVIDIA remote attestation service ({said or 'no device'})"
+    return f"Token of {jws.plain(claims.iss, 200)}"
 
 
 def _measurement(tokens: Tokens) -> str:
@@ -226,7 +228,9 @@ def _kind(service: _Service) -> Kind:
         with checks.step("parse") as step:
             tokens = abi.parse(files, tee)
             beside = collateral.parse(files)
-            step.detail = f"{len(tokens.all)} token(s) of {tokens.overall.claims.iss[:200]}"
+            step.detail = (
+                f"{len(tokens.all)} token(s) of {jws.plain(tokens.overall.claims.iss, 200)}"
+            )
         signer = verify.verify(tokens, beside, wanted.roots, now=now, checks=checks)
         appraise.appraise(tokens, signer, wanted, now=now, checks=checks)
         return _claims(tokens, signer, service.bound(tokens))

@@ -78,14 +78,12 @@ def _submods(tokens: Tokens) -> str:
     stated = getattr(tokens.overall.claims, "submods", {})
     for name, token in tokens.devices.items():
         if name not in stated:
-            raise refusal(
-                "endorsement-submods", f"The overall token names no {name[:40]}.", token.where
-            )
+            raise refusal("endorsement-submods", f"The overall token names no {name}.", token.where)
         digest = hashlib.sha256(token.jws.raw.encode("ascii")).hexdigest()
         if digest != stated[name]:
             raise refusal(
                 "endorsement-submods",
-                f"The overall token states another digest of the token of {name[:40]}.",
+                f"The overall token states another digest of the token of {name}.",
                 token.where,
             )
     return ", ".join(tokens.devices) or "no tokens of devices"
@@ -113,7 +111,7 @@ def _chain(
         x509.check_chain(path)
         _leaf(*path[0])
         key = jws.usable(x509.public_key(*path[0]), path[0][1])
-        step.detail = ", ".join(c.name() or "?" for c, _ in path)
+        step.detail = ", ".join(jws.plain(c.name()) or "?" for c, _ in path)
     with checks.step("root") as step:
         root = path[-1][0].fingerprint
         if root not in roots:
@@ -206,7 +204,9 @@ def verify(
         if tokens.overall.jws.x5c and tokens.tee not in CHAINED:
             idle.add("x5c")
         if idle:
-            step.detail += f"; in the header and not acted upon: {', '.join(sorted(idle))[:200]}"
+            step.detail += (
+                f"; in the header and not acted upon: {jws.plain(', '.join(sorted(idle)), 200)}"
+            )
     if tokens.tee == NRAS:
         with checks.step("submods") as step:
             step.detail = _submods(tokens)
