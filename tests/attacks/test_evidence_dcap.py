@@ -203,7 +203,7 @@ DISTINCT = [n for n in ACCEPTED if n.startswith("sgx")] + [
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_sampled_flips_of_the_quote_are_refused(name):
     raw, draw = files(name)["quote.bin"], random.Random(name)
-    for bit in draw.sample(range(8 * signed_end(raw)), 80):
+    for bit in draw.sample(range(8 * signed_end(raw)), 60):
         judged = judge(name, {"quote.bin": flipped(raw, bit)})
         assert judged.decision == "reject"
 
@@ -229,7 +229,7 @@ def test_flips_of_what_nothing_covers_are_told(name):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_sampled_flips_of_collateral_are_refused(name):
     raw, draw, before = files(name)["collateral.json"], random.Random(name), judge(name)
-    for bit in draw.sample(range(8 * len(raw)), 80):
+    for bit in draw.sample(range(8 * len(raw)), 60):
         assert listed(judge(name, {"collateral.json": flipped(raw, bit)}), before)
 
 
@@ -347,9 +347,7 @@ def test_missing_collateral(name):
     for member in members:
         rest = {key: value for key, value in members.items() if key != member}
         judged = judge(name, {"collateral.json": json.dumps(rest).encode()})
-        wanted = member == "pck_crl_issuer_chain"
-        assert (judged.decision == stated(name, "default_policy")) is wanted
-        assert wanted or judged.decision == "needs-collateral"
+        assert judged.decision == "needs-collateral"
 
 
 @pytest.mark.parametrize("name", GENUINE)
@@ -403,7 +401,7 @@ def test_sampled_flips_of_event_logs(name):
                                    "evidence.parse-json")  # fmt: skip
 
 
-# --- seeded bugs: each check taken away is missed by a case here or made up ------------------------
+# --- seeded bugs: each check taken away is missed by a case made up -----------------------------
 
 
 def lenient(monkeypatch, module, name, put=lambda *a, **k: None):

@@ -144,6 +144,11 @@ def revoked(
         .issuer_name(_name(issuer))
         .last_update(start)
         .next_update(end)
+        .add_extension(made.CRLNumber(1), critical=False)
+        .add_extension(
+            made.AuthorityKeyIdentifier.from_issuer_public_key(key(by or issuer).public_key()),
+            critical=False,
+        )
     )
     for serial in serials:
         one = made.RevokedCertificateBuilder().serial_number(serial).revocation_date(START).build()

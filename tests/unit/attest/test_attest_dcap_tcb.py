@@ -1,6 +1,7 @@
 """TCB levels, how statuses meet, and advisories, as Intel's documents define them (made up)."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -35,14 +36,24 @@ LEVELS = [level(), level("OutOfDate", bytes(16), bytes(16), 0)]
 
 
 @pytest.mark.parametrize("at", range(16))
+@pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("part", ["sgx", "tdx"])
-def test_each_component_counts_by_itself(part, at):
-    """One component above the platform's misses the level, however high the others are."""
-    own = SVNS if part == "sgx" else dcap.TEE_TCB_SVN
+def test_each_component_counts_by_itself(part, version, at):
+    """One component above the platform's misses the level, however high the others are; the first
+    two of a TD's speak of its module, which has levels of its own from version 1 on."""
+    svn = bytes([6, version, 3] + [0] * 13)
+    own = SVNS if part == "sgx" else svn
     lower = bytes(max(x - 1, 0) for x in own)
     for by, wanted in ((0, "UpToDate"), (1, "OutOfDate")):
         components = with_byte(lower, at, own[at] + by)
-        case = Case(info={"tcbLevels": [level(**{part: components}), LEVELS[1]]})
+        case = Case(
+            body=dcap.td(tee_tcb_svn=svn),
+            info={"tcbLevels": [level(**{part: components}), LEVELS[1]]},
+        )
+        if part == "tdx" and version == 1 and at < 2:
+            wanted = "UpToDate"
+        if part == "sgx" and version == 0:
+            case = replace(case, info={"tcbLevels": [level(sgx=components, tdx=svn), LEVELS[1]]})
         assert status(case) == (wanted, "")
 
 
@@ -75,7 +86,7 @@ def test_the_highest_level_that_is_reached_speaks():
 def test_no_level():
     above = [level(pcesvn=99)]
     assert status(Case(info={"tcbLevels": above})) == ("none matches", "tcb-none")
-    low = Case(body=dcap.td(tee_tcb_svn=bytes([3, 1, 3] + [0] * 13)))
+    low = Case(body=dcap.td(tee_tcb_svn=bytes([6, 1, 1] + [0] * 13)))
     assert status(low) == ("none matches", "tcb-none")
     module_above = {"tdxModuleIdentities": [module(1, svn_level(7))]}
     assert status(Case(info=module_above)) == ("none matches", "tcb-none")
@@ -211,8 +222,10 @@ def test_relaunch_needs_a_current_quoting_enclave():
     assert status(old)[0] == "OutOfDate"
 
 
-def test_relaunch_onto_a_module_nobody_knows():
+def test_what_runs_now_must_be_known():
     assert status(fifteen((6, 9, 3)))[1] == "tcb-module"
+    assert status(fifteen((3, 1, 3))) == ("none matches", "tcb-none")
+    assert status(fifteen((3, 1, 3), (6, 1, 3))) == ("none matches", "tcb-none")
 
 
 def test_relaunch_is_refused_by_default():

@@ -216,7 +216,9 @@ def test_revocation(parts, wanted):
     assert code(Case(parts=parts)) == ("valid", wanted)
 
 
-@pytest.mark.parametrize("name", ["tcb_info", "qe_identity", "pck_crl", "root_ca_crl"])
+@pytest.mark.parametrize(
+    "name", ["tcb_info", "qe_identity", "pck_crl", "pck_crl_issuer_chain", "root_ca_crl"]
+)
 def test_missing_parts(name):
     judged = judge(Case(parts={name: None}))
     assert (judged.crypto, judged.decision) == ("valid", "needs-collateral")

@@ -72,7 +72,7 @@ class Collateral:
     @property
     def missing(self) -> tuple[str, ...]:
         """Of the parts without which nothing can be said about a platform's TCB."""
-        names = ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl")
+        names = ("tcb_info", "qe_identity", "pck_crl", "pck_crl_issuer_chain", "root_ca_crl")
         return tuple(name for name in names if getattr(self, name) is None)
 
 

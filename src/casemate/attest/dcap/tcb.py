@@ -11,20 +11,21 @@ Procedure:
  2. ``tdx-module`` (TDX): TEE_TCB_SVN[1] names the module's version; MRSIGNERSEAM is that version's
     signer, SEAMATTRIBUTES are zero and those of the version.
  3. ``tcb-level``: the highest level of which no component is above the platform's: the 16 of
-    CPUSVN, PCESVN and, for TDX, the 16 of TEE_TCB_SVN. Intel leaves out the first two of these
-    where the module has an identity of its own; here they count too, which can only lower a level.
-    The TDX module's level is the highest whose ISVSVN is at most TEE_TCB_SVN[0], the QE's the
-    highest at most its ISVSVN. No level: refused, with the status ``none matches``.
+    CPUSVN, PCESVN and, for TDX, the 16 of TEE_TCB_SVN, but for the first two where the module's
+    version is above 0: then its own levels speak for it, the highest whose ISVSVN is at most
+    TEE_TCB_SVN[0]. The QE's level is the highest at most its ISVSVN. No level of any of the three:
+    refused, with the status ``none matches``.
  4. The statuses converge: Revoked of any is Revoked; a module or QE that is OutOfDate makes
     OutOfDate, and OutOfDateConfigurationNeeded where the platform wants configuration. Advisories
     of all three are put together.
- 5. A TD report 1.5 also has the TEE_TCB_SVN that the TD would have if it were launched now. Where
-    only the module was out of date and no more is, relaunching the TD is what is advised.
+ 5. A TD report 1.5 also has TEE_TCB_SVN2, of the module that runs now, which may be newer than what
+    the TD was launched under. It is evaluated likewise. Where the launch was OutOfDate and what
+    runs now is not, the status is that a relaunch of the TD is advised.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from casemate.attest.dcap.abi import EnclaveReport, TdReport
@@ -97,13 +98,17 @@ def _identity(identity: Identity, report: EnclaveReport, tee: str) -> None:
             )
 
 
-def _module(info: TcbInfo, report: TdReport) -> Module:
-    version = report.tee_tcb_svn[1]
+def _version(info: TcbInfo, version: int) -> Module:
     found = next((module for module in info.modules if module.version == version), None)
     if found is None:
         raise refusal(
             "tcb-module", f"TCB info knows no TDX module of version {version}.", "tcb_info", _MEND
         )
+    return found
+
+
+def _module(info: TcbInfo, report: TdReport) -> Module:
+    found = _version(info, report.tee_tcb_svn[1])
     if report.mrsignerseam != found.mrsigner:
         raise refusal("tcb-module", "MRSIGNERSEAM is not the TDX module's.", "quote.bin", _MEND)
     attributes = report.seamattributes
@@ -114,14 +119,6 @@ def _module(info: TcbInfo, report: TdReport) -> Module:
 
 def _reaches(own: bytes, wanted: bytes) -> bool:
     return all(a >= b for a, b in zip(own, wanted, strict=True))
-
-
-def _sgx(levels: tuple[Level, ...], platform: Platform) -> tuple[Level, ...]:
-    """The levels that CPUSVN and PCESVN reach."""
-    return tuple(
-        level for level in levels
-        if _reaches(platform.svns, level.sgx) and platform.pcesvn >= level.pcesvn
-    )  # fmt: skip
 
 
 def _svn(levels: tuple[SvnLevel, ...], isvsvn: int) -> SvnLevel | None:
@@ -142,59 +139,60 @@ def converge(platform: str, other: str) -> str:
     return _CONFIGURATION if "Configuration" in platform else OUT_OF_DATE
 
 
-def _relaunch(status: str, sgx: str, module: str, svn: bytes, info: TcbInfo) -> str:
-    """``status``, or that a relaunch is advised. ``sgx``: the status of the highest level that the
-    platform itself reaches. ``svn``: TEE_TCB_SVN2."""
-    current = not sgx.startswith(OUT_OF_DATE) and sgx != REVOKED
-    if not (current and status.startswith(OUT_OF_DATE) and module == OUT_OF_DATE):
-        return status
-    latest = info.levels[0].tdx
-    if svn[1] == 0:
-        newest = latest[0]
-    else:
-        found = next((m for m in info.modules if m.version == svn[1]), None)
-        if found is None:
-            raise refusal(
-                "tcb-module", f"TCB info knows no TDX module of version {svn[1]}.", "tcb_info",
-                _MEND,
-            )  # fmt: skip
-        newest = found.levels[0].isvsvn
-    if svn[0] < newest or svn[2] < latest[2]:
-        return status
-    return RELAUNCH_CONFIGURATION if "Configuration" in sgx + status else RELAUNCH
+def _relaunch(launch: str, current: str) -> str:
+    """The status of a TD by those of its launch and of what runs now."""
+    if not launch.startswith(OUT_OF_DATE) or current.startswith(OUT_OF_DATE) or current == REVOKED:
+        return launch
+    return RELAUNCH_CONFIGURATION if "Configuration" in launch + current else RELAUNCH
 
 
-def _levels(of: Endorsed, current: Current, module: Module | None, checks: Checks) -> Tcb:
-    info, body = current.tcb_info, of.quote.body
-    reached = _sgx(info.levels, of.platform)
-    matched = reached
-    if isinstance(body, TdReport):
-        matched = tuple(x for x in reached if _reaches(body.tee_tcb_svn, x.tdx))
-    if not matched:
+def _rated(of: Endorsed, current: Current, svn: bytes | None, checks: Checks) -> Tcb:
+    """The platform's TCB; ``svn``: TEE_TCB_SVN or TEE_TCB_SVN2, ``None`` for SGX."""
+    info, versioned = current.tcb_info, svn is not None and svn[1] > 0
+    first = 2 if versioned else 0
+    level = next(
+        (
+            level
+            for level in info.levels
+            if _reaches(of.platform.svns, level.sgx)
+            and of.platform.pcesvn >= level.pcesvn
+            and (svn is None or _reaches(svn[first:], level.tdx[first:]))
+        ),
+        None,
+    )
+    if level is None:
         raise _below("the platform: its security versions are too low", checks)
-    level, module_level = matched[0], None
-    status = level.status
-    if module and module.levels and isinstance(body, TdReport):
-        module_level = _svn(module.levels, body.tee_tcb_svn[0])
-        if module_level is None:
-            raise _below(f"the TDX module's ISVSVN {body.tee_tcb_svn[0]}", checks)
-        status = converge(status, module_level.status)
-    qe = _svn(current.identity.levels, of.quote.qe_report.isvsvn)
+    status, module = level.status, None
+    if svn is not None and versioned:
+        module = _svn(_version(info, svn[1]).levels, svn[0])
+        if module is None:
+            raise _below(f"the TDX module's ISVSVN {svn[0]}", checks)
+        status = converge(status, module.status)
+    isvsvn = of.quote.qe_report.isvsvn
+    qe = _svn(current.identity.levels, isvsvn)
     if qe is None:
-        raise _below(f"the quoting enclave's ISVSVN {of.quote.qe_report.isvsvn}", checks)
-    second = body.tee_tcb_svn2 if isinstance(body, TdReport) else None
-    if second is not None and module_level and qe.status not in (OUT_OF_DATE, REVOKED):
-        status = _relaunch(status, reached[0].status, module_level.status, second, info)
+        raise _below(f"the quoting enclave's ISVSVN {isvsvn}", checks)
     advisories: dict[str, None] = {}
-    for part in (level, module_level, qe):
+    for part in (level, module, qe):
         advisories |= dict.fromkeys(part.advisories if part else ())
     return Tcb(
         status=converge(status, qe.status),
         advisories=tuple(advisories),
         platform=level,
-        module=module_level,
+        module=module,
         qe=qe,
     )
+
+
+def _levels(of: Endorsed, current: Current, checks: Checks) -> Tcb:
+    body = of.quote.body
+    if isinstance(body, EnclaveReport):
+        return _rated(of, current, None, checks)
+    launch = _rated(of, current, body.tee_tcb_svn, checks)
+    if body.tee_tcb_svn2 is None:
+        return launch
+    now = _rated(of, current, body.tee_tcb_svn2, checks)
+    return replace(launch, status=_relaunch(launch.status, now.status))
 
 
 def evaluate(of: Endorsed, current: Current, checks: Checks) -> Tcb:
@@ -206,13 +204,12 @@ def evaluate(of: Endorsed, current: Current, checks: Checks) -> Tcb:
     with checks.step("qe-identity") as step:
         _identity(current.identity, of.quote.qe_report, tee)
         step.detail = f"{current.identity.id}, ISVSVN {of.quote.qe_report.isvsvn}"
-    module = None
     if isinstance(body, TdReport):
         with checks.step("tdx-module") as step:
             module = _module(current.tcb_info, body)
             step.detail = f"version {module.version}, ISVSVN {body.tee_tcb_svn[0]}"
     with checks.step("tcb-level") as step:
-        tcb = _levels(of, current, module, checks)
+        tcb = _levels(of, current, checks)
         checks.tcb_status, checks.advisories = tcb.status, tcb.advisories
         step.detail = f"{tcb.status} (platform {tcb.platform.status}, QE {tcb.qe.status}"
         step.detail += f", TDX module {tcb.module.status})" if tcb.module else ")"

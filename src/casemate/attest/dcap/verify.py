@@ -54,6 +54,7 @@ _NAMES: Final = {
     "tcb_info": "TCB info",
     "qe_identity": "QE identity",
     "pck_crl": "the PCK CA's revocation list",
+    "pck_crl_issuer_chain": "the issuer chain of that list",
     "root_ca_crl": "the root's revocation list",
 }
 
@@ -216,7 +217,7 @@ def _listed(parts: Collateral, of: Endorsed, signers: list[x509.Certificate], st
 
 def _complete(parts: Collateral, texts: dict[str, bytes]) -> Current:
     pck_crl, root_crl = parts.pck_crl, parts.root_ca_crl
-    if pck_crl is None or root_crl is None or set(texts) != {"tcb_info", "qe_identity"}:
+    if parts.missing or pck_crl is None or root_crl is None:
         missing = ", ".join(_NAMES[name] for name in parts.missing)
         slug = parts.missing[0].replace("_", "-")
         message = f"Collateral is missing: {missing}."
