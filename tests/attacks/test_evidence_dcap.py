@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.attest import crl, folder, x509
+from casemate.attest import crl, folder, kinds, x509
 from casemate.attest.dcap import abi, appraise, documents, pck, policy, replay, tcb, verify
 from casemate.attest.verdict import HARDENING, Unchecked
 from support import dcap
@@ -116,6 +116,18 @@ def test_the_claims_are_the_stated_values(name):
     assert claims.measurement == values.get("mrtd", values.get("mrenclave"))
     assert values["fmspc"] in claims.product
     assert claims.root in pck.ROOTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_enclave_show_says(name):
+    values = about(name)["values"]
+    said = json.loads(json.dumps(kinds.recognise(files(name)).fields(files(name))))
+    assert said["report"]["report_data"] == values["report_data"]
+    assert said["header"]["version"] == values["version"]
+    assert said["pck"]["fmspc"] == values["fmspc"]
+    assert bool(said["collateral"]["missing"]) == (name not in FULL)
+    for n, value in enumerate(said.get("event_log", {}).values()):
+        assert value == values["rtmr"][n]
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

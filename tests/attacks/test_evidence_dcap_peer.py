@@ -50,6 +50,7 @@ STRICTER = {
     "chain-issuer": "a chain that does not lead from each to the next, whatever is found in it",
     "chain-signature": "certificates that are carried and that its own path does not need",
     "parse-key": "the same",
+    "chain-authority": "the same",
     "root-unknown": "a carried root that is not the pinned one",
     "validity": "the window of each list and of every certificate that is carried, used or not",
     "revocation": "the carried root too",

@@ -116,10 +116,17 @@ def test_what_a_runtime_event_says_is_what_was_measured():
         assert judge(RTMRS, written(changed)).code == "evidence.binding-event-log"
 
 
+def test_a_runtime_events_digest_may_be_left_out():
+    events = [e | {"digest": "", "version": 1} if e["imr"] == 3 else e for e in EVENTS]
+    assert judge(RTMRS, written(events)).decision == "accept"
+    events[4] |= {"event_payload": "99"}
+    assert judge(RTMRS, written(events)).code == "evidence.binding-event-log"
+
+
 @pytest.mark.parametrize(
     "event",
     [
-        5, [], {}, EVENTS[0] | {"more": 1}, EVENTS[0] | {"imr": 4}, EVENTS[0] | {"imr": True},
+        5, [], {}, EVENTS[0] | {"digest": ""}, EVENTS[0] | {"imr": 4}, EVENTS[0] | {"imr": True},
         EVENTS[0] | {"event_type": -1}, EVENTS[0] | {"event_type": 1 << 32},
         EVENTS[0] | {"event": None}, EVENTS[0] | {"digest": "ab" * 32},
         EVENTS[0] | {"digest": "AB" * 48}, EVENTS[0] | {"digest": 5},

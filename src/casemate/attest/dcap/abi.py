@@ -69,7 +69,8 @@ TD_ATTRIBUTES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """``reserved``: in version 3 the QE's and the PCE's security versions."""
+    """``reserved``: in version 3 the QE's and the PCE's security versions, which quoting enclaves
+    may write into later versions too."""
 
     version: int
     att_key_type: int
@@ -234,8 +235,6 @@ def _header(reader: _Reader) -> Header:
         raise _refuse("key-type", f"Attestation key type {header.att_key_type} is not ECDSA P-256.")
     if header.qe_vendor_id != INTEL_QE:
         raise _refuse("qe-vendor", "The quote was not made by Intel's quoting enclave.")
-    if header.version > 3 and any(header.reserved):
-        raise _refuse("reserved", "Reserved bytes of the header are not zero.")
     return header
 
 

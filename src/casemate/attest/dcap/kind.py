@@ -23,7 +23,17 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from casemate.attest.dcap import abi, appraise, collateral, pck, policy, replay, tcb, verify
+from casemate.attest.dcap import (
+    abi,
+    appraise,
+    collateral,
+    documents,
+    pck,
+    policy,
+    replay,
+    tcb,
+    verify,
+)
 from casemate.attest.dcap.abi import Quote, TdReport
 from casemate.attest.dcap.policy import SgxPolicy, TdxPolicy
 from casemate.attest.kind import Claims, Files, Kind
@@ -176,6 +186,41 @@ def _fields(files: Files) -> Mapping[str, Json]:
         chain = pck.chain(quote.certification_data, "the quote's PCK chain")
         out["pck"] = _platform(pck.platform(chain[0], "PCK chain[0]"))
         out["pck_chain"] = [certificate.name() for certificate in chain]
+    out["collateral"] = _documents(collateral.parse(files))
+    log = replay.read(files) if isinstance(quote.body, TdReport) else None
+    if log is not None:
+        out["event_log"] = {f"rtmr{n}": value.hex() for n, value in sorted(log.rtmrs.items())}
+    return out
+
+
+def _documents(parts: collateral.Collateral) -> dict[str, Json]:
+    """What collateral says, not verified."""
+    out: dict[str, Json] = {"missing": list(parts.missing)}
+    if parts.tcb_info:
+        info = documents.tcb_info(parts.tcb_info.text)
+        out["tcb_info"] = {
+            "id": info.id,
+            "fmspc": info.fmspc.hex(),
+            "evaluation": info.evaluation,
+            "issue_date": info.issue_date,
+            "next_update": info.next_update,
+        }
+    if parts.qe_identity:
+        identity = documents.identity(parts.qe_identity.text)
+        out["qe_identity"] = {
+            "id": identity.id,
+            "mrsigner": identity.mrsigner.hex(),
+            "evaluation": identity.evaluation,
+            "issue_date": identity.issue_date,
+            "next_update": identity.next_update,
+        }
+    for name, found in (("pck_crl", parts.pck_crl), ("root_ca_crl", parts.root_ca_crl)):
+        if found:
+            out[name] = {
+                "revoked": len(found.revoked),
+                "this_update": found.this_update,
+                "next_update": found.next_update,
+            }
     return out
 
 
