@@ -54,9 +54,8 @@ def test_measurements_before_the_firmware_begin_at_locality_4():
 
 
 def test_impossible_localities_are_refused():
-    said = tpm.event(0, 3, b"StartupLocality\0\x03")
-    assert "locality" in refused(tpm.header() + said + said)
-    assert "locality" in refused(tpm.header() + tpm.event(0, 8, b"v") + said)
+    said = [tpm.event(0, 3, b"StartupLocality\0" + bytes([n])) for n in (0, 3)]
+    assert "locality" in refused(tpm.header() + said[0] + said[1])
     assert "locality" in refused(tpm.header() + tpm.event(0, 3, b"StartupLocality\0\x07"))
     assert "locality" in refused(tpm.header() + tpm.event(0, 3, b"StartupLocality\0\x03\0"))
 
@@ -149,6 +148,15 @@ def test_events_that_are_none(event):
 def test_an_event_of_no_register_may_say_something():
     said = tpm.event(eventlog.NO_REGISTER, 3, b"reference manifest")
     assert eventlog.parse(tpm.header() + said).replay("sha256") == {}
+
+
+def test_what_is_not_measured_as_its_type_says_is_told_outside_pcr_7():
+    kind = eventlog.EV_VARIABLE_DRIVER_CONFIG
+    log = eventlog.parse(
+        tpm.header() + tpm.event(1, kind, b"other", measured=b"this") + tpm.event(1, 4, bytes(4))
+        + tpm.event(2, 4, b"other", measured=bytes(4))
+    )  # fmt: skip
+    assert log.uncovered == (0, 2)
 
 
 def test_a_separator_may_stand_for_an_error():

@@ -298,6 +298,26 @@ def test_too_much():
     refused(tpm.evidence(many), "parse-tpm")
 
 
+def test_what_is_not_read_is_told():
+    judged = tpm.judge(tpm.evidence({"alone.sig": b"x", "notes.txt": b"y"}))
+    assert tpm.outcome(judged) == VALID
+    assert tpm.check(judged, "parse")[1] == "1 quotes; not read: alone.sig, notes.txt"
+
+
+def test_other_names_of_the_key():
+    files = tpm.evidence({"ak_cert.der": None, "ak_public.tpmt": None})
+    pem = AK.public_key().public_bytes(
+        tpm.serialization.Encoding.PEM, tpm.serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    for name in ("aik_cert.der", "ak_cert.crt", "aik.cer"):
+        assert tpm.outcome(tpm.judge({**files, name: leaf(), "ak_pub.pem": pem})) == VALID
+    # An authority's name may begin with other letters only.
+    refused({**files, "cert.der": leaf()}, "root-ak-unvouched", crypto="unknown")
+    for twice in ({"a.tpmt": tpm.public(AK), "b.tpmt": tpm.public(AK)},
+                  {"a.pem": pem, "b.pem": pem}):  # fmt: skip
+        refused({**files, **twice}, "parse-tpm")
+
+
 def test_nonces():
     files = tpm.evidence()
     assert tpm.outcome(tpm.judge(files, nonce=tpm.NONCE)) == VALID

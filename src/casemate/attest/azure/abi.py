@@ -19,7 +19,8 @@ Procedure of :func:`parse`:
 
  1. Header and runtime data have their known values (``parse-hcl``), sizes agree. What follows the
     claims is told.
- 2. The claims are a strict JSON object; ``keys`` holds one RSA key ``HCLAkPub`` for signing.
+ 2. The claims are a strict JSON object; ``keys`` holds one RSA key ``HCLAkPub``. Its key_ops are
+    not looked at: older paravisors write "encrypt" where newer ones write "sign".
  3. A TDREPORT has the type of a TD's, zeros where bytes are reserved, and SHA-384 of its two halves
     in its first part; the latter is for the machine itself, whose key made its MAC.
 """
@@ -113,8 +114,8 @@ def _key(keys: Json) -> rsa.RSAPublicKey:
     if len(found) != 1:
         raise _refuse(f"the claims have {len(found)} keys {AK}")
     key = found[0]
-    if key.get("kty") != "RSA" or key.get("key_ops", ["sign"]) != ["sign"]:
-        raise _refuse(f"{AK} is no RSA key for signing")
+    if key.get("kty") != "RSA":
+        raise _refuse(f"{AK} is no RSA key")
     exponent, modulus = _base64url(key.get("e")), _base64url(key.get("n"))
     if not 2048 <= modulus.bit_length() <= 4096:
         raise _refuse(f"{AK} has {modulus.bit_length()} bits")

@@ -3,9 +3,10 @@
 Files, as in an evidence folder: quotes ``<name>.msg`` (TPMS_ATTEST), each with its signature
 ``<name>.tpmt_signature`` (TPMT_SIGNATURE) or ``<name>.sig`` (the bare signature of RSASSA with
 SHA-256, or of ECDSA with SHA-256 in DER); ``pcrs*.json`` (index to digest, or bank to such a
-table); ``event_log.bin``; the attestation key as ``ak_cert.der`` or ``aik_cert.der`` (also
-``.pem``) and as ``ak_public.tpmt`` (TPMT_PUBLIC) or ``ak_public.pem``; certificates of authorities
-(``.crt``, ``.cer``, ``.der``, ``.pem``) and revocation lists (``.crl``). Others are not read.
+table); ``event_log.bin``; the attestation key as a certificate (``ak_cert.der``,
+``aik_cert.der``), as TPMT_PUBLIC (``ak_public.tpmt``) or in PEM (``ak_public.pem``); certificates
+of authorities (``.crt``, ``.cer``, ``.der``, ``.pem``) and revocation lists (``.crl``). Others are
+not read.
 
 Procedure of :func:`parse`:
 
@@ -18,6 +19,7 @@ Procedure of :func:`parse`:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -40,8 +42,10 @@ Key = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 MAX_QUOTES: Final = 8
 MAX_AUTHORITIES: Final = 16
 LOG: Final = "event_log.bin"
-_AK_CERTIFICATES: Final = ("ak_cert.der", "ak_cert.pem", "aik_cert.der", "aik_cert.pem")
-_AK_PUBLIC, _AK_PEM = "ak_public.tpmt", "ak_public.pem"
+_AK_CERTIFICATE: Final = re.compile(r"ai?k[A-Za-z0-9_-]*\.(?:der|pem|crt|cer)")
+_PUBLIC, _PEM_PUBLIC = ".tpmt", b"-----BEGIN PUBLIC KEY-----"
+_BARE: Final = ".sig"
+_SIGNATURES: Final = (".tpmt_signature", _BARE)
 _CERTIFICATES: Final = (".crt", ".cer", ".der", ".pem")
 _SIZES: Final = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
 # Carried with casemate: roots that policies pin, and an authority that Azure's VMs do not ship.
@@ -70,7 +74,9 @@ class Parts:
     certificate: x509.Certificate | None
     certificate_file: str
     public: abi.Public | None
+    public_file: str
     pem: Key | None
+    pem_file: str
     authorities: tuple[tuple[x509.Certificate, str], ...]
     lists: tuple[tuple[crl.RevocationList, str], ...]
     unread: tuple[str, ...]
@@ -102,13 +108,13 @@ def is_pcrs(file: str) -> bool:
 def quote(files: Files, file: str) -> Quote:
     """The quote in ``file`` with its signature."""
     stem = file.removesuffix(".msg")
-    found = [n for n in (f"{stem}.tpmt_signature", f"{stem}.sig") if n in files]
+    found = [stem + end for end in _SIGNATURES if stem + end in files]
     if len(found) > 1:
         raise _refuse("A quote has two signatures.", found[1])
     signature: abi.Signature | bytes | None = None
     if found:
         data = files[found[0]]
-        bare = found[0].endswith(".sig")
+        bare = found[0].endswith(_BARE)
         signature = data if bare else abi.signature(data, found[0])
     return Quote(file, abi.attest(files[file], file), signature)
 
@@ -160,14 +166,22 @@ def log(files: Files) -> eventlog.Log | None:
     return eventlog.parse(files[LOG]) if LOG in files else None
 
 
-def _pem(data: bytes) -> Key:
+def _pem(data: bytes, where: str) -> Key:
     try:
         key = serialization.load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise _refuse("The attestation key cannot be read.", _AK_PEM) from None
+        raise _refuse("The attestation key cannot be read.", where) from None
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
-        raise _refuse("The attestation key is neither of RSA nor on a curve.", _AK_PEM)
+        raise _refuse("The attestation key is neither of RSA nor on a curve.", where)
     return key
+
+
+def _only(files: Files, what: str, wanted: Callable[[str], bool]) -> str:
+    """The one file that is wanted, or "" where there is none."""
+    found = sorted(filter(wanted, files))
+    if len(found) > 1:
+        raise _refuse(f"The attestation key has two {what}.", found[1])
+    return found[0] if found else ""
 
 
 def authorities(files: Files, taken: frozenset[str]) -> tuple[tuple[x509.Certificate, str], ...]:
@@ -191,12 +205,14 @@ def parse(files: Files) -> Parts:
     if len(names) > MAX_QUOTES:
         raise _refuse(f"There are {len(names)} quotes.", names[-1])
     quotes = tuple(quote(files, name) for name in names)
-    certificates = [n for n in _AK_CERTIFICATES if n in files]
-    if len(certificates) > 1:
-        raise _refuse("The attestation key has two certificates.", certificates[1])
-    file = certificates[0] if certificates else ""
-    taken = {*_AK_CERTIFICATES, _AK_PUBLIC, _AK_PEM, LOG, *names, *filter(is_pcrs, files)}
-    taken |= {n for n in files if n.endswith((".tpmt_signature", ".sig", ".crl"))}
+    pem = _only(files, "keys in PEM", lambda n: files[n].startswith(_PEM_PUBLIC))
+    public = _only(files, "public areas", lambda n: n.endswith(_PUBLIC))
+    leaf = _only(
+        files, "certificates", lambda n: n != pem and _AK_CERTIFICATE.fullmatch(n) is not None
+    )
+    taken = {leaf, public, pem, LOG, *names, *filter(is_pcrs, files)}
+    taken |= {n for n in files if n.endswith(".crl")}
+    taken |= {n.removesuffix(".msg") + end for n in names for end in _SIGNATURES}
     others = authorities(files, frozenset(taken))
     lists = sorted(n for n in files if n.endswith(".crl"))
     read = taken | {name for _, name in others}
@@ -204,10 +220,12 @@ def parse(files: Files) -> Parts:
         quotes=quotes,
         banks=pcrs(files),
         log=log(files),
-        certificate=x509.parse(files[file], file) if file else None,
-        certificate_file=file,
-        public=abi.public(files[_AK_PUBLIC], _AK_PUBLIC) if _AK_PUBLIC in files else None,
-        pem=_pem(files[_AK_PEM]) if _AK_PEM in files else None,
+        certificate=x509.parse(files[leaf], leaf) if leaf else None,
+        certificate_file=leaf,
+        public=abi.public(files[public], public) if public else None,
+        public_file=public,
+        pem=_pem(files[pem], pem) if pem else None,
+        pem_file=pem,
         authorities=others,
         lists=tuple((crl.parse(files[name], name), name) for name in lists),
         unread=tuple(sorted(set(files) - read)),

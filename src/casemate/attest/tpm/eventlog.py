@@ -12,7 +12,7 @@ Procedure of :func:`parse`:
     data begins with ``Spec ID Event03`` and lists the algorithms of the log with their sizes, which
     for known algorithms are the known ones. A log that begins otherwise is one of SHA-1 alone.
  2. Each further event has a known register, digests of listed algorithms, each once, and data that
-    ends within the log. Separators and variables of the firmware are what their digests say.
+    ends within the log. In PCR 7, separator and variables are what their digests say.
  3. What follows the last event is zeros or 0xff throughout; its length is told.
 
 What a log says is worth as much as the registers that it replays to: :meth:`Log.replay`. An
@@ -47,6 +47,7 @@ EV_NO_ACTION: Final = 0x03
 EV_SEPARATOR: Final = 0x04
 EV_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
 EV_HCRTM: Final = 0x80000010
+_SECURE_BOOT: Final = 7  # the PCR
 TYPES: Final = {
     0x00: "EV_PREBOOT_CERT", 0x01: "EV_POST_CODE", 0x02: "EV_UNUSED", 0x03: "EV_NO_ACTION",
     0x04: "EV_SEPARATOR", 0x05: "EV_ACTION", 0x06: "EV_EVENT_TAG", 0x07: "EV_S_CRTM_CONTENTS",
@@ -211,14 +212,17 @@ def _new(reader: _Reader, algorithms: dict[int, tuple[str, int]]) -> Event:
 
 
 def _told(event: Event) -> Event:
-    """Refuses an event whose digests are not those of its data though its type says so: readers of
-    logs rely on these two (10.4.1; a separator may stand for an error, whose data is free)."""
+    """Refuses an event of PCR 7 whose digests are not those of its data though its type says so:
+    readers of logs rely on these two (10.4.1; a separator may stand for an error, whose data is
+    free). Other firmware is less exact elsewhere, which :attr:`Log.uncovered` tells."""
+    if event.register != _SECURE_BOOT:
+        return event
     if event.type == EV_VARIABLE_DRIVER_CONFIG and not event.covered:
-        raise _refuse("a variable of the firmware is not what was measured")
+        raise _refuse("a variable of Secure Boot is not what was measured")
     if event.type == EV_SEPARATOR and not (
         event.covered or Event(0, EV_SEPARATOR, event.digests, _ERROR).covered
     ):
-        raise _refuse("a separator is not what was measured")
+        raise _refuse("the separator of PCR 7 is not what was measured")
     return event
 
 
@@ -236,18 +240,15 @@ def _algorithms(reader: _Reader, count: int) -> dict[int, tuple[str, int]]:
 
 
 def _locality(events: tuple[Event, ...]) -> int:
-    """The locality in the log, at most once, before the first event of PCR 0 (10.4.5.2); 4 for a
-    platform that measured before it reset the TPM's locality, as EV_EFI_HCRTM_EVENT shows."""
-    found, begun = -1, False
-    for event in events:
-        if event.type == EV_NO_ACTION and event.data.startswith(_LOCALITY):
-            if len(event.data) != 17 or event.data[16] not in (0, 3, 4) or found >= 0 or begun:
-                raise _refuse("its startup locality is impossible")
-            found = event.data[16]
-        begun = begun or (event.extends and event.register == 0)
-    if found >= 0:
-        return found
-    return _HCRTM_LOCALITY if any(e.type == EV_HCRTM for e in events) else 0
+    """The locality that the log states, once (10.4.5.2); else 4 for a platform that measured
+    before it started the TPM, as EV_EFI_HCRTM_EVENT shows."""
+    found = {e.data for e in events if not e.extends and e.data.startswith(_LOCALITY)}
+    if not found:
+        return _HCRTM_LOCALITY if any(e.type == EV_HCRTM for e in events) else 0
+    data = found.pop()
+    if found or len(data) != len(_LOCALITY) + 1 or data[-1] > _HCRTM_LOCALITY:
+        raise _refuse("its startup locality is impossible")
+    return data[-1]
 
 
 def _events(

@@ -96,10 +96,11 @@ def copies(parts: Parts) -> list[tuple[Key, str]]:
         file = parts.certificate_file
         found.append((_admitted_key(x509.public_key(parts.certificate, file), file), file))
     if parts.public is not None:
-        found.append((_admitted_key(parts.public.key, "ak_public.tpmt"), "ak_public.tpmt"))
-        _attributes(parts.public)
+        file = parts.public_file
+        found.append((_admitted_key(parts.public.key, file), file))
+        _attributes(parts.public, file)
     if parts.pem is not None:
-        found.append((_admitted_key(parts.pem, "ak_public.pem"), "ak_public.pem"))
+        found.append((_admitted_key(parts.pem, parts.pem_file), parts.pem_file))
     return found
 
 
@@ -119,13 +120,13 @@ def attestation_key(parts: Parts, checks: Checks) -> Key | None:
         return found[0][0]
 
 
-def _attributes(public: abi.Public) -> None:
+def _attributes(public: abi.Public, where: str) -> None:
     wanted = abi.FIXED_TPM | abi.RESTRICTED | abi.SIGN
     if public.attributes & (wanted | abi.DECRYPT) != wanted:
         raise refusal(
             "endorsement-ak-attributes",
             "The key is no restricted signing key of its TPM, so that what it signs may be forged.",
-            "ak_public.tpmt",
+            where,
             _AK_MEND,
         )
 
