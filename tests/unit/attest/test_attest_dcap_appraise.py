@@ -89,7 +89,7 @@ def test_what_the_policy_does_not_admit(tee, name):
 
 
 RESERVED, DEBUG, MIGRATABLE, NONE = (
-    bits.to_bytes(8, "little") for bits in (1 << 28 | 2, 1 << 28 | 1, 3 << 28, 0)
+    bits.to_bytes(8, "little") for bits in (1 << 28 | 1 << 8, 1 << 28 | 1, 3 << 28, 0)
 )
 SERVED = Case(version=5, body_type=3, body=dcap.td(True, mrservicetd=b"t" * 48))
 
@@ -120,6 +120,7 @@ def at(one):
         (td(DEBUG), {}, "appraise-debug"),
         (td(DEBUG), {"td_attributes": {"debug": True}}, ""),
         (TD15, {"td_attributes": {"debug": True}}, "appraise-debug"),
+        (td(bytes([0x10, 0, 0, 0x10, 0, 0, 0, 0])), {}, "appraise-debug"),
         (enclave(7), {}, "appraise-debug"),
         (enclave(4), {}, "appraise-attributes-init"),
         (SERVED, {}, "appraise-mrservicetd"),

@@ -126,7 +126,9 @@ class TdReport:
     mrservicetd: bytes | None = None
 
     def attribute(self, name: str) -> bool:
-        """A bit of :data:`TD_ATTRIBUTES`."""
+        """A bit of :data:`TD_ATTRIBUTES`; ``debug``: any bit of the group TUD, the first byte."""
+        if name == "debug":
+            return self.tdattributes[0] != 0
         return _bit(self.tdattributes, TD_ATTRIBUTES[name])
 
     @property
