@@ -33,7 +33,7 @@ twin (r, n-s) of a signature gets the same answer, and nothing is keyed on signa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -46,7 +46,7 @@ from casemate.attest.snp.abi import Report
 from casemate.attest.snp.collateral import INTERMEDIATES, LISTS, MISSING_MEND, PRODUCTS, Chain
 from casemate.attest.verdict import Checks, Step, Unchecked, refusal
 
-Lists = Mapping[str, crl.RevocationList]
+Lists: TypeAlias = Mapping[str, crl.RevocationList]
 
 _NOT_DEMANDED: Final = Unchecked("no revocation list comes with the evidence")
 _ROOT_MEND = (
@@ -212,12 +212,3 @@ def standing(
         else:
             missing = "no revocation list comes with the evidence"
             step.unchecked(missing if demanded is False else demanded.reason)
-
-
-def verify(
-    report: Report, chain: Chain, roots: Roots | Unchecked, *, now: float, checks: Checks
-) -> x509.Certificate:
-    """All steps on a report alone, with ``checks.crypto`` left to the caller; returns the root."""
-    ark = signatures(report, chain, roots, checks)
-    standing(chain, ark, checks, now=now)
-    return ark
