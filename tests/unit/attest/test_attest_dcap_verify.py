@@ -275,6 +275,13 @@ def test_windows(name):
     assert code(make(NOW - 12 * DAY, last), collateral_age=11)[1] == "collateral-age"
 
 
+def test_ages_are_told():
+    case = Case(info=dated(issueDate=NOW - 3 * DAY, nextUpdate=LATE))
+    said = outcome(judge(case), "collateral-validity")
+    assert said[0] == "passed"
+    assert "TCB info 3, QE identity 10, " in said[1]
+
+
 def test_issuers_outside_their_validity():
     gone = dcap.certificate(SIGNER, ROOT, after=GONE)
     for name in ("tcb_info", "qe_identity"):

@@ -312,7 +312,8 @@ def collateral(
             x509.check_validity(certificate, certificate.name(), now)
         for name, first, last in current.windows:
             _window(name, first, last, policy, now)
-        step.detail = f"at {now:.0f}"
+        ages = (f"{_NAMES[name]} {int((now - first) // DAY)}" for name, first, _ in current.windows)
+        step.detail = f"age in days: {', '.join(ages)}"
     with checks.step("tcb-evaluation") as step:
         _evaluation(current, policy, step)
     return current
