@@ -462,7 +462,7 @@ def tdx_place(folder: Path, seed: int) -> Iterator[Place]:
         "configfs-tsm", seed, trust, folder=folder, tsm_path=fake.root, tsm_folder=lambda _: fake
     )
     good = dcap.Case().files()["collateral.json"]
-    collateral._keep(place.disk, "cpu", {"collateral.json": good}, "test", NOW)
+    collateral.keep(place.disk, "cpu", {"collateral.json": good}, "test", NOW)
     yield place
 
 
@@ -485,7 +485,7 @@ def tpm_place(folder: Path, seed: int) -> Iterator[Place]:
         here = machine(folder, tpm_path=folder, tcti=tcti, policies=trust.policies)
         place = Place("tpm", here, SimDisk(seed), lambda _: trust)
         root_der = authority().public_bytes(serialization.Encoding.DER)
-        collateral._keep(place.disk, "cpu", {"issuer1.der": root_der}, ISSUER_URL, NOW)
+        collateral.keep(place.disk, "cpu", {"issuer1.der": root_der}, ISSUER_URL, NOW)
         yield place
 
 

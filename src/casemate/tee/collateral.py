@@ -320,7 +320,9 @@ def _index(disk: Disk) -> dict[str, dict[str, canonical.Json]]:
     }
 
 
-def _keep(disk: Disk, part: str, files: Files, url: str, now: float) -> None:
+def keep(disk: Disk, part: str, files: Files, url: str, now: float) -> None:
+    """Store files of one part as fetched from ``url`` at ``now``; ValueError for a name that is
+    none of collateral's."""
     for file, data in files.items():
         if not _FILE.fullmatch(file):
             raise ValueError(f"{file!r} is no name of collateral")
@@ -360,7 +362,7 @@ def _fetched(
 ) -> tuple[Outcome, dict[str, bytes]]:
     try:
         taken = wanted.take(answered(fetch, Ask(wanted.url)))
-        _keep(disk, part, taken, wanted.url, now)
+        keep(disk, part, taken, wanted.url, now)
     except (ValueError, binascii.Error) as e:
         reason = failed(wanted.url, str(e)[:80]).message
         return Outcome(part, wanted.what, wanted.url, (), reason), {}

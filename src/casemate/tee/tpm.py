@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Final
 
+from casemate.attest.tpm import eventlog
+from casemate.spec.errors import EvidenceError
 from casemate.tee import errors
 from casemate.tee.hardware import Maker
 from casemate.tee.tpm_device import TCTI, Ak, Quote, Tpm
@@ -30,7 +32,8 @@ def pcrs_json(quote: Quote) -> bytes:
 
 
 def event_log(path: Path = EVENT_LOG) -> bytes:
-    """The firmware's event log, or nothing where the kernel shows none or may not be read."""
+    """The firmware's event log without what fills its table, or nothing where the kernel shows none
+    or it may not be read."""
     try:
         with path.open("rb") as file:
             log = file.read(MAX_LOG + 1)
@@ -38,7 +41,10 @@ def event_log(path: Path = EVENT_LOG) -> bytes:
         return b""
     if len(log) > MAX_LOG:
         raise errors.device(str(path), f"The event log has more than {MAX_LOG} bytes.")
-    return log
+    try:
+        return log[: len(log) - eventlog.parse(log).padding] if log else log
+    except EvidenceError:
+        return log  # the client's verifier says what is wrong with it
 
 
 def _files(quote: Quote, ak: Ak, log: bytes) -> dict[str, bytes]:

@@ -47,8 +47,8 @@ def test_evidence_that_a_client_would_refuse(tmp_path):
 def test_ages_of_collateral(tmp_path):
     state = tmp_path / "state"
     now = SystemClock().wall()
-    collateral._keep(OsDisk(state), "cpu", {"crl.der": b"0"}, "https://x", now - 3 * 86400)
-    collateral._keep(OsDisk(state), "gpu0", {"driver_rim.xml": b"0"}, "https://y", now)
+    collateral.keep(OsDisk(state), "cpu", {"crl.der": b"0"}, "https://x", now - 3 * 86400)
+    collateral.keep(OsDisk(state), "gpu0", {"driver_rim.xml": b"0"}, "https://y", now)
     with tees.snp_place(tmp_path, 0) as place:
         found = named(doctor._tee(place.machine, state))
     assert found["collateral"].state == "ok"
