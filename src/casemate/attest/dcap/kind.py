@@ -6,6 +6,7 @@ event log as :mod:`casemate.attest.dcap.replay` finds it.
 Procedure:
 
  1. ``parse``: the quote, strictly (``abi``). What follows its signed data is told.
+    ``collateral-parse``: what lies beside it (``collateral``).
  2. ``pck-chain`` to ``signature`` (``verify.quote``): from here on ``crypto`` is valid.
  3. ``validity`` of the PCK chain, ``debug``, and the ``event-log`` of a TDX quote.
  4. Collateral (``verify.collateral``), then the TCB (``tcb``).
@@ -71,6 +72,13 @@ def _parse(files: Files, wanted: type[abi.Body], checks: Checks) -> Quote:
     return quote
 
 
+def _collateral(files: Files, checks: Checks) -> collateral.Collateral:
+    with checks.step("collateral-parse") as step:
+        parts = collateral.parse(files)
+        step.detail = f"missing: {', '.join(parts.missing) or 'nothing'}"
+    return parts
+
+
 def _padding(data: bytes) -> str:
     if not any(data):
         return "zeros"
@@ -127,7 +135,7 @@ def _check(
     quote = _parse(files, body, checks)
     # A quote with its own PCK chain is judged by itself, however its collateral may look.
     own = quote.certification_type == abi.PCK_CHAIN
-    parts = attempt(lambda: collateral.parse(files))
+    parts = attempt(lambda: _collateral(files, checks))
     if failed and not own:
         raise failed[0]
     try:
