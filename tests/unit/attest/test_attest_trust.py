@@ -1,14 +1,19 @@
 import dataclasses
 import json
+import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from casemate.attest import folder
 from casemate.attest import trust as module
 from casemate.attest.kinds import KINDS
 from casemate.attest.roots import AMD, amd
 from casemate.attest.trust import PRESETS, TERMS, SnpPolicy, Trust, Unchecked, parts_of
-from casemate.spec.errors import CasemateError, UsageError
+from casemate.attest.verdict import Checks
+from casemate.attest.verify import appraise_terms
+from casemate.spec.errors import CasemateError, EvidenceError, UsageError
 from support.evidence import der, tee
 
 
@@ -341,7 +346,7 @@ def test_a_presets_field_can_be_given_another_value(name):
     kind, section = next(iter(GIVEN[name].items()))
     other = Unchecked("a test")
     base = Trust.preset(name, GIVEN[name])
-    assert base.collateral_age == 30
+    assert base.collateral_age == 400
     open_ = {"collateral_age": {"unchecked": "a test"}, **GIVEN[name]}
     assert Trust.preset(name, open_).collateral_age == other
     assert not isinstance(base.operator_physical_access, Unchecked)
@@ -379,3 +384,95 @@ def test_two_vendors_need_sections_of_two():
 def test_devices_alone_are_no_policy():
     alone = {name: {"unchecked": "a test"} for name in TERMS}
     refused(lambda: Trust.read({"simulated": False, **alone, "nvidia": NVIDIA}))
+
+
+# Presets on captured machines, with what they show given as their owner's.
+
+CAPTURED = Path(__file__).resolve().parents[4] / "shared" / "evidence"
+
+
+def stated(case: str) -> tuple[dict, float]:
+    about = json.loads((CAPTURED / case / "about.json").read_text())
+    return about["values"], datetime.fromisoformat(about["verify_at"]).timestamp()
+
+
+def judged(name: str, case: str, given: dict):
+    policies = Trust.preset(name, given).policies
+    _, now = stated(case)
+    return folder.judge(folder.read(CAPTURED / case), now=now, policies=policies)
+
+
+def snp_given(case: str, *names: str) -> dict:
+    values, now = stated(case)
+    found = folder.judge(folder.read(CAPTURED / case), now=now).claims
+    fields = {
+        "measurements": [values["measurement"]],
+        "chip_ids": [values["chip_id"]],
+        "host_data": [values["host_data"]],
+        "csp_ids": [found.other["csp_id"]],
+        "reported_tcb": {found.product: dict(found.tcb)},
+        "products": [found.product],
+    }
+    return {"sev-snp": {name: fields[name] for name in names}}
+
+
+def tdx_given(case: str) -> dict:
+    _, now = stated(case)
+    shown = folder.judge(folder.read(CAPTURED / case), now=now).claims
+    report = shown.other["report"]
+    section = {name: [report[name.removesuffix("s")]] for name in ("mrtd", "rtmr1", "rtmr2")}
+    return {"tdx": section | {"instances": [shown.chip_id]}}
+
+
+def pcrs_given(case: str) -> dict:
+    _, now = stated(case)
+    found = folder.judge(folder.read(CAPTURED / case), now=now).claims.other["pcrs"]
+    return {"azure-cvm": {"tpm": {"pcrs": {n: [found["sha256"][n]] for n in ("4", "7")}}}}
+
+
+def nitro_given(case: str) -> dict:
+    _, now = stated(case)
+    pcrs = folder.judge(folder.read(CAPTURED / case), now=now).claims.other["pcrs"]
+    return {"nitro": {"pcrs": {n: [pcrs[n]] for n in ("0", "1", "2")}}}
+
+
+MACHINES = [
+    ("aws-snp", "snp/milan-v3-vlek-aws", lambda c: snp_given(c, "measurements", "csp_ids")),
+    ("azure-aci", "snp/milan-v3-aci-uvm-endorsed",
+     lambda c: {"sev-snp": snp_given(c, "host_data", "chip_ids", "products")["sev-snp"]
+                | {"firmware": "1.55.29"}}),
+    ("bare-metal-snp", "snp/genoa-v5-oak-genoa-oc",
+     lambda c: snp_given(c, "measurements", "chip_ids", "reported_tcb")),
+    ("bare-metal-tdx", "tdx/v5-td15-uptodate", tdx_given),
+    ("bare-metal-tdx", "tdx/v4-uptodate-emr", tdx_given),
+    ("azure-cvm", "azure-cvm/snp-genoa-coco", pcrs_given),
+    ("azure-cvm", "azure-cvm/tdx-live-2026", pcrs_given),
+    ("aws-nitro", "nitro/prod-evervault-ratls-san", nitro_given),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not CAPTURED.is_dir(), reason="no captured evidence beside the project")
+@pytest.mark.parametrize(("name", "case", "given"), MACHINES, ids=[m[1] for m in MACHINES])
+def test_a_captured_machine_passes_its_preset_and_another_does_not(name, case, given):
+    own = given(case)
+    found = judged(name, case, own)
+    assert (found.decision, found.code) == ("accept", "")
+    foreign = json.loads(re.sub(r'"[0-9a-f]{64,96}"', '"' + "9" * 96 + '"', json.dumps(own)))
+    if "host_data" in str(foreign) or "tpm" in str(foreign):
+        foreign = json.loads(json.dumps(foreign).replace("9" * 96, "9" * 64))
+    assert judged(name, case, foreign).stage == "policy"
+
+
+@pytest.mark.skipif(not CAPTURED.is_dir(), reason="no captured evidence beside the project")
+def test_the_age_of_captured_collateral_is_known():
+    case = "tdx/v5-td15-uptodate"
+    _, now = stated(case)
+    checks = Checks()
+    kind = KINDS["tdx"]
+    kind.check(folder.read(CAPTURED / case), kind.default(), now, checks)
+    assert set(checks.issued) == {"tcb_info", "qe_identity", "pck_crl", "root_ca_crl"}
+    assert all(issued <= now for issued in checks.issued.values())
+    fresh = Trust.preset("google-cloud", {**GIVEN["google-cloud"], "collateral_age": 1})
+    with pytest.raises(EvidenceError) as e:
+        appraise_terms(fresh, checks, now=now)
+    assert e.value.code == "evidence.collateral-age"
