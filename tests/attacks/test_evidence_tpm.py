@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from casemate.attest import crl, folder, kinds, x509
-from casemate.attest.tpm import abi, collateral, eventlog, verify
+from casemate.attest.tpm import abi, certificates, collateral, eventlog, verify
 from casemate.attest.tpm.policy import DEFAULT, TpmPolicy
 from support import tpm
 from support.mutation import flipped, flips, mutated
@@ -376,7 +376,7 @@ BUGS = [
     ("signature-quote", _stranger, verify, "signature",
      lambda quote, key: abi.Signature(scheme="rsassa", hash="sha256")),
     ("signature-pcr-digest", _values, verify, "pcr_digest", lambda quote, name, banks: banks),
-    ("chain-usage", _usage, verify, "check_leaf", _nothing),
+    ("chain-usage", _usage, certificates, "check_leaf", _nothing),
     ("endorsement-ak-attributes", _loose, verify, "_attributes", _nothing),
     ("signature-event-log", _log, verify, "replayed", lambda *a, **k: True),
     ("freshness-mixed", _boots, verify, "same_boot", _nothing),

@@ -24,6 +24,7 @@ from casemate.attest.kind import Claims, Files, Kind
 from casemate.attest.snp import abi as snp_abi
 from casemate.attest.snp.kind import shown
 from casemate.attest.tpm import appraise as tpm_appraise
+from casemate.attest.tpm import certificates
 from casemate.attest.tpm import verify as tpm_verify
 from casemate.attest.tpm.collateral import Parts
 from casemate.attest.tpm.kind import hex_banks, quote_fields
@@ -56,7 +57,7 @@ def _check(files: Files, policy: AzurePolicy, now: float, checks: Checks) -> Cla
     failed = found.rest(now)
     if parts.certificate is not None:
         failed += tpm_appraise.attempt(
-            lambda: tpm_verify.windows(verified.path, parts, policy.tpm, now, checks, "aik-")
+            lambda: certificates.windows(verified.path, parts, policy.tpm, now, checks, "aik-")
         )
     failed += tpm_appraise.record(appraise.judge(hcl, verified.rooted, policy), checks)
     failed += _quote(parts, verified, policy, checks)

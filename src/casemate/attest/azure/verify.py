@@ -24,6 +24,7 @@ from casemate.attest.azure import abi
 from casemate.attest.azure.abi import HclReport
 from casemate.attest.azure.hardware import Hardware
 from casemate.attest.azure.policy import AzurePolicy
+from casemate.attest.tpm import certificates
 from casemate.attest.tpm import verify as tpm
 from casemate.attest.tpm.collateral import Banks, Parts
 from casemate.attest.verdict import Checks, refusal
@@ -37,7 +38,7 @@ class Verified:
     rooted: whether that ends in a pinned root. quoted, logged: as in ``tpm.verify``."""
 
     ak: str
-    path: tpm.Path
+    path: certificates.Path
     rooted: bool
     quoted: Banks
     logged: bool
@@ -75,13 +76,15 @@ def attestation_key(hcl: HclReport, parts: Parts, checks: Checks) -> str:
         return tpm.fingerprint(hcl.ak)
 
 
-def aik_chain(parts: Parts, policy: AzurePolicy, checks: Checks) -> tuple[tpm.Path, bool]:
+def aik_chain(parts: Parts, policy: AzurePolicy, checks: Checks) -> tuple[certificates.Path, bool]:
     """Step 3."""
     if parts.certificate is None:
         return (), False
     with checks.step("aik-chain") as step:
-        tpm.check_leaf(parts.certificate, parts.certificate_file)
-        path, whole = tpm.path(parts.certificate, parts.certificate_file, parts.authorities)
+        certificates.check_leaf(parts.certificate, parts.certificate_file)
+        path, whole = certificates.path(
+            parts.certificate, parts.certificate_file, parts.authorities
+        )
         root, file = path[-1]
         if not whole:
             step.unchecked(f"the issuer of {file} does not come with the evidence")
@@ -109,5 +112,5 @@ def verify(
         return Verified(ak=ak, path=path, rooted=rooted, quoted={}, logged=False)
     quoted = tpm.quotes(parts.quotes, hcl.ak, parts.banks, checks)
     logged = parts.log is not None and tpm.replayed(parts.log, quoted, checks, quoted=True)
-    tpm.lists(path, parts, checks)
+    certificates.lists(path, parts, checks)
     return Verified(ak=ak, path=path, rooted=rooted, quoted=quoted, logged=logged)

@@ -1,10 +1,10 @@
 """TPM 2.0 structures of a quote, byte for byte. All integers are big endian.
 
-Source: TCG, "TPM 2.0 Library Specification", part 2 "Structures", revision 1.59: section 10.12.8
-(TPMS_ATTEST, table 132) with 10.12.1 (TPMS_QUOTE_INFO), 10.11.1 (TPMS_CLOCK_INFO), 10.9.7
-(TPML_PCR_SELECTION), 10.6.2 (TPMS_PCR_SELECTION), 10.5.3 (TPM2B_NAME); 11.3.4 (TPMT_SIGNATURE);
-12.2.4 (TPMT_PUBLIC); 6.3 (TPM_ALG_ID), 6.4 (TPM_ECC_CURVE), 8.3 (TPMA_OBJECT). Part 1, section 16
-(names). Field names are the specification's, in the style of Python.
+Source: TCG, "TPM 2.0 Library Specification", part 2 "Structures": section 10.12.8 (TPMS_ATTEST,
+with TPMS_QUOTE_INFO and TPMS_CLOCK_INFO), 10.9.7 (TPML_PCR_SELECTION), 10.6.2
+(TPMS_PCR_SELECTION), 10.5.3 (TPM2B_NAME), 11.3.4 (TPMT_SIGNATURE), 12.2.4 (TPMT_PUBLIC), 6.3
+(TPM_ALG_ID), 6.4 (TPM_ECC_CURVE), 8.3 (TPMA_OBJECT); part 1, section 16 (names). Field names are
+the specification's, in the style of Python.
 
 Procedure of :func:`attest` (:func:`signature` and :func:`public` are alike):
 
@@ -33,21 +33,21 @@ QUOTE_HEAD: Final = bytes.fromhex("ff5443478018")
 MAX_BYTES: Final = 4096
 PCRS: Final = 24
 
-# TPM_ALG_ID (part 2, table 9).
+# TPM_ALG_ID.
 RSA, NULL, RSASSA, RSAPSS, ECDSA, ECC = 0x0001, 0x0010, 0x0014, 0x0016, 0x0018, 0x0023
 SCHEMES: Final = {RSASSA: "rsassa", RSAPSS: "rsapss", ECDSA: "ecdsa"}
 # Hashes that signatures may use; SHA-1 may not.
 SIGNED_HASHES: Final = ("sha256", "sha384", "sha512")
-# TPM_ECC_CURVE (table 12).
+# TPM_ECC_CURVE.
 CURVES: Final[dict[int, ec.EllipticCurve]] = {
     3: ec.SECP256R1(), 4: ec.SECP384R1(), 5: ec.SECP521R1(),
 }  # fmt: skip
 _MAX_DATA: Final = 66
 _HANDLE: Final = 4
 
-# TPMA_OBJECT (table 35): bits that an attestation key has, and those that it must not have.
+# TPMA_OBJECT: bits that an attestation key has, and those that it must not have.
 FIXED_TPM, RESTRICTED, DECRYPT, SIGN = 1 << 1, 1 << 16, 1 << 17, 1 << 18
-# Primary keys stand under one of these (part 2, 7.4): owner, null, endorsement, platform.
+# Primary keys stand under one of these (part 2, section 7.4): owner, null, endorsement, platform.
 HIERARCHIES: Final = {
     0x40000001: "owner", 0x40000007: "null", 0x4000000B: "endorsement", 0x4000000C: "platform",
 }  # fmt: skip

@@ -187,7 +187,7 @@ class _Reader:
 
 
 def _register(index: int, kind: int) -> int:
-    # Events that are extended nowhere may name no register (10.4.5.3).
+    # Events that are extended nowhere may name no register (10.4.5).
     if index >= REGISTERS and not (index == NO_REGISTER and kind == EV_NO_ACTION):
         raise _refuse(f"register {index} is none")
     return index
@@ -240,7 +240,7 @@ def _algorithms(reader: _Reader, count: int) -> dict[int, tuple[str, int]]:
 
 
 def _locality(events: tuple[Event, ...]) -> int:
-    """The locality that the log states, once (10.4.5.2); else 4 for a platform that measured
+    """The locality that the log states, once (10.4.5); else 4 for a platform that measured
     before it started the TPM, as EV_EFI_HCRTM_EVENT shows."""
     found = {e.data for e in events if not e.extends and e.data.startswith(_LOCALITY)}
     if not found:

@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Mapping
 
 from casemate.attest.kind import Claims, Files, Kind
-from casemate.attest.tpm import abi, appraise, collateral, verify
+from casemate.attest.tpm import abi, appraise, certificates, collateral, verify
 from casemate.attest.tpm.policy import DEFAULT, PRODUCTS, TpmPolicy
 from casemate.attest.verdict import Checks, refusal
 from casemate.spec.canonical import Json
@@ -61,7 +61,9 @@ def _check(files: Files, policy: TpmPolicy, now: float, checks: Checks) -> Claim
         _log_alone(parts, checks)
     verified = verify.verify(parts, policy, checks)
     attest = parts.quotes[0].attest
-    failed = appraise.attempt(lambda: verify.windows(verified.path, parts, policy, now, checks))
+    failed = appraise.attempt(
+        lambda: certificates.windows(verified.path, parts, policy, now, checks)
+    )
     failed += appraise.attempt(lambda: verify.same_boot(parts.quotes, checks))
     judged = appraise.judge(
         attest, verified.ak, verified.quoted, parts.log, verified.logged, policy

@@ -6,9 +6,7 @@ TCG EK and AK certificate profiles). Roots and ``now`` are passed in.
  1. ``ak``: the attestation key's certificate and its public area, as far as both are there, hold
     the same key; by its public area it is a restricted signing key that cannot leave its TPM
     (TPMA_OBJECT), so that it signs nothing that looks like a quote and is none.
- 2. ``chain``: from the key's certificate, each is issued by the next up to a self-signed one; they
-    are found by name among what was carried and what casemate carries. The key's certificate is no
-    authority and is for a TPM's key (extended key usage 2.23.133.8.1 or 2.23.133.8.3).
+ 2. ``chain``: the key's certificate, up to a self-signed one (``certificates``).
  3. ``quote-signature``: RSASSA-PKCS1-v1_5, RSASSA-PSS (of any salt: TPMs differ) or ECDSA with
     SHA-256, SHA-384 or SHA-512, over the bytes of each TPMS_ATTEST.
  4. ``pcr-digest``: each quote's pcrDigest is the hash, by the signature's algorithm, of the PCR
@@ -16,12 +14,15 @@ TCG EK and AK certificate profiles). Roots and ``now`` are passed in.
  5. ``signer``: where the public area is there, qualifiedSigner is its name as a primary key.
  6. ``event-log``: replayed, it gives the quoted values of all PCRs that have events. PCRs without
     events, padding, and events whose data no PCR vouches for are told.
- 7. ``revocation-signature``: lists are signed by the authorities that they are of.
+ 7. ``revocation-signature``: lists are signed by the authorities that they are of
+    (``certificates``).
  8. ``root``: the chain ends in a root that the policy pins, or the policy pins the key itself.
- 9. ``same-boot``: all quotes have one nonce, signer, count of resets and of restarts, firmware.
-10. ``validity``, ``revocation``: certificates and lists at ``now``; no list names a certificate.
 
-Steps 1 to 8 are :func:`verify`: all signatures, before anything is said about time.
+Steps 1 to 8 are :func:`verify`: all signatures, before anything is said about time. After them
+``certificates.windows``, and:
+
+ 9. ``same-boot``: all quotes have one nonce, signer, count of resets and of restarts, firmware.
+10. ``nonce``: none of them is empty.
 """
 
 from __future__ import annotations
@@ -34,22 +35,19 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from casemate.attest import crl, der, x509
-from casemate.attest.tpm import abi, collateral
+from casemate.attest import x509
+from casemate.attest.tpm import abi, certificates, collateral
+from casemate.attest.tpm.certificates import Path
 from casemate.attest.tpm.collateral import Banks, Key, Parts, Quote
 from casemate.attest.tpm.eventlog import Log
 from casemate.attest.tpm.policy import BANKS, TpmPolicy
 from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
 
-Path = tuple[tuple[x509.Certificate, str], ...]
-
 _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512(),
 }  # fmt: skip
-_MAX_PATH: Final = 5
-_SUBJECT_KEY, _AUTHORITY_KEY = "2.5.29.14", "2.5.29.35"
-_USAGES: Final = ("2.23.133.8.1", "2.23.133.8.3")
 _RSA_BITS: Final = range(2048, 8193)
 _AK_MEND = (
     "Ask for the certificate of the machine's attestation key with its authorities, or pin the key"
@@ -73,8 +71,6 @@ class Verified:
 
 def fingerprint(key: Key) -> str:
     """SHA-256 of the key's SubjectPublicKeyInfo in hex."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
 
@@ -131,81 +127,15 @@ def _attributes(public: abi.Public, where: str) -> None:
         )
 
 
-def check_leaf(certificate: x509.Certificate, where: str) -> None:
-    """``evidence.chain-usage`` unless it may be an attestation key's certificate."""
-    try:
-        basic = certificate.extensions.get(x509.BASIC_CONSTRAINTS)
-        if basic is not None and der.Reader(der.only(basic.value, der.SEQUENCE)).peek() == 1:
-            raise refusal("chain-usage", f"{where} is an authority's certificate.", where)
-        usage = certificate.extensions.get(x509.EXTENDED_KEY_USAGE)
-        if usage is None:
-            return
-        reader, found = der.Reader(der.only(usage.value, der.SEQUENCE)), []
-        while reader:
-            found.append(der.oid(reader.read(der.OID)))
-    except der.DerError as e:
-        raise refusal("parse-certificate", f"{where} is malformed: {e}.", where) from None
-    if not set(found) & set(_USAGES):
-        raise refusal("chain-usage", f"{where} is not for a TPM's key.", where)
-
-
-def _identifier(certificate: x509.Certificate, oid: str) -> bytes:
-    """The key identifier in an authority's (RFC 5280 section 4.2.1.1) or a subject's (4.2.1.2)
-    extension; b"" where there is none."""
-    try:
-        value = certificate.extensions[oid].value
-        if oid == _SUBJECT_KEY:
-            return der.only(value, der.OCTET_STRING)
-        return der.Reader(der.only(value, der.SEQUENCE)).read(der.context(0, constructed=False))
-    except (KeyError, der.DerError):
-        return b""
-
-
-def _misnamed(last: x509.Certificate, name: str, known: Sequence[tuple[x509.Certificate, str]]
-              ) -> None:  # fmt: skip
-    """Refuses a certificate whose issuer is at hand by its key, but under another name."""
-    wanted = _identifier(last, _AUTHORITY_KEY)
-    if wanted and any(_identifier(one, _SUBJECT_KEY) == wanted for one, _ in known):
-        raise refusal("chain-issuer", f"{name} names another issuer than that of its key.", name)
-
-
-def path(leaf: x509.Certificate, file: str, others: Path) -> tuple[Path, bool]:
-    """The chain from ``leaf``, and whether it ends in a self-signed certificate; where it does not,
-    the issuer of its last is not at hand. Raises ``evidence.chain-*`` where one is at hand, by name
-    or by key identifier, and has not issued it."""
-    known = [*collateral.carried(), *others]
-    out = [(leaf, file)]
-    while len(out) < _MAX_PATH:
-        last, name = out[-1]
-        if last.issuer == last.subject and len(out) > 1:
-            x509.check_issued(last, last, name, len(out) - 2, x509.ALGORITHMS)
-            return tuple(out), True
-        failed: Refused | None = None
-        for issuer in known:
-            if issuer[0].subject != last.issuer:
-                continue
-            try:
-                x509.check_issued(last, issuer[0], name, len(out) - 1, x509.ALGORITHMS)
-            except Refused as e:
-                failed = failed or e
-                continue
-            out.append(issuer)
-            break
-        else:
-            if failed is not None:
-                raise failed
-            _misnamed(last, name, known)
-            return tuple(out), False
-    raise refusal("chain-length", "The chain of certificates is too long.", file)
-
-
 def chain(parts: Parts, checks: Checks) -> tuple[Path, bool]:
     """Step 2, for a key that has a certificate."""
     if parts.certificate is None:
         return (), False
     with checks.step("chain") as step:
-        check_leaf(parts.certificate, parts.certificate_file)
-        found, whole = path(parts.certificate, parts.certificate_file, parts.authorities)
+        certificates.check_leaf(parts.certificate, parts.certificate_file)
+        found, whole = certificates.path(
+            parts.certificate, parts.certificate_file, parts.authorities
+        )
         step.detail = ", ".join(file for _, file in found)
         if not whole:
             step.unchecked(f"the issuer of {found[-1][1]} does not come with the evidence")
@@ -358,24 +288,6 @@ def _numbers(found: Sequence[int]) -> str:
     return ", ".join(map(str, found))
 
 
-def _issuers(path: Path) -> list[tuple[x509.Certificate, str, x509.Certificate]]:
-    return [(cert, file, path[n + 1][0]) for n, (cert, file) in enumerate(path[:-1])]
-
-
-def lists(path: Path, parts: Parts, checks: Checks) -> None:
-    """Step 7."""
-    if not parts.lists:
-        return
-    with checks.step("revocation-signature") as step:
-        known = [cert for cert, _ in path]
-        for found, file in parts.lists:
-            issuer = next((c for c in known if c.subject == found.issuer), None)
-            if issuer is None:
-                raise refusal("chain-issuer", f"{file} is of none of the authorities.", file)
-            crl.check_issued(found, issuer, file, x509.ALGORITHMS)
-        step.detail = ", ".join(file for _, file in parts.lists)
-
-
 def _unvouched(where: str) -> Refused:
     return refusal(
         "root-ak-unvouched",
@@ -440,41 +352,6 @@ def nonce(found: Sequence[Quote], checks: Checks) -> None:
         step.detail = found[0].attest.extra_data.hex()
 
 
-def windows(
-    path: Path, parts: Parts, policy: TpmPolicy, now: float, checks: Checks, prefix: str = ""
-) -> None:
-    """Step 10. prefix: of the checks' names."""
-    with checks.step(f"{prefix}validity") as step:
-        if not path:
-            step.unchecked("there are no certificates")
-        else:
-            for certificate, file in path:
-                x509.check_validity(certificate, file, now)
-            for found, file in parts.lists:
-                crl.check_validity(found, file, now)
-                checks.issued[file] = found.this_update
-            step.detail = f"at {now:.0f}"
-    with checks.step(f"{prefix}revocation") as step:
-        by_issuer = {found.issuer: found for found, _ in parts.lists}
-        missing = []
-        for certificate, file, issuer in _issuers(path):
-            revoked = by_issuer.get(issuer.subject)
-            if revoked is None:
-                missing.append(file)
-            else:
-                crl.check_revoked(revoked, certificate, file)
-        if missing and policy.revocation is True:
-            raise refusal(
-                "needs-crl", f"No revocation list about {missing[0]} comes along.", missing[0]
-            )
-        if missing or not path:
-            step.unchecked(
-                f"no revocation list about {', '.join(missing) or 'the key'} comes along"
-            )
-        else:
-            step.detail = ", ".join(file for _, file in parts.lists)
-
-
 def verify(parts: Parts, policy: TpmPolicy, checks: Checks) -> Verified:
     """Follow steps 1 to 8, for evidence that has a quote."""
     if all(quote.signature is None for quote in parts.quotes):
@@ -493,7 +370,7 @@ def verify(parts: Parts, policy: TpmPolicy, checks: Checks) -> Verified:
     quoted = quotes(parts.quotes, key, parts.banks, checks)
     _signer(parts, checks)
     logged = parts.log is not None and replayed(parts.log, quoted, checks, quoted=True)
-    lists(found, parts, checks)
+    certificates.lists(found, parts, checks)
     ak = fingerprint(key)
     if not whole:
         checks.crypto = "unknown" if parts.certificate is not None else "valid"
