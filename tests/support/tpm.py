@@ -69,11 +69,13 @@ def _name(common: str) -> made.Name:
 def certificate(
     name: str, issuer: str, of: Key, *, path: int | None = -1, usage: str | None = "2.23.133.8.3",
     lives: tuple[datetime, datetime] = (START, END), signer: Key | None = None, serial: int = 1,
+    signs: bool = True,
 ) -> made.Certificate:  # fmt: skip
     """path: pathLen of an authority; -1: it is none. Signed by the key named for its issuer."""
     authority = path != -1
     bits = made.KeyUsage(
-        digital_signature=not authority, content_commitment=False, key_encipherment=False,
+        digital_signature=signs and not authority, content_commitment=False,
+        key_encipherment=not signs,
         data_encipherment=False, key_agreement=False, key_cert_sign=authority, crl_sign=authority,
         encipher_only=False, decipher_only=False,
     )  # fmt: skip

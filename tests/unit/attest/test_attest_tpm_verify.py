@@ -184,6 +184,7 @@ def test_a_key_that_might_sign_anything(attributes):
     [
         (leaf(usage="1.3.6.1.5.5.7.3.1"), "chain-usage"),
         (leaf(path=None), "chain-usage"),
+        (leaf(signs=False), "chain-usage"),
         (leaf(signer=tpm.key("stranger")), "chain-signature"),
         (tpm.der(tpm.certificate("", "root", AK, signer=tpm.key("between"))), "chain-signature"),
         (leaf(usage="2.23.133.8.1"), ""),

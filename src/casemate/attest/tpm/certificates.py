@@ -5,8 +5,9 @@ Attestation" (extended key usages); RFC 5280 sections 4.2.1.1, 4.2.1.2, 5 and 6.
 
 Procedure:
 
- 1. :func:`check_leaf`: the key's certificate is no authority's and is for a TPM's key (extended key
-    usage 2.23.133.8.1 or 2.23.133.8.3, where it names any).
+ 1. :func:`check_leaf`: the key's certificate is no authority's, is for signatures (where it says
+    what for), and for a TPM's key (extended key usage 2.23.133.8.1 or 2.23.133.8.3, where it names
+    any). Google gives both of its vTPM's keys the former: an endorsement key does not sign.
  2. :func:`path`: from it, each is issued by the next, up to a self-signed one. Issuers are found by
     name among what came along and what casemate carries; one that is at hand and has not issued it,
     or only under another name, is refused; one that is not at hand leaves the path open.
@@ -29,24 +30,28 @@ Path: TypeAlias = tuple[tuple[x509.Certificate, str], ...]
 
 _MAX_PATH: Final = 5
 _SUBJECT_KEY, _AUTHORITY_KEY = "2.5.29.14", "2.5.29.35"
+_SIGNS: Final = 0x80  # digitalSignature
 _USAGES: Final = ("2.23.133.8.1", "2.23.133.8.3")
 
 
 def check_leaf(certificate: x509.Certificate, where: str) -> None:
     """``evidence.chain-usage`` unless it may be an attestation key's certificate."""
+    usages: list[str] = []
     try:
         basic = certificate.extensions.get(x509.BASIC_CONSTRAINTS)
-        if basic is not None and der.Reader(der.only(basic.value, der.SEQUENCE)).peek() == 1:
-            raise refusal("chain-usage", f"{where} is an authority's certificate.", where)
-        usage = certificate.extensions.get(x509.EXTENDED_KEY_USAGE)
-        if usage is None:
-            return
-        reader, found = der.Reader(der.only(usage.value, der.SEQUENCE)), []
+        reader = der.Reader(der.only(basic.value, der.SEQUENCE) if basic else b"")
+        authority = reader.peek() == der.BOOLEAN and der.boolean(reader.read(der.BOOLEAN))
+        extended = certificate.extensions.get(x509.EXTENDED_KEY_USAGE)
+        reader = der.Reader(der.only(extended.value, der.SEQUENCE) if extended else b"")
         while reader:
-            found.append(der.oid(reader.read(der.OID)))
+            usages.append(der.oid(reader.read(der.OID)))
     except der.DerError as e:
         raise refusal("parse-certificate", f"{where} is malformed: {e}.", where) from None
-    if not set(found) & set(_USAGES):
+    if authority:
+        raise refusal("chain-usage", f"{where} is an authority's certificate.", where)
+    if x509.KEY_USAGE in certificate.extensions and not x509.key_usage(certificate) & _SIGNS:
+        raise refusal("chain-usage", f"{where} is for a key that signs nothing.", where)
+    if extended and not set(usages) & set(_USAGES):
         raise refusal("chain-usage", f"{where} is not for a TPM's key.", where)
 
 
