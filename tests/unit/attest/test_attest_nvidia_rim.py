@@ -6,6 +6,7 @@ import pytest
 from casemate.attest.nvidia import rim
 from casemate.attest.verdict import Refused
 from support import nvidia
+from support.mutation import fuzz
 from support.nvidia import DRIVER, VALUES, VBIOS, golden, manifest, resource, sign_xml
 
 ONE = [VALUES[8]]
@@ -96,3 +97,8 @@ def test_a_certificate_that_is_none():
     with pytest.raises(Refused) as e:
         rim.parse(signed[:at] + b"QUJD" + signed[signed.index(b"\n</ds:X509", at) :], "x.xml")
     assert e.value.code == "evidence.parse-certificate"
+
+
+def test_fuzzed_manifests():
+    seeds = [sign_xml(manifest(DRIVER, {7: ONE, 8: ONE * 2})), sign_xml(manifest(VBIOS, {1: ONE}))]
+    fuzz(lambda data: rim.parse(data, "x.xml"), seeds)

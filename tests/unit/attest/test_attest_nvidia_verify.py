@@ -1,6 +1,7 @@
 """A GPU's evidence judged as a whole: chains, reference values, revocation, policy. All of it is
 made up under test roots, since no hardware's evidence with all its parts is at hand."""
 
+import base64
 import hashlib
 from dataclasses import replace
 from types import SimpleNamespace
@@ -455,6 +456,19 @@ def test_every_flip_of_an_answer_is_refused_or_says_nothing():
 def test_fuzzed_answers():
     seeds = [nvidia.answer(*LINKS[0], **o) for o in ({}, DELEGATED, {"status": REVOKED})]
     fuzz(lambda data: ocsp.parse(data, "a test"), seeds)
+
+
+def test_fuzzed_leaf_certificates():
+    """Their names and FWIDs are read before anything is known to be signed."""
+    rest = chain()[len(pem(CHAIN[0])) :]
+
+    def parse(raw: bytes) -> collateral.Device:
+        text = base64.b64encode(raw)
+        begin, end = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
+        return collateral.device({"cert_chain.pem": begin + text + end + rest})
+
+    leaves = [CHAIN[0], nvidia.device_chain(blackwell=True)[0]]
+    assert fuzz(parse, [nvidia.der(leaf) for leaf in leaves])
 
 
 # Manifests alone, recognition, fields.
