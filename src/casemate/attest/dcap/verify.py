@@ -311,6 +311,7 @@ def collateral(
         for certificate in certificates[len(of.chain) :]:
             x509.check_validity(certificate, certificate.name(), now)
         for name, first, last in current.windows:
+            checks.issued[name] = first
             _window(name, first, last, policy, now)
         ages = (f"{_NAMES[name]} {int((now - first) // DAY)}" for name, first, _ in current.windows)
         step.detail = f"age in days: {', '.join(ages)}"
