@@ -200,6 +200,7 @@ def test_sampled_flips_are_refused(name, file):
 
 @captured
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("name", "file"), list(WHOLE.values()))
 def test_every_flip_is_refused(name, file):
     flips_are_refused(name, file, None)
@@ -409,11 +410,13 @@ def test_attack_is_refused_and_the_check_is_what_refuses_it(attack, code, bug, m
 # Parsers.
 
 
+@pytest.mark.timeout(3600)
 def test_fuzzed_reports():
     seeds = [snp.report(p, k) for p in snp.CPUID for k in snp.NAMES]
     mutation.fuzz(abi.parse, seeds)
 
 
+@pytest.mark.timeout(3600)
 def test_fuzzed_leaves():
     fixed = snp.evidence()
 
@@ -423,16 +426,19 @@ def test_fuzzed_leaves():
     mutation.fuzz(parse, [snp.leaf(p) for p in snp.CPUID])
 
 
+@pytest.mark.timeout(3600)
 def test_fuzzed_lists():
     seeds = [snp.crl(), snp.crl(revoked=(1, 2, 3))]
     mutation.fuzz(lambda data: collateral.revocation_lists({"crl.der": data}), seeds)
 
 
+@pytest.mark.timeout(3600)
 def test_fuzzed_endorsements():
     seeds = [snp.endorsement(), snp.cwt()]
     mutation.fuzz(uvm.parse, seeds)
 
 
+@pytest.mark.timeout(3600)
 def test_fuzzed_payloads_of_endorsements():
     seeds = [cbor2.loads(snp.endorsement()).value[2]]
     mutation.fuzz(lambda data: uvm._json(data), seeds)
