@@ -60,7 +60,7 @@ def https(ask: Ask) -> Reply:
                 parts.append(part)
             headers = {name.lower(): text for name, text in reply.headers.items()}
             return Reply(reply.status_code, headers, b"".join(parts))
-    except httpx.HTTPError as e:
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
         raise failed(ask.url, type(e).__name__) from None
 
 

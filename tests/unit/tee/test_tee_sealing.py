@@ -42,13 +42,14 @@ def test_none_is_said_when_asked():
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def tcti(tmp_path_factory):
+    with tees.swtpm(tmp_path_factory.mktemp("tpm")) as tcti:
+        yield tcti
+
+
 @tees.needs_tpm
 class TestTpm:
-    @pytest.fixture(scope="class")
-    def tcti(self, tmp_path_factory):
-        with tees.swtpm(tmp_path_factory.mktemp("tpm")) as tcti:
-            yield tcti
-
     def secret(self, disk, tcti):
         return sealing.tpm_pcr(disk, OsRng(), tcti).secret(nothing)
 
