@@ -79,6 +79,8 @@ def assemble(
         "simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock,
         machine=Machine(owner=_owner(config.release_owner)),
     )  # fmt: skip
+    if tee.sealing == "owner-release":
+        log.event("server", tee=tee.kind, state="waiting")  # for the owner, at the store's key
     boot = keys.make(rng, [config.host, "localhost", "127.0.0.1", "::1"])
     policy = policy_digest(config)
     metrics = Metrics()

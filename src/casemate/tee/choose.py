@@ -124,8 +124,8 @@ def _look_tsm(m: Machine, rng: Rng) -> tuple[bool, str]:
 
 
 def _snp_files(found: configfs_tsm.Report) -> dict[str, bytes]:
-    key = snp_abi.parse(found.outblob).signing_key
-    return snp_certificates.fitting(snp_certificates.files(found.auxblob), key)
+    report = snp_abi.parse(found.outblob)
+    return snp_certificates.current(snp_certificates.files(found.auxblob), report)
 
 
 def _log(path: Path) -> dict[str, bytes]:

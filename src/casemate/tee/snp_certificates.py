@@ -15,6 +15,8 @@ import binascii
 import struct
 from typing import Final
 
+from casemate.attest.snp import abi, collateral
+from casemate.spec.errors import EvidenceError
 from casemate.tee import errors
 
 _ENTRY: Final = struct.Struct("<16sII")
@@ -105,3 +107,17 @@ _OTHER: Final = {"VCEK": ("vlek.der", "asvk.pem"), "VLEK": ("vcek.der", "ask.pem
 def fitting(found: dict[str, bytes], signing_key: str) -> dict[str, bytes]:
     """The files without those of the other kind of key."""
     return {name: data for name, data in found.items() if name not in _OTHER[signing_key]}
+
+
+def current(found: dict[str, bytes], report: abi.Report) -> dict[str, bytes]:
+    """The host's files for this report: of its kind of key, and without a VCEK that is of another
+    TCB, as hosts hand out for a while after a firmware update: one that was fetched since stands
+    in for it."""
+    fits = fitting(found, report.signing_key)
+    try:
+        chain = collateral.parse(fits)
+    except EvidenceError:
+        return fits  # incomplete, or malformed: the client's verifier says what is wrong
+    if chain.kind == "VCEK" and chain.tcb != report.reported_tcb:
+        del fits["vcek.der"]
+    return fits

@@ -142,6 +142,24 @@ def test_what_snp_needs_is_fetched_and_then_stands_beside_the_report(tmp_path, d
     }  # fmt: skip
 
 
+def test_a_hosts_vcek_of_an_older_tcb_gives_way_to_the_one_that_was_fetched(tmp_path, disk):
+    """After a firmware update the host's table lags behind."""
+    tcb = snp.TCB["Genoa"]
+    ark, ask = snp.authorities("Genoa")
+    stale = snp.leaf("Genoa", "VCEK", bytes([tcb[0] - 1]) + tcb[1:])
+    blob = tees.table(vcek=stale, ask=snp.der(ask), ark=snp.der(ark))
+
+    def made(inblob, level):
+        return snp.report(report_data=inblob, vmpl=level), blob, None
+
+    maker = opened("auto", snp_machine(tmp_path, made), disk)
+    assert maker.judged.decision == "needs-collateral"
+    collateral.refresh(maker, disk, Services(), NOW)
+    again = opened("auto", snp_machine(tmp_path / "again", made), disk)
+    assert again.judged.decision == "accept", again.judged.message
+    assert again.attest(bytes(64)).files["vcek.der"] == snp.leaf("Genoa", "VCEK")
+
+
 def test_a_vlek_is_the_hosts_and_its_chain_is_amds(tmp_path, disk):
     blob = tees.table(vlek=snp.leaf("Genoa", "VLEK"))
 
