@@ -3,7 +3,16 @@ import json
 import pytest
 
 from casemate.attest.trust import Trust
-from casemate.attest.verdict import Checks, Unchecked, refusal
+from casemate.attest.verdict import (
+    EXITS,
+    HARDENING,
+    STAGES,
+    Checks,
+    Unchecked,
+    decision,
+    refusal,
+    stage,
+)
 from casemate.attest.verify import verify_attestation, verify_evidence
 from casemate.spec.errors import CasemateError, EvidenceError
 from support.evidence import NONCE, NOW, attestation, tee
@@ -30,6 +39,36 @@ def test_a_verdict_is_json_that_says_simulated():
     assert shown["simulated"] is True
     assert [c["name"] for c in shown["checks"]] == [c.name for c in verdict.checks]
     assert {c["outcome"] for c in shown["checks"]} == {"passed", "unchecked"}
+
+
+def test_a_verdict_says_what_signatures_say_and_what_follows():
+    verdict = verify_evidence(attestation(), Trust.simulated(), now=NOW)
+    assert (verdict.crypto, verdict.decision, verdict.parts) == ("valid", "accept", ())
+    shown = verdict.to_json()
+    assert shown["crypto"] == "valid"
+    assert shown["decision"] == "accept"
+    assert shown["tcb_status"] is None
+    assert shown["advisories"] == []
+    assert shown["ar4si"]["status"] == "contraindicated"  # it is simulated
+
+
+def test_what_follows_from_a_code():
+    assert decision("", "UpToDate") == "accept"
+    for status in HARDENING:
+        assert decision("", status) == "accept-with-status"
+    for code, found in (
+        ("needs-tcb-info", "needs-collateral"),
+        ("absent-report", "not-applicable"),
+        ("signature-report", "reject"),
+        ("tcb-status", "reject"),
+    ):
+        assert decision(f"evidence.{code}", "ConfigurationNeeded") == found
+
+
+def test_every_stage_has_an_exit_code_of_its_own():
+    assert set(STAGES.values()) == set(EXITS)
+    assert len(set(EXITS.values())) == len(EXITS)
+    assert stage("evidence.tee-unknown") == ""
 
 
 def test_a_refusal_carries_the_checks_until_then_and_travels_as_any_error():
