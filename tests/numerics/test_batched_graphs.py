@@ -64,6 +64,7 @@ def test_random_graphs(seed: int) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("first", range(0, 1000, CHUNK))
 def test_a_thousand_random_graphs(first: int) -> None:
     found = [compare(s) for s in range(first, first + CHUNK)]
