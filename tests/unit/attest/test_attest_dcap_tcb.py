@@ -222,6 +222,18 @@ def test_relaunch_needs_a_current_quoting_enclave():
     assert status(old)[0] == "OutOfDate"
 
 
+@pytest.mark.parametrize("first", [(4, 1, 3), (6, 1, 3)])
+def test_what_runs_now_must_not_be_revoked(first):
+    modules = [
+        module(1, svn_level(6), svn_level(4, "OutOfDate")),
+        module(3, svn_level(1, "Revoked")),
+    ]
+    by_module = fifteen((1, 3, 3), first, tdxModuleIdentities=modules)
+    assert status(by_module) == ("Revoked", "tcb-status")
+    levels = [level(tdx=bytes([3, 0, 3] + [0] * 13)), level("Revoked", bytes(16), bytes(16), 0)]
+    assert status(fifteen((6, 1, 2), first, tcbLevels=levels)) == ("Revoked", "tcb-status")
+
+
 def test_what_runs_now_must_be_known():
     assert status(fifteen((6, 9, 3)))[1] == "tcb-module"
     assert status(fifteen((3, 1, 3))) == ("none matches", "tcb-none")

@@ -20,7 +20,8 @@ Procedure:
     of all three are put together.
  5. A TD report 1.5 also has TEE_TCB_SVN2, of the module that runs now, which may be newer than what
     the TD was launched under. It is evaluated likewise. Where the launch was OutOfDate and what
-    runs now is not, the status is that a relaunch of the TD is advised.
+    runs now is not, the status is that a relaunch of the TD is advised; what runs now and is
+    Revoked makes Revoked.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def converge(platform: str, other: str) -> str:
 
 def _relaunch(launch: str, current: str) -> str:
     """The status of a TD by those of its launch and of what runs now."""
-    if not launch.startswith(OUT_OF_DATE) or current.startswith(OUT_OF_DATE) or current == REVOKED:
+    if current == REVOKED:
+        return REVOKED
+    if not launch.startswith(OUT_OF_DATE) or current.startswith(OUT_OF_DATE):
         return launch
     return RELAUNCH_CONFIGURATION if "Configuration" in launch + current else RELAUNCH
 
