@@ -308,7 +308,8 @@ def made_up(draw):
         )
         values["tdattributes"] = values["tdattributes"].to_bytes(8, "little")
         if fifteen:
-            values["tee_tcb_svn2"] = svns(draw, dcap.TEE_TCB_SVN)
+            module = [draw.randint(3, 8), draw.choice((0, 1, 1, 3)), 3]
+            values["tee_tcb_svn2"] = svns(draw, bytes(module + [0] * 13))
         body = dcap.td(fifteen, **values)
     qe_levels = [one(svn) for svn in sorted(draw.sample(range(1, 8), 2), reverse=True)]
     return dcap.Case(
