@@ -123,7 +123,7 @@ def test_collateral_that_is_fetched_is_kept_with_its_age(capsys, tmp_path, monke
     from casemate.tee import collateral as kept
 
     def refresh(tee, disk, fetch, now):
-        kept._keep(disk, "cpu", {"crl.der": b"0"}, "https://vendor.example/crl", now)
+        kept.keep(disk, "cpu", {"crl.der": b"0"}, "https://vendor.example/crl", now)
         good = kept.Outcome("cpu", "list", "https://vendor.example/crl", ("crl.der",), "")
         return (good, kept.Outcome("cpu", "VCEK", "https://vendor.example/vcek", (), "status 429"))
 
