@@ -206,12 +206,14 @@ def test_sampled_flips_are_refused(name):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(ACCEPTED))
 def test_every_flip_of_captured_tokens_is_refused(name):
     refuse_flips(files(name), "token.jwt", ACCEPTED[name](), now_of(name), None)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_every_flip_is_refused(name):
     found, file, policy = MADE[name]()
