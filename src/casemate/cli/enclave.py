@@ -246,6 +246,33 @@ def add(name: str, url: str, trust: str, default: bool, form: str) -> None:
 
 
 @enclave.command()
+@click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@config.target_options
+@output.format_option
+def release(request: Path, out: Path, target: config.Target, form: str) -> None:
+    """As the owner: release the sealing secret to an enclave that waits for it at its start.
+
+    REQUEST is the server's tee/release-request.json; the answer goes back to it as
+    tee/release-grant.json. The evidence in it is verified by --trust first. The secret follows from
+    your identity: with another identity the enclave cannot read its state.
+    """
+    from casemate.tee import release as releases
+
+    identity = config.load_identity(target.identity)
+    grant = releases.grant(
+        request.read_bytes(),
+        identity.derive(releases.TAG),
+        config.load_trust(target.place().trust if target.trust is None else target.trust),
+        identity.public.sign_key,
+        identity.sign,
+        now=time.time(),
+    )
+    out.write_bytes(grant)
+    output.emit(form, {"file": str(out)}, lambda: f"Released; give {out} to the server.")
+
+
+@enclave.command()
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),

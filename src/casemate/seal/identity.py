@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from casemate.seal import hpke
@@ -113,6 +115,11 @@ class Identity:
     def open(self, message: bytes, *, info: bytes) -> bytes:
         """See :meth:`casemate.seal.hpke.SealKey.open`."""
         return self._seal.open(message, info=info)
+
+    def derive(self, label: bytes) -> bytes:
+        """32 bytes that only this identity can make, the same for the same label: HKDF-SHA256 (RFC
+        5869) of its secret, ``label`` as info."""
+        return HKDF(hashes.SHA256(), 32, b"casemate/identity/derive/v1", label).derive(self._secret)
 
     def save(self, path: str | Path, passphrase: str | None = None) -> None:
         """Write a new file, mode 0600; UsageError ``usage.identity-exists`` if one is there."""

@@ -138,3 +138,25 @@ def test_collateral_that_is_fetched_is_kept_with_its_age(capsys, tmp_path, monke
     assert code == 23
     assert "0.0 days" in out
     assert "status 429" in out
+
+
+def test_an_owner_releases_the_sealing_secret_to_evidence_alone(capsys, tmp_path):
+    from casemate.seal.identity import Identity
+    from casemate.seams import OsRng
+    from casemate.tee import release
+    from support.evidence import tee
+
+    owner = Identity.generate("Anna")
+    owner.save(tmp_path / "anna.json")
+    request, key = release.request(tee().attest, owner.public.sign_key, OsRng())
+    (tmp_path / "request.json").write_bytes(request)
+    out = tmp_path / "grant.json"
+    args = ("enclave", "release", str(tmp_path / "request.json"), "--out", str(out))
+    args = (*args, "-i", str(tmp_path / "anna.json"), "--trust")
+    code, _, err = call(capsys, *args, "simulated:" + "ab" * 32)
+    assert code == 10
+    assert "evidence.root-unknown" in err
+    assert not out.exists()
+    assert call(capsys, *args, f"simulated:{tee().root}")[0] == 0
+    secret = release.accept(request, out.read_bytes(), key, owner.public.sign_key)
+    assert secret == owner.derive(release.TAG)

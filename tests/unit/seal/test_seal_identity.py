@@ -128,3 +128,10 @@ def test_errors_name_the_file_and_the_mend(anna, tmp_path):
         Identity.load(path)
     with pytest.raises(UsageError, match="identity new"):
         Identity.load(tmp_path / "none")
+
+
+def test_derived_secrets_differ_by_label_and_by_identity(anna, tmp_path):
+    assert len(anna.derive(b"a")) == 32
+    assert len({anna.derive(b"a"), anna.derive(b"b"), Identity.generate("B").derive(b"a")}) == 3
+    anna.save(tmp_path / "anna.json")
+    assert Identity.load(tmp_path / "anna.json").derive(b"a") == anna.derive(b"a")
