@@ -252,13 +252,22 @@ def _gpu(parts: Mapping[str, tuple[Kind, Claims]], wanted: bool | Unchecked, ste
         step.detail = " ".join(f"{name} ({parts[name][1].product})" for name in found) or "none"
 
 
+def _vendor(kind: Kind, claims: Claims) -> str:
+    """Whose root it ends in: Azure's evidence ends in the CPU vendor's."""
+    whose = {k.vendor for k in KINDS.values() if k.vendor and vendors_root(k, claims.root)}
+    return min(whose, default=kind.vendor or kind.tee)
+
+
 def _independent(
-    main: Kind, parts: Mapping[str, tuple[Kind, Claims]], wanted: int | Unchecked, step: Step
+    main: tuple[Kind, Claims],
+    parts: Mapping[str, tuple[Kind, Claims]],
+    wanted: int | Unchecked,
+    step: Step,
 ) -> None:
     if isinstance(wanted, Unchecked):
         step.unchecked(wanted.reason)
         return
-    vendors = sorted({k.vendor or k.tee for k in (main, *(kind for kind, _ in parts.values()))})
+    vendors = sorted({_vendor(*shown) for shown in (main, *parts.values())})
     if len(vendors) < wanted:
         raise refusal(
             "appraise-independent-roots",
@@ -296,7 +305,7 @@ def verify_parts(
     with checks.step("gpu") as step:
         _gpu(verified, trust.gpu, step)
     with checks.step("independent-roots") as step:
-        _independent(KINDS[evidence.tee], verified, trust.independent_roots, step)
+        _independent((KINDS[evidence.tee], main), verified, trust.independent_roots, step)
     return tuple(parts)
 
 

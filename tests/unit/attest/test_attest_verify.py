@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 
 from casemate.attest import binding, verify
+from casemate.attest.kind import Claims
 from casemate.attest.kinds import KINDS
+from casemate.attest.roots import AMD
 from casemate.attest.trust import Trust, Unchecked
 from casemate.attest.verdict import Checks
 from casemate.attest.verify import appraise_terms, verify_attestation
@@ -171,6 +173,17 @@ def test_two_independent_roots():
     verdict = judge(with_gpu(), both)
     (check,) = [c for c in verdict.checks if c.name == "independent-roots"]
     assert check.detail == "AMD, NVIDIA"
+
+
+def test_azures_evidence_and_the_chips_own_are_one_vendors_word():
+    """Both end in AMD's root; under a root that casemate does not carry it is the row's vendor."""
+    claims = Claims(
+        bound=b"", fresh=(), product="Milan", root=AMD["Milan"][0], measurement="", chip_id="",
+        tcb={}, other={},
+    )  # fmt: skip
+    assert verify._vendor(KINDS["azure-cvm"], claims) == "AMD"
+    assert verify._vendor(KINDS["sev-snp"], claims) == "AMD"
+    assert verify._vendor(KINDS["azure-cvm"], replace(claims, root="ab" * 32)) == "Microsoft"
 
 
 # What a policy says of all kinds.
