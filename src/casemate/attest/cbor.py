@@ -11,7 +11,7 @@ Errors are :class:`CborError`, a ValueError, which callers turn into their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, Union
 
@@ -143,6 +143,9 @@ def decode(data: bytes, *, indefinite: bool = False, tags: bool = False) -> Valu
     return value
 
 
+NULL: Final = b"\xf6"
+
+
 def _encoded_head(major: int, argument: int) -> bytes:
     if argument < 24:
         return bytes([major << 5 | argument])
@@ -164,3 +167,10 @@ def text_string(text: str) -> bytes:
 def array(*items: bytes) -> bytes:
     """An array of items that are encoded already."""
     return _encoded_head(_ARRAY, len(items)) + b"".join(items)
+
+
+def mapping(entries: Mapping[str, bytes]) -> bytes:
+    """A map of text keys to encoded values, in their order."""
+    return _encoded_head(_MAP, len(entries)) + b"".join(
+        text_string(key) + item for key, item in entries.items()
+    )

@@ -19,6 +19,7 @@ import ctypes
 from pathlib import Path
 from typing import Any, Final
 
+from casemate.attest import cbor
 from casemate.tee import errors
 from casemate.tee.devices import Opener, OsDevice, iowr
 
@@ -79,12 +80,11 @@ def document(
 
     Raises ``usage.tee-device``; ValueError for a request that is too long.
     """
-    import cbor2
-
     fields = {"user_data": user_data, "nonce": nonce, "public_key": public_key}
-    answer = _ask(cbor2.dumps({"Attestation": fields}), path, opener)
+    given = {k: cbor.NULL if v is None else cbor.byte_string(v) for k, v in fields.items()}
+    answer = _ask(cbor.mapping({"Attestation": cbor.mapping(given)}), path, opener)
     try:
-        decoded = cbor2.loads(answer)
-    except Exception:  # whatever a decoder may raise on hostile bytes
+        decoded = cbor.decode(answer, indefinite=True)
+    except cbor.CborError:
         raise errors.device("nsm", "The Nitro Secure Module's answer is no CBOR.") from None
     return _document(decoded)
