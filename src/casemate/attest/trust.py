@@ -11,6 +11,7 @@ section names a kind (``casemate.attest.kinds``) and has all fields of its polic
     operator_physical_access = false
     gpu = { unchecked = "no GPU is used" }
     independent_roots = { unchecked = "AMD's word is enough" }
+    server_policies = { unchecked = "any policy of a casemate server" }
 
     [sev-snp]
     products = ["Genoa", "Turin"]
@@ -89,7 +90,9 @@ class Trust:
     vendors' advisories that must not apply. operator_physical_access: whether the operator can
     touch the machine; if so, each section must list admitted instances. gpu: whether a GPU must
     show evidence, asked with a nonce that follows from the CPU's report. independent_roots: how
-    many vendors' evidence must bind the same keys, 2 to 4.
+    many vendors' evidence must bind the same keys, 2 to 4. server_policies: admitted digests
+    (``sha256:<hex>``) of what the server promises of itself, who may release its sealing key
+    among it.
 
     Raises ``usage.trust`` where the policy contradicts itself:
 
@@ -107,6 +110,7 @@ class Trust:
     operator_physical_access: bool | Unchecked
     gpu: bool | Unchecked
     independent_roots: int | Unchecked
+    server_policies: tuple[str, ...] | Unchecked
 
     def __post_init__(self) -> None:
         fields.integer(self.collateral_age, range(1, 3660), "collateral_age")
@@ -114,6 +118,7 @@ class Trust:
         fields.flag(self.operator_physical_access, "operator_physical_access")
         fields.flag(self.gpu, "gpu")
         fields.integer(self.independent_roots, range(2, 5), "independent_roots")
+        fields.words(self.server_policies, None, "server_policies")
         if not self.simulation:
             for tee, policy in self.policies.items():
                 _pinned(tee, policy)
@@ -228,6 +233,7 @@ TERMS: Final[dict[str, Any]] = {
     "operator_physical_access": Unchecked("nothing was said of the operator's physical access"),
     "gpu": Unchecked("nothing was said of GPUs"),
     "independent_roots": Unchecked("one vendor's word is enough"),
+    "server_policies": Unchecked("any policy of a casemate server is accepted"),
 }
 PRESETS: Final = tuple(
     sorted(

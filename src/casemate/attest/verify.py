@@ -11,7 +11,8 @@ Procedure, the same for hardware and simulation:
     and 4 by its own section, its checks under its name; ``<name>/binding``: it carries what follows
     from what the CPU's report carries, so that it was made after that and for it. ``devices``: no
     two names show one device. ``gpu``, ``independent-roots``: what the policy demands is there.
- 6. ``binding``: the TEE's own field holds the hash of all that the attestation binds.
+ 6. ``binding``: the TEE's own field holds the hash of all that the attestation binds;
+    ``server-policy``: the server's own policy, bound there, is one that the trust policy admits.
  7. ``tls-key``: the connection's TLS key is the bound one (given by the caller).
  8. ``freshness``: the caller's nonce is a leaf under the bound nonce root.
 
@@ -341,6 +342,20 @@ def _binding(attestation: Attestation, bound: bytes, step: Step) -> None:
     step.detail = kind.field
 
 
+def _server_policy(found: str, admitted: tuple[str, ...] | Unchecked, step: Step) -> None:
+    if isinstance(admitted, Unchecked):
+        step.unchecked(f"{admitted.reason} ({found})")
+    elif found not in admitted:
+        raise refusal(
+            "appraise-server-policy",
+            f"The server's policy is {found}, which the trust policy does not list.",
+            "server-policy",
+            "Ask the operator what the server promises, and list its digest knowingly.",
+        )
+    else:
+        step.detail = found
+
+
 def _tls(attestation: Attestation, tls_spki: bytes | Unchecked, step: Step) -> None:
     if isinstance(tls_spki, Unchecked):
         step.unchecked(tls_spki.reason)
@@ -393,6 +408,8 @@ def verify_attestation(
     parts = verify_parts(evidence, claims, trust, now=now, checks=checks)
     with checks.step("binding") as step:
         _binding(attestation, claims.bound, step)
+    with checks.step("server-policy") as step:
+        _server_policy(attestation.binding.server_policy, trust.server_policies, step)
     with checks.step("tls-key") as step:
         _tls(attestation, tls_spki, step)
     with checks.step("freshness") as step:

@@ -175,6 +175,15 @@ def test_two_independent_roots():
     assert check.detail == "AMD, NVIDIA"
 
 
+def test_the_servers_own_policy():
+    found = attestation().binding.server_policy
+    assert judge(attestation(), trusting(server_policies=("sha256:" + "0" * 64, found)))
+    other = trusting(server_policies=("sha256:" + "0" * 64,))
+    assert refused(attestation(), other) == "appraise-server-policy"
+    (check,) = [c for c in judge(attestation(), trusting()).checks if c.name == "server-policy"]
+    assert (check.outcome, found in check.detail) == ("unchecked", True)
+
+
 def test_azures_evidence_and_the_chips_own_are_one_vendors_word():
     """Both end in AMD's root; under a root that casemate does not carry it is the row's vendor."""
     claims = Claims(
