@@ -95,7 +95,7 @@ def test_a_containers_policy(text):
 @pytest.mark.parametrize("bound", [
     hashlib.sha256(TEXT).digest(), hashlib.sha256(DER).digest(), hashlib.sha512(TEXT).digest(),
     hashlib.sha512(DER).digest(), hashlib.sha256(DER).digest() + b"n" * 32,
-])  # fmt: skip
+], ids=["PEM 256", "DER 256", "PEM 512", "DER 512", "DER 256 and a nonce"])  # fmt: skip
 def test_a_key_that_the_report_binds(bound):
     files = {beside.PUBLIC_KEY: TEXT}
     assert snp.outcome(snp.judge(snp.evidence(files=files, report_data=bound))) == VALID
