@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from casemate.attest import der, x509
-from casemate.attest.verdict import refusal
+from casemate.attest.verdict import moment, refusal
 
 MAX_BYTES: Final = 1 << 20
 _CRL_SIGN: Final = 0x02
@@ -114,11 +114,14 @@ def check_validity(found: RevocationList, where: str, now: float) -> None:
     """EvidenceError unless ``now`` (Unix seconds) is from thisUpdate to nextUpdate."""
     if not now >= found.this_update:
         raise refusal(
-            "validity-not-yet", f"{where} is not valid yet.", where, "Check this machine's clock."
+            "validity-not-yet",
+            f"{where} is not valid before {moment(found.this_update)}.",
+            where,
+            "Check this machine's clock.",
         )
     if not now <= found.next_update:
         raise refusal(
-            "validity-expired", f"{where} has expired.", where,
+            "validity-expired", f"{where} has expired on {moment(found.next_update)}.", where,
             "Ask the operator to renew collateral.",
         )  # fmt: skip
 

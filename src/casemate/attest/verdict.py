@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from casemate.spec.canonical import Json
@@ -53,6 +54,14 @@ def decision(code: str, tcb_status: str) -> Decision:
     if code.startswith("evidence.needs-"):
         return "needs-collateral"
     return "not-applicable" if code.startswith("evidence.absent-") else "reject"
+
+
+def moment(seconds: float) -> str:
+    """A time for people: RFC 3339, UTC."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:.0f}"
 
 
 def stage(code: str) -> str:

@@ -46,7 +46,7 @@ from casemate.attest.dcap import abi, documents, pck
 from casemate.attest.dcap.abi import Quote, Signature
 from casemate.attest.dcap.collateral import Collateral, Signed
 from casemate.attest.dcap.policy import DAY, DcapPolicy
-from casemate.attest.verdict import Checks, Step, Unchecked, refusal
+from casemate.attest.verdict import Checks, Step, Unchecked, moment, refusal
 
 _ROOT_MEND: Final = "Trust a root only if its fingerprint reached you from Intel."
 _RENEW: Final = "Ask the operator to renew collateral from Intel's service."
@@ -182,7 +182,7 @@ def validity(of: Endorsed, *, now: float, checks: Checks) -> None:
     with checks.step("validity") as step:
         for n, certificate in enumerate(of.chain):
             x509.check_validity(certificate, f"PCK chain[{n}]", now)
-        step.detail = f"at {now:.0f}"
+        step.detail = f"at {moment(now)}"
 
 
 def _same_root(chain: tuple[x509.Certificate, ...], root: x509.Certificate, where: str) -> None:

@@ -38,7 +38,7 @@ from typing import Final
 from casemate.attest import cose, crl, der, x509
 from casemate.attest.nitro.abi import Document
 from casemate.attest.nitro.collateral import CRL_POINTS, Chain
-from casemate.attest.verdict import Checks, Step, Unchecked, refusal
+from casemate.attest.verdict import Checks, Step, Unchecked, moment, refusal
 
 _DIGITAL_SIGNATURE: Final = 0x80
 _ADMITTED: Final = (x509.ECDSA_SHA384,)
@@ -155,6 +155,6 @@ def current(chain: Chain, demanded: bool | Unchecked, *, now: float, checks: Che
         for file, found in chain.lists.items():
             crl.check_validity(found, file, now)
             checks.issued[file] = found.this_update
-        step.detail = f"at {now:.0f}"
+        step.detail = f"at {moment(now)}"
     with checks.step("revocation") as step:
         _revocation(chain, demanded, step)

@@ -44,7 +44,7 @@ from casemate.attest.nvidia import rim as manifests
 from casemate.attest.nvidia.abi import Report
 from casemate.attest.nvidia.collateral import CHIP, RIM_ROOT, Answers, Device, completed
 from casemate.attest.nvidia.policy import NvidiaPolicy
-from casemate.attest.verdict import Checks, Refused, Step, Unchecked, refusal
+from casemate.attest.verdict import Checks, Refused, Step, Unchecked, moment, refusal
 
 Path: TypeAlias = Sequence[tuple[x509.Certificate, str]]
 
@@ -132,7 +132,7 @@ def current(
     with checks.step(f"{prefix}validity") as step:
         for certificate, where in path:
             x509.check_validity(certificate, where, now)
-        step.detail = f"at {now:.0f}, until {min(c.not_after for c, _ in path):.0f}"
+        step.detail = f"at {moment(now)}, until {moment(min(c.not_after for c, _ in path))}"
     with checks.step(f"{prefix}revocation") as step:
         revoked = () if isinstance(policy.revoked, Unchecked) else policy.revoked
         for certificate, where in path:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from casemate.attest import cbor, cose, der, roots, x509
-from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+from casemate.attest.verdict import Checks, Refused, Unchecked, moment, refusal
 
 FILE: Final = "uvm_endorsements.cose"
 MAX_BYTES: Final = 64 << 10
@@ -244,7 +244,7 @@ def standing(found: Endorsement, demanded: bool | Unchecked, checks: Checks, *, 
             for certificate, where in path:
                 x509.check_validity(certificate, where, at)
         if demanded is True:
-            step.detail = f"at {now:.0f}"
+            step.detail = f"at {moment(now)}"
         elif isinstance(demanded, Unchecked):
             step.unchecked(demanded.reason)
         else:

@@ -44,7 +44,7 @@ from casemate.attest import roots as carried
 from casemate.attest.roots import Roots
 from casemate.attest.snp.abi import Report
 from casemate.attest.snp.collateral import INTERMEDIATES, LISTS, MISSING_MEND, PRODUCTS, Chain
-from casemate.attest.verdict import Checks, Step, Unchecked, refusal
+from casemate.attest.verdict import Checks, Step, Unchecked, moment, refusal
 
 Lists: TypeAlias = Mapping[str, crl.RevocationList]
 
@@ -197,7 +197,7 @@ def standing(
         for file, found in lists.items():
             crl.check_validity(found, file, now)
             checks.issued[file] = found.this_update
-        step.detail = f"at {now:.0f}"
+        step.detail = f"at {moment(now)}"
     with checks.step("revocation") as step:
         for file, found in lists.items():
             if LISTS[file]:

@@ -39,7 +39,7 @@ from casemate.attest.jws import PublicKey
 from casemate.attest.tokens import collateral as collaterals
 from casemate.attest.tokens.abi import GOOGLE, ITA, MAA, NRAS, OTHER, Token, Tokens
 from casemate.attest.tokens.collateral import CHAINED, Collateral
-from casemate.attest.verdict import Checks, refusal
+from casemate.attest.verdict import Checks, moment, refusal
 from casemate.attest.x509 import Certificate
 
 # Google: "Attestation token validation endpoint fields" (RS256 alone). Microsoft: "Azure
@@ -227,7 +227,7 @@ def verify(
             x509.check_validity(certificate, where, now)
         for token in tokens.all:
             check_times(token, now)
-        step.detail = f"at {now:.0f}"
+        step.detail = f"at {moment(now)}"
     with checks.step("revocation") as step:
         step.unchecked("no revocation list comes with tokens")
     return signer

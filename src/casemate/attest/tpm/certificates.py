@@ -24,7 +24,7 @@ from casemate.attest import crl, der, x509
 from casemate.attest.tpm import collateral
 from casemate.attest.tpm.collateral import Parts
 from casemate.attest.tpm.policy import TpmPolicy
-from casemate.attest.verdict import Checks, Refused, refusal
+from casemate.attest.verdict import Checks, Refused, moment, refusal
 
 Path: TypeAlias = tuple[tuple[x509.Certificate, str], ...]
 
@@ -144,7 +144,7 @@ def windows(
             for found, file in parts.lists:
                 crl.check_validity(found, file, now)
                 checks.issued[file] = found.this_update
-            step.detail = f"at {now:.0f}"
+            step.detail = f"at {moment(now)}"
     with checks.step(f"{prefix}revocation") as step:
         by_issuer = {found.issuer: found for found, _ in parts.lists}
         missing = []
