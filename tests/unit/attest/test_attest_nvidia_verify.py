@@ -460,7 +460,8 @@ def test_fuzzed_answers():
 
 def test_fuzzed_leaf_certificates():
     """Their names and FWIDs are read before anything is known to be signed."""
-    rest = chain()[len(pem(CHAIN[0])) :]
+    whole = chain()
+    rest = whole[whole.index(b"-----BEGIN", 1) :]
 
     def parse(raw: bytes) -> collateral.Device:
         text = base64.b64encode(raw)
