@@ -253,8 +253,8 @@ def test_both_say_the_same_of_mutations(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_both_say_the_same_of_many_mutations(name):
     both, stricter = mutate(name, 1000)
-    accepted = compare(*load(name))[1] is not None
-    assert (both > 0) is accepted  # some mutations change nothing that counts
+    # Some mutations change nothing that counts; some put a genuine quote in a bad one's place.
+    assert both > 0 or compare(*load(name))[1] is None
     assert stricter < 1000
 
 
