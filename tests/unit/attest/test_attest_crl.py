@@ -127,4 +127,4 @@ def test_every_flip_is_refused():
 
 
 def test_whatever_comes_is_refused_or_read():
-    fuzz(lambda data: crl.parse(data, "list"), [revocations(), revocations(7, 1 << 90)], 4000)
+    fuzz(lambda data: crl.parse(data, "list"), [revocations(), revocations(7, 1 << 90)])
