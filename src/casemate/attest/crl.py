@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from casemate.attest import der, x509
-from casemate.attest.verdict import moment, refusal
+from casemate.attest.verdict import check_window, refusal
 
 MAX_BYTES: Final = 1 << 20
 _CRL_SIGN: Final = 0x02
@@ -112,18 +112,7 @@ def check_issued(
 
 def check_validity(found: RevocationList, where: str, now: float) -> None:
     """EvidenceError unless ``now`` (Unix seconds) is from thisUpdate to nextUpdate."""
-    if not now >= found.this_update:
-        raise refusal(
-            "validity-not-yet",
-            f"{where} is not valid before {moment(found.this_update)}.",
-            where,
-            "Check this machine's clock.",
-        )
-    if not now <= found.next_update:
-        raise refusal(
-            "validity-expired", f"{where} has expired on {moment(found.next_update)}.", where,
-            "Ask the operator to renew collateral.",
-        )  # fmt: skip
+    check_window(where, found.this_update, found.next_update, now)
 
 
 def check_revoked(found: RevocationList, certificate: x509.Certificate, where: str) -> None:

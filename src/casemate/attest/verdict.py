@@ -106,6 +106,28 @@ def refusal(code: str, message: str, where: str, mend: str = "") -> Refused:
     )
 
 
+def check_window(
+    whose: str,
+    first: float,
+    last: float,
+    now: float,
+    where: str = "",
+    mend: str = "Ask the operator to renew collateral.",
+) -> None:
+    """``evidence.validity-*`` unless ``now`` is from ``first`` to ``last`` (Unix seconds). where:
+    the file or field, ``whose`` if not given; mend: of what has expired."""
+    if not now >= first:
+        raise refusal(
+            "validity-not-yet",
+            f"{whose} is not valid before {moment(first)}.",
+            where or whose,
+            "Check this machine's clock.",
+        )
+    if not now <= last:
+        message = f"{whose} has expired on {moment(last)}."
+        raise refusal("validity-expired", message, where or whose, mend)
+
+
 @dataclass
 class Step:
     """One check while it is made: what it found, and whether it was made at all."""

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from casemate.attest import der
-from casemate.attest.verdict import moment, refusal
+from casemate.attest.verdict import check_window, refusal
 
 MAX_BYTES: Final = 16 << 10
 
@@ -329,18 +329,7 @@ def check_chain(
 
 def check_validity(certificate: Certificate, where: str, now: float) -> None:
     """EvidenceError unless ``now`` (Unix seconds) lies in the certificate's validity."""
-    if not now >= certificate.not_before:
-        raise refusal(
-            "validity-not-yet",
-            f"{where} is not valid before {moment(certificate.not_before)}.",
-            where,
-            "Check this machine's clock.",
-        )
-    if not now <= certificate.not_after:
-        raise refusal(
-            "validity-expired", f"{where} has expired on {moment(certificate.not_after)}.", where,
-            "Ask the operator to renew collateral.",
-        )  # fmt: skip
+    check_window(where, certificate.not_before, certificate.not_after, now)
 
 
 def key_usage(certificate: Certificate) -> int:

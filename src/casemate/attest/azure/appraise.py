@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from casemate.attest.azure.abi import HclReport
 from casemate.attest.azure.policy import AzurePolicy
-from casemate.attest.tpm.appraise import Judged, among
+from casemate.attest.judge import Judged, among
 from casemate.attest.verdict import Unchecked
 
 

@@ -21,13 +21,14 @@ refused whatever its platform is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from casemate.attest.dcap.abi import Body, EnclaveReport, TdReport
 from casemate.attest.dcap.documents import REVOKED
 from casemate.attest.dcap.policy import MEASUREMENTS, DcapPolicy, SgxPolicy, TdxPolicy
 from casemate.attest.dcap.tcb import Tcb
 from casemate.attest.dcap.verify import Endorsed
+from casemate.attest.judge import Judged, among, every, fields
 from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
 
 _MEND: Final = (
@@ -35,19 +36,10 @@ _MEND: Final = (
 )
 _STAGES: Final = {"tcb-status": "tcb-status", "tcb-advisories": "tcb-advisories"}
 
-# A check: its name, whether it holds (or why it is not made), what was found, what is wanted.
-_Judged: TypeAlias = tuple[str, bool | Unchecked, str, str]
-
-
-def _among(name: str, found: str | int, admitted: tuple[Any, ...] | Unchecked) -> _Judged:
-    if isinstance(admitted, Unchecked):
-        return name, admitted, "", ""
-    return name, found in admitted, str(found), "one of " + ", ".join(map(str, admitted[:8]))
-
 
 def _flags(
     name: str, found: Mapping[str, bool], wanted: Mapping[str, bool] | Unchecked
-) -> Iterator[_Judged]:
+) -> Iterator[Judged]:
     if isinstance(wanted, Unchecked):
         yield name, wanted, "", ""
         return
@@ -58,11 +50,11 @@ def _flags(
         yield f"{name}-{bit.replace('_', '-')}", own is value, str(own).lower(), str(value).lower()
 
 
-def _platform(of: Endorsed, tcb: Tcb, policy: DcapPolicy) -> Iterator[_Judged]:
+def _platform(of: Endorsed, tcb: Tcb, policy: DcapPolicy) -> Iterator[Judged]:
     admitted = policy.tcb_statuses
     if isinstance(admitted, Unchecked) and tcb.status == REVOKED:
         admitted = ()
-    yield _among("tcb-status", tcb.status, admitted)
+    yield among("tcb-status", tcb.status, admitted)
     denied = policy.denied_advisories
     if isinstance(denied, Unchecked):
         yield "tcb-advisories", denied, "", ""
@@ -70,27 +62,27 @@ def _platform(of: Endorsed, tcb: Tcb, policy: DcapPolicy) -> Iterator[_Judged]:
         found = {advisory.upper() for advisory in tcb.advisories}
         hit = sorted(found & {advisory.upper() for advisory in denied})
         yield "tcb-advisories", not hit, ", ".join(hit) or "none that is denied", "none of them"
-    yield _among("instance", of.platform.ppid.hex(), policy.instances)
-    yield _among("fmspc", of.platform.fmspc.hex(), policy.fmspcs)
+    yield among("instance", of.platform.ppid.hex(), policy.instances)
+    yield among("fmspc", of.platform.fmspc.hex(), policy.fmspcs)
     yield from _flags("platform", of.platform.flags, policy.platform)
 
 
-def _enclave(report: EnclaveReport, policy: SgxPolicy) -> Iterator[_Judged]:
-    yield _among("mrenclave", report.mrenclave.hex(), policy.mrenclave)
-    yield _among("mrsigner", report.mrsigner.hex(), policy.mrsigner)
-    yield _among("isvprodid", report.isvprodid, policy.isvprodid)
+def _enclave(report: EnclaveReport, policy: SgxPolicy) -> Iterator[Judged]:
+    yield among("mrenclave", report.mrenclave.hex(), policy.mrenclave)
+    yield among("mrsigner", report.mrsigner.hex(), policy.mrsigner)
+    yield among("isvprodid", report.isvprodid, policy.isvprodid)
     if isinstance(policy.isvsvn, Unchecked):
         yield "isvsvn", policy.isvsvn, "", ""
     else:
         least = f"at least {policy.isvsvn}"
         yield "isvsvn", report.isvsvn >= policy.isvsvn, str(report.isvsvn), least
-    yield _among("configid", report.configid.hex(), policy.configid)
+    yield among("configid", report.configid.hex(), policy.configid)
     names: Iterable[str] = () if isinstance(policy.attributes, Unchecked) else policy.attributes
     found = {name: report.attribute(name) for name in names}
     yield from _flags("attributes", found, policy.attributes)
 
 
-def _td(report: TdReport, policy: TdxPolicy) -> Iterator[_Judged]:
+def _td(report: TdReport, policy: TdxPolicy) -> Iterator[Judged]:
     for name in MEASUREMENTS:
         admitted, found = getattr(policy, name), getattr(report, name)
         if found is None:
@@ -98,8 +90,8 @@ def _td(report: TdReport, policy: TdxPolicy) -> Iterator[_Judged]:
                 admitted = Unchecked("a TD report 1.0 has none")
             yield name, admitted, "", ""
         else:
-            yield _among(name, found.hex(), admitted)
-    yield _among("xfam", report.xfam.hex(), policy.xfam)
+            yield among(name, found.hex(), admitted)
+    yield among("xfam", report.xfam.hex(), policy.xfam)
     names: Iterable[str] = (
         () if isinstance(policy.td_attributes, Unchecked) else policy.td_attributes
     )
@@ -128,6 +120,11 @@ def debug(body: Body, policy: SgxPolicy | TdxPolicy, checks: Checks) -> None:
             step.detail = str(wanted["debug"]).lower()
 
 
+def _refused(name: str, found: str, wanted: str) -> Refused:
+    message = f"The evidence's {name} is {found}; the policy wants {wanted}."
+    return refusal(_STAGES.get(name, f"appraise-{name}"), message, name, _MEND)
+
+
 def appraise(of: Endorsed, tcb: Tcb, policy: SgxPolicy | TdxPolicy, checks: Checks) -> None:
     """Follow the procedure above; raises the first failure once all checks are recorded."""
     body = of.quote.body
@@ -136,19 +133,4 @@ def appraise(of: Endorsed, tcb: Tcb, policy: SgxPolicy | TdxPolicy, checks: Chec
         judged += _enclave(body, policy)
     if isinstance(body, TdReport) and isinstance(policy, TdxPolicy):
         judged += _td(body, policy)
-    failed: list[Refused] = []
-    for name, ok, found, wanted in judged:
-        try:
-            with checks.step(name) as step:
-                if isinstance(ok, Unchecked):
-                    step.unchecked(ok.reason)
-                elif not ok:
-                    message = f"The evidence's {name} is {found}; the policy wants {wanted}."
-                    raise refusal(_STAGES.get(name, f"appraise-{name}"), message, name, _MEND)
-                else:
-                    step.detail = found
-        except Refused as e:
-            failed.append(e)
-    if failed:
-        failed[0].checks = tuple(checks.done)
-        raise failed[0]
+    every(fields(judged, _refused), checks)

@@ -46,7 +46,7 @@ from casemate.attest.dcap import abi, documents, pck
 from casemate.attest.dcap.abi import Quote, Signature
 from casemate.attest.dcap.collateral import Collateral, Signed
 from casemate.attest.dcap.policy import DAY, DcapPolicy
-from casemate.attest.verdict import Checks, Step, Unchecked, moment, refusal
+from casemate.attest.verdict import Checks, Step, Unchecked, check_window, moment, refusal
 
 _ROOT_MEND: Final = "Trust a root only if its fingerprint reached you from Intel."
 _RENEW: Final = "Ask the operator to renew collateral from Intel's service."
@@ -235,12 +235,7 @@ def _complete(parts: Collateral, texts: dict[str, bytes]) -> Current:
 
 def _window(name: str, first: float, last: float, policy: DcapPolicy, now: float) -> None:
     where, whose = name, _NAMES[name][0].upper() + _NAMES[name][1:]
-    if not now >= first:
-        raise refusal(
-            "validity-not-yet", f"{whose} is not valid yet.", where, "Check this machine's clock."
-        )
-    if not now <= last + policy.collateral_grace * DAY:
-        raise refusal("validity-expired", f"{whose} has expired.", where, _RENEW)
+    check_window(whose, first, last + policy.collateral_grace * DAY, now, where, _RENEW)
     age = policy.collateral_age
     if not isinstance(age, Unchecked) and now - first > age * DAY:
         raise refusal("collateral-age", f"{whose} is older than {age} days.", where, _RENEW)

@@ -16,19 +16,18 @@ its reason. All are looked at before the first failure is raised. Codes are
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, TypeAlias
+from functools import partial
+from typing import Final
 
+from casemate.attest.judge import Judged, among, every, fields, unwanted
 from casemate.attest.nitro.abi import PCR_BYTES, Document
 from casemate.attest.nitro.policy import NitroPolicy
-from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+from casemate.attest.verdict import Checks, Unchecked
 
 MEASURED: Final = (0, 1, 2)
 # Seconds that the clocks of a verifier and of AWS may differ.
 SKEW: Final = 60
 _MEND = "Ask the operator to run what the trust policy admits, or change the policy knowingly."
-
-# A check: its name, whether it holds (or why it is not made), what was found, what is wanted.
-_Judged: TypeAlias = tuple[str, bool | Unchecked, str, str]
 
 
 def is_debug(document: Document) -> bool:
@@ -43,13 +42,7 @@ def instance(document: Document) -> str:
     return name if found else ""
 
 
-def _among(name: str, found: str, admitted: tuple[Any, ...] | Unchecked) -> _Judged:
-    if isinstance(admitted, Unchecked):
-        return name, admitted, "", ""
-    return name, found in admitted, found or "not there", "one of " + ", ".join(admitted[:8])
-
-
-def _judge(document: Document, policy: NitroPolicy, now: float) -> Iterator[_Judged]:
+def _judge(document: Document, policy: NitroPolicy, now: float) -> Iterator[Judged]:
     if isinstance(policy.debug, Unchecked):
         yield "debug", policy.debug, "", ""
     else:
@@ -59,9 +52,9 @@ def _judge(document: Document, policy: NitroPolicy, now: float) -> Iterator[_Jud
         yield "pcrs", policy.pcrs, "", ""
     else:
         for index, admitted in sorted(policy.pcrs.items()):
-            yield _among(f"pcr-{index}", document.pcrs.get(index, b"").hex(), admitted)
-    yield _among("module-id", document.module_id, policy.module_ids)
-    yield _among("instance", instance(document), policy.instances)
+            yield among(f"pcr-{index}", document.pcrs.get(index, b"").hex(), admitted, "not there")
+    yield among("module-id", document.module_id, policy.module_ids, "not there")
+    yield among("instance", instance(document), policy.instances, "not there")
     if isinstance(policy.max_age, Unchecked):
         yield "age", policy.max_age, "", ""
     else:
@@ -72,19 +65,4 @@ def _judge(document: Document, policy: NitroPolicy, now: float) -> Iterator[_Jud
 
 def appraise(document: Document, policy: NitroPolicy, *, now: float, checks: Checks) -> None:
     """Follow the procedure above; raises the first failure once all checks are recorded."""
-    failed: list[Refused] = []
-    for name, ok, found, wanted in _judge(document, policy, now):
-        try:
-            with checks.step(name) as step:
-                if isinstance(ok, Unchecked):
-                    step.unchecked(ok.reason)
-                elif not ok:
-                    message = f"The document's {name} is {found}; the policy wants {wanted}."
-                    raise refusal(f"appraise-{name}", message, name, _MEND)
-                else:
-                    step.detail = found
-        except Refused as e:
-            failed.append(e)
-    if failed:
-        failed[0].checks = tuple(checks.done)
-        raise failed[0]
+    every(fields(_judge(document, policy, now), partial(unwanted, "document", _MEND)), checks)

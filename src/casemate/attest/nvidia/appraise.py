@@ -19,29 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Final
 
+from casemate.attest.judge import Judged, among, every, fields, unwanted
 from casemate.attest.nvidia.abi import Report
 from casemate.attest.nvidia.collateral import Device
 from casemate.attest.nvidia.policy import NvidiaPolicy
 from casemate.attest.nvidia.rim import DRIVER, FIRMWARE, Rim
-from casemate.attest.verdict import Checks, Refused, Step, Unchecked, refusal
+from casemate.attest.verdict import Checks, Step, Unchecked, refusal
 
 NVDEC0_INDEX: Final = 35
 _MEND = "Ask the operator to run what the trust policy admits, or change the policy knowingly."
 _RIM_MEND = "Ask the operator for NVIDIA's manifests of this very driver and VBIOS."
-_Judged: TypeAlias = tuple[str, bool | Unchecked, str, str]
 
 
 def versions(report: Report) -> dict[str, str]:
     """What the report states, by a manifest's role."""
     return {DRIVER: report.driver_version, FIRMWARE: report.vbios_version}
-
-
-def _among(name: str, found: str, admitted: tuple[Any, ...] | Unchecked) -> _Judged:
-    if isinstance(admitted, Unchecked):
-        return name, admitted, "", ""
-    return name, found in admitted, found or "none", "one of " + ", ".join(admitted[:8])
 
 
 def _product(rim: Rim, device: Device, step: Step) -> None:
@@ -130,29 +124,18 @@ def answered(unanswered: Sequence[str], policy: NvidiaPolicy, step: Step) -> Non
         )
 
 
-def _judge(report: Report, device: Device, policy: NvidiaPolicy) -> Iterator[_Judged]:
-    yield _among("model", device.chip, policy.models)
-    yield _among("driver-version", report.driver_version, policy.driver_versions)
-    yield _among("vbios-version", report.vbios_version, policy.vbios_versions)
-    yield _among("mode", report.mode, policy.modes)
+def _judge(report: Report, device: Device, policy: NvidiaPolicy) -> Iterator[Judged]:
+    yield among("model", device.chip, policy.models, "none")
+    yield among("driver-version", report.driver_version, policy.driver_versions, "none")
+    yield among("vbios-version", report.vbios_version, policy.vbios_versions, "none")
+    yield among("mode", report.mode, policy.modes, "none")
     wanted = policy.protected_pcie
     if isinstance(wanted, Unchecked):
         yield "protected-pcie", wanted, "", ""
     else:
         on = report.protected_pcie
         yield "protected-pcie", on is wanted, str(on).lower(), str(wanted).lower()
-    yield _among("instance", device.identity.fingerprint, policy.instances)
-
-
-def _policy(judged: _Judged, step: Step) -> None:
-    name, ok, found, wanted = judged
-    if isinstance(ok, Unchecked):
-        step.unchecked(ok.reason)
-    elif not ok:
-        message = f"The report's {name} is {found}; the policy wants {wanted}."
-        raise refusal(f"appraise-{name}", message, name, _MEND)
-    else:
-        step.detail = found
+    yield among("instance", device.identity.fingerprint, policy.instances, "none")
 
 
 def appraise(
@@ -167,17 +150,7 @@ def appraise(
         todo.append((f"{rim.role}-rim-version", partial(_version, rim, report)))
     if rims:
         todo.append(("measurements", partial(_measurements, report, rims)))
-    for judged in _judge(report, device, policy):
-        todo.append((judged[0], partial(_policy, judged)))
+    todo += fields(_judge(report, device, policy), partial(unwanted, "report", _MEND))
     todo.append(("revocation-answers", partial(answered, unanswered, policy)))
     todo.append(("reference-values", partial(_needed, device, rims, policy)))
-    failed: list[Refused] = []
-    for name, check in todo:
-        try:
-            with checks.step(name) as step:
-                check(step)
-        except Refused as e:
-            failed.append(e)
-    if failed:
-        failed[0].checks = tuple(checks.done)
-        raise failed[0]
+    every(todo, checks)

@@ -27,8 +27,10 @@ and tables named), 57230 section 3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
+from casemate.attest.judge import Judged, among, every, fields
 from casemate.attest.snp.abi import PLATFORM_BITS, POLICY_BITS, Report
 from casemate.attest.snp.collateral import Chain, tcb_components
 from casemate.attest.snp.policy import SnpPolicy, TcbFloor
@@ -37,29 +39,20 @@ from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
 
 _MEND = "Ask the operator to run what the trust policy admits, or change the policy knowingly."
 
-# A check: its name, whether it holds (or why it is not made), what was found, what is wanted.
-_Judged: TypeAlias = tuple[str, bool | Unchecked, str, str]
 
-
-def _among(name: str, found: str | int, admitted: tuple[Any, ...] | Unchecked) -> _Judged:
-    if isinstance(admitted, Unchecked):
-        return name, admitted, "", ""
-    return name, found in admitted, str(found), "one of " + ", ".join(map(str, admitted[:8]))
-
-
-def _least(name: str, found: Any, least: Any, show: Any = str) -> _Judged:
+def _least(name: str, found: Any, least: Any, show: Any = str) -> Judged:
     if isinstance(least, Unchecked):
         return name, least, "", ""
     return name, found >= least, show(found), f"at least {show(least)}"
 
 
-def _set(name: str, found: int, wanted: int | Unchecked) -> _Judged:
+def _set(name: str, found: int, wanted: int | Unchecked) -> Judged:
     if isinstance(wanted, Unchecked):
         return name, wanted, "", ""
     return name, found & wanted == wanted, f"{found:#x}", f"all bits of {wanted:#x}"
 
 
-def _tcb(name: str, product: str, tcb: bytes, floors: TcbFloor | Unchecked) -> _Judged:
+def _tcb(name: str, product: str, tcb: bytes, floors: TcbFloor | Unchecked) -> Judged:
     if isinstance(floors, Unchecked):
         return name, floors, "", ""
     found = tcb_components(product, tcb)
@@ -77,7 +70,7 @@ def _version(version: tuple[int, int, int]) -> str:
 
 def _bits(
     name: str, found: Mapping[str, bool], wanted: Mapping[str, bool] | Unchecked
-) -> Iterator[_Judged]:
+) -> Iterator[Judged]:
     if isinstance(wanted, Unchecked):
         yield name, wanted, "", ""
         return
@@ -90,12 +83,12 @@ def _bits(
         yield f"{name}-others", Unchecked(reason), "", ""
 
 
-def _chip(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[_Judged]:
+def _chip(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[Judged]:
     chips, clouds = (
         listed if isinstance(listed, tuple) else () for listed in (policy.chip_ids, policy.csp_ids)
     )
     chip = report.chip_id.hex() if any(report.chip_id) else "masked"
-    yield _among("chip", chip, policy.chip_ids)
+    yield among("chip", chip, policy.chip_ids)
     if isinstance(policy.extractable, Unchecked):
         yield "extractable", policy.extractable, "", ""
     else:
@@ -104,10 +97,10 @@ def _chip(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[_Judged]:
         wanted = "a chip or cloud that it lists, since this line's secrets can be extracted"
         yield "extractable", ok, chain.product, wanted
     if chain.kind == "VLEK" or isinstance(policy.csp_ids, Unchecked):
-        yield _among("csp", chain.csp_id, policy.csp_ids)
+        yield among("csp", chain.csp_id, policy.csp_ids)
 
 
-def _firmware(report: Report, policy: SnpPolicy) -> _Judged:
+def _firmware(report: Report, policy: SnpPolicy) -> Judged:
     if isinstance(policy.provisional, Unchecked):
         return "provisional", policy.provisional, "", ""
     current = f"{_version(report.current_version)} {report.current_tcb.hex()}"
@@ -115,22 +108,22 @@ def _firmware(report: Report, policy: SnpPolicy) -> _Judged:
     return "provisional", policy.provisional or current == committed, current, committed
 
 
-def _identity(report: Report, policy: SnpPolicy) -> Iterator[_Judged]:
-    yield _among("measurement", report.measurement.hex(), policy.measurements)
-    yield _among("host-data", report.host_data.hex(), policy.host_data)
-    yield _among("id-key", report.id_key_digest.hex(), policy.id_keys)
+def _identity(report: Report, policy: SnpPolicy) -> Iterator[Judged]:
+    yield among("measurement", report.measurement.hex(), policy.measurements)
+    yield among("host-data", report.host_data.hex(), policy.host_data)
+    yield among("id-key", report.id_key_digest.hex(), policy.id_keys)
     author = report.author_key_digest.hex() if report.author_key_en else "none"
-    yield _among("author-key", author, policy.author_keys)
-    yield _among("family-id", report.family_id.hex(), policy.family_ids)
-    yield _among("image-id", report.image_id.hex(), policy.image_ids)
+    yield among("author-key", author, policy.author_keys)
+    yield among("family-id", report.family_id.hex(), policy.family_ids)
+    yield among("image-id", report.image_id.hex(), policy.image_ids)
 
 
-def _judge(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[_Judged]:
+def _judge(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[Judged]:
     unsigned = int.from_bytes(report.unsigned, "big")
     yield "unsigned-bytes", not unsigned, "zeros" if not unsigned else "not zero", "zeros"
-    yield _among("signing-key-kind", report.signing_key, policy.signing_keys)
-    yield _among("report-version", report.version, policy.report_versions)
-    yield _among("vmpl", report.vmpl, policy.vmpl)
+    yield among("signing-key-kind", report.signing_key, policy.signing_keys)
+    yield among("report-version", report.version, policy.report_versions)
+    yield among("vmpl", report.vmpl, policy.vmpl)
     yield from _chip(report, chain, policy)
     bits = {bit: getattr(report.policy, bit) for bit in POLICY_BITS}
     yield from _bits("guest-policy", bits, policy.guest_policy)
@@ -152,13 +145,13 @@ def _judge(report: Report, chain: Chain, policy: SnpPolicy) -> Iterator[_Judged]
     yield _set("current-mitigations", report.current_mit_vector, policy.current_mitigations)
 
 
-def _uvm(found: Endorsement | None, policy: SnpPolicy) -> Iterator[_Judged]:
+def _uvm(found: Endorsement | None, policy: SnpPolicy) -> Iterator[Judged]:
     feed, svn = ("", -1) if found is None else (found.feed, found.svn)
-    yield _among("uvm-feed", feed, policy.uvm_feeds)
+    yield among("uvm-feed", feed, policy.uvm_feeds)
     yield _least("uvm-svn", svn, policy.uvm_svn)
 
 
-def _refused(name: str, found: str, wanted: str, endorsed: bool) -> Refused:
+def _refused(endorsed: bool, name: str, found: str, wanted: str) -> Refused:
     if name.startswith("uvm-") and not endorsed:
         message = "The evidence carries no endorsement of the utility VM."
         return refusal("needs-uvm-endorsement", message, FILE, _MEND)
@@ -174,18 +167,5 @@ def appraise(
     endorsement: Endorsement | None = None,
 ) -> None:
     """Follow the procedure above; raises the first failure once all checks are recorded."""
-    failed: list[Refused] = []
-    for name, ok, found, wanted in (*_judge(report, chain, policy), *_uvm(endorsement, policy)):
-        try:
-            with checks.step(name) as step:
-                if isinstance(ok, Unchecked):
-                    step.unchecked(ok.reason)
-                elif not ok:
-                    raise _refused(name, found, wanted, endorsement is not None)
-                else:
-                    step.detail = found
-        except Refused as e:
-            failed.append(e)
-    if failed:
-        failed[0].checks = tuple(checks.done)
-        raise failed[0]
+    judged = (*_judge(report, chain, policy), *_uvm(endorsement, policy))
+    every(fields(judged, partial(_refused, endorsement is not None)), checks)

@@ -28,9 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from casemate.attest import jws
+from casemate.attest.judge import every
 from casemate.attest.tokens import abi
 from casemate.attest.tokens.abi import Device, Google, Ita, Maa, Nras, Tokens
 from casemate.attest.tokens.policy import (
@@ -42,7 +44,7 @@ from casemate.attest.tokens.policy import (
     TokenPolicy,
 )
 from casemate.attest.tokens.verify import Signer
-from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+from casemate.attest.verdict import Checks, Step, Unchecked, refusal
 from casemate.spec.canonical import Json
 
 _MEND: Final = (
@@ -401,27 +403,20 @@ _SERVICES: Final[dict[str, Callable[..., Iterator[_Judged]]]] = {
 }  # fmt: skip
 
 
+def _told(one: _Judged, step: Step) -> None:
+    if isinstance(one.ok, Unchecked):
+        step.unchecked(one.ok.reason)
+    elif not one.ok:
+        message = one.message or f"The token's {one.name} is {one.found}; wanted is {one.wanted}."
+        raise refusal(one.code or f"appraise-{one.name}", message, one.name, _MEND)
+    else:
+        step.detail = one.found
+
+
 def appraise(
     tokens: Tokens, signer: Signer, policy: TokenPolicy, *, now: float, checks: Checks
 ) -> None:
     """Follow the procedure above; raises the first failure once all checks are recorded."""
-    failed: list[Refused] = []
     judged = [*_common(tokens, signer, policy, now)]
     judged += _SERVICES[tokens.tee](tokens, policy, checks)
-    for one in judged:
-        try:
-            with checks.step(one.name) as step:
-                if isinstance(one.ok, Unchecked):
-                    step.unchecked(one.ok.reason)
-                elif not one.ok:
-                    usual = f"The token's {one.name} is {one.found}; wanted is {one.wanted}."
-                    message = one.message or usual
-                    code = one.code or f"appraise-{one.name}"
-                    raise refusal(code, message, one.name, _MEND)
-                else:
-                    step.detail = one.found
-        except Refused as e:
-            failed.append(e)
-    if failed:
-        failed[0].checks = tuple(checks.done)
-        raise failed[0]
+    every(((one.name, partial(_told, one)) for one in judged), checks)

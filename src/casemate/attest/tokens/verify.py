@@ -39,7 +39,7 @@ from casemate.attest.jws import PublicKey
 from casemate.attest.tokens import collateral as collaterals
 from casemate.attest.tokens.abi import GOOGLE, ITA, MAA, NRAS, OTHER, Token, Tokens
 from casemate.attest.tokens.collateral import CHAINED, Collateral
-from casemate.attest.verdict import Checks, moment, refusal
+from casemate.attest.verdict import Checks, check_window, moment, refusal
 from casemate.attest.x509 import Certificate
 
 # Google: "Attestation token validation endpoint fields" (RS256 alone). Microsoft: "Azure
@@ -182,12 +182,7 @@ def check_times(token: Token, now: float) -> None:
     """``evidence.validity-*`` unless ``now`` (Unix seconds) is from nbf and iat to exp."""
     claims, where = token.claims, token.where
     since = claims.iat if claims.nbf is None else max(claims.iat, claims.nbf)
-    if not now >= since:
-        raise refusal(
-            "validity-not-yet", f"{where} is not valid yet.", where, "Check this machine's clock."
-        )
-    if not now <= claims.exp:
-        raise refusal("validity-expired", f"{where} has expired.", where, "Ask for a new token.")
+    check_window(where, since, claims.exp, now, mend="Ask for a new token.")
 
 
 def verify(

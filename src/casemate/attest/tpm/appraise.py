@@ -16,27 +16,20 @@ its reason. All are looked at before the first failure is raised. Codes are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final
 
+from casemate.attest.judge import Judged, among, fields, made, unwanted
 from casemate.attest.tpm import eventlog
 from casemate.attest.tpm.abi import Attest
 from casemate.attest.tpm.collateral import Banks
 from casemate.attest.tpm.policy import BANKS, TpmPolicy
-from casemate.attest.verdict import Checks, Refused, Unchecked, refusal
+from casemate.attest.verdict import Checks, Refused, Unchecked
 
 _MEND: Final = (
     "Ask the operator to run what the trust policy admits, or change the policy knowingly."
 )
 _SECURE_BOOT_PCR: Final = 7
-
-# A check: its name, whether it holds (or why it is not made), what was found, what is wanted.
-Judged: TypeAlias = tuple[str, bool | Unchecked, str, str]
-
-
-def among(name: str, found: object, admitted: tuple[object, ...] | Unchecked) -> Judged:
-    if isinstance(admitted, Unchecked):
-        return name, admitted, "", ""
-    return name, found in admitted, str(found), "one of " + ", ".join(map(str, admitted[:8]))
 
 
 def _pcr(index: str, admitted: tuple[str, ...], quoted: Banks) -> Judged:
@@ -96,20 +89,7 @@ def judge(
 
 def record(judged: Iterator[Judged], checks: Checks) -> list[Refused]:
     """Each check recorded; the failures in order."""
-    failed: list[Refused] = []
-    for name, ok, found, wanted in judged:
-        try:
-            with checks.step(name) as step:
-                if isinstance(ok, Unchecked):
-                    step.unchecked(ok.reason)
-                elif not ok:
-                    message = f"The evidence's {name} is {found}; the policy wants {wanted}."
-                    raise refusal(f"appraise-{name}", message, name, _MEND)
-                else:
-                    step.detail = found
-        except Refused as e:
-            failed.append(e)
-    return failed
+    return made(fields(judged, partial(unwanted, "evidence", _MEND)), checks)
 
 
 def settle(failed: list[Refused], checks: Checks) -> None:
