@@ -5,11 +5,7 @@ each of which gets through once the check that stops it is taken away."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
-from datetime import datetime
-from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -18,26 +14,13 @@ from casemate.attest.azure import abi, hardware, verify
 from casemate.attest.azure.policy import DEFAULT
 from casemate.attest.tpm import verify as tpm_verify
 from support import azure, dcap, tpm
+from support.collection import Collection, at
 from support.mutation import flipped, flips, mutated
 
-CAPTURED = Path(__file__).resolve().parents[3] / "shared" / "evidence" / "azure-cvm"
-NAMES = sorted(p.name for p in CAPTURED.glob("*")) if CAPTURED.is_dir() else []
-captured = pytest.mark.skipif(not NAMES, reason="no captured evidence beside the project")
+CAPTURED = Collection("azure-cvm")
+NAMES, captured = CAPTURED.names, CAPTURED.needed
+about, files, stated = CAPTURED.about, CAPTURED.files, CAPTURED.stated
 HCL, QUOTE = "hcl_report.bin", "tpm_quote.msg"
-
-
-@cache
-def about(name):
-    return json.loads((CAPTURED / name / "about.json").read_text())
-
-
-@cache
-def files(name):
-    return folder.read(CAPTURED / name)
-
-
-def at(text):
-    return datetime.fromisoformat(text).timestamp()
 
 
 def judge(name, changed=None, now=None, **policy):
@@ -50,10 +33,6 @@ def judge(name, changed=None, now=None, **policy):
         merged, now=at(about(name)["verify_at"]) if now is None else now,
         policies={"azure-cvm": dataclasses.replace(DEFAULT, **inner, **policy)},
     )  # fmt: skip
-
-
-def stated(name, key):
-    return about(name)["expect"][key].split()[0].rstrip(":")
 
 
 GENUINE = [n for n in NAMES if stated(n, "crypto") == "valid"]

@@ -5,10 +5,8 @@ What was never captured (revocation lists, other roots) is made up under a test 
 
 from __future__ import annotations
 
-import json
 import random
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import cbor2
 import pytest
@@ -19,25 +17,14 @@ from casemate.attest.nitro import abi, appraise, verify
 from casemate.attest.nitro.policy import DEFAULT, NitroPolicy
 from casemate.attest.verdict import Unchecked
 from support import nitro
+from support.collection import Collection, at
 from support.mutation import COUNT, flipped, flips, fuzz
 
-CAPTURED = Path(__file__).resolve().parents[3] / "shared" / "evidence" / "nitro"
-NAMES = sorted(p.name for p in CAPTURED.glob("*")) if CAPTURED.is_dir() else []
-captured = pytest.mark.skipif(not NAMES, reason="no captured evidence beside the project")
+CAPTURED = Collection("nitro")
+NAMES, captured = CAPTURED.names, CAPTURED.needed
+about, files, stated = CAPTURED.about, CAPTURED.files, CAPTURED.stated
 FILE = "document.cose"
 NOT_ASKED = Unchecked("evidence folder")
-
-
-def about(name):
-    return json.loads((CAPTURED / name / "about.json").read_text())
-
-
-def files(name):
-    return folder.read(CAPTURED / name)
-
-
-def at(text):
-    return datetime.fromisoformat(text).timestamp()
 
 
 def judge(name, changed=None, now=None, nonce=NOT_ASKED, **policy):
@@ -54,10 +41,6 @@ def judge(name, changed=None, now=None, nonce=NOT_ASKED, **policy):
 def refused(judged):
     assert judged.decision == "reject"
     return judged.code.removeprefix("evidence.")
-
-
-def stated(name, key):
-    return about(name)["expect"][key].split()[0].rstrip(":")
 
 
 GENUINE = [n for n in NAMES if stated(n, "crypto") == "valid"]

@@ -10,7 +10,6 @@ import json
 import os
 import random
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,13 @@ from casemate.attest.tokens import abi, appraise, collateral, verify
 from casemate.attest.tokens import policy as policies
 from casemate.attest.verdict import Unchecked
 from support import tokens as made
+from support.collection import Collection, at
 from support.mutation import flipped, fuzz, mutated
 from support.tokens import NOW, code, judge
 
-CAPTURED = Path(__file__).resolve().parents[3] / "shared" / "evidence" / "jwt"
-NAMES = sorted(p.name for p in CAPTURED.glob("*")) if CAPTURED.is_dir() else []
-captured = pytest.mark.skipif(not NAMES, reason="no captured evidence beside the project")
+CAPTURED = Collection("jwt")
+NAMES, captured = CAPTURED.names, CAPTURED.needed
+about, files = CAPTURED.about, CAPTURED.files
 OPEN = Unchecked("a test")
 PKI, OIDC, AZURE, NVIDIA = (
     "gcp-cs-pki-tdx", "gcp-cs-oidc-debug", "azure-maa-sevsnp-no-keys",
@@ -34,19 +34,7 @@ PKI, OIDC, AZURE, NVIDIA = (
 
 
 @functools.cache
-def about(name):
-    return json.loads((CAPTURED / name / "about.json").read_text())
-
-
 @functools.cache
-def files(name):
-    return folder.read(CAPTURED / name)
-
-
-def at(text):
-    return datetime.fromisoformat(text).timestamp()
-
-
 def now_of(name):
     return at(about(name)["verify_at"])
 

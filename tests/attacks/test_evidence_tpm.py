@@ -4,11 +4,7 @@ test root, each of which gets through once the check that stops it is taken away
 
 from __future__ import annotations
 
-import json
 import random
-from datetime import datetime
-from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -16,25 +12,12 @@ from casemate.attest import crl, folder, kinds, x509
 from casemate.attest.tpm import abi, certificates, collateral, eventlog, verify
 from casemate.attest.tpm.policy import DEFAULT, TpmPolicy
 from support import tpm
+from support.collection import Collection, at
 from support.mutation import flipped, flips, mutated
 
-CAPTURED = Path(__file__).resolve().parents[3] / "shared" / "evidence" / "tpm"
-NAMES = sorted(p.name for p in CAPTURED.glob("*")) if CAPTURED.is_dir() else []
-captured = pytest.mark.skipif(not NAMES, reason="no captured evidence beside the project")
-
-
-@cache
-def about(name):
-    return json.loads((CAPTURED / name / "about.json").read_text())
-
-
-@cache
-def files(name):
-    return folder.read(CAPTURED / name)
-
-
-def at(text):
-    return datetime.fromisoformat(text).timestamp()
+CAPTURED = Collection("tpm")
+NAMES, captured = CAPTURED.names, CAPTURED.needed
+about, files, stated = CAPTURED.about, CAPTURED.files, CAPTURED.stated
 
 
 def now_of(name):
@@ -48,10 +31,6 @@ def judge(name, changed=None, now=None, **policy):
         merged, now=now_of(name) if now is None else now,
         policies={"tpm": TpmPolicy(**(kept | policy))},
     )  # fmt: skip
-
-
-def stated(name, key):
-    return about(name)["expect"][key].split()[0].rstrip(":")
 
 
 GOOD = [n for n in NAMES if stated(n, "default_policy") == "accept"]
