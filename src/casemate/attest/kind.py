@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -66,3 +67,13 @@ class Kind:
 def unpinned(what: str) -> Unchecked:
     """For default policies."""
     return Unchecked(f"{what} is not pinned")
+
+
+def whole(report_data: bytes) -> bytes:
+    """For a field that takes all 64 bytes."""
+    return report_data
+
+
+def hashed(report_data: bytes) -> bytes:
+    """For a shorter field: SHA-256."""
+    return hashlib.sha256(report_data).digest()

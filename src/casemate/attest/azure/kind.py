@@ -15,12 +15,11 @@ of the claims is no proof of freshness, since an old quote may stand beside new 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from casemate.attest.azure import abi, appraise, collateral, hardware, verify
 from casemate.attest.azure.policy import DEFAULT, AzurePolicy
-from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kind import Claims, Files, Kind, hashed
 from casemate.attest.snp import abi as snp_abi
 from casemate.attest.snp.kind import shown
 from casemate.attest.tpm import appraise as tpm_appraise
@@ -137,7 +136,7 @@ KIND = Kind(
     policy=AzurePolicy,
     default=lambda: DEFAULT,
     field="extraData of the vTPM's quote",
-    of=lambda report_data: hashlib.sha256(report_data).digest(),
+    of=hashed,
     fields=_fields,
     instances=("chip_ids", "instances", "aks", "vm_ids"),
     vendor="Microsoft",

@@ -37,7 +37,7 @@ from casemate.attest.dcap import (
 )
 from casemate.attest.dcap.abi import Quote, TdReport
 from casemate.attest.dcap.policy import SgxPolicy, TdxPolicy
-from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kind import Claims, Files, Kind, whole
 from casemate.attest.verdict import Checks, Refused, refusal
 from casemate.spec.canonical import Json
 
@@ -239,7 +239,7 @@ SGX: Final = Kind(
     policy=SgxPolicy,
     default=lambda: policy.SGX,
     field="REPORTDATA, all 64 bytes",
-    of=lambda report_data: report_data,
+    of=whole,
     fields=_fields,
     instances=("instances",),
     vendor="Intel",
@@ -251,7 +251,7 @@ TDX: Final = Kind(
     policy=TdxPolicy,
     default=lambda: policy.TDX,
     field="REPORTDATA, all 64 bytes",
-    of=lambda report_data: report_data,
+    of=whole,
     fields=_fields,
     instances=("instances",),
     vendor="Intel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kind import Claims, Files, Kind, whole
 from casemate.attest.nitro import abi, collateral, verify
 from casemate.attest.nitro.appraise import appraise, instance, is_debug
 from casemate.attest.nitro.policy import DEFAULT, NitroPolicy
@@ -81,7 +81,7 @@ KIND: Final = Kind(
     policy=NitroPolicy,
     default=lambda: DEFAULT,
     field="user_data, all 64 bytes",
-    of=lambda report_data: report_data,
+    of=whole,
     fields=fields,
     instances=("module_ids", "instances"),
     vendor="AWS",

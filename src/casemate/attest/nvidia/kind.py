@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
-from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kind import Claims, Files, Kind, hashed
 from casemate.attest.nvidia import abi, appraise, collateral, rim, verify
 from casemate.attest.nvidia.policy import DEFAULT, NvidiaPolicy
 from casemate.attest.verdict import Checks, refusal
@@ -170,7 +170,7 @@ KIND: Final = Kind(
     policy=NvidiaPolicy,
     default=lambda: DEFAULT,
     field="nonce of the SPDM request",
-    of=lambda report_data: hashlib.sha256(report_data).digest(),
+    of=hashed,
     fields=fields,
     instances=("instances",),
     vendor="NVIDIA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kind import Claims, Files, Kind, whole
 from casemate.attest.snp import abi, beside, collateral, uvm, verify
 from casemate.attest.snp.abi import Report
 from casemate.attest.snp.appraise import appraise
@@ -166,7 +166,7 @@ KIND: Final = Kind(
     policy=SnpPolicy,
     default=lambda: DEFAULT,
     field="REPORT_DATA",
-    of=lambda report_data: report_data,
+    of=whole,
     fields=fields,
     instances=("chip_ids",),
     vendor="AMD",

@@ -14,10 +14,9 @@ Procedure of ``check``:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
-from casemate.attest.kind import Claims, Files, Kind
+from casemate.attest.kind import Claims, Files, Kind, hashed
 from casemate.attest.tpm import abi, appraise, certificates, collateral, verify
 from casemate.attest.tpm.policy import DEFAULT, PRODUCTS, TpmPolicy
 from casemate.attest.verdict import Checks, refusal
@@ -146,7 +145,7 @@ KIND = Kind(
     policy=TpmPolicy,
     default=lambda: DEFAULT,
     field="extraData of the quote",
-    of=lambda report_data: hashlib.sha256(report_data).digest(),
+    of=hashed,
     fields=_fields,
     instances=("aks",),
     vendor="TPM",
