@@ -22,9 +22,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from casemate.attest import merkle
 from casemate.attest.kinds import KINDS
 from casemate.attest.verdict import refusal
+from casemate.spec import merkle
 from casemate.spec.evidence import NONCE_BYTES, Attestation, Binding
 from casemate.spec.identity import SEAL_KEY_BYTES, SIGN_KEY_BYTES
 
@@ -114,12 +114,12 @@ def nonce_root(nonces: Sequence[bytes]) -> bytes:
     """32-byte root over 1 to 2^20 nonces of 32 bytes; ValueError for anything else."""
     if not 1 <= len(nonces) <= MAX_NONCES or any(len(n) != NONCE_BYTES for n in nonces):
         raise ValueError(f"1 to {MAX_NONCES} nonces of {NONCE_BYTES} bytes are needed")
-    return merkle.root(nonces)
+    return merkle.root(len(nonces), merkle.tree(nonces))
 
 
 def nonce_path(nonces: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """The audit path of nonce ``index``; IndexError outside."""
-    return merkle.path(nonces, index)
+    return merkle.inclusion(index, len(nonces), merkle.tree(nonces))
 
 
 def check_nonce(attestation: Attestation, nonce: bytes) -> None:
@@ -134,8 +134,8 @@ def check_nonce(attestation: Attestation, nonce: bytes) -> None:
     reason = f"it is of a tree of more than {MAX_NONCES} nonces"
     if attestation.count <= MAX_NONCES:
         try:
-            found = merkle.root_from_path(
-                nonce, attestation.index, attestation.count, attestation.path
+            found = merkle.root_from_inclusion(
+                merkle.leaf_hash(nonce), attestation.index, attestation.count, attestation.path
             )
         except ValueError as e:
             reason = str(e)
