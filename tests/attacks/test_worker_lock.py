@@ -133,7 +133,7 @@ def test_a_run_for_another_model_or_other_schemas_is_refused():
     for run_message, count in wrong:
         fds = [os.memfd_create("x") for _ in range(count)]
         with pytest.raises(InternalError):
-            session._run(message, None, run_message, fds)
+            session._run(None, message, None, run_message, fds)
         for fd in fds:
             os.close(fd)
 

@@ -9,20 +9,28 @@ tests compare with torch.optim itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from casemate.spec.job import Adam, Schedule, Sgd
 
 
-class Update(Protocol):
-    """One step in place on the weights (n,), float32, from entry ``first`` of the whole on."""
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One step in place on the weights (n,), float32, from entry ``first`` of the whole on.
+
+    state: by name, float32 (d,), all that a step leaves to the next beside the weights.
+    """
+
+    apply: Callable[[torch.Tensor, torch.Tensor, int, int], None]
+    state: Mapping[str, torch.Tensor]
 
     def __call__(
         self, weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int = 0
-    ) -> None: ...
+    ) -> None:
+        self.apply(weights, gradient, step, first)
 
 
 def factor(schedule: Schedule, step: int, steps: int) -> float:
@@ -44,7 +52,7 @@ def factor(schedule: Schedule, step: int, steps: int) -> float:
 def sgd(spec: Sgd, rate: Callable[[int], float], dimension: int) -> Update:
     whole = torch.zeros(dimension if spec.momentum else 0)
 
-    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int = 0) -> None:
+    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int) -> None:
         if spec.weight_decay:
             gradient = gradient.add(weights, alpha=spec.weight_decay)
         if spec.momentum:
@@ -53,13 +61,13 @@ def sgd(spec: Sgd, rate: Callable[[int], float], dimension: int) -> Update:
             gradient = gradient.add(velocity, alpha=spec.momentum) if spec.nesterov else velocity
         weights.add_(gradient, alpha=-rate(step))
 
-    return update
+    return Update(update, {"velocity": whole} if spec.momentum else {})
 
 
 def adam(spec: Adam, rate: Callable[[int], float], dimension: int) -> Update:
     moments = torch.zeros(2, dimension)
 
-    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int = 0) -> None:
+    def update(weights: torch.Tensor, gradient: torch.Tensor, step: int, first: int) -> None:
         lr = rate(step)
         mean, square = moments[:, first : first + len(weights)]
         if spec.weight_decay and spec.decoupled:
@@ -73,7 +81,7 @@ def adam(spec: Adam, rate: Callable[[int], float], dimension: int) -> Update:
         denominator = (square.sqrt() / math.sqrt(correction2)).add_(spec.eps)
         weights.addcdiv_(mean, denominator, value=-lr / correction1)
 
-    return update
+    return Update(update, {"mean": moments[0], "square": moments[1]})
 
 
 def optimizer(spec: Sgd | Adam, schedule: Schedule, steps: int, dimension: int) -> Update:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -21,12 +20,14 @@ from casemate.engine import (
     noise,
     optim,
     sampling,
+    state,
     windows,
 )
 from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import PATHS, Gradients
 from casemate.engine.rows import Rows
+from casemate.plan.state import due
 from casemate.spec.errors import PlanError
 from casemate.spec.job import Dp, Execution, Plan, TrainSpec
 
@@ -35,6 +36,8 @@ Add: TypeAlias = Callable[[int, int, npt.NDArray[np.int64]], None]
 # The sum of the chosen units' contributions, by pieces: int64 grid steps, or float64 without
 # privacy.
 Sums: TypeAlias = Callable[[npt.NDArray[np.int64]], Iterator[windows.Piece]]
+# Takes a state in: (steps taken, its bytes in parts, valid for the call).
+Save: TypeAlias = Callable[[int, Iterator[bytes | memoryview]], None]
 
 # For each path, how far one unit moves its sum: (clip, dimension, grid) -> L2, gradient units; the
 # same for every form of the clip (``clip``, ``batched.factors``).
@@ -102,30 +105,54 @@ def train(
     *,
     keep: bool = False,
     fast: Batched | None = None,
+    source: state.Source | None = None,
+    every: int = 0,
+    save: Save | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train and return the trained tensors, float32, by name: the last, or their average.
 
-    key: 32 fresh bytes, used for nothing else. keep: evaluate the frozen prefix once per row.
-    fast: what the path ``graph`` was prepared with. Raises ``PlanError`` before any row is read.
+    key: 32 fresh bytes, used for nothing else, not even for the run that is resumed. keep: evaluate
+    the frozen prefix once per row. fast: what the path ``graph`` was prepared with. source: the
+    state to go on from. save: is given the state after each ``every`` steps but the last (0:
+    never). Raises ``PlanError`` and what ``engine.state.read`` does before any row is read.
     """
-    run = start(plan, execution, spec, program, rows, key, keep=keep, fast=fast)
-    for step in range(plan.steps):
-        run(step)
+    run = start(plan, execution, spec, program, rows, key, keep=keep, fast=fast, source=source)
+    saved = due(plan.steps, every, run.done)
+    while run.done < plan.steps:
+        run(run.done)
+        if run.done == saved and save is not None:
+            save(run.done, run.state())
+            saved = due(plan.steps, every, saved)
     return run.result()
 
 
-@dataclass(frozen=True, slots=True)
 class Run:
-    """A run under way: call it with a step's number, in order from 0."""
+    """A run under way: call it with a step's number, in order from ``done``. No step is taken
+    twice, for its noise belongs to its number."""
 
-    take: Callable[[int], None]
-    program: Program
-    average: optim.Average | None
+    def __init__(
+        self,
+        take: Callable[[int], None],
+        program: Program,
+        average: optim.Average | None,
+        write: Callable[[int], Iterator[bytes | memoryview]],
+        done: int = 0,
+    ) -> None:
+        self.program, self.average, self.done = program, average, done
+        self._take, self._write = take, write
 
     def __call__(self, step: int) -> None:
-        self.take(step)
+        if step != self.done:
+            raise ValueError(f"step {self.done} is due, not {step}")
+        self._take(step)
         if self.average is not None:
             self.average.add(self.program.flat)
+        self.done += 1
+
+    def state(self) -> Iterator[bytes | memoryview]:
+        """What the run can be resumed from, in parts valid until the next step: see
+        :mod:`casemate.plan.state`. It holds no key."""
+        return self._write(self.done)
 
     def result(self) -> dict[str, torch.Tensor]:
         """What is released as the run stands: the trained tensors, float32, by name, or their
@@ -150,13 +177,14 @@ def start(
     *,
     keep: bool = False,
     fast: Batched | None = None,
+    source: state.Source | None = None,
 ) -> Run:
-    """As :func:`train`; takes the step of a number, in order from 0."""
+    """As :func:`train`; takes the step of a number, in order."""
 
     def add(step: int, first: int, total: npt.NDArray[np.int64]) -> None:
         noise.add_gaussian(total, key, step, plan.sigma / plan.grid, first)
 
-    return loop(plan, execution, spec, program, rows, key, add, keep, fast)
+    return loop(plan, execution, spec, program, rows, key, add, keep, fast, source)
 
 
 def loop(
@@ -169,16 +197,24 @@ def loop(
     add: Add,
     keep: bool,
     fast: Batched | None = None,
+    source: state.Source | None = None,
 ) -> Run:
     """:func:`start` with the noise as an argument: for the engine and its tests alone."""
     check_plan(plan, spec, program.dimension, rows.units, execution.path)
     torch.set_num_threads(1)
+    update = optim.optimizer(spec.optimizer, spec.schedule, plan.steps, program.dimension)
+    average = optim.Average(spec.ema, program.dimension) if spec.ema else None
+    vectors = {"weights": program.flat, **update.state}
+    if average is not None:
+        vectors["average"] = average.value
+    done = 0 if source is None else state.read(source, plan, spec, vectors)
+    if average is not None:
+        average.count = done
     drawn = draws.of_job(key, rows, program.data, spec.views)
     if keep and spec.views.transforms:
         raise _refuse("it keeps what the views of a row are not made of")
     sums = _sums(plan, execution.path, program, rows, keep, fast, drawn)
     sample_key = keystream.subkey(key, sampling.PURPOSE)
-    update = optim.optimizer(spec.optimizer, spec.schedule, plan.steps, program.dimension)
     apply = applied(program.flat, add if plan.private else None, update,
                     (plan.grid if plan.private else 1.0) / plan.normaliser)  # fmt: skip
 
@@ -187,8 +223,7 @@ def loop(
             drawn.step = step
         apply(sums(sampling.sample(sample_key, step, plan.units, plan.rate)), step)
 
-    average = optim.Average(spec.ema, program.dimension) if spec.ema else None
-    return Run(take, program, average)
+    return Run(take, program, average, lambda at: state.write(plan, spec, at, vectors), done)
 
 
 def applied(

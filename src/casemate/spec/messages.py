@@ -58,14 +58,35 @@ class RunDataset:
     salt: bytes
 
 
-@value("w-run/v1")
+@value("w-resume/v1")
+class Resume:
+    """The training state to go on from: its stream's key and the steps it has taken."""
+
+    key: bytes
+    step: int
+
+
+@value("w-run/v1", later=("resume", "state_steps"))
 class Run:
-    """Train. Descriptors: the sealed streams in the order of ``datasets``, then an empty memfd for
-    the result. Sent only after ``Prepared`` and ``Locked``, to the worker that prepared."""
+    """Train. Descriptors: the sealed streams in the order of ``datasets``, that of the state with
+    ``resume``, an empty memfd for the result, and one for states with ``state_steps``. Sent only
+    after ``Prepared`` and ``Locked``, to the worker that prepared.
+
+    state_steps: after each multiple of it below the plan's steps comes a ``State``; 0: none comes.
+    A public constant, as are the steps themselves (``plan.state.due``)."""
 
     plan: Plan
     execution: Execution
     datasets: tuple[RunDataset, ...]
+    resume: Resume | None = None
+    state_steps: int = 0
+
+
+@value("w-go-on/v1")
+class GoOn:
+    """The answer to ``State``: the state after ``step`` steps is kept, the memfd is free again."""
+
+    step: int
 
 
 # From the worker to the server.
@@ -113,6 +134,15 @@ class Locked:
     """The worker has shut itself in; the layers that hold."""
 
     layers: tuple[str, ...]
+
+
+@value("w-state/v1")
+class State:
+    """The memfd for states holds, from its beginning, the training state after ``step`` steps, this
+    long (``plan.state``), in clear. The worker leaves it alone, and waits, until ``GoOn``."""
+
+    step: int
+    bytes: int
 
 
 @value("w-done/v1")

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Literal
 
 # What a run needs is imported before Ready, so that waiting workers are warm and none is imported
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 
 from casemate.engine import prepare, rows, select, train
+from casemate.plan import state as states
 from casemate.seal import stream
 from casemate.seams import OsRng
 from casemate.spec import codec, frames, tensors
@@ -22,10 +24,12 @@ from casemate.spec.messages import (
     Checked,
     Done,
     Failed,
+    GoOn,
     Locked,
     Prepare,
     Ready,
     Run,
+    State,
 )
 from casemate.worker import dataset
 from casemate.worker.lock import lock
@@ -56,12 +60,12 @@ def serve(sock: socket.socket) -> int:
         layers = lock(
             [sock.fileno()],
             memory_bytes=message.memory_bytes,
-            file_bytes=8 * ready.prepared.dimension + _HEADROOM,
+            file_bytes=_file_bytes(message, ready.prepared.dimension),
         )
         frames.send(sock, Locked(layers=layers))
-        run, fds = frames.receive(sock, (Run,), max_fds=MAX_DATASETS + 1)
+        run, fds = frames.receive(sock, (Run,), max_fds=MAX_DATASETS + 3)
         phase = "run"
-        frames.send(sock, Done(bytes=_run(message, ready, run, fds)))
+        frames.send(sock, Done(bytes=_run(sock, message, ready, run, fds)))
     except Exception as e:
         frames.send(sock, _failed(phase, e))
         return 1
@@ -132,9 +136,17 @@ def _prepare(message: Prepare, fd: int) -> prepare.Ready:
     )
 
 
-def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> int:
+def _file_bytes(message: Prepare, dimension: int) -> int:
+    """The largest file that a run writes: its result, or a state."""
+    return max(8 * dimension, states.size(message.train, dimension)) + _HEADROOM
+
+
+def _run(
+    sock: socket.socket, message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]
+) -> int:
     """Train and write the result; its bytes."""
-    if len(fds) != len(run.datasets) + 1:
+    resumed, kept = run.resume is not None, run.state_steps > 0
+    if len(fds) != len(run.datasets) + resumed + 1 + kept or run.state_steps < 0:
         raise _protocol("descriptors and datasets differ in number")
     if tuple(d.schema for d in run.datasets) != message.schemas:
         raise _protocol("the run's schemas are not those prepared for")
@@ -143,12 +155,22 @@ def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> in
     if run.execution.path != ready.path:
         raise _protocol("the quote's path cannot be had any more")
     signal.alarm(wall_clock(ready, run))
+    after = fds[len(run.datasets) :]
+    source = _resumed(message, run, after[0]) if resumed else None
     tables = [
         dataset.load(d.dataset, d.schema, d.key, d.salt, fd)
         for d, fd in zip(run.datasets, fds, strict=False)
     ]
     made = rows.assemble(message.schemas, tables, ready.program.data, message.inputs)
     del tables
+
+    def save(step: int, parts: Iterable[bytes | memoryview]) -> None:
+        frames.send(sock, State(step=step, bytes=_write(parts, after[-1])))
+        answer, _ = frames.receive(sock, (GoOn,))
+        if answer.step != step:
+            raise _protocol("another state was answered")
+
+    # The generator's key is new in every run: a state holds none, so that no draw comes again.
     result = train.train(
         run.plan,
         run.execution,
@@ -158,8 +180,21 @@ def _run(message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]) -> in
         OsRng().bytes(32),
         keep=ready.keep,
         fast=ready.fast,
+        source=source,
+        every=run.state_steps,
+        save=save,
     )
-    return _write(result, fds[-1])
+    return _write([_packed(result)], after[resumed])
+
+
+def _resumed(message: Prepare, run: Run, fd: int) -> stream.Reader:
+    """The state to go on from, of this job and of the step that the server says."""
+    assert run.resume is not None
+    source = stream.Reader(run.resume.key, fd)
+    head = source.read(0, states.HEAD_BYTES)
+    if states.check(head, source.size, run.plan, message.train).step != run.resume.step:
+        raise _protocol("the state is of another step")
+    return source
 
 
 def wall_clock(ready: prepare.Ready, run: Run) -> int:
@@ -170,13 +205,21 @@ def wall_clock(ready: prepare.Ready, run: Run) -> int:
     return min(2**31 - 1, 300 + math.ceil(20 * (p.seconds_fixed + plan.steps * step)))
 
 
-def _write(result: dict[str, torch.Tensor], fd: int) -> int:
-    parts = {
-        name: ("f32", tuple(t.shape), t.contiguous().numpy().tobytes())
-        for name, t in result.items()
-    }
-    data = memoryview(tensors.dump(parts))
-    total = len(data)
-    while data:
-        data = data[os.write(fd, data) :]
-    return total
+def _packed(result: dict[str, torch.Tensor]) -> bytes:
+    return tensors.dump(
+        {
+            name: ("f32", tuple(t.shape), t.contiguous().numpy().tobytes())
+            for name, t in result.items()
+        }
+    )
+
+
+def _write(parts: Iterable[bytes | memoryview], fd: int) -> int:
+    """Write a file from its beginning; its bytes."""
+    at = 0
+    for part in parts:
+        data = memoryview(part)
+        while data:
+            count = os.pwrite(fd, data, at)
+            at, data = at + count, data[count:]
+    return at
