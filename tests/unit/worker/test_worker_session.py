@@ -2,97 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from casemate.spec import frames, tensors
 from casemate.spec.errors import NetError
-from casemate.spec.messages import (
-    CheckDataset,
-    Checked,
-    Done,
-    Failed,
-    Locked,
-    Prepare,
-    Prepared,
-    Ready,
-)
+from casemate.spec.messages import CheckDataset, Checked, Done, Failed, Locked, Prepared, Ready
 from support import engine_lab as lab
-
-KEY, SALT = b"k" * 32, b"s" * 32
-ANSWERS = (Ready, Checked, Prepared, Locked, Done, Failed)
-FEATURES, CLASSES, ROWS = 4, 2, 40
-
-
-@contextlib.contextmanager
-def worker():
-    ours, theirs = socket.socketpair()
-    env = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "casemate.worker", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        env={**env, "OMP_NUM_THREADS": "1"},
-    )
-    theirs.close()
-    try:
-        ready, _ = frames.receive(ours, (Ready,), timeout=120)
-        assert ready.pid == process.pid
-        yield ours, process
-    finally:
-        ours.close()
-        process.kill()
-        process.wait()
-
-
-def ask(sock, message, *fds):
-    frames.send(sock, message, fds)
-    for fd in fds:
-        os.close(fd)
-    return frames.receive(sock, ANSWERS, timeout=120)[0]
+from support.worker_lab import (
+    ANSWERS,
+    CLASSES,
+    FEATURES,
+    KEY,
+    ROWS,
+    SALT,
+    ask,
+    job,
+    run_of,
+    worker,
+)
 
 
 def check_message(schema, wire):
     return CheckDataset(dataset=lab.commitment(SALT, wire), schema=schema, key=KEY, salt=SALT)
 
 
-def job(steps=3, private=True):
-    graph, weights = lab.mlp([FEATURES, 3, CLASSES])
-    model = lab.packed(graph, weights)
-    schema = lab.schema(FEATURES, CLASSES, ROWS)
-    train = lab.spec_of(8, steps, private=private)
-    prepare = Prepare(
-        key=KEY,
-        model_digest="sha256:" + hashlib.sha256(model).hexdigest(),
-        schemas=(schema,),
-        inputs=lab.BINDINGS,
-        train=train,
-        memory_bytes=4 << 30,
-        threads=1,
-    )
-    return prepare, model, weights
-
-
 def test_a_job_from_prepare_to_weights():
-    prepare, model, weights = job()
-    schema = prepare.schemas[0]
-    wire = lab.to_wire(lab.table(schema))
+    made = job()
+    prepare, weights = made.prepare, made.weights
     with worker() as (sock, process):
-        prepared = ask(sock, prepare, lab.sealed_fd(KEY, model))
+        prepared = ask(sock, prepare, lab.sealed_fd(KEY, made.model))
         assert isinstance(prepared, Prepared), prepared
         assert prepared.dimension == sum(t.numel() for t in weights.values())
         locked, _ = frames.receive(sock, (Locked,), timeout=60)
         assert {"rlimits", "environment", "descriptors", "no-import"} <= set(locked.layers)
-        run = lab.run_of(prepare, prepared, wire, KEY, SALT)
+        run = run_of(made, prepared)
         memfd = os.memfd_create("result")
-        done = ask(sock, run, lab.sealed_fd(KEY, wire), os.dup(memfd))
+        done = ask(sock, run, lab.sealed_fd(KEY, made.wire), os.dup(memfd))
         assert isinstance(done, Done), done
         result = tensors.load(os.pread(memfd, done.bytes, 0))
         assert os.fstat(memfd).st_size == done.bytes
@@ -115,7 +65,7 @@ def test_a_good_dataset_is_checked():
 
 
 def test_a_refused_model_names_its_node():
-    prepare, _, _ = job()
+    prepare = job().prepare
     graph, weights = lab.mlp([FEATURES, 3, CLASSES])
     nodes = (*graph.nodes[:-1], lab.node("loss", "aten.system.default", "%h1"))
     model = lab.packed(dataclasses.replace(graph, nodes=nodes), weights)
