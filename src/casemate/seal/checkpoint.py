@@ -55,16 +55,26 @@ def _hashes(lines: Iterable[str]) -> tuple[bytes, ...]:
     return found
 
 
-def read(text: str) -> Checkpoint:
-    """A checkpoint from its note's text, which is not verified here. Extension lines are refused:
-    nothing here makes any. Raises ``FormatError`` ``format.checkpoint``."""
+def head(text: str) -> Checkpoint:
+    """The tree head of a note's text, which is not verified here; what follows its three lines is
+    passed over, as a witness of foreign logs does. Raises ``FormatError`` ``format.checkpoint``."""
     parts = text.split("\n")
-    if len(parts) != 4 or parts[3]:
-        raise _form("A checkpoint has three lines: origin, size, root.")
+    if len(parts) < 4 or parts.pop() or not all(parts):
+        raise _form("A checkpoint has at least three lines, none empty: origin, size, root.")
     root = note.octets(parts[2])
     if len(root) != merkle.HASH_BYTES:
         raise _form("A checkpoint's root is not 32 bytes long.")
-    return Checkpoint(note.check_name(parts[0]), _number(parts[1], "The size"), root)
+    return Checkpoint(parts[0], _number(parts[1], "The size"), root)
+
+
+def read(text: str) -> Checkpoint:
+    """As :func:`head`, of casemate's own logs: extension lines are refused, since nothing here
+    makes any, and an origin that names no key."""
+    found = head(text)
+    if str(found) != text:
+        raise _form("A checkpoint has three lines: origin, size, root.")
+    note.check_name(found.origin)
+    return found
 
 
 def sign(head: Checkpoint, key: bytes, signer: Callable[[bytes], bytes]) -> Note:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -27,6 +28,7 @@ MAX_SIGNATURES: Final = 64
 _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 4
 _TIME_BYTES: Final = 8
+_MAX_TIME: Final = 1 << 63
 _DASH: Final = "— "
 
 
@@ -48,8 +50,9 @@ def octets(text: str) -> bytes:
 
 
 def check_name(name: str) -> str:
-    """A key's name: not empty, no spaces, no plus, no control characters."""
-    if not name or "+" in name or any(c.isspace() or ord(c) < 0x20 for c in name):
+    """A key's name: not empty, no spaces, no plus, no control characters, nothing without UTF-8."""
+    bad = any(c.isspace() or ord(c) < 0x20 or 0xD800 <= ord(c) < 0xE000 for c in name)
+    if not name or "+" in name or bad:
         raise _form(f"{name[:60]!r} is no key name.")
     return name
 
@@ -147,12 +150,13 @@ def lines(text: str) -> tuple[Line, ...]:
 
 def parse(data: str | bytes) -> Note:
     """Read a signed note. Raises ``FormatError`` ``format.note``."""
-    if len(data) > MAX_NOTE:
-        raise _form(f"The note is longer than {MAX_NOTE} bytes.")
     try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
-    except UnicodeDecodeError:
+        raw = data.encode() if isinstance(data, str) else data
+        text = raw.decode()
+    except UnicodeError:
         raise _form("The note is not UTF-8.") from None
+    if len(raw) > MAX_NOTE:
+        raise _form(f"The note is longer than {MAX_NOTE} bytes.")
     if any(ord(c) < 0x20 and c != "\n" for c in text):
         raise _form("The note holds control characters.")
     body, blank, signed = text.rpartition("\n\n")
@@ -173,7 +177,9 @@ def _cosigned(text: str, seconds: int) -> bytes:
 def cosign(
     text: str, name: str, key: bytes, signer: Callable[[bytes], bytes], seconds: int
 ) -> Line:
-    """A witness's line over a checkpoint's text at ``seconds`` of POSIX time."""
+    """A witness's line over a checkpoint's text at ``seconds`` of POSIX time, at most 2^63 - 1."""
+    if not 0 <= seconds < _MAX_TIME:
+        raise ValueError(f"{seconds} is no time of a cosignature")
     signature = seconds.to_bytes(_TIME_BYTES, "big") + signer(_cosigned(text, seconds))
     return Line(name, Verifier(name, COSIGNATURE, key).id, signature)
 
@@ -187,29 +193,39 @@ def _refuse(reason: str, message: str, where: str) -> ReceiptError:
     )
 
 
+def _check(by: Verifier, text: str, signature: bytes) -> int | None:
+    """The seconds of a cosignature; ``InvalidSignature`` or ValueError if it is none by ``by``."""
+    message, seconds = text.encode(), None
+    if by.kind == COSIGNATURE:
+        seconds = int.from_bytes(signature[:_TIME_BYTES], "big")
+        if seconds >= _MAX_TIME:
+            raise ValueError("a time past 2^63 - 1")
+        signature, message = signature[_TIME_BYTES:], _cosigned(text, seconds)
+    Ed25519PublicKey.from_public_bytes(by.key).verify(signature, message)
+    return seconds
+
+
 def verify(note: Note, keys: Iterable[Verifier]) -> dict[Verifier, int | None]:
     """Which of ``keys`` signed the note, with the POSIX seconds of a cosignature.
 
-    Raises ``ReceiptError`` ``receipt.note-signature`` when a line of a known key does not verify,
-    ``receipt.note-unsigned`` when none of them signed.
+    Two keys of one name and id (4 bytes are soon matched by who wants to) are each tried, so that
+    none of them can stand before the other. Raises ``ReceiptError`` ``receipt.note-signature`` when
+    a line of a known key does not verify, ``receipt.note-unsigned`` when none of them signed.
     """
-    known = {(k.name, k.id): k for k in keys}
+    known: dict[tuple[str, bytes], list[Verifier]] = {}
+    for key in dict.fromkeys(keys):
+        known.setdefault((key.name, key.id), []).append(key)
     found: dict[Verifier, int | None] = {}
     for each in note.lines:
-        by = known.get((each.name, each.id))
-        if by is None:
-            continue
-        signed, message, seconds = each.signature, note.text.encode(), None
-        if by.kind == COSIGNATURE:
-            seconds = int.from_bytes(signed[:_TIME_BYTES], "big")
-            signed, message = signed[_TIME_BYTES:], _cosigned(note.text, seconds)
-        try:
-            Ed25519PublicKey.from_public_bytes(by.key).verify(signed, message)
-        except (InvalidSignature, ValueError):
+        signers: dict[Verifier, int | None] = {}
+        for by in (candidates := known.get((each.name, each.id), [])):
+            with suppress(InvalidSignature, ValueError):
+                signers[by] = _check(by, note.text, each.signature)
+        if candidates and not signers:
             raise _refuse(
-                "note-signature", f"The signature of {by.name} does not verify.", by.name
-            ) from None
-        found[by] = seconds
+                "note-signature", f"The signature of {each.name} does not verify.", each.name
+            )
+        found |= signers
     if not found:
         raise _refuse("note-unsigned", "None of the keys that are trusted signed this note.", "")
     return found
