@@ -88,13 +88,15 @@ def job(
     *,
     sizes: Sequence[int] = (FEATURES, 3, CLASSES),
     spoilt: bool = False,
+    rows: int = 0,
     **more: Any,
 ) -> Job:
-    """A job on a small MLP. spoilt: every row is invalid, so that it adds nothing."""
+    """A job on a small MLP. spoilt: every row is invalid, so that it adds nothing. rows:
+    which rows."""
     graph, weights = lab.mlp(list(sizes))
     model = lab.packed(graph, weights)
     schema = lab.schema(sizes[0], sizes[-1], ROWS)
-    table = lab.table(schema)
+    table = lab.table(schema, rows)
     if spoilt:
         table["x"].fill_(float("nan"))
     message = Prepare(
