@@ -162,6 +162,17 @@ def _sealing_key(tee: Tee, owner: bytes | None) -> Finding:
     return Finding("sealing key", "ok", text)
 
 
+def _anchor(machine: Machine) -> Finding:
+    """What tells an old state from the newest one, where no witness does."""
+    from casemate.tee import anchor
+
+    fit, seen = anchor.look(machine.tpm_path, machine.tcti)
+    if fit:
+        return Finding("anchor", "ok", seen)
+    mend = "Without a TPM a restored state is told by clients and witnesses only."
+    return Finding("anchor", "missing", seen, mend)
+
+
 def _opened(machine: Machine, disk: Disk) -> Iterator[Finding]:
     """Evidence, sealing key and collateral of the attester that ``serve`` would choose."""
     from casemate.seams import OsRng, SystemClock
@@ -172,6 +183,7 @@ def _opened(machine: Machine, disk: Disk) -> Iterator[Finding]:
         tee = open_tee("auto", disk=disk, rng=OsRng(), clock=clock, machine=machine)
         yield _evidence(tee)
         yield _sealing_key(tee, machine.owner)
+        yield _anchor(machine)
     except CasemateError as e:
         yield Finding("evidence", "failed", e.message, e.mend)
     yield _stored(disk, clock.wall())

@@ -16,6 +16,7 @@ from casemate.attest.snp import abi as snp_abi
 from casemate.seams import Clock, Disk, Rng
 from casemate.spec.errors import CasemateError, UsageError
 from casemate.tee import (
+    anchor,
     azure,
     collateral,
     configfs_tsm,
@@ -254,3 +255,17 @@ def open(kind: str, *, disk: Disk, rng: Rng, clock: Clock, machine: Machine = _H
             where="tee",
         )
     return KINDS[kind].open(Context(machine, disk, rng, clock))
+
+
+def open_anchor(
+    tee: Tee, secret: bytes, *, machine: Machine = _HERE, index: int = anchor.INDEX
+) -> anchor.Anchor | None:
+    """The anchor against rollback beside this TEE: its machine's TPM, or None where that has none
+    and for the simulated TEE, which keeps none. ``secret``: 32 bytes of the sealed store.
+
+    Touches nothing; what the TPM cannot do is raised when it is asked. Raises ``usage.tee-absent``
+    for an index that is not the owner's.
+    """
+    if tee.simulated or not machine.tpm_path.exists():
+        return None
+    return anchor.TpmAnchor(secret, machine.tcti, index)

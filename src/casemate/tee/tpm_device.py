@@ -1,8 +1,9 @@
 """A TPM 2.0 through the TSS: keys, quotes, NV indices, sealed secrets.
 
 Source: TCG, "Trusted Platform Module Library" 2.0, part 3: TPM2_CreatePrimary (24.1), TPM2_Quote
-(18.4), TPM2_PCR_Read (22.4), TPM2_NV_Read (31.13), TPM2_PolicyPCR (23.7), TPM2_Unseal (12.7); part
-1, section 19.6 (salted sessions with encrypted parameters).
+(18.4), TPM2_PCR_Read (22.4), TPM2_NV_Read (31.13), TPM2_PolicyPCR (23.7), TPM2_Unseal (12.7),
+TPM2_NV_DefineSpace (31.3), TPM2_NV_Extend (31.9); part 1, section 19.6 (salted sessions with
+encrypted parameters).
 
 Everything foreign is kept here: no other module sees the TSS's types or exceptions. Needs the extra
 ``[tpm]`` and the TSS's C libraries.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +33,20 @@ _NV_MAX: Final = 1 << 16
 _AUTH_READ: Final = 1 << 18  # TPMA_NV_AUTHREAD
 _HANDLE: Final = 0x18B  # TPM_RC_HANDLE for the first handle: no such index or object
 _POLICY: Final = (0x99D, 0x128)  # TPM_RC_POLICY_FAIL for session 1, TPM_RC_PCR_CHANGED
+
+# TPM_RC_BAD_AUTH for session 1; TPM_RC_NV_AUTHORIZATION, TPM_RC_NV_UNINITIALIZED, TPM_RC_NV_RATE.
+_BAD_AUTH: Final = (0x9A2, 0x149)
+_UNWRITTEN: Final = 0x14A
+_RATE: Final = 0x920
+_RATE_SECONDS: Final = 0.5
+CHAIN_BYTES: Final = 32
+
+# The endorsement key: template L-2 of TCG's EK Credential Profile 2.x, B.3.4, whose policy is
+# PolicySecret of the endorsement hierarchy.
+_EK: Final = "ecc256:null:aes128cfb"
+_EK_POLICY: Final = bytes.fromhex(
+    "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"
+)
 
 # Storage key of the owner's hierarchy, made again at every use from the TPM's own seed.
 _STORAGE: Final = "ecc256:null:aes128cfb"
@@ -125,6 +141,10 @@ def digest(pcrs: dict[int, bytes]) -> bytes:
 
 def selection(pcrs: Sequence[int]) -> str:
     return f"{BANK}:{','.join(map(str, pcrs))}"
+
+
+class NotOurs(Exception):
+    """An NV index that another has defined, or that asks for another authorisation."""
 
 
 class Tpm:
@@ -276,8 +296,9 @@ class Tpm:
         )[0]
 
     @contextmanager
-    def _session(self, kind: str, key: Any, encrypted: str) -> Iterator[Any]:
-        """A session salted to ``key`` that hides its first parameter from the bus."""
+    def _session(self, kind: str, key: Any, encrypted: str = "CONTINUESESSION") -> Iterator[Any]:
+        """A session salted to ``key`` that hides its first parameter from the bus, of the command
+        (DECRYPT) or of the response (ENCRYPT)."""
         api, esys = self._api, self._esys
         handle = esys.start_auth_session(
             key,
@@ -293,6 +314,126 @@ class Tpm:
         finally:
             with suppress(api.TSS2_Exception):
                 esys.flush_context(handle)
+
+    def _endorsement(self) -> tuple[Any, Any]:
+        """The endorsement key's handle and its TPMT_PUBLIC, as sessions will be salted to."""
+        api = self._api
+        kind = api.TPMA_OBJECT
+        attributes = (
+            kind.FIXEDTPM | kind.FIXEDPARENT | kind.SENSITIVEDATAORIGIN | kind.ADMINWITHPOLICY
+            | kind.RESTRICTED | kind.DECRYPT
+        )  # fmt: skip
+        public = api.TPM2B_PUBLIC.parse(_EK, objectAttributes=attributes, authPolicy=_EK_POLICY)
+        public.publicArea.unique.ecc.x = public.publicArea.unique.ecc.y = bytes(32)
+        made = self._esys.create_primary(None, public, api.ESYS_TR.ENDORSEMENT)
+        return made[0], made[1].publicArea
+
+    def ek(self) -> bytes:
+        """The endorsement key (ECC P-256): SubjectPublicKeyInfo, DER. A TPM has it for life."""
+        with _said("making the EK"):
+            handle, area = self._endorsement()
+            return self._flushed(handle, lambda _: bytes(area.to_der()))
+
+    # A chain: an NV index of type EXTEND. Each extension makes SHA-256(value || data) of it.
+
+    def _chain_public(self, index: int) -> Any:
+        """Only its own authorisation reads and extends it; a wrong one locks nothing (NO_DA); it is
+        never held back in RAM (no ORDERLY) and outlives restarts (no CLEAR_STCLEAR)."""
+        api = self._api
+        kind = api.TPMA_NV
+        attributes = kind.AUTHREAD | kind.AUTHWRITE | kind.NO_DA
+        return api.TPMS_NV_PUBLIC(
+            nvIndex=index,
+            nameAlg=api.TPM2_ALG.SHA256,
+            attributes=attributes | api.TPM2_NT.EXTEND << kind.TPM2_NT_SHIFT,
+            dataSize=CHAIN_BYTES,
+        )
+
+    def _index(self, index: int) -> Any:
+        """Its handle, or None where it is not defined."""
+        try:
+            return self._esys.tr_from_tpmpublic(index)
+        except self._api.TSS2_Exception as e:
+            if e.rc == _HANDLE:
+                return None
+            raise
+
+    def chain_state(self, index: int) -> str:
+        """What a chain's index is, as anyone may see: absent, empty, written, or other (it is
+        something else)."""
+        with _said(f"looking at NV index {index:#x}"):
+            handle = self._index(index)
+            if handle is None:
+                return "absent"
+            public = self._esys.nv_read_public(handle)[0].nvPublic
+        written = public.attributes & self._api.TPMA_NV.WRITTEN
+        public.attributes &= ~self._api.TPMA_NV.WRITTEN
+        if public.marshal() != self._chain_public(index).marshal():
+            return "other"
+        return "written" if written else "empty"
+
+    def chain_define(self, index: int, auth: bytes) -> None:
+        """Define a chain of this authorisation, which travels to the TPM encrypted to the EK. Its
+        value is 32 zero bytes, and no value before the first extension."""
+        api, esys = self._api, self._esys
+        public = api.TPM2B_NV_PUBLIC(nvPublic=self._chain_public(index))
+
+        def define(key: Any) -> None:
+            with self._session("HMAC", key, "DECRYPT") as session:
+                esys.nv_define_space(auth, public, session1=session)
+
+        with _said(f"defining NV index {index:#x}"):
+            self._flushed(self._endorsement()[0], define)
+
+    def _chained(self, index: int, auth: bytes, work: Callable[[Any, Any], T]) -> T | None:
+        """``work(handle, session)`` on a chain, or None where it is not defined. The session's HMAC
+        is keyed by ``auth``. Raises :class:`NotOurs`."""
+        state = self.chain_state(index)
+        if state == "absent":
+            return None
+        if state == "other":
+            raise NotOurs
+        api = self._api
+        with _said(f"using NV index {index:#x}"):
+            handle = self._esys.tr_from_tpmpublic(index)
+            self._esys.tr_set_auth(handle, auth)
+            with self._session("HMAC", api.ESYS_TR.NONE) as session:
+                try:
+                    return work(handle, session)
+                except api.TSS2_Exception as e:
+                    if e.rc in _BAD_AUTH:
+                        raise NotOurs from None
+                    raise
+
+    def chain_read(self, index: int, auth: bytes) -> bytes | None:
+        """The value, 32 bytes, or None where there is none. Raises :class:`NotOurs`."""
+
+        def read(handle: Any, session: Any) -> bytes | None:
+            try:
+                return bytes(self._esys.nv_read(handle, CHAIN_BYTES, session1=session))
+            except self._api.TSS2_Exception as e:
+                if e.rc == _UNWRITTEN:
+                    return None
+                raise
+
+        return self._chained(index, auth, read)
+
+    def chain_extend(self, index: int, auth: bytes, data: bytes) -> bool:
+        """False where the index is not defined. A TPM that asks for a pause gets one. Raises
+        :class:`NotOurs`."""
+
+        def extend(handle: Any, session: Any) -> bool:
+            for left in reversed(range(ATTEMPTS)):
+                try:
+                    self._esys.nv_extend(handle, data, session1=session)
+                    break
+                except self._api.TSS2_Exception as e:
+                    if e.rc != _RATE or not left:
+                        raise
+                time.sleep(_RATE_SECONDS)
+            return True
+
+        return bool(self._chained(index, auth, extend))
 
     def _flushed(self, handle: Any, work: Callable[[Any], T]) -> T:
         try:
