@@ -26,7 +26,7 @@ class Source(Protocol):
 
 def _bytes(vector: torch.Tensor) -> memoryview:
     """The tensor's own bytes; native order, which is little endian wherever casemate runs."""
-    return memoryview(vector.detach().numpy()).cast("B")
+    return vector.detach().numpy().data.cast("B")
 
 
 def write(

@@ -41,11 +41,12 @@ class Head:
 
 def vectors(train: TrainSpec) -> dict[str, str]:
     """The vectors' names and dtypes."""
-    moments = ("mean", "square") if isinstance(train.optimizer, Adam) else ("velocity",)
-    if not isinstance(train.optimizer, Adam) and not train.optimizer.momentum:
-        moments = ()
-    out = dict.fromkeys(("weights", *moments), "f32")
-    return out | ({"average": "i64"} if train.ema else {})
+    names = ["weights"]
+    if isinstance(train.optimizer, Adam):
+        names += ["mean", "square"]
+    elif train.optimizer.momentum:
+        names += ["velocity"]
+    return dict.fromkeys(names, "f32") | ({"average": "i64"} if train.ema else {})
 
 
 def layout(train: TrainSpec, dimension: int) -> dict[str, tuple[str, tuple[int, ...]]]:
