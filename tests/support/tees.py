@@ -319,14 +319,15 @@ def _free_ports() -> int:
 
 
 @contextlib.contextmanager
-def swtpm(folder: Path) -> Iterator[str]:
-    """A fresh software TPM (libtpms); yields its TCTI."""
+def swtpm(folder: Path, *, new: bool = True) -> Iterator[str]:
+    """A fresh software TPM (libtpms), or the one that this folder held; yields its TCTI."""
     folder.mkdir(parents=True, exist_ok=True)
     state = ["--tpm2", "--tpmstate"]
-    subprocess.run(
-        ["swtpm_setup", *state, str(folder), "--pcr-banks", "sha256"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    if new:
+        subprocess.run(
+            ["swtpm_setup", *state, str(folder), "--pcr-banks", "sha256"],
+            check=True, capture_output=True,
+        )  # fmt: skip
     port = _free_ports()
     process = subprocess.Popen(
         [
