@@ -4,7 +4,9 @@ of its own, of the plan's scale. Seeded bugs show that these tests bite."""
 from __future__ import annotations
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -248,3 +250,49 @@ def test_the_cases_differ():
     ends.append(resume.end_of(resume.begin(Case(), 0, key=resume.OTHER))[0])
     ends.append(resume.end_of(resume.begin(Case(), 0, table=1))[0])
     assert all(a != b for a, b in itertools.combinations(ends, 2))
+
+
+# What one who kills can gain: docs/privacy.md, "Resuming". One step with q = 1 and s = 1.
+
+
+def _below(x):
+    """The normal law's distribution function."""
+    return 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2))
+
+
+def delta_of_gaussian(move: float, epsilon: float) -> float:
+    """Balle and Wang 2018 (arXiv:1805.06530), Theorem 8, for a move of so many standard
+    deviations."""
+    a, b = move / 2, epsilon / move
+    return float(_below(a - b) - math.exp(epsilon) * _below(-a - b))
+
+
+def delta_of_killer(at: float, resumes: int, epsilon: float) -> float:
+    """Of what is released when one who sees each branch's noised value kills it where it is below
+    ``at``, at most ``resumes`` times; both ways round. By quadrature."""
+    y = np.linspace(-12, 13, 200_001)
+
+    def density(mean: float):
+        killed = float(_below(np.array(at - mean)))
+        kept = sum(killed**j for j in range(resumes))
+        law = np.exp(-((y - mean) ** 2) / 2) / math.sqrt(2 * math.pi)
+        return law * (np.where(y >= at, kept, 0.0) + killed**resumes)
+
+    p, q = density(1.0), density(0.0)
+    assert abs(p.sum() * (y[1] - y[0]) - 1) < 1e-3
+    gaps = (np.maximum(a - math.exp(epsilon) * b, 0.0) for a, b in ((p, q), (q, p)))
+    return max(float(g.sum() * (y[1] - y[0])) for g in gaps)
+
+
+@pytest.mark.parametrize(("resumes", "epsilon"), list(itertools.product((1, 3), (0.5, 1.0, 2.0))))
+def test_one_who_kills_by_what_he_sees_gains_no_more_than_every_branch_would_tell(resumes, epsilon):
+    """His release tells more than one branch, which is what is charged, and never more than all
+    branches together, which is the bound: the page says both. Where nothing is killed, the
+    quadrature agrees with the closed form."""
+    one = delta_of_gaussian(1.0, epsilon)
+    every = delta_of_gaussian(math.sqrt(1 + resumes), epsilon)
+    worst = max(delta_of_killer(at, resumes, epsilon) for at in np.linspace(-3, 3, 25))
+    assert one + 0.01 < worst <= every + 1e-3
+    assert delta_of_killer(-40.0, resumes, epsilon) == pytest.approx(one, abs=1e-3)
+    if (resumes, epsilon) == (3, 1.0):  # the page's figures
+        assert [round(d, 2) for d in (one, worst, every)] == [0.13, 0.33, 0.51]
