@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, ledger, quotes
+from casemate.ledger import catalog, ledger, log, quotes, recovery
 from casemate.ledger.store import Link, Store
 from casemate.seams import Disk
 from casemate.spec import codec
@@ -29,7 +29,7 @@ from casemate.spec.job import (
     Submission,
     TrainSpec,
 )
-from casemate.spec.receipt import ReceiptBundle
+from casemate.spec.receipt import LogEntry, ReceiptBundle
 
 KEY = b"k" * 32
 BUDGET = Budget(epsilon=4.0, delta=1e-5)
@@ -71,7 +71,29 @@ SCHEMA = DatasetSchema(
 
 
 def open_store(disk: Disk, number: int = 1, key: bytes = KEY) -> Store:
-    return Store.open(disk, key, boot(number), CountingRng(number))
+    """Opened and started: boot ``number``."""
+    store = Store.open(disk, key, boot(number), CountingRng(number))
+    try:
+        recovery.start(store, attestation(store), software="a test", measurement="00")
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def attestation(store: Store) -> Attestation:
+    """What a boot shows, without evidence."""
+    binding = Binding(
+        boot=store.boot,
+        tls_spki=b"",
+        hpke_key=b"",
+        receipt_key=b"",
+        log_key=log.key(store).public,
+        server_policy="",
+        nonce_root=b"",
+    )
+    evidence = Evidence(tee="simulated", simulated=True, files={})
+    return Attestation(binding=binding, index=0, count=1, path=(), evidence=evidence)
 
 
 def dataset_id(name: str) -> str:
@@ -203,36 +225,39 @@ def queue(store: Store, job: str, datasets: tuple[str, ...], **more: object) -> 
 
 
 def run(store: Store, id: str) -> ReceiptBundle:
-    """Reserve, begin and commit a queued job."""
+    """Reserve, begin, commit and release a queued job."""
     ledger.reserve(store, id)
     ledger.begin(store, id)
     return finish(store, id)
 
 
-def finish(store: Store, id: str) -> ReceiptBundle:
+def commit(store: Store, id: str) -> Link:
+    """The commit of a running job, nothing visible yet."""
     return ledger.commit(
         store,
         id,
         result_digest="sha256:" + hexes("result " + id, 64),
         blob=f"results/{id}",
-        receipt=bundle_of,
+        result_key=hashlib.sha256(id.encode()).digest(),
+        envelope=f"envelope of {id}",
     )
 
 
-def bundle_of(entry: Link) -> ReceiptBundle:
-    binding = Binding(
-        boot=boot(1),
-        tls_spki=b"",
-        hpke_key=b"",
-        receipt_key=b"",
-        log_key=b"",
-        server_policy="",
-        nonce_root=b"",
-    )
-    evidence = Evidence(tee="simulated", simulated=True, files={})
-    attestation = Attestation(binding=binding, index=0, count=1, path=(), evidence=evidence)
-    return ReceiptBundle(envelope=f"{entry.sequence} {entry.digest}", attestation=attestation)
+def finish(store: Store, id: str) -> ReceiptBundle:
+    """Commit and release a running job."""
+    commit(store, id)
+    return ledger.release(store, id, log.sign(store), b"sealed key of " + id.encode())
 
 
 def changed_policy(policy: Policy, **changes: object) -> Policy:
     return replace(policy, **changes)  # type: ignore[arg-type]
+
+
+def entries(store: Store, start: int = 0) -> list[LogEntry]:
+    """The log from sequence ``start`` on, decoded."""
+    return [codec.decode(LogEntry, raw) for raw in store.entries(start)]
+
+
+def taken(store: Store, dataset: str, scientist: str = catalog.EVERYONE) -> catalog.Account:
+    """What was taken of a dataset's budget, by all or by one scientist."""
+    return catalog.account(store, catalog.dataset(store, dataset).lineage, scientist)

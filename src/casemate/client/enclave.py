@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -192,8 +192,8 @@ class Enclave:
         """A run by its id, for example after a restart of the notebook."""
         return self.jobs.get(job, trust=self._trust)
 
-    def log(self) -> Iterator[log.Seen]:
-        """The enclave's log, for :func:`casemate.client.log.verify`."""
+    def log(self) -> log.Log:
+        """The enclave's whole log, checked (:func:`casemate.client.log.verify`)."""
         return log.fetch(self._connection)
 
     def train(

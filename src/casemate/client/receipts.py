@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Final, Literal
 from casemate.accounting.filters import RdpFilter
 from casemate.attest.verify import Unchecked, verify_attestation
 from casemate.client import views
-from casemate.seal import dsse
+from casemate.seal import checkpoint, dsse
 from casemate.spec import canonical, codec
 from casemate.spec.errors import BudgetError, FormatError, PlanError, ReceiptError, UsageError
+from casemate.spec.log import Committed, commitment
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
+    LogEntry,
     Receipt,
     ReceiptBundle,
 )
@@ -173,9 +175,30 @@ def _run(
     checks.append(Check("statement", f"in-toto v1, subject {receipt.result_digest[:23]}…"))
     _agree(receipt, bundle)
     checks.append(Check("consistency", f"{len(receipt.datasets)} dataset(s), one plan, one boot"))
+    checks.append(_logged(receipt, bundle))
     checks.append(_weights(receipt, weights))
     checks.extend(_privacy(receipt))
     return receipt, tuple(checks)
+
+
+def _logged(receipt: Receipt, bundle: ReceiptBundle) -> Check:
+    """The commit's entry, which names this result and this envelope, stands in the log."""
+    key = bundle.attestation.binding.log_key
+    proof = checkpoint.read_proof(bundle.proof)
+    head = checkpoint.verify_proof(proof, bundle.entry, checkpoint.log_key(receipt.log, key))
+    entry = codec.decode(LogEntry, bundle.entry)
+    if entry.kind != "commit" or entry.sequence != proof.place:
+        raise _refuse("log-entry", "The log's entry is not the commit of a job.", "entry")
+    said = codec.decode(Committed, entry.body)
+    envelope = "sha256:" + hashlib.sha256(bundle.envelope.encode()).hexdigest()
+    due = Committed(
+        job=receipt.job,
+        result=commitment(bundle.salt, receipt.result_digest),
+        receipt=commitment(bundle.salt, envelope),
+    )
+    if said != due or entry.boot != receipt.boot or not receipt.reserved < entry.sequence:
+        raise _refuse("log-entry", "The log's entry is about another job or receipt.", "entry")
+    return Check("log", f"entry {entry.sequence} of {head.size} in {head.origin[:40]}…")
 
 
 def _agree(receipt: Receipt, bundle: ReceiptBundle) -> None:

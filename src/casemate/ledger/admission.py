@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger import catalog
-from casemate.ledger.catalog import Dataset
+from casemate.ledger.catalog import Account, Dataset
 from casemate.ledger.quotes import StoredQuote
 from casemate.ledger.store import Store
 from casemate.spec import codec
-from casemate.spec.canonical import MAX_INT
+from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError, InternalError, PlanError, PolicyError
 from casemate.spec.job import Charge, DatasetUse, NonPrivate, Quote
 
@@ -22,7 +24,7 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
     lineages = set()
     for use, offered in zip(stored.quote.request.datasets, stored.quote.datasets, strict=True):
         found = catalog.dataset(store, use.dataset)
-        rdp, spent, delta_femto, _ = catalog.spent(store, found.lineage)
+        rdp = RdpFilter(catalog.budget(store, found.lineage))
         charge = charge_of(rdp, stored.quote)
         if (use.dataset, charge) != (offered.dataset, offered.charge):
             raise _bad_quote("its charge is not what the filter takes")
@@ -35,15 +37,17 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
                 where=found.id,
             )
         lineages.add(found.lineage)
-        if held:
-            spent, delta_femto = _with_held(store, found.lineage, spent, delta_femto)
-        if not rdp.admits(spent, delta_femto, charge):
-            raise BudgetError(
-                "budget.exhausted",
-                f"The dataset {found.id} has not enough budget left for this job.",
-                mend="Ask for a smaller epsilon, or for the owner's new dataset.",
-                where=found.id,
-            )
+        for scientist, budget, code, whose in _filters(found, stored, rdp.budget):
+            account = catalog.account(store, found.lineage, scientist)
+            if held:
+                account = _with_held(store, found.lineage, scientist, account)
+            if not account.fits(RdpFilter(budget), charge):
+                raise BudgetError(
+                    code,
+                    f"The dataset {found.id} has not enough budget left{whose} for this job.",
+                    mend="Ask for a smaller epsilon, or for the owner's new dataset.",
+                    where=found.id,
+                )
         out.append((found, charge))
     return out
 
@@ -138,20 +142,22 @@ def _within_job_limit(most: float | None, quote: Quote, rdp: RdpFilter) -> bool:
     return rdp.charge(plan.events, extra, delta_shown=shown).epsilon <= most
 
 
-def add(spent: tuple[int, ...], charge: Charge) -> tuple[int, ...]:
-    # An order that overflows has long left the filter; it stays out.
-    return tuple(min(a + b, MAX_INT) for a, b in zip(spent, charge.rdp_nano, strict=True))
+def _filters(
+    found: Dataset, stored: StoredQuote, budget: Budget
+) -> Iterator[tuple[str, Budget, str, str]]:
+    """The filters that a job must pass: (whose account, budget, code, words)."""
+    yield catalog.EVERYONE, budget, "budget.exhausted", ""
+    if found.policy.scientist_budget is not None:
+        scientist = stored.quote.request.scientist
+        yield scientist, found.policy.scientist_budget, "budget.scientist", " for this scientist"
 
 
-def _with_held(
-    store: Store, lineage: str, spent: tuple[int, ...], delta_femto: int
-) -> tuple[tuple[int, ...], int]:
-    """Spent, with what queued jobs will take."""
+def _with_held(store: Store, lineage: str, scientist: str, account: Account) -> Account:
+    """An account with what queued jobs will take."""
     sql = (
         "SELECT charge FROM job_datasets JOIN jobs ON id = job"
-        " WHERE lineage = ? AND state = 'queued'"
+        " WHERE lineage = ?1 AND state = 'queued' AND ?2 IN ('', scientist)"
     )
-    for (raw,) in store.all(sql, lineage):
-        charge = codec.decode(Charge, raw)
-        spent, delta_femto = add(spent, charge), delta_femto + charge.delta_femto
-    return spent, delta_femto
+    for (raw,) in store.all(sql, lineage, scientist):
+        account = account.add(codec.decode(Charge, raw))
+    return account

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal
 
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger.store import Store
-from casemate.spec import codec
+from casemate.spec import canonical, codec
 from casemate.spec.data import Budget, BudgetState, DatasetInfo, DatasetKey, Policy, Registration
 from casemate.spec.errors import AuthError, BudgetError, DataError, LimitError, PolicyError
 from casemate.spec.identity import PublicIdentity
-from casemate.spec.log import Enrolled, EpochAdvanced, PolicyChanged, Registered, Revoked
+from casemate.spec.job import Charge
+from casemate.spec.log import (
+    Enrolled,
+    EpochAdvanced,
+    PolicyChanged,
+    Registered,
+    Revoked,
+    commitment,
+    dataset_salt,
+)
 
 State = Literal["checking", "ready", "refused", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset as it stands. ``policy`` may be newer than ``registration.policy``."""
+    """A dataset as it stands. ``policy`` may be newer than ``registration.policy``; ``salt`` is of
+    its commitments in the log."""
 
     id: str
     owner: str
@@ -26,6 +36,7 @@ class Dataset:
     registration: Registration
     policy: Policy
     policy_digest: str
+    salt: bytes
     epoch: int
     state: State
     error: str | None
@@ -118,11 +129,11 @@ def use_upload(store: Store, id: str, owner: str, user: str) -> None:
     store.run("UPDATE uploads SET used_by = ? WHERE id = ?", user, id)
 
 
-_COLUMNS = "id, owner, lineage, registration, policy, policy_digest, epoch, state, error"
+_COLUMNS = "id, owner, lineage, registration, policy, policy_digest, salt, epoch, state, error"
 
 
-def _dataset(row: tuple[str, str, str, bytes, bytes, str, int, State, str | None]) -> Dataset:
-    id_, owner, lineage, registration, policy, digest, epoch, state, error = row
+def _dataset(row: tuple[Any, ...]) -> Dataset:
+    id_, owner, lineage, registration, policy, digest, salt, epoch, state, error = row
     return Dataset(
         id_,
         owner,
@@ -130,6 +141,7 @@ def _dataset(row: tuple[str, str, str, bytes, bytes, str, int, State, str | None
         codec.decode(Registration, registration),
         codec.decode(Policy, policy),
         digest,
+        salt,
         epoch,
         state,
         error,
@@ -192,15 +204,16 @@ def register(store: Store, registration: Registration, key: DatasetKey) -> Datas
             _new_lineage(store, registration)
         else:
             lineage = _old_lineage(store, registration)
-        digest = codec.digest(registration.policy)
+        digest, salt = codec.digest(registration.policy), dataset_salt(key.salt)
         store.run(
-            f"INSERT INTO datasets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, 0, 'checking', NULL)",
+            f"INSERT INTO datasets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 'checking', NULL)",
             registration.dataset,
             registration.owner,
             lineage,
             codec.encode(registration),
             codec.encode(registration.policy),
             digest,
+            salt,
         )
         store.run("INSERT INTO dataset_keys VALUES (?, ?)", registration.dataset, codec.encode(key))
         entry = Registered(
@@ -208,8 +221,8 @@ def register(store: Store, registration: Registration, key: DatasetKey) -> Datas
             owner=registration.owner,
             lineage=lineage,
             units=registration.schema.units,
-            schema_digest=codec.digest(registration.schema),
-            policy_digest=digest,
+            schema=commitment(salt, codec.digest(registration.schema)),
+            policy=commitment(salt, digest),
             budget=registration.budget,
             filter=registration.filter,
         )
@@ -218,16 +231,13 @@ def register(store: Store, registration: Registration, key: DatasetKey) -> Datas
 
 
 def _new_lineage(store: Store, registration: Registration) -> None:
-    capacity = RdpFilter(registration.budget).capacity
     store.run(
-        "INSERT INTO lineages VALUES (?, ?, ?, ?, 0, 0)",
+        "INSERT INTO lineages VALUES (?, ?, ?, ?)",
         registration.dataset,
         registration.owner,
         registration.filter,
         codec.encode(registration.budget),
     )
-    for place in range(len(capacity)):
-        store.run("INSERT INTO spent VALUES (?, ?, 0)", registration.dataset, place)
 
 
 def _old_lineage(store: Store, registration: Registration) -> str:
@@ -285,14 +295,16 @@ def set_policy(store: Store, id: str, owner: str, policy: Policy) -> Dataset:
     """Replace the policy; quotes, approvals and queued jobs made under the old one are void."""
     digest = codec.digest(policy)
     with store.transaction():
-        if _owned(store, id, owner).policy_digest != digest:
+        found = _owned(store, id, owner)
+        if found.policy_digest != digest:
             store.run(
                 "UPDATE datasets SET policy = ?, policy_digest = ? WHERE id = ?",
                 codec.encode(policy),
                 digest,
                 id,
             )
-            store.append("policy", id, PolicyChanged(dataset=id, policy_digest=digest))
+            body = PolicyChanged(dataset=id, policy=commitment(found.salt, digest))
+            store.append("policy", id, body)
             _void(store, id, "policy.changed")
         return dataset(store, id)
 
@@ -330,7 +342,7 @@ def revoke(store: Store, id: str, owner: str) -> Dataset:
             store.run("UPDATE datasets SET state = 'revoked', error = NULL WHERE id = ?", id)
             store.append("revoke", id, Revoked(dataset=id))
             _void(store, id, "policy.revoked")
-    store.checkpoint()
+    store.empty_wal()
     return dataset(store, id)
 
 
@@ -347,20 +359,74 @@ def _void(store: Store, id: str, code: str) -> None:
     )
 
 
-def spent(store: Store, lineage: str) -> tuple[RdpFilter, tuple[int, ...], int, int]:
-    """A lineage's filter and what it took: nano-RDP at each order, delta in 1e-15, jobs."""
-    budget, delta_femto, jobs = store.one(
-        "SELECT budget, delta_femto, jobs FROM lineages WHERE id = ?", lineage
+EVERYONE: Final = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a filter has taken: nano-RDP at each order, delta in 1e-15, how many jobs."""
+
+    rdp_nano: tuple[int, ...]
+    delta_femto: int
+    jobs: int
+
+    def add(self, charge: Charge) -> Account:
+        """With one more job."""
+        # An order that overflows has long left the filter; it stays out.
+        pairs = zip(self.rdp_nano, charge.rdp_nano, strict=True)
+        total = tuple(min(a + b, canonical.MAX_INT) for a, b in pairs)
+        return Account(total, self.delta_femto + charge.delta_femto, self.jobs + 1)
+
+    def fits(self, rdp: RdpFilter, charge: Charge) -> bool:
+        """Whether ``rdp`` admits one more job. Integers only."""
+        return rdp.admits(self.rdp_nano, self.delta_femto, charge)
+
+
+def budget(store: Store, lineage: str) -> Budget:
+    """What a lineage was registered with."""
+    (raw,) = store.one("SELECT budget FROM lineages WHERE id = ?", lineage)
+    return codec.decode(Budget, raw)
+
+
+def account(store: Store, lineage: str, scientist: str = EVERYONE) -> Account:
+    """What all jobs on a lineage took, or those of one scientist."""
+    row = store.one(
+        "SELECT rdp_nano, delta_femto, jobs FROM accounts WHERE lineage = ? AND scientist = ?",
+        lineage,
+        scientist,
     )
-    rows = store.all("SELECT rdp_nano FROM spent WHERE lineage = ? ORDER BY place", lineage)
-    taken = tuple(nano for (nano,) in rows)
-    return RdpFilter(codec.decode(Budget, budget)), taken, delta_femto, jobs
+    if row is None:
+        return Account(RdpFilter.empty(), 0, 0)
+    return Account(tuple(map(int, row[0].split())), *row[1:])
+
+
+def set_account(store: Store, lineage: str, scientist: str, account: Account) -> None:
+    """Inside a transaction."""
+    store.run(
+        "INSERT INTO accounts VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (lineage, scientist)"
+        " DO UPDATE SET rdp_nano = ?3, delta_femto = ?4, jobs = ?5",
+        lineage,
+        scientist,
+        " ".join(map(str, account.rdp_nano)),
+        account.delta_femto,
+        account.jobs,
+    )
 
 
 def budget_state(store: Store, lineage: str) -> BudgetState:
     """What is spent and left, in the filter's epsilon."""
-    rdp, taken, delta_femto, jobs = spent(store, lineage)
-    return rdp.state(taken, delta_femto, jobs)
+    found = account(store, lineage)
+    rdp = RdpFilter(budget(store, lineage))
+    return rdp.state(found.rdp_nano, found.delta_femto, found.jobs)
+
+
+def witnesses(store: Store) -> set[str]:
+    """The verifier keys that some dataset's policy names."""
+    sql = (
+        "SELECT DISTINCT value FROM datasets,"
+        " json_each(json_extract(CAST(policy AS TEXT), '$.witnesses'))"
+    )
+    return {key for (key,) in store.all(sql)}
 
 
 def info(store: Store, dataset: Dataset, *, budget: bool) -> DatasetInfo:

@@ -36,17 +36,29 @@ from casemate.spec.log import (
     Reserved,
     Revoked,
     Started,
+    TakenOver,
 )
 from casemate.spec.receipt import LogEntry, ReceiptBundle
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
-_ZERO: Final = "sha256:" + "0" * 64
 # Table states that each state of the log allows.
 _STATES: Final = {
     "reserved": {"reserved", "running"},
-    "done": {"done"},
+    "committed": {"committed", "done"},
     "abandoned": {"failed", "cancelled", "abandoned"},
 }
+
+
+@dataclass
+class _Account:
+    rdp_nano: tuple[int, ...] = RdpFilter.empty()
+    delta_femto: int = 0
+    jobs: int = 0
+
+    def add(self, charge: Charge) -> None:
+        self.rdp_nano = tuple(a + b for a, b in zip(self.rdp_nano, charge.rdp_nano, strict=True))
+        self.delta_femto += charge.delta_femto
+        self.jobs += 1
 
 
 @dataclass
@@ -54,16 +66,15 @@ class _Lineage:
     owner: str
     budget: Budget
     filter: str
-    spent: list[int]
-    delta_femto: int = 0
-    jobs: int = 0
+    accounts: dict[str, _Account] = field(default_factory=lambda: {"": _Account()})
 
 
 @dataclass
 class _Dataset:
     owner: str
     lineage: str
-    policy_digest: str
+    schema: str
+    policy: str
     epoch: int = 0
     revoked: bool = False
 
@@ -73,9 +84,12 @@ class _Job:
     reserved: Reserved
     boot: bytes
     sequence: int
+    granted: int
+    takeovers: int = 0
     state: str = "reserved"
     ended: int | None = None
-    result_digest: str | None = None
+    result: str = ""
+    receipt: str = ""
 
 
 @dataclass
@@ -83,7 +97,7 @@ class Replay:
     """What the log says. ``findings`` is empty for a sound store."""
 
     entries: int = 0
-    head: str = _ZERO
+    leaves: list[bytes] = field(default_factory=list)
     boots: set[bytes] = field(default_factory=set)
     findings: list[str] = field(default_factory=list)
     identities: set[str] = field(default_factory=set)
@@ -91,8 +105,15 @@ class Replay:
     datasets: dict[str, _Dataset] = field(default_factory=dict)
     verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
     jobs: dict[str, _Job] = field(default_factory=dict)
-    quotes: dict[str, bytes] = field(default_factory=dict)
+    attestations: dict[bytes, str] = field(default_factory=dict)
+    # Commitment on a quote -> the datasets of it; digest of a quote -> its salt.
+    quotes: dict[str, frozenset[str]] = field(default_factory=dict)
+    salts: dict[str, bytes] = field(default_factory=dict)
     recompute: bool = False
+
+    def commit(self, quote: str, digest: str) -> str:
+        """A commitment under the salt of a quote."""
+        return _commitment(self.salts.get(quote, b""), digest)
 
     def expect(self, holds: bool, finding: str) -> bool:
         if not holds:
@@ -130,11 +151,17 @@ def check(rows: Rows, *, recompute: bool = False) -> Replay:
     replay = Replay(recompute=recompute)
     try:
         _read_quotes(replay, rows)
-        for row in rows("SELECT sequence, digest, entry FROM entries ORDER BY sequence"):
+        for row in rows("SELECT sequence, entry FROM entries ORDER BY sequence"):
             if not _entry(replay, *row):
-                break  # behind a broken link nothing can be believed
+                break  # behind a gap nothing can be believed
         else:
-            for compare in (_compare_people, _compare_datasets, _compare_budgets, _compare_jobs):
+            for compare in (
+                _compare_tree,
+                _compare_people,
+                _compare_datasets,
+                _compare_budgets,
+                _compare_jobs,
+            ):
                 compare(replay, rows)
     except CasemateError as e:
         if e.family == "ledger":
@@ -144,29 +171,24 @@ def check(rows: Rows, *, recompute: bool = False) -> Replay:
 
 
 def _read_quotes(replay: Replay, rows: Rows) -> None:
-    for digest, raw in rows("SELECT digest, quote FROM quotes"):
+    for digest, salt, raw in rows("SELECT digest, salt, quote FROM quotes"):
         said = "sha256:" + hashlib.sha256(raw).hexdigest()
         replay.expect(said == digest, f"quote {digest} was changed")
-        replay.quotes[digest] = raw
+        datasets = codec.decode(Quote, raw).request.datasets
+        replay.salts[digest] = salt
+        replay.quotes[replay.commit(digest, digest)] = frozenset(d.dataset for d in datasets)
 
 
-def _names(replay: Replay, quote: str) -> set[str]:
-    """The datasets of a quote that is there."""
-    raw = replay.quotes.get(quote)
-    if raw is None:
-        return set()
-    return {d.dataset for d in codec.decode(Quote, raw).request.datasets}
+def _commitment(salt: bytes, digest: str) -> str:
+    return "sha256:" + hashlib.sha256(b"casemate/log/v1\0" + salt + digest.encode()).hexdigest()
 
 
-def _entry(replay: Replay, sequence: int, digest: str, raw: bytes) -> bool:
-    """Whether the entry is the next link of the chain."""
+def _entry(replay: Replay, sequence: int, raw: bytes) -> bool:
+    """Whether the entry is the next one."""
     entry = codec.decode(LogEntry, raw)
     place = replay.entries
     if not replay.expect(
-        sequence == entry.sequence == place
-        and entry.previous == replay.head
-        and codec.digest(entry) == digest,
-        f"the chain breaks at entry {place}",
+        sequence == entry.sequence == place, f"entry {place} of the log is missing"
     ):
         return False
     if place == 0:
@@ -174,7 +196,7 @@ def _entry(replay: Replay, sequence: int, digest: str, raw: bytes) -> bool:
     body: Any = codec.decode(BODIES[entry.kind], entry.body)
     for finding in _APPLY[entry.kind](replay, entry, body):
         replay.findings.append(f"entry {place} ({entry.kind} {entry.subject}): {finding}")
-    replay.head = digest
+    replay.leaves.append(hashlib.sha256(b"\0" + raw).digest())
     replay.entries += 1
     return True
 
@@ -183,6 +205,7 @@ def _start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
     if entry.boot in replay.boots:
         yield "this boot started before"
     replay.boots.add(entry.boot)
+    replay.attestations[entry.boot] = body.attestation
 
 
 def _identity(replay: Replay, entry: LogEntry, body: Enrolled) -> Iterator[str]:
@@ -200,11 +223,10 @@ def _register(replay: Replay, entry: LogEntry, body: Registered) -> Iterator[str
     if lineage is None:
         if body.lineage != body.dataset:
             yield "it continues a ledger that does not exist"
-        empty = [0] * len(RdpFilter(body.budget).capacity)
-        replay.lineages[body.lineage] = _Lineage(body.owner, body.budget, body.filter, empty)
+        replay.lineages[body.lineage] = _Lineage(body.owner, body.budget, body.filter)
     elif (lineage.owner, lineage.budget, lineage.filter) != (body.owner, body.budget, body.filter):
         yield "a new version changed owner, budget or filter"
-    replay.datasets[body.dataset] = _Dataset(body.owner, body.lineage, body.policy_digest)
+    replay.datasets[body.dataset] = _Dataset(body.owner, body.lineage, body.schema, body.policy)
 
 
 def _changed(replay: Replay, name: str) -> Iterator[str]:
@@ -213,15 +235,14 @@ def _changed(replay: Replay, name: str) -> Iterator[str]:
         yield "there is no such dataset"
     elif replay.datasets[name].revoked:
         yield "the dataset was revoked before"
-    judged = {quote for quote, _ in replay.verdicts}
-    void = {quote for quote in judged if name in _names(replay, quote)}
+    void = {quote for quote, datasets in replay.quotes.items() if name in datasets}
     replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
 
 
 def _policy(replay: Replay, entry: LogEntry, body: PolicyChanged) -> Iterator[str]:
     yield from _changed(replay, body.dataset)
     if body.dataset in replay.datasets:
-        replay.datasets[body.dataset].policy_digest = body.policy_digest
+        replay.datasets[body.dataset].policy = body.policy
 
 
 def _epoch(replay: Replay, entry: LogEntry, body: EpochAdvanced) -> Iterator[str]:
@@ -242,9 +263,9 @@ def _verdict(replay: Replay, entry: LogEntry, body: Approval) -> Iterator[str]:
     dataset = replay.datasets.get(body.dataset)
     if dataset is None or dataset.owner != body.owner:
         yield "the word is not the owner's"
-    if body.dataset not in _names(replay, body.quote_digest):
+    if body.dataset not in replay.quotes.get(body.quote, ()):
         yield "the quote is missing, or not on this dataset"
-    replay.verdicts[body.quote_digest, body.dataset] = entry.kind
+    replay.verdicts[body.quote, body.dataset] = entry.kind
 
 
 def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
@@ -261,21 +282,16 @@ def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
         if dataset is None or lineage is None or dataset.lineage != debit.lineage:
             yield f"{debit.dataset} is not on that ledger"
             continue
-        if dataset.revoked or (dataset.policy_digest, dataset.epoch) != (
-            debit.policy_digest,
-            debit.epoch,
-        ):
+        if dataset.revoked or (dataset.policy, dataset.epoch) != (debit.policy, debit.epoch):
             yield f"{debit.dataset} was revoked, or had another policy or epoch"
-        rdp = RdpFilter(lineage.budget)
-        if not rdp.admits(tuple(lineage.spent), lineage.delta_femto, debit.charge):
+        rdp, account = RdpFilter(lineage.budget), lineage.accounts[""]
+        if not rdp.admits(account.rdp_nano, account.delta_femto, body.charge):
             yield f"it exceeds the budget of {debit.lineage}"
-        if replay.recompute and debit.charge != _charge(rdp, body):
+        if replay.recompute and body.charge != _charge(rdp, body):
             yield f"the charge on {debit.dataset} is not what its events cost"
-        for place, nano in enumerate(debit.charge.rdp_nano):
-            lineage.spent[place] += nano
-        lineage.delta_femto += debit.charge.delta_femto
-        lineage.jobs += 1
-    replay.jobs[body.job] = _Job(body, entry.boot, entry.sequence)
+        for whose in ("", body.scientist):
+            lineage.accounts.setdefault(whose, _Account()).add(body.charge)
+    replay.jobs[body.job] = _Job(body, entry.boot, entry.sequence, entry.sequence)
 
 
 def _charge(rdp: RdpFilter, body: Reserved) -> Charge:
@@ -285,27 +301,34 @@ def _charge(rdp: RdpFilter, body: Reserved) -> Charge:
     return rdp.charge(body.events, extra, delta_shown=body.delta_shown)
 
 
-def _end(replay: Replay, entry: LogEntry, job: str, request: str, state: str) -> Iterator[str]:
-    found = replay.jobs.get(job)
-    if found is None or found.state != "reserved" or found.reserved.request_digest != request:
-        yield "the job was not reserved so, or had ended"
+def _takeover(replay: Replay, entry: LogEntry, body: TakenOver) -> Iterator[str]:
+    found = replay.jobs.get(body.job)
+    if found is None or found.state != "reserved" or found.boot == entry.boot:
+        yield "the job was not reserved by another boot, or had ended"
         return
-    if state == "done":
-        if found.boot != entry.boot:
-            yield "another boot had reserved it"
-        if any(replay.datasets[d.dataset].revoked for d in found.reserved.debits):
-            yield "a dataset of it was revoked"
-    found.state, found.ended = state, entry.sequence
+    found.boot, found.granted, found.takeovers = entry.boot, entry.sequence, found.takeovers + 1
 
 
 def _commit(replay: Replay, entry: LogEntry, body: Committed) -> Iterator[str]:
-    yield from _end(replay, entry, body.job, body.request_digest, "done")
-    if body.job in replay.jobs:
-        replay.jobs[body.job].result_digest = body.result_digest
+    found = replay.jobs.get(body.job)
+    if found is None or found.state != "reserved" or found.boot != entry.boot:
+        yield "the job was not reserved by this boot, or had ended"
+        return
+    if any(replay.datasets[d.dataset].revoked for d in found.reserved.debits):
+        yield "a dataset of it was revoked"
+    found.state, found.ended = "committed", entry.sequence
+    found.result, found.receipt = body.result, body.receipt
 
 
 def _abandon(replay: Replay, entry: LogEntry, body: Abandoned) -> Iterator[str]:
-    yield from _end(replay, entry, body.job, body.request_digest, "abandoned")
+    found = replay.jobs.get(body.job)
+    if found is None or found.state == "abandoned":
+        yield "the job was not reserved, or had ended"
+        return
+    revoked = any(replay.datasets[d.dataset].revoked for d in found.reserved.debits)
+    if found.state == "committed" and not revoked:
+        yield "the job was committed, and no owner revoked"
+    found.state, found.ended = "abandoned", entry.sequence
 
 
 _APPLY: Final[dict[str, Callable[[Replay, LogEntry, Any], Iterator[str]]]] = {
@@ -318,9 +341,25 @@ _APPLY: Final[dict[str, Callable[[Replay, LogEntry, Any], Iterator[str]]]] = {
     "approve": _verdict,
     "reject": _verdict,
     "reserve": _reserve,
+    "takeover": _takeover,
     "commit": _commit,
     "abandon": _abandon,
 }
+
+
+def _compare_tree(replay: Replay, rows: Rows) -> None:
+    """The kept subtrees are those of RFC 6962 over the entries, each and no more."""
+    level, row = 0, replay.leaves
+    expected: dict[tuple[int, int], bytes] = {}
+    while row:
+        expected |= {(level, place): hashed for place, hashed in enumerate(row)}
+        pairs = zip(row[::2], row[1::2], strict=False)
+        level, row = level + 1, [hashlib.sha256(b"\1" + a + b).digest() for a, b in pairs]
+    found = {(lv, place): hashed for lv, place, hashed in rows("SELECT * FROM nodes")}
+    replay.expect(found == expected, "the log's tree is not the one over its entries")
+    kept = {boot: digest for boot, digest, raw in rows("SELECT * FROM attestations")
+            if "sha256:" + hashlib.sha256(raw).hexdigest() == digest}  # fmt: skip
+    replay.expect(kept == replay.attestations, "attestations are missing or were changed")
 
 
 def _compare_people(replay: Replay, rows: Rows) -> None:
@@ -330,7 +369,7 @@ def _compare_people(replay: Replay, rows: Rows) -> None:
         replay.expect(codec.decode(PublicIdentity, raw).id == name, f"identity {name} was changed")
     replay.expect(found == replay.identities, "identities are missing or too many")
     verdicts = {
-        (quote, dataset): verdict
+        (replay.commit(quote, quote), dataset): verdict
         for quote, dataset, verdict in rows("SELECT quote, dataset, verdict FROM quote_datasets")
         if verdict is not None
     }
@@ -339,9 +378,9 @@ def _compare_people(replay: Replay, rows: Rows) -> None:
 
 def _compare_datasets(replay: Replay, rows: Rows) -> None:
     keys = {name: codec.decode(DatasetKey, raw) for name, raw in rows("SELECT * FROM dataset_keys")}
-    columns = "id, owner, lineage, registration, policy, policy_digest, epoch, state"
+    columns = "id, owner, lineage, registration, policy, policy_digest, salt, epoch, state"
     found = set()
-    for name, owner, lineage, raw, policy, digest, epoch, state in rows(
+    for name, owner, lineage, raw, policy, digest, salt, epoch, state in rows(
         f"SELECT {columns} FROM datasets"
     ):
         found.add(name)
@@ -350,8 +389,10 @@ def _compare_datasets(replay: Replay, rows: Rows) -> None:
         replay.expect(
             said is not None
             and (registration.dataset, registration.owner) == (name, owner)
-            and (said.owner, said.lineage, said.policy_digest, said.epoch, said.revoked)
-            == (owner, lineage, digest, epoch, state == "revoked")
+            and (said.owner, said.lineage, said.epoch, said.revoked)
+            == (owner, lineage, epoch, state == "revoked")
+            and said.schema == _commitment(salt, codec.digest(registration.schema))
+            and said.policy == _commitment(salt, digest)
             and codec.digest(codec.decode(Policy, policy)) == digest,
             f"dataset {name} is not as the log says",
         )
@@ -363,13 +404,12 @@ def _compare_datasets(replay: Replay, rows: Rows) -> None:
 
 
 def _compare_budgets(replay: Replay, rows: Rows) -> None:
-    spent: dict[str, list[int]] = {}
-    for name, place, nano in rows("SELECT * FROM spent ORDER BY lineage, place"):
-        spent.setdefault(name, []).append(nano)
-        replay.expect(place == len(spent[name]) - 1, f"an order of budget {name} is missing")
+    accounts: dict[str, dict[str, _Account]] = {}
+    for name, whose, rdp, delta, jobs in rows("SELECT * FROM accounts"):
+        account = _Account(tuple(map(int, rdp.split())), delta, jobs)
+        accounts.setdefault(name, {})[whose] = account
     found = set()
-    columns = "id, owner, filter, budget, delta_femto, jobs"
-    for name, owner, kind, budget, delta, jobs in rows(f"SELECT {columns} FROM lineages"):
+    for name, owner, kind, budget in rows("SELECT id, owner, filter, budget FROM lineages"):
         found.add(name)
         said = replay.lineages.get(name)
         replay.expect(
@@ -378,9 +418,9 @@ def _compare_budgets(replay: Replay, rows: Rows) -> None:
             == (owner, kind, codec.decode(Budget, budget)),
             f"budget {name} is not as it was registered",
         )
+        spent = {} if said is None else {w: a for w, a in said.accounts.items() if a.jobs}
         replay.expect(
-            said is not None
-            and (said.spent, said.delta_femto, said.jobs) == (spent.get(name), delta, jobs),
+            said is not None and spent == accounts.get(name, {}),
             f"what is spent of budget {name} is not the sum of its reservations",
         )
     replay.expect(found == set(replay.lineages), "budgets are missing or too many")
@@ -391,35 +431,44 @@ def _compare_jobs(replay: Replay, rows: Rows) -> None:
     for job, dataset, lineage, charge in rows("SELECT * FROM job_datasets"):
         charges.setdefault(job, set()).add((dataset, lineage, charge))
     found = set()
-    columns = "id, request_digest, quote, scientist, state, boot, reserved, ended, result_digest"
-    for row in rows(f"SELECT {columns}, blob, bundle FROM jobs"):
-        name, request, quote, scientist, state, boot, reserved, ended, result, blob, bundle = row
+    columns = (
+        "id, request_digest, quote, scientist, state, boot, reserved, granted, takeovers, ended,"
+        " result_digest, blob, result_key, envelope, bundle"
+    )
+    for row in rows(f"SELECT {columns} FROM jobs"):
+        name, request, quote, scientist, state, *log, result, blob, key, envelope, bundle = row
         found.add(name)
         said = replay.jobs.get(name)
         if said is None:
             replay.expect(
-                state in ("queued", "failed", "cancelled") and reserved is None and blob is None,
+                state in ("queued", "failed", "cancelled") and log[1] is None and blob is None,
                 f"job {name} is {state} but was never reserved",
             )
             continue
         body = said.reserved
-        debits = {(d.dataset, d.lineage, codec.encode(d.charge)) for d in body.debits}
+        charge = codec.encode(body.charge)
         replay.expect(
             state in _STATES[said.state]
-            and (request, quote, scientist)
-            == (body.request_digest, body.quote_digest, body.scientist)
-            and (boot, reserved, ended) == (said.boot, said.sequence, said.ended)
-            and result == said.result_digest
-            and charges.get(name) == debits,
+            and scientist == body.scientist
+            and body.request == replay.commit(quote, request)
+            and body.quote == replay.commit(quote, quote)
+            and log == [said.boot, said.sequence, said.granted, said.takeovers, said.ended]
+            and charges.get(name) == {(d.dataset, d.lineage, charge) for d in body.debits},
             f"job {name} is not as the log says",
         )
-        visible = state == "done"
-        if (
+        committed = said.state == "committed"
+        whole = replay.expect(
+            all((x is not None) == committed for x in (result, blob, key))
+            and (envelope is not None) == (state == "committed")
+            and (bundle is not None) == (state == "done")
+            and (not committed or said.result == replay.commit(quote, result)),
+            f"job {name} is {state}: result and receipt are not those of its commit",
+        )
+        if whole and committed:
+            if bundle is not None:
+                envelope = codec.decode(ReceiptBundle, bundle).envelope
+            digest = "sha256:" + hashlib.sha256(envelope.encode()).hexdigest()
             replay.expect(
-                (blob is not None) == visible and (bundle is not None) == visible,
-                f"job {name} is {state}: result and receipt must be there only when it is done",
+                said.receipt == replay.commit(quote, digest), f"the receipt of {name} was changed"
             )
-            and bundle is not None
-        ):
-            codec.decode(ReceiptBundle, bundle)
     replay.expect(set(replay.jobs) <= found, "reserved jobs are missing")

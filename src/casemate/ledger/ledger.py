@@ -1,39 +1,47 @@
-"""The budget rules: submit, reserve, begin, commit, abandon.
+"""The budget rules: submit, reserve, begin, commit, release, abandon.
 
-A job is ``queued`` (nothing charged), ``reserved`` (charged), ``running`` (keys handed out), then
-``done`` or, charged all the same, ``failed``, ``cancelled`` or ``abandoned``. The keys of a run
-come only from :func:`begin`, which wants a reservation of this boot and gives them once: nothing
-can be read that was not debited, and one debit pays for one run (P8). What a queued job will take
-is held against the budget, so that its turn does not end in a refusal; cancelled there, it costs
-nothing.
+A job is ``queued`` (nothing charged), ``reserved`` (charged), ``running`` (keys handed out),
+``committed`` (its one result is fixed in the log, nothing visible yet), then ``done``; or, charged
+all the same, ``failed``, ``cancelled`` or ``abandoned``. The keys of a run come only from
+:func:`begin`, which wants a reservation or takeover of this boot and gives them once: nothing can
+be read that was not debited, and one debit pays for one release (P8). Where a policy asks for
+witnesses, keys and results both wait until they have cosigned the log up to that point. What a
+queued job will take is held against the budget, so that its turn does not end in a refusal;
+cancelled there, it costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from casemate.ledger import catalog, quotes
-from casemate.ledger.admission import add, admit
+from casemate.ledger import catalog, log, quotes
+from casemate.ledger.admission import admit
 from casemate.ledger.store import Link, Store
+from casemate.seal.note import Note
 from casemate.spec import codec
-from casemate.spec.data import DatasetKey
+from casemate.spec.data import DatasetKey, Policy
 from casemate.spec.errors import JobError, PolicyError
-from casemate.spec.job import Charge
-from casemate.spec.log import Abandoned, Committed, Debit, Reserved
+from casemate.spec.evidence import Attestation
+from casemate.spec.log import Abandoned, Committed, Debit, Reserved, TakenOver, commitment
 from casemate.spec.messages import RunDataset
 from casemate.spec.receipt import ReceiptBundle
 
-State = Literal["queued", "reserved", "running", "done", "failed", "cancelled", "abandoned"]
+State = Literal[
+    "queued", "reserved", "running", "committed", "done", "failed", "cancelled", "abandoned"
+]
 LIVE: Final = ("reserved", "running")
+# How often another boot may go on with a job, each time with new noise.
+MAX_TAKEOVERS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it stands. ``blob``: where its sealed result lies on the Disk, once done.
+    """A job as it stands. ``blob``: where its sealed result lies on the Disk, once committed.
 
-    ``reserved`` and ``ended``: sequences of its entries in the log.
+    ``reserved`` and ``ended``: sequences of its entries in the log; ``granted``: of the one that
+    lets ``boot`` run it. ``takeovers``: how often another boot went on with it.
     """
 
     id: str
@@ -43,6 +51,8 @@ class Job:
     state: State
     boot: bytes | None
     reserved: int | None
+    granted: int | None
+    takeovers: int
     ended: int | None
     error: str | None
     message: str
@@ -51,8 +61,8 @@ class Job:
 
 
 _COLUMNS: Final = (
-    "id, request_digest, quote, scientist, state, boot, reserved, ended, error, message, blob,"
-    " result_digest"
+    "id, request_digest, quote, scientist, state, boot, reserved, granted, takeovers, ended, error,"
+    " message, blob, result_digest"
 )
 
 
@@ -95,14 +105,25 @@ def next_queued(store: Store) -> Job | None:
     return None if row is None else Job(*row)
 
 
+def unfinished(store: Store) -> list[Job]:
+    """What an earlier boot left: jobs to go on with (reserved) and results to release (committed),
+    oldest first."""
+    sql = f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('reserved', 'committed') ORDER BY place"
+    return [Job(*row) for row in store.all(sql)]
+
+
 def bundle(store: Store, id: str) -> ReceiptBundle:
     """The receipt of a job that is done."""
     row = store.one("SELECT bundle FROM jobs WHERE id = ? AND state = 'done'", id)
     if row is None:
-        raise JobError(
-            "job.not-done", f"The job {id[:60]!r} has no result.", mend="Wait until it is done."
-        )
+        raise _not_done(id)
     return codec.decode(ReceiptBundle, row[0])
+
+
+def _not_done(id: str) -> JobError:
+    return JobError(
+        "job.not-done", f"The job {id[:60]!r} has no result.", mend="Wait until it is done."
+    )
 
 
 def submit(store: Store, quote_digest: str, scientist: str) -> Job:
@@ -156,13 +177,15 @@ def reserve(store: Store, id: str) -> Link:
     with store.transaction():
         found = job(store, id)
         if found.reserved is not None:
-            return _link(store, found.reserved)
+            return store.link(found.reserved)
         if found.state != "queued":
             raise _wrong_state(found, "queued")
         stored = quotes.get(store, found.quote)
         charges = admit(store, stored, held=False)
         for held, charge in charges:
-            _spend(store, held.lineage, charge)
+            for whose in (catalog.EVERYONE, found.scientist):
+                account = catalog.account(store, held.lineage, whose).add(charge)
+                catalog.set_account(store, held.lineage, whose, account)
         plan = stored.quote.plan
         entry = store.append(
             "reserve",
@@ -170,27 +193,28 @@ def reserve(store: Store, id: str) -> Link:
             Reserved(
                 job=id,
                 scientist=found.scientist,
-                request_digest=found.request_digest,
-                quote_digest=found.quote,
-                plan_digest=codec.digest(plan),
+                request=commitment(stored.salt, found.request_digest),
+                quote=commitment(stored.salt, found.quote),
+                plan=commitment(stored.salt, codec.digest(plan)),
                 events=plan.events,
                 delta_truncation=plan.delta_truncation,
                 delta_sampler=plan.delta_sampler,
                 delta_shown=stored.quote.delta,
+                charge=charges[0][1],
                 debits=tuple(
                     Debit(
                         dataset=d.id,
                         lineage=d.lineage,
-                        policy_digest=d.policy_digest,
+                        policy=commitment(d.salt, d.policy_digest),
                         epoch=d.epoch,
-                        charge=charge,
                     )
-                    for d, charge in charges
+                    for d, _ in charges
                 ),
             ),
         )
         store.run(
-            "UPDATE jobs SET state = 'reserved', boot = ?, reserved = ? WHERE id = ?",
+            "UPDATE jobs SET state = 'reserved', boot = ?1, reserved = ?2, granted = ?2"
+            " WHERE id = ?3",
             store.boot,
             entry.sequence,
             id,
@@ -198,16 +222,59 @@ def reserve(store: Store, id: str) -> Link:
         return entry
 
 
+def take_over(store: Store, id: str) -> Link | None:
+    """Inside a transaction: let this boot go on with a job that another one left; its log entry.
+
+    ``None`` when it was taken over too often: then it has to be abandoned.
+    """
+    found = job(store, id)
+    if found.state not in LIVE or found.takeovers >= MAX_TAKEOVERS:
+        return None
+    row = store.one("SELECT step FROM states WHERE job = ?", id)
+    entry = store.append("takeover", id, TakenOver(job=id, step=0 if row is None else row[0]))
+    store.run(
+        "UPDATE jobs SET state = 'reserved', boot = ?, granted = ?, takeovers = takeovers + 1"
+        " WHERE id = ?",
+        store.boot,
+        entry.sequence,
+        id,
+    )
+    return entry
+
+
+def witnesses(store: Store, id: str) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """What the policies of a job's datasets ask for: (vkeys, how many of them), each once."""
+    sql = "SELECT policy FROM job_datasets JOIN datasets d ON d.id = dataset WHERE job = ?"
+    policies = [codec.decode(Policy, raw) for (raw,) in store.all(sql, id)]
+    return tuple({(p.witnesses, p.cosignatures) for p in policies if p.cosignatures})
+
+
+def witnessed(store: Store, id: str, sequence: int) -> bool:
+    """Whether enough witnesses of each dataset cosigned the log up to entry ``sequence``."""
+    return all(log.cosigned(store, keys, sequence) >= k for keys, k in witnesses(store, id))
+
+
+def _require_witnessed(store: Store, id: str, sequence: int | None) -> None:
+    if sequence is None or not witnessed(store, id, sequence):
+        raise JobError(
+            "job.not-witnessed",
+            f"The witnesses have not cosigned the log up to what job {id} did.",
+            mend="Wait until the operator's server reaches the owners' witnesses.",
+            status=503,
+        )
+
+
 def begin(store: Store, id: str) -> tuple[RunDataset, ...]:
     """The datasets of a job reserved by this boot, with their keys, in the request's order; once.
 
-    Raises ``JobError`` ``job.state`` if it is not reserved, or was begun; ``PolicyError``
-    ``policy.revoked`` if a key is gone.
+    Raises ``JobError`` ``job.state`` if it is not reserved, or was begun, ``job.not-witnessed``;
+    ``PolicyError`` ``policy.revoked`` if a key is gone.
     """
     with store.transaction():
         found = job(store, id)
         if found.state != "reserved" or found.boot != store.boot:
             raise _wrong_state(found, "reserved by this boot")
+        _require_witnessed(store, id, found.granted)
         out = []
         for use in quotes.get(store, found.quote).quote.request.datasets:
             key = store.one("SELECT key FROM dataset_keys WHERE dataset = ?", use.dataset)
@@ -223,43 +290,87 @@ def begin(store: Store, id: str) -> tuple[RunDataset, ...]:
 
 
 def commit(
-    store: Store,
-    id: str,
-    *,
-    result_digest: str,
-    blob: str,
-    receipt: Callable[[Link], ReceiptBundle],
-) -> ReceiptBundle:
-    """The job's only commit: result, receipt and log entry become visible together.
+    store: Store, id: str, *, result_digest: str, blob: str, result_key: bytes, envelope: str
+) -> Link:
+    """The job's only commit: from now on this result and this receipt are its own, and no other
+    ever is. Nothing is visible yet: :func:`release`.
 
-    ``blob`` names the sealed result on the Disk, already synced. ``receipt`` makes the bundle from
-    the commit entry; if it raises, nothing has happened. Again with the same result gives the same
-    bundle. Raises ``JobError`` ``job.state``, ``PolicyError`` ``policy.revoked`` (an owner withdrew
-    during the run: abandon the job).
+    ``blob`` names the encrypted result on the Disk, already synced; ``result_key``: its stream
+    key. Again with the same result gives the same entry. Raises ``JobError`` ``job.state``,
+    ``PolicyError`` ``policy.revoked`` (an owner withdrew during the run: abandon the job).
     """
     with store.transaction():
         found = job(store, id)
-        if found.state == "done" and found.result_digest == result_digest:
-            return bundle(store, id)
+        if found.state in ("committed", "done") and found.result_digest == result_digest:
+            assert found.ended is not None
+            return store.link(found.ended)
         if found.state != "running" or found.boot != store.boot:
             raise _wrong_state(found, "running in this boot")
-        sql = (
-            "SELECT d.id FROM job_datasets JOIN datasets d ON d.id = dataset"
-            " WHERE job = ? AND d.state != 'ready' ORDER BY d.id"
+        _require_not_revoked(store, id)
+        salt = quotes.get(store, found.quote).salt
+        body = Committed(
+            job=id,
+            result=commitment(salt, result_digest),
+            receipt=commitment(salt, "sha256:" + hashlib.sha256(envelope.encode()).hexdigest()),
         )
-        gone = store.one(sql, id)
-        if gone is not None:
-            raise _revoked(gone[0])
-        body = Committed(job=id, request_digest=found.request_digest, result_digest=result_digest)
         entry = store.append("commit", id, body)
-        made = receipt(entry)
         store.run(
-            "UPDATE jobs SET state = 'done', ended = ?, blob = ?, result_digest = ?, bundle = ?"
-            " WHERE id = ?",
+            "UPDATE jobs SET state = 'committed', ended = ?, blob = ?, result_digest = ?,"
+            " result_key = ?, envelope = ? WHERE id = ?",
             entry.sequence,
             blob,
             result_digest,
+            result_key,
+            envelope,
+            id,
+        )
+        store.run("DELETE FROM states WHERE job = ?", id)
+        return entry
+
+
+def result_key(store: Store, id: str) -> bytes:
+    """The stream key of a committed result, to be sealed to the scientist; once released, that
+    sealed message."""
+    row = store.one("SELECT result_key FROM jobs WHERE id = ? AND result_key NOT NULL", id)
+    if row is None:
+        raise _not_done(id)
+    return bytes(row[0])
+
+
+def release(store: Store, id: str, signed: Note, sealed_key: bytes) -> ReceiptBundle:
+    """Result, receipt and proof become visible together: the job is done.
+
+    ``signed``: a checkpoint of this log that covers the commit. ``sealed_key``: the result's key,
+    sealed to the scientist. Again gives the same bundle. Raises ``JobError`` ``job.state``,
+    ``job.not-witnessed``; ``ReceiptError`` for another checkpoint; ``PolicyError``
+    ``policy.revoked`` (an owner withdrew after the commit: abandon the job).
+    """
+    with store.transaction():
+        found = job(store, id)
+        if found.state == "done":
+            return bundle(store, id)
+        if found.state != "committed" or found.ended is None:
+            raise _wrong_state(found, "committed")
+        _require_not_revoked(store, id)
+        _require_witnessed(store, id, found.ended)
+        if log.check(store, signed).size <= found.ended:
+            raise _wrong_state(found, "under this checkpoint")
+        (envelope,) = store.one("SELECT envelope FROM jobs WHERE id = ?", id)
+        (attestation,) = store.one(
+            "SELECT attestation FROM attestations WHERE boot = ?", found.boot
+        )
+        made = ReceiptBundle(
+            envelope=envelope,
+            attestation=codec.decode(Attestation, attestation),
+            entry=store.link(found.ended).entry,
+            salt=quotes.get(store, found.quote).salt,
+            proof=str(log.prove(store, found.ended, signed)),
+        )
+        store.run(
+            "UPDATE jobs SET state = 'done', bundle = ?, result_key = ?, envelope = NULL"
+            " WHERE id = ?",
             codec.encode(made),
+            sealed_key,
             id,
         )
         return made
@@ -270,25 +381,59 @@ def abandon(
 ) -> Job:
     """End a job without a result. A charge that was taken stays; a queued job had none.
 
-    A job that has ended stays as it is.
+    A job that has ended stays as it is; a committed one ends so only when an owner revoked.
     """
     with store.transaction():
         found = job(store, id)
-        if found.state not in ("queued", *LIVE):
+        if found.state not in ("queued", *LIVE) and not (
+            found.state == "committed" and error == "policy.revoked"
+        ):
             return found
-        ended = None
-        if found.reserved is not None:
-            body = Abandoned(job=id, request_digest=found.request_digest, reason=state)
-            ended = store.append("abandon", id, body).sequence
-        store.run(
-            "UPDATE jobs SET state = ?, ended = ?, error = ?, message = ? WHERE id = ?",
-            state,
-            ended,
-            error,
-            message,
-            id,
-        )
+        _end(store, found, state, error, message)
         return job(store, id)
+
+
+def _end(store: Store, found: Job, state: str, error: str, message: str) -> None:
+    ended = None
+    if found.reserved is not None:
+        reason: Any = "crashed" if state == "abandoned" else state
+        ended = store.append("abandon", found.id, Abandoned(job=found.id, reason=reason)).sequence
+    store.run(
+        "UPDATE jobs SET state = ?, ended = ?, error = ?, message = ?, blob = NULL,"
+        " result_digest = NULL, result_key = NULL, envelope = NULL WHERE id = ?",
+        state,
+        ended,
+        error,
+        message,
+        found.id,
+    )
+    store.run("DELETE FROM states WHERE job = ?", found.id)
+
+
+def settle_left(store: Store) -> None:
+    """Inside a transaction, at a start: what another boot left reserved or running is taken over,
+    or abandoned when that happened too often."""
+    sql = f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('reserved', 'running') ORDER BY place"
+    for row in store.all(sql):
+        found = Job(*row)
+        if take_over(store, found.id) is None:
+            _end(
+                store,
+                found,
+                "abandoned",
+                "job.abandoned",
+                "The server stopped too often during the run; the charge stays.",
+            )
+
+
+def _require_not_revoked(store: Store, id: str) -> None:
+    sql = (
+        "SELECT d.id FROM job_datasets JOIN datasets d ON d.id = dataset"
+        " WHERE job = ? AND d.state != 'ready' ORDER BY d.id"
+    )
+    gone = store.one(sql, id)
+    if gone is not None:
+        raise _revoked(gone[0])
 
 
 def _wrong_state(found: Job, wanted: str) -> JobError:
@@ -305,22 +450,4 @@ def _revoked(dataset: str) -> PolicyError:
         f"The dataset {dataset} was revoked by its owner.",
         mend="Ask for a quote without it.",
         where=dataset,
-    )
-
-
-def _link(store: Store, sequence: int) -> Link:
-    return Link(*store.one("SELECT sequence, digest FROM entries WHERE sequence = ?", sequence))
-
-
-def _spend(store: Store, lineage: str, charge: Charge) -> None:
-    _, spent, delta_femto, jobs = catalog.spent(store, lineage)
-    for place, nano in enumerate(add(spent, charge)):
-        store.run(
-            "UPDATE spent SET rdp_nano = ? WHERE lineage = ? AND place = ?", nano, lineage, place
-        )
-    store.run(
-        "UPDATE lineages SET delta_femto = ?, jobs = ? WHERE id = ?",
-        delta_femto + charge.delta_femto,
-        jobs + 1,
-        lineage,
     )

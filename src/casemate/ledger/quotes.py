@@ -10,19 +10,21 @@ from casemate.ledger.store import Store
 from casemate.spec import codec
 from casemate.spec.errors import PlanError, PolicyError
 from casemate.spec.job import Quote, Submission
-from casemate.spec.log import Approval
+from casemate.spec.log import SALT_BYTES, Approval, commitment
 
 Verdict = Literal["approve", "reject"]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredQuote:
-    """``void``: the error code of what made it void, or ``None``. ``verdicts`` by dataset."""
+    """``void``: the error code of what made it void, or ``None``. ``verdicts`` by dataset.
+    ``salt``: of the commitments on the quote and its job in the log."""
 
     digest: str
     quote: Quote
     submission: Submission
     model_key: bytes
+    salt: bytes
     void: str | None
     verdicts: dict[str, Verdict | None]
 
@@ -44,7 +46,7 @@ def add(store: Store, quote: Quote, submission: Submission, model_key: bytes) ->
             dataset(store, use.dataset)
         use_upload(store, submission.upload, request.scientist, f"model:{request.model_digest}")
         store.run(
-            "INSERT INTO quotes SELECT ?, coalesce(max(place), 0) + 1, ?, ?, ?, ?, ?, NULL"
+            "INSERT INTO quotes SELECT ?, coalesce(max(place), 0) + 1, ?, ?, ?, ?, ?, ?, NULL"
             " FROM quotes",
             digest,
             request.job,
@@ -52,6 +54,7 @@ def add(store: Store, quote: Quote, submission: Submission, model_key: bytes) ->
             codec.encode(quote),
             codec.encode(submission),
             model_key,
+            store.rng.bytes(SALT_BYTES),
         )
         for use in request.datasets:
             store.run("INSERT INTO quote_datasets VALUES (?, ?, NULL)", digest, use.dataset)
@@ -71,7 +74,7 @@ def unknown(digest: str) -> PlanError:
 def get(store: Store, digest: str) -> StoredQuote:
     """``PlanError`` ``plan.unknown-quote`` (404) if there is none."""
     row = store.one(
-        "SELECT quote, submission, model_key, void FROM quotes WHERE digest = ?", digest
+        "SELECT quote, submission, model_key, salt, void FROM quotes WHERE digest = ?", digest
     )
     if row is None:
         raise unknown(digest)
@@ -82,6 +85,7 @@ def get(store: Store, digest: str) -> StoredQuote:
         codec.decode(Submission, row[1]),
         row[2],
         row[3],
+        row[4],
         dict(verdicts),
     )
 
@@ -124,7 +128,8 @@ def judge(store: Store, digest: str, owner: str, verdict: Verdict) -> StoredQuot
         mine = store.all(sql, digest, owner)
         if not mine:
             raise unknown(digest)
-        require_valid(get(store, digest))
+        found = get(store, digest)
+        require_valid(found)
         for name, before in mine:
             if before != verdict:
                 store.run(
@@ -133,8 +138,8 @@ def judge(store: Store, digest: str, owner: str, verdict: Verdict) -> StoredQuot
                     digest,
                     name,
                 )
-                body = Approval(quote_digest=digest, dataset=name, owner=owner)
-                store.append(verdict, digest, body)
+                quote = commitment(found.salt, digest)
+                store.append(verdict, name, Approval(quote=quote, dataset=name, owner=owner))
         if verdict == "reject":
             store.run(
                 "UPDATE jobs SET state = 'failed', error = 'policy.rejected',"

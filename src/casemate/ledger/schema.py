@@ -5,28 +5,42 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 APPLICATION_ID: Final = 0x43534D54  # "CSMT"
 
-# A dataset's key stands in a table of its own, so that revoking is deleting a row.
+# A dataset's key stands in a table of its own, so that revoking is deleting a row. `nodes`: the
+# complete subtrees of the log's Merkle tree. An account without a scientist is the whole lineage's.
+# `result_key` is a result's stream key until it is released, then what is sealed to the scientist.
+# `granted`: the entry that lets `boot` run the job. `states`: a run's newest sealed state.
 SCHEMA: Final = """
-CREATE TABLE entries(
-  sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, entry BLOB NOT NULL
+CREATE TABLE entries(sequence INTEGER PRIMARY KEY, entry BLOB NOT NULL) STRICT;
+CREATE TABLE nodes(
+  level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE log_keys(
+  generation INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, key BLOB NOT NULL
 ) STRICT;
+CREATE TABLE cosignatures(
+  witness TEXT PRIMARY KEY, size INTEGER NOT NULL, line TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE attestations(
+  boot BLOB PRIMARY KEY, digest TEXT NOT NULL, attestation BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
 CREATE TABLE identities(id TEXT PRIMARY KEY, identity BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE lineages(
   id TEXT PRIMARY KEY, owner TEXT NOT NULL REFERENCES identities, filter TEXT NOT NULL,
-  budget BLOB NOT NULL, delta_femto INTEGER NOT NULL CHECK (delta_femto >= 0),
-  jobs INTEGER NOT NULL CHECK (jobs >= 0)
+  budget BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE spent(
-  lineage TEXT NOT NULL REFERENCES lineages, place INTEGER NOT NULL,
-  rdp_nano INTEGER NOT NULL CHECK (rdp_nano >= 0), PRIMARY KEY (lineage, place)
+CREATE TABLE accounts(
+  lineage TEXT NOT NULL REFERENCES lineages, scientist TEXT NOT NULL,
+  rdp_nano TEXT NOT NULL, delta_femto INTEGER NOT NULL CHECK (delta_femto >= 0),
+  jobs INTEGER NOT NULL CHECK (jobs >= 0), PRIMARY KEY (lineage, scientist)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE datasets(
   id TEXT PRIMARY KEY, owner TEXT NOT NULL REFERENCES identities,
   lineage TEXT NOT NULL REFERENCES lineages, registration BLOB NOT NULL, policy BLOB NOT NULL,
-  policy_digest TEXT NOT NULL, epoch INTEGER NOT NULL CHECK (epoch >= 0),
+  policy_digest TEXT NOT NULL, salt BLOB NOT NULL,
+  epoch INTEGER NOT NULL CHECK (epoch >= 0),
   state TEXT NOT NULL CHECK (state IN ('checking', 'ready', 'refused', 'revoked')), error TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE dataset_keys(
@@ -39,7 +53,7 @@ CREATE TABLE uploads(
 CREATE TABLE quotes(
   digest TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, job TEXT NOT NULL,
   scientist TEXT NOT NULL REFERENCES identities, quote BLOB NOT NULL, submission BLOB NOT NULL,
-  model_key BLOB NOT NULL, void TEXT
+  model_key BLOB NOT NULL, salt BLOB NOT NULL, void TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE quote_datasets(
   quote TEXT NOT NULL REFERENCES quotes, dataset TEXT NOT NULL REFERENCES datasets,
@@ -49,10 +63,15 @@ CREATE TABLE jobs(
   id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, request_digest TEXT NOT NULL,
   quote TEXT NOT NULL REFERENCES quotes, scientist TEXT NOT NULL REFERENCES identities,
   state TEXT NOT NULL CHECK (state IN
-    ('queued', 'reserved', 'running', 'done', 'failed', 'cancelled', 'abandoned')),
-  boot BLOB, reserved INTEGER REFERENCES entries, ended INTEGER REFERENCES entries,
+    ('queued', 'reserved', 'running', 'committed', 'done', 'failed', 'cancelled', 'abandoned')),
+  boot BLOB, reserved INTEGER REFERENCES entries, granted INTEGER REFERENCES entries,
+  takeovers INTEGER NOT NULL DEFAULT 0, ended INTEGER REFERENCES entries,
   error TEXT, message TEXT NOT NULL DEFAULT '',
-  blob TEXT, result_digest TEXT, bundle BLOB
+  blob TEXT, result_digest TEXT, result_key BLOB, envelope TEXT, bundle BLOB
+) STRICT, WITHOUT ROWID;
+CREATE TABLE states(
+  job TEXT PRIMARY KEY REFERENCES jobs, step INTEGER NOT NULL, path TEXT NOT NULL,
+  key BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE job_datasets(
   job TEXT NOT NULL REFERENCES jobs, dataset TEXT NOT NULL REFERENCES datasets,

@@ -22,21 +22,21 @@ from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
 from casemate.ledger.sealed import FOLDER, connect, failure, let_go
 from casemate.ledger.vfs import Mount
 from casemate.seams import Disk, Rng
-from casemate.spec import codec
-from casemate.spec.errors import InternalError, LedgerError
-from casemate.spec.log import Abandoned, Started
+from casemate.spec import codec, merkle
+from casemate.spec.errors import InternalError, LedgerError, LimitError
 from casemate.spec.receipt import EntryKind, LogEntry
 
 BOOT_BYTES: Final = 16
-FIRST_PREVIOUS: Final = "sha256:" + "0" * 64
+# What a tile of entries can hold of one (C2SP tlog-tiles).
+MAX_ENTRY: Final = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where an entry stands in the log, and its digest."""
+    """Where an entry stands in the log, and its bytes."""
 
     sequence: int
-    digest: str
+    entry: bytes
 
 
 class Store:
@@ -51,13 +51,11 @@ class Store:
         self._stopped: BaseException | None = None
 
     @classmethod
-    def open(
-        cls, disk: Disk, key: bytes, boot: bytes, rng: Rng, *, software: str = "casemate"
-    ) -> Store:
+    def open(cls, disk: Disk, key: bytes, boot: bytes, rng: Rng) -> Store:
         """Open or make the store for the boot instance ``boot`` (16 bytes, fresh at each start).
 
-        Checks all pages and replays the log against the tables; jobs that another boot left
-        reserved or running are abandoned, charged. The start is an entry that names ``software``.
+        Checks all pages and replays the log against the tables. Nothing may be done before
+        ``recovery.start`` has put the start into the log.
 
         Raises ``LedgerError``: ``ledger.key`` (wrong
         key), ``ledger.corrupt``, ``ledger.inconsistent`` (broken chain, missing or changed row),
@@ -76,7 +74,7 @@ class Store:
             disk.sync_folder(".")
             connection = connect(mount, key)
             store = cls(mount, connection, boot, rng)
-            store._start(software)
+            store._check()
         except BaseException as e:
             if connection is not None:
                 let_go(connection)
@@ -86,7 +84,7 @@ class Store:
             raise
         return store
 
-    def _start(self, software: str) -> None:
+    def _check(self) -> None:
         if self.one("PRAGMA user_version")[0] == 0 and not self.all("SELECT 1 FROM sqlite_schema"):
             with self.transaction():
                 self._connection.execute(SCHEMA)
@@ -114,18 +112,6 @@ class Store:
                 "This boot instance has opened the store before.",
                 mend="Draw 16 random bytes at each start.",
             )
-        with self.transaction():
-            self.append("start", self.boot.hex(), Started(software=software))
-            left = "SELECT id, request_digest FROM jobs WHERE state IN ('reserved', 'running')"
-            for job, request in self.all(left):
-                body = Abandoned(job=job, request_digest=request, reason="crashed")
-                self.run(
-                    "UPDATE jobs SET state = 'abandoned', ended = ?, error = 'job.abandoned',"
-                    " message = 'The server stopped during the run; the charge stays.'"
-                    " WHERE id = ?",
-                    self.append("abandon", job, body).sequence,
-                    job,
-                )
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -173,34 +159,52 @@ class Store:
         return rows[0] if rows else None
 
     def append(self, kind: EntryKind, subject: str, body: object) -> Link:
-        """Add an entry to the log, inside a transaction."""
+        """Add an entry to the log, inside a transaction; ``limit.entry`` past 65535 bytes."""
         if not self._connection.in_transaction:
             raise RuntimeError("an entry is appended inside a transaction")
-        last = self.one("SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1")
-        sequence, previous = (last[0] + 1, last[1]) if last else (0, FIRST_PREVIOUS)
-        entry = LogEntry(
-            sequence=sequence,
-            previous=previous,
-            boot=self.boot,
-            kind=kind,
-            subject=subject,
-            body=codec.encode(body),
+        sequence = self.size()
+        entry = codec.encode(
+            LogEntry(
+                sequence=sequence,
+                boot=self.boot,
+                kind=kind,
+                subject=subject,
+                body=codec.encode(body),
+            )
         )
-        link = Link(sequence, codec.digest(entry))
-        self.run("INSERT INTO entries VALUES (?, ?, ?)", sequence, link.digest, codec.encode(entry))
-        return link
+        if len(entry) > MAX_ENTRY:
+            raise LimitError(
+                "limit.entry",
+                f"The log's entry on {subject} would have {len(entry)} bytes.",
+                mend="Use fewer datasets in one job.",
+                where=subject,
+            )
+        self.run("INSERT INTO entries VALUES (?, ?)", sequence, entry)
+        for level, place, hashed in merkle.grow(sequence, merkle.leaf_hash(entry), self.node):
+            self.run("INSERT INTO nodes VALUES (?, ?, ?)", level, place, hashed)
+        return Link(sequence, entry)
 
-    def entries(self, start: int = 0, count: int = 1000) -> list[LogEntry]:
-        """Up to ``count`` entries of the log from sequence ``start`` on."""
+    def size(self) -> int:
+        """How many entries the log has."""
+        return int(self.one("SELECT coalesce(max(sequence) + 1, 0) FROM entries")[0])
+
+    def node(self, level: int, place: int) -> bytes:
+        """The hash of a complete subtree of the log (``merkle.Node``); IndexError without it."""
+        row = self.one("SELECT hash FROM nodes WHERE level = ? AND place = ?", level, place)
+        if row is None:
+            raise IndexError(f"node {place} of level {level}")
+        return bytes(row[0])
+
+    def link(self, sequence: int) -> Link:
+        """The entry at a place that there is."""
+        return Link(sequence, *self.one("SELECT entry FROM entries WHERE sequence = ?", sequence))
+
+    def entries(self, start: int = 0, count: int = 1000) -> list[bytes]:
+        """The bytes of up to ``count`` entries of the log from sequence ``start`` on."""
         sql = "SELECT entry FROM entries WHERE sequence >= ? ORDER BY sequence LIMIT ?"
-        return [codec.decode(LogEntry, raw) for (raw,) in self.all(sql, start, count)]
+        return [raw for (raw,) in self.all(sql, start, count)]
 
-    def head(self) -> Link:
-        """The newest entry."""
-        sql = "SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1"
-        return Link(*self.one(sql))
-
-    def checkpoint(self) -> None:
+    def empty_wal(self) -> None:
         """Move the WAL into the file and empty it, so that deleted bytes are overwritten there."""
         if self.one("PRAGMA wal_checkpoint(TRUNCATE)")[0] != 0:
             raise InternalError(

@@ -6,6 +6,18 @@ Only this package touches ``time``, ``os.urandom``, the state folder and sockets
 
 from casemate.seams.clock import Clock, SystemClock
 from casemate.seams.disk import Disk, File, OsDisk
+from casemate.seams.net import HttpNet, Net, Unreachable
 from casemate.seams.rng import OsRng, Rng
 
-__all__ = ["Clock", "Disk", "File", "OsDisk", "OsRng", "Rng", "SystemClock"]
+__all__ = [
+    "Clock",
+    "Disk",
+    "File",
+    "HttpNet",
+    "Net",
+    "OsDisk",
+    "OsRng",
+    "Rng",
+    "SystemClock",
+    "Unreachable",
+]

@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as Path
 
 from casemate.ledger import catalog
-from casemate.seal import requests
+from casemate.seal import note, requests
 from casemate.server import permissions
 from casemate.server.routes import ROUTES, Route
 from casemate.server.service import Call, Reply, Service, whole
@@ -28,6 +28,7 @@ from casemate.spec.errors import AuthError, CasemateError, FormatError, Internal
 from casemate.spec.identity import PublicIdentity
 
 JSON: Final = "application/json"
+CHECKPOINT_HEADER: Final = "casemate-checkpoint"
 # Past this many bytes a body is hashed off the event loop.
 _LARGE: Final = 1 << 18
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -129,6 +130,8 @@ async def _authenticate(service: Service, route: Route, request: Request, body: 
 async def _answer(service: Service, route: Route, request: Request) -> Response:
     public = route.permission == "public"
     limits = service.config.limits
+    if (seen := request.headers.get(CHECKPOINT_HEADER)) is not None:
+        service.remembers(note.octets(seen).decode("utf-8", "replace"))
     if public or route.permission == "self":
         peer = request.client.host if request.client is not None else ""
         service.throttles["public" if public else "enrol"].take(peer)
@@ -139,7 +142,7 @@ async def _answer(service: Service, route: Route, request: Request) -> Response:
         service.throttles["identity"].take(caller)
         if route.rate != "identity":
             service.throttles[route.rate].take(caller)
-    resource = request.path_params.get("id") or request.path_params.get("digest") or ""
+    resource = next(iter(request.path_params.values()), "")
     permissions.check(service, route.permission, caller, resource)
     call = Call(
         service=service,
@@ -224,7 +227,8 @@ def build(service: Service, background: Callable[[], Any]) -> Starlette:
 
     paths = []
     for route in ROUTES:
-        path = Path(route.path, _endpoint(service, route), methods=[route.method])
+        where = route.path.replace("{path}", "{path:path}")
+        path = Path(where, _endpoint(service, route), methods=[route.method])
         path.methods = {route.method}  # Starlette would add HEAD to GET
         paths.append(path)
     return Starlette(routes=paths, lifespan=lifespan, exception_handlers={HTTPException: unmatched})

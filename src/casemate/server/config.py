@@ -74,6 +74,7 @@ class Config:
     ``workers``: jobs that run at once. ``spares``: workers that wait with their imports done.
     ``tee``: as :func:`casemate.tee.open` takes it; ``dev`` means a simulated one. ``threads``: of
     one worker. ``attest_window``: seconds in which nonces are gathered for one report.
+    ``witnesses``: submission prefixes (URLs) of the witnesses that are asked to cosign the log.
     ``release_owner``: the Ed25519 key, in hex, of who releases the sealing key where no hardware
     holds one; "" for nobody.
     """
@@ -88,6 +89,7 @@ class Config:
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     attest_window: float = 0.01
     release_owner: str = ""
+    witnesses: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     rates: Rates = field(default_factory=Rates)
 

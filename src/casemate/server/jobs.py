@@ -1,4 +1,4 @@
-"""Jobs, their results and receipts, and the log."""
+"""Jobs, their results and receipts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Final
 
 from casemate.ledger import ledger
 from casemate.seams import File
-from casemate.server import permissions, records
-from casemate.server.service import Call, Reply, whole
+from casemate.server import records
+from casemate.server.service import Call, Reply
 from casemate.server.throttle import Busy
-from casemate.spec import codec
-from casemate.spec.canonical import Json
-from casemate.spec.errors import CasemateError, FormatError, JobError
+from casemate.spec.errors import JobError
 from casemate.spec.job import JobStatus
-from casemate.spec.receipt import LogEntry, ReceiptBundle
+from casemate.spec.receipt import ReceiptBundle
 
 PART: Final = 1 << 20
-LOG_PAGE: Final = 1000
 
 
 async def submit(call: Call) -> JobStatus:
@@ -60,8 +57,9 @@ async def cancel(call: Call) -> JobStatus:
     return service.queue.status(ledger.job(service.store, call.id))
 
 
-async def _parts(file: File) -> AsyncIterator[bytes]:
+async def _parts(head: bytes, file: File) -> AsyncIterator[bytes]:
     try:
+        yield head
         at, size = 0, file.size()
         while at < size:
             part = await asyncio.to_thread(file.read, at, min(PART, size - at))
@@ -80,55 +78,12 @@ async def result(call: Call) -> Reply:
         raise JobError(
             "job.not-done", f"The job {job.id} has no result.", mend="Wait until it is done."
         )
+    sealed = ledger.result_key(call.service.store, job.id)
+    head = len(sealed).to_bytes(4, "big") + sealed
     file = call.service.disk.open(job.blob)
-    return Reply(_parts(file), headers={"content-length": str(file.size())})
+    size = len(head) + file.size()
+    return Reply(_parts(head, file), headers={"content-length": str(size)})
 
 
 async def receipt(call: Call) -> ReceiptBundle:
     return ledger.bundle(call.service.store, call.id)
-
-
-# Which rule says whether a caller may see an entry's body, by the kind of entry.
-_SEEN_BY: Final = {
-    "register": "dataset-party",
-    "policy": "dataset-party",
-    "epoch": "dataset-party",
-    "revoke": "dataset-party",
-    "approve": "quote-party",
-    "reject": "quote-party",
-    "quote": "quote-party",
-    "reserve": "job-party",
-    "commit": "job-party",
-    "abandon": "job-party",
-}
-
-
-def _visible(call: Call, entry: LogEntry) -> bool:
-    if entry.kind == "start":
-        return True
-    if entry.kind == "identity":
-        return entry.subject == call.caller
-    try:
-        permissions.check(call.service, _SEEN_BY[entry.kind], call.caller, entry.subject)
-    except CasemateError:
-        return False
-    return True
-
-
-async def log(call: Call) -> list[Json]:
-    """Up to ``LOG_PAGE`` entries from sequence ``from`` on; of those that are others', the digest
-    only, so that everyone can check the whole chain."""
-    start = whole(call.query.get("from", "0"))
-    if start is None:
-        raise FormatError(
-            "format.field",
-            "from is not a sequence number.",
-            mend="Ask for ?from=N with N at least 0.",
-            where="from",
-        )
-    return [
-        codec.to_json(entry)
-        if _visible(call, entry)
-        else {"digest": codec.digest(entry), "sequence": entry.sequence}
-        for entry in call.service.store.entries(start, LOG_PAGE)
-    ]

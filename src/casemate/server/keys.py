@@ -1,4 +1,5 @@
-"""The keys of one boot: made at start, in memory only, bound together by the evidence."""
+"""The keys of one boot, bound together by the evidence: made at start, in memory only, but for
+the log's, which lives in the sealed store."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class SignKey:
     sign: Callable[[bytes], bytes] = field(repr=False, compare=False)
 
 
-def _sign_key(rng: Rng) -> SignKey:
+def sign_key(rng: Rng) -> SignKey:
+    """A fresh one."""
     key = Ed25519PrivateKey.from_private_bytes(rng.bytes(32))
     return SignKey(key.public_key().public_bytes_raw(), key.sign)
 
@@ -51,12 +53,13 @@ class BootKeys:
         )
 
 
-def make(rng: Rng, hosts: Iterable[str]) -> BootKeys:
-    """Fresh keys for this start; the TLS key comes from OpenSSL's own generator."""
+def make(rng: Rng, hosts: Iterable[str], boot: bytes, log: SignKey) -> BootKeys:
+    """Fresh keys for the start ``boot``, beside the log's; the TLS key comes from OpenSSL's own
+    generator."""
     return BootKeys(
-        boot=rng.bytes(BOOT_BYTES),
+        boot=boot,
         tls=tls.make(hosts),
         hpke=hpke.generate(rng),
-        receipt=_sign_key(rng),
-        log=_sign_key(rng),
+        receipt=sign_key(rng),
+        log=log,
     )

@@ -34,7 +34,7 @@ FIELDS: Final[dict[str, type | re.Pattern[str]]] = {
     "port": int,
 }
 EVENTS: Final = frozenset(
-    {"ready", "stop", "request", "fault", "job", "dataset", "worker-end", "server"}
+    {"ready", "stop", "request", "fault", "job", "dataset", "worker-end", "server", "witness"}
 )
 
 

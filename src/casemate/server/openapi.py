@@ -28,6 +28,19 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "required": True,
         "schema": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
     },
+    "{path}": {
+        "name": "path",
+        "in": "path",
+        "required": True,
+        "description": "As in C2SP tlog-tiles, with its slashes.",
+        "schema": {"type": "string"},
+    },
+    "{hex}": {
+        "name": "hex",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    },
 }
 _ERROR: Final[dict[str, Any]] = {
     "type": "object",

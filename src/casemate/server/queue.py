@@ -1,12 +1,13 @@
 """The durable queue. Its state is the ledger's; this is only the loop that serves it.
 
 One job at a time is prepared and reserved, ``config.workers`` run at once. What another boot left
-half done is charged and abandoned by the store when it opens; what it left queued is served.
+half done goes first: it was taken over at the start; then what it left queued.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -20,7 +21,7 @@ from casemate.server.throttle import Busy
 from casemate.spec.errors import CasemateError
 from casemate.spec.job import JobStatus
 
-_VISIBLE = {"reserved": "running", "abandoned": "failed"}
+_VISIBLE = {"reserved": "running", "committed": "running", "abandoned": "failed"}
 
 
 class Queue:
@@ -34,6 +35,7 @@ class Queue:
         self._prepares = asyncio.Semaphore(service.config.workers)
         self._waiting = 0
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._left: deque[str] = deque()  # of earlier boots: they go first
         self._ticks: dict[str, Ticks] = {}
         self._checking: dict[str, asyncio.Task[None]] = {}
 
@@ -45,22 +47,17 @@ class Queue:
                 self.check(dataset.id)
         self._sweep()
         release.sweep(self._service.disk, self._service.store)
+        self._left.extend(job.id for job in ledger.unfinished(self._service.store))
         loop = asyncio.create_task(self._loop())
         self.wake()
         try:
             yield
         finally:
+            # What runs now is taken over by the next start.
             tasks = [loop, *self._checking.values(), *self._running.values()]
-            jobs = list(self._running)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(CasemateError):
-                for job in jobs:  # one that had not been charged yet waits for the next start
-                    if ledger.job(self._service.store, job).state != "queued":
-                        self._end(
-                            job, "failed", "job.abandoned", "The server stopped during the run."
-                        )
 
     def wake(self) -> None:
         """Something may have been queued."""
@@ -110,6 +107,12 @@ class Queue:
             self._waiting -= 1
 
     async def _loop(self) -> None:
+        try:
+            await self._service.publisher.ask()
+        except Exception as e:
+            self._service.log.fault(e)
+            self._service.watch(e)
+            return
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -120,12 +123,19 @@ class Queue:
                 self._service.log.fault(e)
                 self._service.watch(e)
 
+    def _first(self) -> Job | None:
+        while self._left:
+            job = ledger.job(self._service.store, self._left.popleft())
+            if job.state in ("reserved", "committed"):
+                return job
+        return ledger.next_queued(self._service.store)
+
     async def _next(self) -> bool:
         """Start the job that waited longest; return when it no longer stands first."""
         await self._slots.acquire()
         job = None
         try:
-            job = ledger.next_queued(self._service.store)
+            job = self._first()
         finally:
             if job is None:
                 self._slots.release()
@@ -133,6 +143,9 @@ class Queue:
             return False
         left = asyncio.Event()
         work = run.execute(self._service, job.id, lambda ticks: self._tick(job.id, ticks), left.set)
+        if job.state == "committed":
+            work = run.release_job(self._service, job.id)
+            left.set()
         task = self._start(self._running, job.id, work)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -189,7 +202,7 @@ class Queue:
         quote = quotes.get(self._service.store, job.quote).quote
         ticks = self._ticks.get(job.id)
         tick = quote.ticks if job.state == "done" else 0
-        if job.state in ("reserved", "running") and ticks is not None:
+        if job.state in ("reserved", "running", "committed") and ticks is not None:
             tick = ticks.tick(self._service.clock.monotonic())
         return JobStatus(
             job=job.id,

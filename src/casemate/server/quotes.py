@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from casemate.accounting.filters import RdpFilter
 from casemate.ledger import catalog, quotes
 from casemate.plan.check import check_request
 from casemate.plan.compile import compile_plan
@@ -21,7 +22,8 @@ KEY_BYTES = 32
 
 def _state(service: Service, use: DatasetUse) -> DatasetState:
     found = catalog.dataset(service.store, use.dataset)
-    rdp, spent, delta_femto, _ = catalog.spent(service.store, found.lineage)
+    rdp = RdpFilter(catalog.budget(service.store, found.lineage))
+    account = catalog.account(service.store, found.lineage)
     return DatasetState(
         dataset=found.id,
         owner=found.owner,
@@ -31,8 +33,8 @@ def _state(service: Service, use: DatasetUse) -> DatasetState:
         epoch=found.epoch,
         state=found.state,
         filter=rdp,
-        spent=spent,
-        delta_femto=delta_femto,
+        spent=account.rdp_nano,
+        delta_femto=account.delta_femto,
     )
 
 

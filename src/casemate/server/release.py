@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from casemate.ledger import ledger
+from casemate.ledger import ledger, log
 from casemate.ledger.quotes import StoredQuote
-from casemate.ledger.store import Link, Store
+from casemate.ledger.store import Store
 from casemate.plan.quote import recompute
 from casemate.seal import dsse, hpke, stream
 from casemate.seams import Disk, Rng
@@ -22,7 +22,6 @@ from casemate.server.keys import BootKeys
 from casemate.spec import canonical, codec, tensors
 from casemate.spec.canonical import Json
 from casemate.spec.errors import FormatError, InternalError, JobError
-from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
 from casemate.spec.receipt import (
@@ -31,7 +30,6 @@ from casemate.spec.receipt import (
     STATEMENT_TYPE,
     Guarantee,
     Receipt,
-    ReceiptBundle,
     ReceiptDataset,
 )
 
@@ -87,29 +85,31 @@ def _chunks(data: bytes) -> Iterator[bytes]:
         yield bytes(view[at : at + stream.CHUNK])
 
 
-def seal_result(
-    disk: Disk, rng: Rng, job: str, scientist: PublicIdentity, weights: bytes
-) -> tuple[str, str]:
-    """Write the sealed result durably; its path on the Disk and ``sha256:`` of the plaintext."""
+def seal_result(disk: Disk, rng: Rng, job: str, weights: bytes) -> tuple[str, str, bytes]:
+    """Write the encrypted result durably: its path on the Disk, ``sha256:`` of the plaintext, and
+    the stream key, which only the store may have until the job is released."""
     digest = "sha256:" + hashlib.sha256(weights).hexdigest()
     key = rng.bytes(stream.KEY_BYTES)
-    message = hpke.seal(
-        scientist.seal_key, key, info=f"casemate/result-key/v1|{job}|{digest}".encode()
-    )
     path = blob_path(job)
     file = disk.open(path, create=True)
     try:
         file.truncate(0)
         at = 0
-        head = len(message).to_bytes(4, "big") + message
-        for part in (head, *stream.encrypt(key, _chunks(weights))):
+        for part in stream.encrypt(key, _chunks(weights)):
             file.write(at, part)
             at += len(part)
         file.sync()
     finally:
         file.close()
     disk.sync_folder(FOLDER)
-    return path, digest
+    return path, digest, key
+
+
+def seal_key(store: Store, job: str, scientist: PublicIdentity) -> bytes:
+    """A committed result's key, sealed to the scientist."""
+    digest = ledger.job(store, job).result_digest
+    info = f"casemate/result-key/v1|{job}|{digest}".encode()
+    return hpke.seal(scientist.seal_key, ledger.result_key(store, job), info=info)
 
 
 def guarantee(quote: Quote) -> Guarantee:
@@ -133,25 +133,26 @@ def guarantee(quote: Quote) -> Guarantee:
 
 
 def receipt(
+    store: Store,
     keys: BootKeys,
-    attestation: Attestation,
+    simulated: bool,
     stored: StoredQuote,
     *,
     units: Mapping[str, int],
-    request_digest: str,
     result_digest: str,
-    commit: Link,
-) -> ReceiptBundle:
-    """The signed receipt of a job whose commit entry is ``commit``; ``units`` by dataset."""
+) -> str:
+    """The signed receipt of a running job, an envelope; ``units`` by dataset."""
     quote = stored.quote
     request = quote.request
+    found = ledger.job(store, request.job)
+    assert found.reserved is not None
     predicate = Receipt(
         job=request.job,
         scientist=request.scientist,
         boot=keys.boot,
         model_digest=request.model_digest,
         result_digest=result_digest,
-        request_digest=request_digest,
+        request_digest=found.request_digest,
         quote_digest=stored.digest,
         plan=quote.plan,
         guarantee=guarantee(quote),
@@ -165,10 +166,10 @@ def receipt(
             )
             for d in quote.datasets
         ),
-        simulated=("tee",) if attestation.evidence.simulated else (),
+        simulated=("tee",) if simulated else (),
         software=software(),
-        entry=commit.digest,
-        sequence=commit.sequence,
+        log=log.key(store).origin,
+        reserved=found.reserved,
     )
     statement: dict[str, Json] = {
         "_type": STATEMENT_TYPE,
@@ -178,7 +179,6 @@ def receipt(
         "predicateType": PREDICATE_TYPE,
         "predicate": codec.to_json(predicate),
     }
-    envelope = dsse.sign(
+    return dsse.sign(
         PAYLOAD_TYPE, canonical.encode(statement), keys.receipt.sign, keys.receipt.public.hex()
     )
-    return ReceiptBundle(envelope=envelope, attestation=attestation)

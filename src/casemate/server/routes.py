@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from casemate.server import datasets, jobs, openapi, public, quotes
+from casemate.server import datasets, jobs, log, openapi, public, quotes
 from casemate.server.config import Limits, software
 from casemate.server.service import Call
 from casemate.spec.data import DatasetInfo, Policy, Registration
 from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import JobStatus, Quote, Submission
-from casemate.spec.receipt import LogEntry, ReceiptBundle
+from casemate.spec.receipt import ReceiptBundle
 
 _OFFSET: Final = ("header", datasets.OFFSET, True, "Where the piece begins, in bytes.")
 
@@ -154,8 +154,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         answer=ReceiptBundle,
     ),
     Route(
-        "GET", "/v1/log", "enrolled", jobs.log, "The ledger's entries; of others' the digest only",
-        answer=(LogEntry, {"digest": str, "sequence": int}),
-        parameters=(("query", "from", False, "The first sequence number."),),
+        "GET", "/log/checkpoint", "public", log.checkpoint,
+        "The log's newest signed checkpoint (C2SP tlog-checkpoint)", answer=str,
+    ),
+    Route(
+        "GET", "/log/tile/{path}", "public", log.tile,
+        "A tile of the log's hashes or entries (C2SP tlog-tiles)", answer=bytes,
+    ),
+    Route(
+        "GET", "/log/attestation/{hex}", "public", log.attestation,
+        "The attestation that a start in the log names", answer=Attestation,
     ),
 )  # fmt: skip

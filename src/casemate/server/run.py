@@ -1,6 +1,7 @@
 """One job, from its turn in the queue to its commit.
 
-prepare (no data, no keys) -> reserve, durable -> keys -> run -> seal -> commit at a public moment.
+prepare (no data, no keys) -> reserve, durable -> witnesses -> keys -> run -> encrypt -> commit at a
+public moment -> witnesses -> release.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from casemate.ledger.quotes import StoredQuote
 from casemate.server import release
 from casemate.server.pool import Worker, WorkerGone, refusal
 from casemate.server.service import Service
-from casemate.spec import codec
 from casemate.spec.data import DatasetSchema
-from casemate.spec.errors import CasemateError, JobError
+from casemate.spec.errors import CasemateError, JobError, PolicyError
 from casemate.spec.job import JobRequest, Quote
 from casemate.spec.messages import (
     CheckDataset,
@@ -169,11 +169,13 @@ async def execute(
     on_start: Callable[[Ticks], None],
     reserved: Callable[[], None],
 ) -> None:
-    """Take a queued job to its end. Whatever happens, the ledger says how it ended.
+    """Take a queued job, or one that an earlier boot had reserved, to its end. Whatever happens,
+    the ledger says how it ended.
 
     ``reserved`` is called once the charge is durable; ``on_start`` when public time begins.
     """
-    stored = quotes.get(service.store, ledger.job(service.store, job).quote)
+    store = service.store
+    stored = quotes.get(store, ledger.job(store, job).quote)
     request = stored.quote.request
     ticks: Ticks | None = None
     try:
@@ -184,14 +186,19 @@ async def execute(
                 as_quoted = stored.quote.execution.compiled
                 found = await prepare(service, worker, request, schemas, upload, key, as_quoted)
                 _as_quoted(found, stored.quote)
-            ledger.reserve(service.store, job)
+            if ledger.job(store, job).state == "queued":
+                # Witnesses that cannot be reached keep a job waiting, not charged and waiting.
+                await service.publisher.witnessed(job, store.size() - 1)
+                ledger.reserve(store, job)
             reserved()
+            granted = ledger.job(store, job).granted
+            assert granted is not None
+            await service.publisher.witnessed(job, granted)
             ticks = Ticks(stored.quote, service.clock.monotonic())
             on_start(ticks)
             weights = await _train(service, worker, stored, job)
         await _commit(service, stored, job, weights, ticks)
-        service.metrics.jobs.labels("done").inc()
-        service.log.event("job", job=job, state="done")
+        await release_job(service, job)
     except asyncio.CancelledError:
         raise
     except CasemateError as e:
@@ -257,34 +264,41 @@ def _read(fd: int, count: int) -> bytes:
 async def _commit(
     service: Service, stored: StoredQuote, job: str, weights: bytes, ticks: Ticks
 ) -> None:
-    """Seal the result, wait for the next public moment (:class:`Ticks`), then the one commit."""
+    """Encrypt the result, wait for the next public moment (:class:`Ticks`), then the one commit."""
     store = service.store
     request = stored.quote.request
-    scientist = catalog.identity(store, request.scientist)
     await asyncio.to_thread(release.check_guarantee, stored.quote)
-    path, digest = await asyncio.to_thread(
-        release.seal_result, service.disk, service.rng, job, scientist, weights
+    path, digest, key = await asyncio.to_thread(
+        release.seal_result, service.disk, service.rng, job, weights
     )
     await service.clock.sleep(ticks.wait(service.clock.monotonic()))
     units = {
         use.dataset: schema.units
         for use, schema in zip(request.datasets, schemas_of(service, request), strict=True)
     }
-    ledger.commit(
-        store,
-        job,
-        result_digest=digest,
-        blob=path,
-        receipt=lambda link: release.receipt(
-            service.keys,
-            service.boot_attestation,
-            stored,
-            units=units,
-            request_digest=codec.digest(request),
-            result_digest=digest,
-            commit=link,
-        ),
+    simulated = service.boot_attestation.evidence.simulated
+    envelope = release.receipt(
+        store, service.keys, simulated, stored, units=units, result_digest=digest
     )
+    ledger.commit(store, job, result_digest=digest, blob=path, result_key=key, envelope=envelope)
+
+
+async def release_job(service: Service, job: str) -> None:
+    """Let a committed job's result and receipt out, once its owners' witnesses saw the commit."""
+    store = service.store
+    found = ledger.job(store, job)
+    assert found.ended is not None
+    try:
+        await service.publisher.witnessed(job, found.ended)
+        sealed = await asyncio.to_thread(
+            release.seal_key, store, job, catalog.identity(store, found.scientist)
+        )
+        ledger.release(store, job, service.publisher.checkpoint(), sealed)
+    except PolicyError as e:
+        ledger.abandon(store, job, "failed", e.code, e.message)
+    state = ledger.job(store, job).state
+    service.metrics.jobs.labels(state).inc()
+    service.log.event("job", job=job, state=state)
 
 
 async def _fail(service: Service, job: str, ticks: Ticks | None, code: str, message: str) -> None:

@@ -19,13 +19,16 @@ from typing import Any, Final
 import uvicorn
 
 from casemate.accounting import pld
+from casemate.ledger import log as ledger_log
+from casemate.ledger import recovery
 from casemate.ledger.store import Store
-from casemate.seams import Clock, Disk, OsDisk, OsRng, Rng, SystemClock
+from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock
 from casemate.server import app, attestation, keys, release
 from casemate.server.config import Config, policy_digest, software
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
 from casemate.server.pool import Pool
+from casemate.server.publish import Publisher
 from casemate.server.queue import Queue
 from casemate.server.service import Service
 from casemate.server.throttle import Nonces, Throttle
@@ -68,7 +71,13 @@ def _owner(text: str) -> bytes | None:
 
 
 def assemble(
-    config: Config, *, disk: Disk, clock: Clock, rng: Rng, write_log: Callable[[str], None]
+    config: Config,
+    *,
+    disk: Disk,
+    clock: Clock,
+    rng: Rng,
+    write_log: Callable[[str], None],
+    net: Net | None = None,
 ) -> Service:
     """A service on its objects: opens the TEE and the store, makes this boot's keys.
 
@@ -81,11 +90,16 @@ def assemble(
     )  # fmt: skip
     if tee.sealing == "owner-release":
         log.event("server", tee=tee.kind, state="waiting")  # for the owner, at the store's key
-    boot = keys.make(rng, [config.host, "localhost", "127.0.0.1", "::1"])
+    instance = rng.bytes(keys.BOOT_BYTES)
+    store = Store.open(disk, tee.sealing_key(STORE_LABEL), instance, rng)
+    log_key = ledger_log.key(store)
+    hosts = [config.host, "localhost", "127.0.0.1", "::1"]
+    boot = keys.make(rng, hosts, instance, keys.SignKey(log_key.public, log_key.private.sign))
     policy = policy_digest(config)
     metrics = Metrics()
     limits, rates = config.limits, config.rates
-    store = Store.open(disk, tee.sealing_key(STORE_LABEL), boot.boot, rng, software=software())
+    attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
+    recovery.start(store, attested, software=software(), measurement=tee.measurement)
     disk.make_folder(release.FOLDER)
     service = Service(
         config=config,
@@ -101,11 +115,10 @@ def assemble(
             tee, boot, policy, clock, metrics,
             window=config.attest_window, limit=limits.attestations,
         ),
-        boot_attestation=attestation.attest_now(
-            tee, boot, policy, [attestation.boot_nonce(boot.boot)]
-        )[0],
+        boot_attestation=attested,
         uploads=Uploads(disk, store, limits),
         pool=Pool(config),
+        publisher=Publisher(store, net or HttpNet(), clock, log, config.witnesses),
         nonces=Nonces(limits.nonces_per_identity, limits.nonces),
         throttles={
             name: Throttle(getattr(rates, name), clock)

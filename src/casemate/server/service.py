@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from casemate.ledger import log
 from casemate.ledger.store import Store
+from casemate.seal import note
 from casemate.seams import Clock, Disk, Rng
 from casemate.server.attestation import Attester
 from casemate.server.config import Config
@@ -14,6 +16,7 @@ from casemate.server.keys import BootKeys
 from casemate.server.logs import Log
 from casemate.server.metrics import Metrics
 from casemate.server.pool import Pool
+from casemate.server.publish import Publisher
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
 from casemate.spec.errors import LedgerError
@@ -22,6 +25,11 @@ from casemate.tee import Tee
 
 if TYPE_CHECKING:
     from casemate.server.queue import Queue
+
+
+_FINAL: Final = frozenset({"ledger.stopped", "ledger.rolled-back"})
+# Checkpoints that clients sent and that held, so that each is looked at once.
+_REMEMBERED: Final = 4096
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,15 +49,30 @@ class Service:
     boot_attestation: Attestation
     uploads: Uploads
     pool: Pool
+    publisher: Publisher
     nonces: Nonces
     throttles: Mapping[str, Throttle]
     queue: Queue = field(init=False)
     stop: Callable[[], None] = lambda: None
     broken: LedgerError | None = None
+    held: set[str] = field(default_factory=set)
+
+    def remembers(self, text: str) -> None:
+        """A client has seen this checkpoint (a signed note): the log must extend it. Raises
+        ``ledger.rolled-back``, after which this server serves nobody."""
+        if self.broken is not None:
+            raise self.broken
+        if text in self.held:
+            return
+        log.check(self.store, note.parse(text))
+        if len(self.held) >= _REMEMBERED:
+            self.held.clear()
+        self.held.add(text)
 
     def watch(self, error: BaseException) -> None:
-        """Leave when the store has stopped: crash, start again, read what the disk holds."""
-        if isinstance(error, LedgerError) and error.code == "ledger.stopped":
+        """Leave when the store has stopped (crash, start again, read what the disk holds), and when
+        someone has seen more of the log than is here."""
+        if isinstance(error, LedgerError) and error.code in _FINAL:
             self.broken = self.broken or error
             self.stop()
 

@@ -17,6 +17,7 @@ ITEM_BYTES: Final[dict[str, int]] = {"bool": 1, "u8": 1, "i32": 4, "i64": 8, "f3
 
 ANYONE: Final = "*"
 MAX_DELTA: Final = 0.01
+MAX_WITNESSES: Final = 16
 
 
 @value("column/v1")
@@ -121,7 +122,7 @@ class Budget:
             raise ValueError(f"delta must be above 0 and at most {MAX_DELTA}")
 
 
-@value("policy/v1")
+@value("policy/v1", later=("scientist_budget", "witnesses", "cosignatures"))
 class Policy:
     """Who may do what with a dataset; every field is stated.
 
@@ -131,6 +132,11 @@ class Policy:
     ``nonprivate``: the owner's own words that permit training without privacy, or ``None`` (P10).
     ``last_epoch``: the dataset serves while its signed epoch is at most this, or ``None``.
     ``evaluation``: the dataset is for evaluation; nobody trains on it.
+    ``scientist_budget``: the most that the jobs of one scientist may charge together, by a filter
+    of its own beside the dataset's, or ``None``.
+    ``witnesses``: verifier keys (C2SP vkey, cosignature/v1) of which ``cosignatures`` must have
+    cosigned the log over a job's reservation before its keys are used, and over its commit before
+    anything leaves. More than half of them, so that two branches of a log cannot both have enough.
     """
 
     scientists: tuple[str, ...]
@@ -139,8 +145,16 @@ class Policy:
     nonprivate: str | None = None
     last_epoch: int | None = None
     evaluation: bool = False
+    scientist_budget: Budget | None = None
+    witnesses: tuple[str, ...] = ()
+    cosignatures: int = 0
 
     def __post_init__(self) -> None:
+        count = len(self.witnesses)
+        if len({w.rpartition("+")[2] for w in self.witnesses}) != count or count > MAX_WITNESSES:
+            raise ValueError(f"witnesses must be at most {MAX_WITNESSES} different keys")
+        if not (count < 2 * self.cosignatures <= 2 * count or count == self.cosignatures == 0):
+            raise ValueError("cosignatures must be more than half of the witnesses, and not more")
         if not self.scientists or len(set(self.scientists)) != len(self.scientists):
             raise ValueError("scientists must name one or several different identities")
         if any(s != ANYONE and not s.startswith("id_") for s in self.scientists):

@@ -35,12 +35,12 @@ class Guarantee:
     statement: str
 
 
-@value("receipt/v1")
+@value("receipt/v2")
 class Receipt:
     """The predicate of the in-toto statement whose subject is the released weights.
 
-    ``entry`` is the ledger's commit entry (its chain hash) and ``sequence`` its place;
-    ``simulated`` lists what was simulated (P12).
+    ``log`` is the origin of the log in which the job was reserved at place ``reserved`` and whose
+    commit entry commits to this receipt; ``simulated`` lists what was simulated (P12).
     """
 
     job: str
@@ -55,35 +55,41 @@ class Receipt:
     datasets: tuple[ReceiptDataset, ...]
     simulated: tuple[str, ...]
     software: str
-    entry: str
-    sequence: int
+    log: str
+    reserved: int
 
 
-@value("receipt-bundle/v1")
+@value("receipt-bundle/v2")
 class ReceiptBundle:
-    """All that offline verification needs: the DSSE envelope (its JSON text), and the attestation
-    of the boot that signed it (nonce: SHA-256 of the boot instance)."""
+    """All that offline verification needs.
+
+    ``envelope``: the DSSE envelope's JSON text. ``attestation``: of the boot that signed it (nonce:
+    SHA-256 of the boot instance). ``entry``: the bytes of the job's commit entry, which commits to
+    result and envelope under ``salt``. ``proof``: that it stands in the log (C2SP tlog-proof), with
+    the checkpoint and the witnesses' cosignatures.
+    """
 
     envelope: str
     attestation: Attestation
+    entry: bytes
+    salt: bytes
+    proof: str
 
 
 EntryKind = Literal[
     "start", "identity", "register", "policy", "epoch", "revoke",
-    "quote", "approve", "reject", "reserve", "commit", "abandon",
+    "approve", "reject", "reserve", "takeover", "commit", "abandon",
 ]  # fmt: skip
 
 
-@value("entry/v1")
+@value("entry/v2")
 class LogEntry:
-    """One link of the hash chain: ``digest(entry)`` is the next one's ``previous``.
+    """One leaf of the log's Merkle tree (RFC 6962): its canonical bytes are what is hashed.
 
-    ``body`` is the canonical JSON of a shared format. The first entry's ``previous`` is 64 zeros
-    after ``sha256:``.
+    ``body`` is the canonical JSON of a shared format (``spec.log``).
     """
 
     sequence: int
-    previous: str
     boot: bytes
     kind: EntryKind
     subject: str

@@ -9,6 +9,7 @@ import pytest
 
 from casemate.client import receipts
 from casemate.ledger import catalog, ledger
+from casemate.seal import checkpoint
 from casemate.seal.identity import Identity
 from casemate.server import release, run
 from casemate.server.pool import WorkerGone
@@ -16,7 +17,7 @@ from casemate.spec import codec, tensors
 from casemate.spec.data import Budget, DatasetInfo, Policy
 from casemate.spec.errors import InternalError
 from casemate.spec.messages import CheckDataset, Prepare, Run
-from casemate.spec.receipt import ReceiptBundle
+from casemate.spec.receipt import LogEntry, ReceiptBundle
 from support.desk import (
     AutoClock,
     Desk,
@@ -58,9 +59,11 @@ def test_a_job_end_to_end() -> None:
             assert receipt.quote_digest == codec.digest(quote)
             assert receipt.simulated == ("tee",)
             assert receipt.boot == desk.service.keys.boot
-            log = await owner.ask("GET", "/v1/log")
-            commit = next(e for e in log if e.get("kind") == "commit")
-            assert commit["sequence"] == receipt.sequence
+            entry = codec.decode(LogEntry, bundle.entry)
+            assert (entry.kind, entry.subject) == ("commit", job)
+            key = checkpoint.log_key(receipt.log, bundle.attestation.binding.log_key)
+            proof = checkpoint.read_proof(bundle.proof)
+            assert checkpoint.verify_proof(proof, bundle.entry, key).size > entry.sequence
             sealed = (await scientist.send("GET", f"/v1/jobs/{job}/result")).content
             assert _open(scientist, job, sealed, receipt.result_digest) == weights()
 
@@ -419,7 +422,7 @@ def test_the_same_quote_again_is_the_same_job_and_another_body_is_refused() -> N
 
 def test_what_a_restart_keeps() -> None:
     """Identities, datasets, budgets, results and receipts with their boot's evidence stay; a job
-    that ran when the power failed is abandoned and charged; a queued one runs."""
+    that ran when the power failed is taken over, charged once; a queued one runs."""
 
     async def work() -> None:
         disk = fresh_disk()
@@ -440,7 +443,9 @@ def test_what_a_restart_keeps() -> None:
         async with again:
             owner, scientist = Person(again, owner.identity), Person(again, scientist.identity)
             status = await scientist.status(running)
-            assert (status.state, status.error) == ("failed", "job.abandoned")
+            assert status.state == "running"
+            assert (await scientist.finished(running)).state == "done"
+            assert ledger.job(again.service.store, running).takeovers == 1
             assert (await scientist.finished(queued)).state == "done"
             after = await owner.dataset(info.dataset)
             assert before.budget is not None and after.budget is not None

@@ -70,7 +70,6 @@ def test_what_the_server_sends_and_takes_is_what_the_document_says() -> None:
                 "/v1/quotes/{digest}": quote,
                 "/v1/jobs/{id}": codec.to_json(await scientist.status(job)),
                 "/v1/jobs/{id}/receipt": await scientist.ask("GET", f"/v1/jobs/{job}/receipt"),
-                "/v1/log": await owner.ask("GET", "/v1/log"),
                 "/v1/datasets": [codec.to_json(info)],
             }
             for route in ROUTES:

@@ -23,7 +23,7 @@ def test_one_report_of_hardware_answers_all_who_wait(tmp_path, name):
 
     with tees.PLACES[name](tmp_path, 0) as place:
         maker = place.open()
-        boot = keys.make(OsRng(), ["localhost"])
+        boot = keys.make(OsRng(), ["localhost"], b"b" * 16, keys.sign_key(OsRng()))
         answers = attestation.attest_now(maker, boot, POLICY, NONCES)
         assert len({id(a.evidence) for a in answers}) == 1
         for nonce, answer in zip(NONCES, answers, strict=True):
@@ -57,10 +57,8 @@ def test_a_store_on_hardware_opens_again_after_a_restart(tmp_path):
     with tees.snp_place(tmp_path, 0) as place:
         disk = SimDisk(5)
         label = "casemate/store/v1"
-        Store.open(disk, place.open().sealing_key(label), b"b" * 16, OsRng(), software="x").close()
+        Store.open(disk, place.open().sealing_key(label), b"b" * 16, OsRng()).close()
         after = disk.power_cycle()
-        Store.open(after, place.open().sealing_key(label), b"c" * 16, OsRng(), software="x").close()
+        Store.open(after, place.open().sealing_key(label), b"c" * 16, OsRng()).close()
     with tees.snp_place(tmp_path / "other", 1) as other, pytest.raises(LedgerError):
-        Store.open(
-            after.power_cycle(), other.open().sealing_key(label), b"d" * 16, OsRng(), software="x"
-        )
+        Store.open(after.power_cycle(), other.open().sealing_key(label), b"d" * 16, OsRng())

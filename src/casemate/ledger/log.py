@@ -1,0 +1,130 @@
+"""The log as others see it: an RFC 6962 Merkle tree over the ledger's entries, its signed heads,
+and what witnesses said of them.
+
+The log's key is made at the first start and lives in the store; each boot's evidence binds it. A
+witness's cosignature counts for a log entry when it stands on a checkpoint that this log signed and
+that covers the entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casemate.ledger.store import Store
+from casemate.seal import checkpoint, note
+from casemate.seal.checkpoint import Checkpoint, Proof
+from casemate.seal.note import Note, Verifier
+from casemate.spec import merkle
+from casemate.spec.errors import LedgerError
+
+ORIGIN: Final = "casemate.dev/log"
+KEY_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class LogKey:
+    """The log's name (origin) and its Ed25519 key (``public``: 32 bytes)."""
+
+    origin: str
+    public: bytes
+    private: Ed25519PrivateKey
+
+    @property
+    def verifier(self) -> Verifier:
+        return checkpoint.log_key(self.origin, self.public)
+
+
+def key(store: Store) -> LogKey:
+    """The newest key; made when there is none yet."""
+    row = store.one("SELECT origin, key FROM log_keys ORDER BY generation DESC LIMIT 1")
+    if row is None:
+        with store.transaction():
+            add_key(store)
+        return key(store)
+    private = Ed25519PrivateKey.from_private_bytes(row[1])
+    return LogKey(row[0], private.public_key().public_bytes_raw(), private)
+
+
+def add_key(store: Store) -> None:
+    """Inside a transaction: the log goes on under a new name and key."""
+    private = store.rng.bytes(KEY_BYTES)
+    public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    (generation,) = store.one("SELECT coalesce(max(generation), 0) + 1 FROM log_keys")
+    origin = f"{ORIGIN}/{hashlib.sha256(public).hexdigest()[:32]}"
+    store.run("INSERT INTO log_keys VALUES (?, ?, ?)", generation, origin, private)
+
+
+def head(store: Store) -> Checkpoint:
+    """The tree head over all entries."""
+    size = store.size()
+    return Checkpoint(key(store).origin, size, merkle.root(size, store.node))
+
+
+def sign(store: Store) -> Note:
+    """The newest checkpoint, signed, with the cosignatures that stand on this very one."""
+    mine, now = key(store), head(store)
+    signed = checkpoint.sign(now, mine.public, mine.private.sign)
+    rows = store.all("SELECT line FROM cosignatures WHERE size = ? ORDER BY witness", now.size)
+    return signed.add(note.line(text) for (text,) in rows)
+
+
+def cosign(store: Store, signed: Note, witnesses: Iterable[Verifier]) -> Checkpoint:
+    """Keep what ``witnesses`` said of a checkpoint of this log; what others said is dropped.
+
+    Raises ``ReceiptError`` ``receipt.note-*`` for a checkpoint that this log did not sign, or a
+    wrong signature; ``LedgerError`` ``ledger.rolled-back`` for one of this log that the store does not
+    extend.
+    """
+    known = list(witnesses)
+    found = check(store, signed)
+    by = note.verify(signed, [key(store).verifier, *known])
+    with store.transaction():
+        for witness in known:
+            if witness not in by:
+                continue
+            (line,) = (x for x in signed.lines if (x.name, x.id) == (witness.name, witness.id))
+            store.run(
+                "INSERT INTO cosignatures VALUES (?1, ?2, ?3) ON CONFLICT (witness) DO UPDATE"
+                " SET size = ?2, line = ?3 WHERE size < ?2",
+                str(witness),
+                found.size,
+                str(line).removesuffix("\n"),
+            )
+    return found
+
+
+def check(store: Store, signed: Note) -> Checkpoint:
+    """A checkpoint that this log signed at some time, which the store must extend.
+
+    ``LedgerError`` ``ledger.rolled-back`` where it does not: then this store is an older copy, or a
+    fork.
+    """
+    found = checkpoint.verify(signed, key(store).verifier)
+    size = store.size()
+    if found.size > size or merkle.root(found.size, store.node) != found.root:
+        raise LedgerError(
+            "ledger.rolled-back",
+            f"This log once had {found.size} entries that are not all here: the state was rolled"
+            f" back or forked (it has {size}).",
+            mend="Start from the newest state, or let the owners consent to a recovery.",
+            where=found.origin,
+        )
+    return found
+
+
+def cosigned(store: Store, witnesses: Iterable[str], sequence: int) -> int:
+    """How many of ``witnesses`` (vkeys) cosigned a checkpoint that covers entry ``sequence``."""
+    sql = "SELECT size FROM cosignatures WHERE witness = ?"
+    sizes = [row[0] for w in witnesses if (row := store.one(sql, w)) is not None]
+    return sum(size > sequence for size in sizes)
+
+
+def prove(store: Store, sequence: int, signed: Note) -> Proof:
+    """That entry ``sequence`` stands under the checkpoint ``signed``, which must cover it."""
+    size = checkpoint.read(signed.text).size
+    return Proof(sequence, merkle.inclusion(sequence, size, store.node), signed)

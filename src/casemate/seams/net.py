@@ -1,0 +1,37 @@
+"""Net: what the server asks of other machines, which are untrusted."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+MAX_ANSWER: Final = 1 << 16
+
+
+class Unreachable(Exception):
+    """There was no answer: of its words nothing is shown."""
+
+
+class Net(Protocol):
+    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
+        """Status and at most ``MAX_ANSWER`` bytes of the answer. Raises :class:`Unreachable`."""
+
+
+class HttpNet:
+    """HTTP by httpx, without proxies, redirects or cookies; https with the system's authorities."""
+
+    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
+        import httpx
+
+        try:
+            async with (
+                httpx.AsyncClient(trust_env=False, timeout=seconds) as client,
+                client.stream("POST", url, content=body) as answer,
+            ):
+                data = b""
+                async for part in answer.aiter_bytes():
+                    data += part
+                    if len(data) > MAX_ANSWER:
+                        raise Unreachable
+                return answer.status_code, data
+        except (httpx.HTTPError, httpx.InvalidURL, OSError):
+            raise Unreachable from None
