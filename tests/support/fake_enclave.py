@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from casemate.spec import canonical, codec
+from support.publog import PublicLog
 
 POLICY = "sha256:" + "0" * 64
 
@@ -31,6 +32,7 @@ class FakeEnclave:
     """``answers``: (method, path) -> (status, headers, body), or a function of the request.
 
     ``last``: connections are closed after this many answers. ``attest``: makes attestations.
+    ``log``: answers whatever is asked below /log/.
     """
 
     attest: Callable[[bytes], Any]
@@ -40,6 +42,7 @@ class FakeEnclave:
     last: int = 10**9
     port: int = 0
     connections: int = 0
+    log: PublicLog | None = None
     _server: ThreadingHTTPServer | None = None
 
     @property
@@ -105,6 +108,8 @@ class FakeEnclave:
         if url.path == "/v1/attestation":
             nonce = bytes.fromhex(parse_qs(url.query)["nonce"][0])
             return 200, {}, codec.encode(self.attest(nonce))
+        if self.log is not None and url.path.startswith("/log/"):
+            return 200, {}, self.log.file(url.path.removeprefix("/log/"))
         found = self.answers.get((request.method, url.path), (200, {}, b"{}"))
         status, headers, body = found(request) if callable(found) else found
         return status, headers, body if isinstance(body, bytes) else canonical.encode(body)

@@ -14,6 +14,7 @@ from casemate.server import keys as boot_keys
 from casemate.server.attestation import attest_now
 from casemate.tee.simulated import SimulatedTee
 from support.fake_enclave import POLICY, FakeEnclave
+from support.publog import PublicLog, keys_of
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +23,14 @@ def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
 
 
 @pytest.fixture
-def keys() -> boot_keys.BootKeys:
-    return boot_keys.make(OsRng(), ["127.0.0.1"])
+def public() -> PublicLog:
+    """A log whose key the fakes' evidence binds."""
+    return PublicLog()
+
+
+@pytest.fixture
+def keys(public: PublicLog) -> boot_keys.BootKeys:
+    return keys_of(public)
 
 
 @pytest.fixture

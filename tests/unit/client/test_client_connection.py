@@ -10,8 +10,6 @@ from casemate.attest.trust import Trust, Unchecked
 from casemate.client import connection as module
 from casemate.client.connection import Connection
 from casemate.seal import requests
-from casemate.seams import OsRng
-from casemate.server import keys as boot_keys
 from casemate.server.attestation import attest_now
 from casemate.spec.errors import (
     AuthError,
@@ -21,6 +19,7 @@ from casemate.spec.errors import (
     NetError,
     UsageError,
 )
+from support.publog import PublicLog, keys_of
 
 POLICY = "sha256:" + "0" * 64
 
@@ -84,7 +83,7 @@ def swapped(fakes, keys, trust, someone, tee):
     connection = connect(true, trust, someone)
     connection.request("GET", "/v1/jobs")
     true.stop()
-    other = boot_keys.make(OsRng(), ["127.0.0.1"])
+    other = keys_of(PublicLog())
     impostor = fakes(
         other, port=true.port, attest=lambda nonce: attest_now(tee, keys, POLICY, [nonce])[0]
     )

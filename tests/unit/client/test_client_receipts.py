@@ -19,6 +19,7 @@ from casemate.server.attestation import attest_now, boot_nonce
 from casemate.spec import canonical, codec
 from casemate.spec.errors import CasemateError, EvidenceError, FormatError, ReceiptError, UsageError
 from casemate.spec.job import DpEvent, Plan
+from casemate.spec.log import Committed, commitment
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
@@ -28,6 +29,7 @@ from casemate.spec.receipt import (
     ReceiptBundle,
     ReceiptDataset,
 )
+from support.publog import keys_of, origin
 
 POLICY = "sha256:" + "0" * 64
 WEIGHTS = b"weights"
@@ -64,7 +66,7 @@ def receipt(keys, *, plan=plan(), **changes) -> Receipt:  # noqa: B008 - a froze
                                delta=DELTA if plan.private else 0.0, unit="unit",
                                statement=words),
         "datasets": tuple(parts), "simulated": ("tee",), "software": "casemate test",
-        "entry": POLICY, "sequence": 3,
+        "log": origin(keys.log.public), "reserved": 1,
     }  # fmt: skip
     return Receipt(**(fields | changes))
 
@@ -79,15 +81,34 @@ def statement(found: Receipt, **changes) -> dict:
     return made | changes
 
 
+SALT = bytes(range(32))
+
+
 @pytest.fixture
-def bundle(keys, tee):
-    """A bundle of a receipt, or of any statement, signed by the boot's own key."""
+def bundle(keys, tee, public):
+    """A bundle of a receipt, or of any statement, signed by the boot's own key and logged."""
     attestation = attest_now(tee, keys, POLICY, [boot_nonce(keys.boot)])[0]
 
-    def make(found, *, sign=keys.receipt.sign, kind=PAYLOAD_TYPE) -> ReceiptBundle:
+    def make(found, *, sign=keys.receipt.sign, kind=PAYLOAD_TYPE, said=None, boot=keys.boot,
+             what="commit", witnesses=()) -> ReceiptBundle:  # fmt: skip
         body = statement(found) if isinstance(found, Receipt) else found
         text = dsse.sign(kind, canonical.encode(body), sign, keys.receipt.public.hex())
-        return ReceiptBundle(envelope=text, attestation=attestation)
+        claim = body["predicate"]
+        committed = {
+            "job": claim.get("job", "job"),
+            "result": commitment(SALT, claim.get("result_digest", POLICY)),
+            "receipt": commitment(SALT, "sha256:" + hashlib.sha256(text.encode()).hexdigest()),
+        } | (said or {})
+        public.pad(2)
+        place = public.append(what, committed["job"], Committed(**committed), boot)
+        public.pad(3)
+        return ReceiptBundle(
+            envelope=text,
+            attestation=attestation,
+            entry=public.leaves[place],
+            salt=SALT,
+            proof=str(public.prove(place, public.sign(witnesses=witnesses))),
+        )
 
     return make
 
@@ -98,6 +119,7 @@ def test_a_true_receipt_passes_every_check(bundle, keys, trust):
         "evidence": "simulated",
         "signature": "ok",
         "statement": "ok",
+        "log": "ok",
         "consistency": "ok",
         "weights": "ok",
         "charge (RDP)": "ok",
@@ -211,11 +233,8 @@ def test_an_attestation_for_another_nonce_is_refused(bundle, keys, tee, trust):
         verify_receipt(dataclasses.replace(made, attestation=other), trust=trust)
 
 
-def test_another_boots_evidence_is_refused(bundle, keys, tee, trust):
-    from casemate.seams import OsRng
-    from casemate.server import keys as boot_keys
-
-    made, other = bundle(receipt(keys)), boot_keys.make(OsRng(), ["127.0.0.1"])
+def test_another_boots_evidence_is_refused(bundle, keys, tee, trust, public):
+    made, other = bundle(receipt(keys)), keys_of(public)
     foreign = attest_now(tee, other, POLICY, [boot_nonce(other.boot)])[0]
     with pytest.raises(ReceiptError) as caught:
         verify_receipt(dataclasses.replace(made, attestation=foreign), trust=trust)
@@ -286,8 +305,8 @@ def receipt_without_pld(keys) -> Receipt:
     return Receipt(
         job="job_" + "0" * 32, scientist="id_s", boot=keys.boot, model_digest=MODEL,
         result_digest=POLICY, request_digest=REQUEST, quote_digest=POLICY, plan=made,
-        guarantee=words, datasets=(part,), simulated=("tee",), software="x", entry=POLICY,
-        sequence=1,
+        guarantee=words, datasets=(part,), simulated=("tee",), software="x",
+        log=origin(keys.log.public), reserved=1,
     )  # fmt: skip
 
 
@@ -297,7 +316,7 @@ def test_bundles_survive_a_file(bundle, keys, trust, tmp_path):
     found = receipts.load_bundle(path)
     file = tmp_path / "weights"
     file.write_bytes(WEIGHTS)
-    assert verify_receipt(found, trust=trust, weights=file).receipt.sequence == 3
+    assert verify_receipt(found, trust=trust, weights=file).receipt.reserved == 1
     path.write_bytes(path.read_bytes().replace(b'"index"', b'"Index"'))
     with pytest.raises(FormatError):
         receipts.load_bundle(path)
