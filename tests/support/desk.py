@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 
 from casemate.graph import pack
+from casemate.plan import state as plan_state
 from casemate.seal import hpke, requests, stream
 from casemate.seal.identity import Identity
 from casemate.seams import OsRng
@@ -28,6 +29,7 @@ from casemate.spec import canonical, codec, tensors
 from casemate.spec.data import Budget, DatasetInfo, DatasetKey, Policy, Registration
 from casemate.spec.job import (
     JobStatus,
+    Plan,
     Quote,
     Submission,
     TrainSpec,
@@ -37,10 +39,12 @@ from casemate.spec.messages import (
     Checked,
     Done,
     Failed,
+    GoOn,
     Locked,
     Prepare,
     Prepared,
     Run,
+    State,
 )
 from casemate.tee.simulated import CHAIN_FILE, SEALING_FILE, SimulatedTee
 from support.disk import SimDisk
@@ -146,14 +150,34 @@ def weights() -> bytes:
 class Script:
     """What the scripted workers do. ``answers`` override the plain course by message type: a value,
     or an exception to raise; ``prepared``: fields of what they prepare. ``hold`` keeps a run from
-    answering until it is set. ``told``: all messages. ``ended``: why workers ended."""
+    answering until it is set, or with ``hold_at`` the state after so many steps. ``resumed``: the
+    states that runs went on from. ``told``: all messages. ``ended``: why workers ended."""
 
     answers: dict[type, Any] = field(default_factory=dict)
     prepared: dict[str, Any] = field(default_factory=dict)
     result: bytes = field(default_factory=weights)
     hold: asyncio.Event | None = None
+    hold_at: int | None = None
+    resumed: list[bytes] = field(default_factory=list)
     told: list[object] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+
+
+def training_state(plan: Plan, train: TrainSpec, step: int) -> bytes:
+    """A state of the right form, all zeros."""
+    dimension = PREPARED["dimension"]
+    assert isinstance(dimension, int)
+    filled = {
+        "job": plan_state.job(plan, train), "step": step.to_bytes(8, "little")
+    }  # fmt: skip
+    return tensors.dump({
+        name: (dtype, shape, filled.get(name, bytes(tensors.DTYPES[dtype][1] * math.prod(shape))))
+        for name, (dtype, shape) in plan_state.layout(train, dimension).items()
+    })  # fmt: skip
+
+
+def _bytes(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 class ScriptedWorker:
@@ -173,14 +197,38 @@ class ScriptedWorker:
                 **{**PREPARED, **self.script.prepared},  # type: ignore[arg-type]
             )
             self._next = [given] if given else [prepared, Locked(layers=("rlimits",))]
+            self._prepare = message
         elif isinstance(message, Run):
-            if given is None:
-                os.write(fds[-1], self.script.result)
-            self._next = [given or Done(bytes=len(self.script.result))]
+            self._next = [given or self._run(message, fds)]
+        elif isinstance(message, GoOn):
+            self._next = [given or self._on(message.step)]
+
+    def _run(self, message: Run, fds: Sequence[int]) -> Any:
+        """What a worker says first of a run: it keeps states when they are due."""
+        self._steps, self._every = message.plan.steps, message.state_steps
+        self._memory = os.dup(fds[-1]) if self._every else -1
+        result = fds[-2] if self._every else fds[-1]
+        os.write(result, self.script.result)
+        if message.resume is not None:
+            self.script.resumed.append(b"".join(
+                stream.decrypt(message.resume.key, [_bytes(fds[len(message.datasets)])])
+            ))  # fmt: skip
+        self._plan = message.plan
+        return self._on(0 if message.resume is None else message.resume.step)
+
+    def _on(self, step: int) -> Any:
+        due = plan_state.due(self._steps, self._every, step)
+        if due is None:
+            return Done(bytes=len(self.script.result))
+        data = training_state(self._plan, self._prepare.train, due)
+        os.pwrite(self._memory, data, 0)
+        return State(step=due, bytes=len(data))
 
     async def expect(self, kinds: Sequence[type], seconds: float) -> Any:
         answer = self._next.pop(0)
-        if isinstance(answer, Done) and self.script.hold is not None:
+        held = Done if self.script.hold_at is None else State
+        due = getattr(answer, "step", None) == self.script.hold_at
+        if isinstance(answer, held) and due and self.script.hold is not None:
             await self.script.hold.wait()
         if isinstance(answer, Exception):
             raise answer

@@ -13,7 +13,7 @@ cancelled there, it costs nothing.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from casemate.ledger import catalog, log, quotes
@@ -24,6 +24,7 @@ from casemate.spec import codec
 from casemate.spec.data import DatasetKey, Policy
 from casemate.spec.errors import JobError, PolicyError
 from casemate.spec.evidence import Attestation
+from casemate.spec.job import Quote
 from casemate.spec.log import Abandoned, Committed, Debit, Reserved, TakenOver, commitment
 from casemate.spec.messages import RunDataset
 from casemate.spec.receipt import ReceiptBundle
@@ -230,8 +231,7 @@ def take_over(store: Store, id: str) -> Link | None:
     found = job(store, id)
     if found.state not in LIVE or found.takeovers >= MAX_TAKEOVERS:
         return None
-    row = store.one("SELECT step FROM states WHERE job = ?", id)
-    entry = store.append("takeover", id, TakenOver(job=id, step=0 if row is None else row[0]))
+    entry = store.append("takeover", id, TakenOver(job=id))
     store.run(
         "UPDATE jobs SET state = 'reserved', boot = ?, granted = ?, takeovers = takeovers + 1"
         " WHERE id = ?",
@@ -240,6 +240,47 @@ def take_over(store: Store, id: str) -> Link | None:
         id,
     )
     return entry
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """A run's newest state: after how many steps, where it lies on the Disk, its stream's key."""
+
+    step: int
+    path: str
+    key: bytes = field(repr=False)
+
+
+def quote(store: Store, id: str) -> Quote:
+    """What a job was quoted."""
+    return quotes.get(store, job(store, id).quote).quote
+
+
+def training_state(store: Store, id: str) -> TrainingState | None:
+    row = store.one("SELECT step, path, key FROM states WHERE job = ?", id)
+    return None if row is None else TrainingState(*row)
+
+
+def training_states(store: Store) -> set[str]:
+    """Where all of them lie."""
+    return {path for (path,) in store.all("SELECT path FROM states")}
+
+
+def keep_state(store: Store, id: str, state: TrainingState) -> None:
+    """Name a run's newest state, already synced. Raises ``JobError`` ``job.state`` for a job that
+    does not run in this boot."""
+    with store.transaction():
+        found = job(store, id)
+        if found.state != "running" or found.boot != store.boot:
+            raise _wrong_state(found, "running in this boot")
+        store.run(
+            "INSERT INTO states VALUES (?1, ?2, ?3, ?4) ON CONFLICT (job)"
+            " DO UPDATE SET step = ?2, path = ?3, key = ?4",
+            id,
+            state.step,
+            state.path,
+            state.key,
+        )
 
 
 def witnesses(store: Store, id: str) -> tuple[tuple[tuple[str, ...], int], ...]:

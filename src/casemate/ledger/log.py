@@ -77,8 +77,8 @@ def cosign(store: Store, signed: Note, witnesses: Iterable[Verifier]) -> Checkpo
     """Keep what ``witnesses`` said of a checkpoint of this log; what others said is dropped.
 
     Raises ``ReceiptError`` ``receipt.note-*`` for a checkpoint that this log did not sign, or a
-    wrong signature; ``LedgerError`` ``ledger.rolled-back`` for one of this log that the store does not
-    extend.
+    wrong signature; ``LedgerError`` ``ledger.rolled-back`` for one of this log that the store does
+    not extend.
     """
     known = list(witnesses)
     found = check(store, signed)

@@ -14,7 +14,7 @@ from typing import Any
 
 from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.ledger import Job
-from casemate.server import records, release, run
+from casemate.server import records, release, run, states
 from casemate.server.run import Ticks
 from casemate.server.service import Service
 from casemate.server.throttle import Busy
@@ -47,6 +47,7 @@ class Queue:
                 self.check(dataset.id)
         self._sweep()
         release.sweep(self._service.disk, self._service.store)
+        states.sweep(self._service.disk, self._service.store)
         self._left.extend(job.id for job in ledger.unfinished(self._service.store))
         loop = asyncio.create_task(self._loop())
         self.wake()

@@ -89,20 +89,24 @@ def seal_result(disk: Disk, rng: Rng, job: str, weights: bytes) -> tuple[str, st
     """Write the encrypted result durably: its path on the Disk, ``sha256:`` of the plaintext, and
     the stream key, which only the store may have until the job is released."""
     digest = "sha256:" + hashlib.sha256(weights).hexdigest()
-    key = rng.bytes(stream.KEY_BYTES)
-    path = blob_path(job)
+    key, path = rng.bytes(stream.KEY_BYTES), blob_path(job)
+    write_sealed(disk, FOLDER, path, key, weights)
+    return path, digest, key
+
+
+def write_sealed(disk: Disk, folder: str, path: str, key: bytes, data: bytes) -> None:
+    """Write ``data`` encrypted under ``key`` at ``path`` in ``folder``, durably."""
     file = disk.open(path, create=True)
     try:
         file.truncate(0)
         at = 0
-        for part in stream.encrypt(key, _chunks(weights)):
+        for part in stream.encrypt(key, _chunks(data)):
             file.write(at, part)
             at += len(part)
         file.sync()
     finally:
         file.close()
-    disk.sync_folder(FOLDER)
-    return path, digest, key
+    disk.sync_folder(folder)
 
 
 def seal_key(store: Store, job: str, scientist: PublicIdentity) -> bytes:

@@ -15,7 +15,8 @@ from functools import partial
 
 from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.quotes import StoredQuote
-from casemate.server import release
+from casemate.plan.state import due as due_state
+from casemate.server import release, states
 from casemate.server.pool import Worker, WorkerGone, refusal
 from casemate.server.service import Service
 from casemate.spec.data import DatasetSchema
@@ -26,10 +27,13 @@ from casemate.spec.messages import (
     Checked,
     Done,
     Failed,
+    GoOn,
     Locked,
     Prepare,
     Prepared,
+    Resume,
     Run,
+    State,
 )
 
 # Of prepare_seconds: what was begun by then has the rest to end in.
@@ -229,26 +233,58 @@ def _as_quoted(found: Prepared, quote: Quote) -> None:
 
 async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str) -> bytes:
     """Phase ``run``: keys and data go in, the weights' bytes come out; the worker is gone then."""
-    limits, quote = service.config.limits, stored.quote
-    result = os.memfd_create("result", os.MFD_CLOEXEC)
-    try:
+    quote, every = stored.quote, states.every(stored.quote)
+    with contextlib.ExitStack() as stack:
+        result, state = (os.memfd_create(n, os.MFD_CLOEXEC) for n in ("result", "state"))
+        stack.callback(os.close, result)
+        stack.callback(os.close, state)
         datasets = ledger.begin(service.store, job)
         uploads = [catalog.dataset(service.store, d.dataset).registration.upload for d in datasets]
         files = [partial(service.uploads.descriptor, upload) for upload in uploads]
-        message = Run(plan=quote.plan, execution=quote.execution, datasets=datasets)
-        await _tell(worker, message, *files, lambda: os.dup(result))
-        seconds = limits.run_floor + limits.run_factor * quote.seconds
-        done: Done | Failed = await worker.expect([Done, Failed], seconds)
+        left = states.newest(service, job)
+        if left is not None:
+            files.append(partial(states.descriptor, service, left))
+        files.append(partial(os.dup, result))
+        if every:
+            files.append(partial(os.dup, state))
+        message = Run(
+            plan=quote.plan,
+            execution=quote.execution,
+            datasets=datasets,
+            resume=None if left is None else Resume(key=left.key, step=left.step),
+            state_steps=every,
+        )
+        await _tell(worker, message, *files)
+        done = await _states(service, worker, job, quote, 0 if left is None else left.step, state)
         await worker.end()  # nobody writes the result any more
         if isinstance(done, Failed):
             raise WorkerGone("failed")
-        if not 0 < done.bytes <= min(limits.result_bytes, os.fstat(result).st_size):
+        limit = min(service.config.limits.result_bytes, os.fstat(result).st_size)
+        if not 0 < done.bytes <= limit:
             raise WorkerGone("result")
         weights = await asyncio.to_thread(_read, result, done.bytes)
         release.check_result(weights, quote)
         return weights
-    finally:
-        os.close(result)
+
+
+async def _states(
+    service: Service, worker: Worker, job: str, quote: Quote, after: int, memory: int
+) -> Done | Failed:
+    """Keep each state of a run when it is due; how the run ended, within its time."""
+    clock, limits = service.clock, service.config.limits
+    until = clock.monotonic() + limits.run_floor + limits.run_factor * quote.seconds
+    every = states.every(quote)
+    while (due := due_state(quote.plan.steps, every, after)) is not None:
+        found: State | Failed = await worker.expect([State, Failed], until - clock.monotonic())
+        if isinstance(found, Failed):
+            return found
+        if found.step != due or not 0 < found.bytes <= os.fstat(memory).st_size:
+            raise WorkerGone("protocol")
+        data = await asyncio.to_thread(_read, memory, found.bytes)
+        await asyncio.to_thread(states.keep, service, job, due, data)
+        await worker.tell(GoOn(step=due))
+        after = due
+    return await worker.expect([Done, Failed], until - clock.monotonic())
 
 
 def _read(fd: int, count: int) -> bytes:

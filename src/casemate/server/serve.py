@@ -23,7 +23,7 @@ from casemate.ledger import log as ledger_log
 from casemate.ledger import recovery
 from casemate.ledger.store import Store
 from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock
-from casemate.server import app, attestation, keys, release
+from casemate.server import app, attestation, keys, release, states
 from casemate.server.config import Config, policy_digest, software
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
@@ -100,7 +100,8 @@ def assemble(
     limits, rates = config.limits, config.rates
     attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
     recovery.start(store, attested, software=software(), measurement=tee.measurement)
-    disk.make_folder(release.FOLDER)
+    for folder in (release.FOLDER, states.FOLDER):
+        disk.make_folder(folder)
     service = Service(
         config=config,
         clock=clock,

@@ -131,11 +131,10 @@ class Reserved:
 
 @value("log-takeover/v1")
 class TakenOver:
-    """Another boot goes on with a reserved job, with new noise; what the earlier one made of it is
-    never released. ``step``: from which step on."""
+    """Another boot goes on with a reserved job, with new noise; what the earlier one made of it
+    beyond its newest kept state is never released."""
 
     job: str
-    step: int
 
 
 @value("log-commit/v2")

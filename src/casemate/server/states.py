@@ -1,0 +1,73 @@
+"""Training states of runs, sealed on the Disk: from the newest a job is gone on with after a crash.
+
+Each is encrypted under a key of its own that only the store has, and named there before the one
+before it is removed. What they hold and why going on is private: docs/privacy.md, "Resuming".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Final
+
+from casemate.ledger import ledger
+from casemate.ledger.ledger import TrainingState
+from casemate.ledger.store import Store
+from casemate.plan import state as form
+from casemate.seal import stream
+from casemate.seams import Disk
+from casemate.server.release import write_sealed
+from casemate.server.service import Service
+from casemate.spec.job import Quote
+
+FOLDER: Final = "states"
+# Of predicted time between two states: what a crash can lose of the work.
+SECONDS: Final = 60.0
+
+
+def every(quote: Quote) -> int:
+    """Steps between two states, by the quote's public constants alone; 0: none is kept."""
+    steps = quote.plan.steps
+    between = math.ceil(SECONDS * steps / max(quote.seconds, 1e-3))
+    return between if between < steps else 0
+
+
+def keep(service: Service, job: str, step: int, data: bytes) -> None:
+    """Keep the state after ``step`` steps, durably, in place of the one before. Blocks.
+
+    Raises ``FormatError``, ``PlanError`` for bytes that are no state of this job.
+    """
+    store, disk = service.store, service.disk
+    quote = ledger.quote(store, job)
+    form.check(data[: form.HEAD_BYTES], len(data), quote.plan, quote.request.train)
+    before = ledger.training_state(store, job)
+    key, path = service.rng.bytes(stream.KEY_BYTES), f"{FOLDER}/{job}.{step}"
+    write_sealed(disk, FOLDER, path, key, data)
+    ledger.keep_state(store, job, TrainingState(step, path, key))
+    if before is not None and before.path != path:
+        with contextlib.suppress(FileNotFoundError):
+            disk.remove(before.path)
+
+
+def newest(service: Service, job: str) -> TrainingState | None:
+    """The state to go on from. Without its file the job begins again."""
+    found = ledger.training_state(service.store, job)
+    return found if found is not None and service.disk.exists(found.path) else None
+
+
+def descriptor(service: Service, state: TrainingState) -> int:
+    """A read-only descriptor of its bytes, for a worker; the caller closes it."""
+    file = service.disk.open(state.path)
+    try:
+        return file.descriptor()
+    finally:
+        file.close()
+
+
+def sweep(disk: Disk, store: Store) -> None:
+    """Remove states that the store does not name."""
+    kept = ledger.training_states(store)
+    for name in disk.list(FOLDER):
+        if f"{FOLDER}/{name}" not in kept:
+            disk.remove(f"{FOLDER}/{name}")
+    disk.sync_folder(FOLDER)
