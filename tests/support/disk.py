@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from casemate.seams import File
 
@@ -50,6 +50,10 @@ class SimDisk:
         self.fault = fault
         self.trace: list[str] = []
         self.off = False
+        self.lies = 0.0  # how often a sync says done and did nothing
+        self.lied = False
+        self.counts_opens = False  # plain opens are calls too, and can fail
+        self.on_off: Callable[[], None] = lambda: None
         self._full = False
         self._names: dict[str, _Node] = {}
         self._durable_names: dict[str, _Node] = {}
@@ -78,9 +82,20 @@ class SimDisk:
 
     def _broken(self, what: str) -> Exception:
         if self.fault is not None and self.fault[1] == "POWER":
-            self.off = True
+            self.turn_off()
             return PowerLoss(what)
         return OSError(errno.EIO, "short write", what)
+
+    def turn_off(self) -> None:
+        """From now on every call raises :class:`PowerLoss`."""
+        self.off = True
+        self.on_off()
+
+    def _lie(self) -> bool:
+        if not self.lies or self._random.random() >= self.lies:
+            return False
+        self.lied = True
+        return True
 
     def power_cycle(self, *, clean: bool = False) -> SimDisk:
         """The disk as the next start finds it. ``clean``: as if all had been synced."""
@@ -125,6 +140,8 @@ class SimDisk:
             raise PowerLoss("open")
         if path in self._names and exclusive:
             raise FileExistsError(path)
+        if self.counts_opens and path in self._names and self._step(f"open {path}"):
+            raise self._broken(path)
         if path not in self._names:
             if not create:
                 raise FileNotFoundError(path)
@@ -162,6 +179,8 @@ class SimDisk:
     def sync_folder(self, folder: str) -> None:
         if self._step(f"sync_folder {folder}"):
             raise self._broken(folder)
+        if self._lie():
+            return
         prefix = "" if folder == "." else folder + "/"
         for name in set(self._names) | set(self._durable_names):
             if name.startswith(prefix) and "/" not in name[len(prefix) :]:
@@ -226,6 +245,8 @@ class _SimFile:
         except OSError:
             self._node.pending.clear()  # the kernel forgets; `now` still shows them
             raise
+        if self._disk._lie():
+            return
         self._node.durable = bytearray(self._node.now)
         self._node.pending.clear()
 
