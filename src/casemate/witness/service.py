@@ -31,7 +31,7 @@ def verifier(identity: Identity) -> Verifier:
 
 
 class Witness:
-    """Opened on its state. Raises LedgerError ``ledger.witness-missing``, ``ledger.witness-state``.
+    """Opened on its state. Raises LedgerError ``ledger.witness-*``.
 
     All methods may be called from any thread.
     """
@@ -64,13 +64,9 @@ class Witness:
                         return self._accept(head, signed)
                     case Refused() as found:
                         return self._refuse(found, body)
-            except OSError as e:
-                self.broken = LedgerError(
-                    "ledger.witness-stopped",
-                    f"The witness's disk failed: {type(e).__name__}: {e.strerror}.",
-                    mend="Mend the disk and start again; what was not kept was not cosigned.",
-                )
-                raise self.broken from None
+            except LedgerError as e:
+                self.broken = e
+                raise
 
     def _accept(self, head: Checkpoint, signed: Note) -> Answer:
         name, key, sign = self.key.name, self.key.key, self._identity.sign

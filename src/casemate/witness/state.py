@@ -7,14 +7,16 @@
     logs/<log>.json          of each log the newest checkpoint that it cosigned
     evidence/<log>-...json   checkpoints that a log signed and that cannot stand beside it
 
-Each file is written anew, synced, renamed, its folder synced. A log's file is there from the moment
-that the log is watched, so that a lost one is told from a new one.
+Each file is written anew, synced, renamed, its folder synced. An error of the disk ends all in
+LedgerError ``ledger.witness-stopped``, after which only a new start knows what is there. A log's
+file is there from the moment that the log is watched, so that a lost one is told from a new one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 from casemate.seal import checkpoint, note
@@ -110,6 +112,20 @@ def missing(what: str) -> LedgerError:
     )
 
 
+@contextmanager
+def _stops() -> Iterator[None]:
+    """An error of the disk is final: nothing is tried again, and what is on it is not known."""
+    try:
+        yield
+    except OSError as e:
+        raise LedgerError(
+            "ledger.witness-stopped",
+            f"The witness's disk failed: {type(e).__name__}: {e.strerror}.",
+            mend="Mend the disk and start again; what was not kept was not cosigned.",
+        ) from None
+
+
+@_stops()
 def create(disk: Disk, witness: Verifier) -> None:
     """A state without logs, over whatever stood there: only before its key is first kept."""
     disk.make_folder(LOGS)
@@ -127,11 +143,13 @@ def _state(disk: Disk) -> tuple[Verifier, list[Verifier]]:
         raise _damaged(STATE, e.message) from None
 
 
+@_stops()
 def witness(disk: Disk) -> Verifier:
     """Whose state this is. Raises as :func:`load`."""
     return _state(disk)[0]
 
 
+@_stops()
 def load(disk: Disk, witness: Verifier) -> dict[Verifier, Note | None]:
     """Of each log that is watched, the newest checkpoint cosigned.
 
@@ -167,11 +185,13 @@ def _newest(disk: Disk, log: Verifier, witness: Verifier) -> Note | None:
     return newest
 
 
+@_stops()
 def save(disk: Disk, log: Verifier, newest: Note) -> None:
-    """Keep what is about to be cosigned; durable on return. An OSError is final."""
+    """Keep what is about to be cosigned; durable on return."""
     _write(disk, LOGS, _path(log), Watched(log=str(log), checkpoint=str(newest)))
 
 
+@_stops()
 def add(disk: Disk, witness: Verifier, log: Verifier) -> bool:
     """Watch a log from now on; False when it was watched before.
 
@@ -208,8 +228,9 @@ def evidence_name(item: Evidence) -> str:
     return f"{log_id(log)}-{item.kind}-{size}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
+@_stops()
 def keep_evidence(disk: Disk, item: Evidence) -> bool:
-    """Keep it, unless it is kept already or there is enough of its kind. An OSError is final."""
+    """Keep it, unless it is kept already or there is enough of its kind."""
     name, kept = evidence_name(item), evidence(disk, note.verifier(item.log), item.kind)
     if name in kept or len(kept) >= MAX_EVIDENCE:
         return False
@@ -217,6 +238,7 @@ def keep_evidence(disk: Disk, item: Evidence) -> bool:
     return True
 
 
+@_stops()
 def evidence(disk: Disk, log: Verifier, kind: str) -> list[str]:
     """The names of what is kept against a log."""
     head = f"{log_id(log)}-{kind}-"
