@@ -280,7 +280,7 @@ def test_the_story(people: People, datasets: tuple[str, str]) -> None:
         assert 0 < state["spent_epsilon"] < 4
         seen = owner("audit", "verify", "--receipt", receipt)
         assert seen["debits"] == 2, "both datasets of the one job"
-    assert "sha256:" in sue.read("audit", "verify")
+    assert "casemate.dev/log/" in sue.read("audit", "verify")
 
 
 def test_a_new_policy_voids_an_approval_and_revocation_ends_it(
