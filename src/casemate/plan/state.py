@@ -95,7 +95,7 @@ def check(head: bytes, total: int, plan: Plan, train: TrainSpec) -> Head:
     if {n: (i.dtype, i.shape) for n, i in infos.items()} != layout(train, dimension):
         raise refuse("The training state has other tensors than its job's optimizer keeps.")
     named, counted = (head[i.start : i.end] for i in (infos["job"], infos["step"]))
-    step = int.from_bytes(counted, "little", signed=True)
+    step = int.from_bytes(counted, "little")
     if named != job(plan, train) or not 1 <= step < plan.steps:
         raise PlanError(
             "plan.state",

@@ -71,3 +71,19 @@ def test_nothing_is_filled_before_the_form_is_right():
         state.read(Held(data), plan, case.spec, smaller)
     assert found.value.code == "format.state"
     assert all(bool((v == 7.0).all()) for v in taken.values())
+
+
+def test_moments_have_their_own_names():
+    """After one step of Adam: (1 - b1) g and (1 - b2) g^2; of SGD with momentum: g."""
+    gradient = torch.tensor([3.0, -0.5])
+    for name, wanted in (
+        ("adamw", {"mean": gradient * 0.1, "square": gradient**2 * 0.001}),
+        ("nesterov", {"velocity": gradient}),
+        ("sgd", {}),
+    ):
+        spec = Case(optimizer=name).spec
+        update = optim.optimizer(spec.optimizer, spec.schedule, 9, 2)
+        update(torch.zeros(2), gradient.clone(), 0)
+        assert update.state.keys() == wanted.keys()
+        for n, vector in wanted.items():
+            assert torch.allclose(update.state[n], vector, rtol=1e-5)

@@ -126,6 +126,11 @@ ALIEN: dict[str, dict[str, Part | None]] = {
     "a moment of another shape": {"vector.mean": ("f32", (D, 1), bytes(4 * D))},
     "weights of integers": {"vector.weights": ("i32", (D,), bytes(4 * D))},
     "no scalar": {"vector.weights": ("f32", (0,), b"")},
+    "no axis": {"vector.weights": ("f32", (), bytes(4))},
+    "a model of no scalars": {
+        f"vector.{n}": ("i64" if n == "average" else "f32", (0,), b"")
+        for n in ("weights", "mean", "square", "average")
+    },
     "weights of two axes": {"vector.weights": ("f32", (D, 1), bytes(4 * D))},
     "a longer job": {"job": ("u8", (64,), bytes(64))},
     "two steps": {"step": ("i64", (2,), bytes(16))},
