@@ -11,8 +11,11 @@ import pytest
 from casemate.accounting import filters
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger import catalog, fsck, ledger
+from casemate.ledger.catalog import EVERYONE, Account
 from casemate.ledger.store import Store
+from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError
+from casemate.spec.job import Charge
 from support.disk import SimDisk
 from support.ledgers import BUDGET, EVENT, OTHER, SCIENTIST, ask, open_store, push, queue
 
@@ -69,10 +72,10 @@ def test_racing_reservations_charge_each_job_once(store: Store) -> None:
     calls = [lambda j=j: ledger.reserve(store, j) for j in jobs for _ in range(8)]
     assert race(calls) == {"granted": 8 * fitting()}
     for dataset in datasets:
-        spent, delta, count = catalog.spent(store, dataset)[1:]
-        assert count == fitting()
-        assert spent == tuple(fitting() * n for n in CHARGE.rdp_nano)
-        assert delta == fitting() * CHARGE.delta_femto
+        spent = catalog.account(store, dataset)
+        assert spent.jobs == fitting()
+        assert spent.rdp_nano == tuple(fitting() * n for n in CHARGE.rdp_nano)
+        assert spent.delta_femto == fitting() * CHARGE.delta_femto
     assert not fsck.check(store.all, recompute=True).findings
 
 
@@ -90,42 +93,39 @@ def test_reserving_checks_the_budget_again(store: Store) -> None:
 def test_a_debit_that_fails_on_the_second_dataset_undoes_the_first(store: Store) -> None:
     datasets = push(store, "a"), push(store, "b", OTHER)
     job = queue(store, "1", datasets)
-    real, calls = ledger._spend, []
+    real, calls = catalog.set_account, []
 
     def failing(*args: object) -> None:
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == 3:  # each dataset has two accounts to write
             raise KeyboardInterrupt
         real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "_spend", failing)
+        patch.setattr(catalog, "set_account", failing)
         with pytest.raises(KeyboardInterrupt):
             ledger.reserve(store, job)
-    assert all(catalog.spent(store, d)[3] == 0 for d in datasets)
+    assert store.all("SELECT * FROM accounts") == []
     assert ledger.job(store, job).state == "queued"
     assert not fsck.check(store.all).findings
 
 
-def leave(store: Store, dataset: str, left: int) -> None:
-    """Spend the dataset so that exactly ``left`` nano-RDP remain at one order, none at others."""
-    capacity = RdpFilter(BUDGET).capacity
+def leave(store: Store, dataset: str, scientist: str, left: int, budget: Budget = BUDGET) -> None:
+    """Spend an account so that exactly ``left`` nano-RDP remain at one order, none at others."""
+    capacity = RdpFilter(budget).capacity
     best = max(range(len(capacity)), key=lambda i: capacity[i] / CHARGE.rdp_nano[i])
-    store.run("UPDATE spent SET rdp_nano = ? WHERE lineage = ?", filters.SATURATED, dataset)
-    store.run(
-        "UPDATE spent SET rdp_nano = ? WHERE lineage = ? AND place = ?",
-        capacity[best] - CHARGE.rdp_nano[best] - left,
-        dataset,
-        best,
-    )
+    spent = [filters.SATURATED] * len(capacity)
+    spent[best] = capacity[best] - CHARGE.rdp_nano[best] - left
+    with store.transaction():
+        catalog.set_account(store, dataset, scientist, Account(tuple(spent), 0, 1))
 
 
 def boundary(store: Store) -> None:
     dataset = push(store)
-    leave(store, dataset, -1)
+    leave(store, dataset, EVERYONE, -1)
     with pytest.raises(BudgetError):
         queue(store, "one nano too many", (dataset,))
-    leave(store, dataset, 0)
+    leave(store, dataset, EVERYONE, 0)
     ledger.reserve(store, queue(store, "just fits", (dataset,)))
     with pytest.raises(BudgetError):
         queue(store, "nothing left", (dataset,))
@@ -140,10 +140,10 @@ def float_admits(self: RdpFilter, spent: tuple[int, ...], delta: int, charge: ob
     return any(t <= c / 1e9 + 1e-8 for t, c in zip(total, self.capacity, strict=True))
 
 
-def float_add(spent: tuple[int, ...], charge: object) -> tuple[int, ...]:
-    return tuple(
-        int((a / 1e9 + b / 1e9) * 1e9) for a, b in zip(spent, charge.rdp_nano, strict=True)
-    )
+def float_add(self: Account, charge: Charge) -> Account:
+    pairs = zip(self.rdp_nano, charge.rdp_nano, strict=True)
+    total = tuple(int((a / 1e9 + b / 1e9) * 1e9) for a, b in pairs)
+    return Account(total, self.delta_femto + charge.delta_femto, self.jobs + 1)
 
 
 def test_seeded_bug_comparing_floats_is_noticed(store: Store) -> None:
@@ -155,7 +155,7 @@ def test_seeded_bug_comparing_floats_is_noticed(store: Store) -> None:
 
 def test_seeded_bug_adding_floats_is_noticed(store: Store) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "add", float_add)
+        patch.setattr(Account, "add", float_add)
         with pytest.raises(AssertionError):
             test_racing_reservations_charge_each_job_once(store)
 
@@ -164,6 +164,6 @@ def test_seeded_bug_holding_nothing_for_the_queue_is_noticed(store: Store) -> No
     from casemate.ledger import admission
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(admission, "_with_held", lambda store, lineage, spent, delta: (spent, delta))
+        patch.setattr(admission, "_with_held", lambda store, lineage, scientist, account: account)
         with pytest.raises(AssertionError):
             test_racing_for_the_queue_grants_exactly_what_fits(store)

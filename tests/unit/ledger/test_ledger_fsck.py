@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from casemate.accounting.filters import SATURATED
-from casemate.ledger import catalog, fsck, ledger
+from casemate.ledger import catalog, fsck, ledger, quotes
 from casemate.ledger.store import Store
 from casemate.spec import codec
 from casemate.spec.errors import LedgerError
+from casemate.spec.identity import PublicIdentity
+from casemate.spec.job import DpEvent
 from casemate.spec.log import (
     Abandoned,
     Approval,
@@ -23,6 +25,8 @@ from casemate.spec.log import (
     Reserved,
     Revoked,
     Started,
+    TakenOver,
+    commitment,
 )
 from support.disk import SimDisk
 from support.ledgers import (
@@ -33,16 +37,20 @@ from support.ledgers import (
     SCIENTIST,
     ask,
     boot,
+    commit,
     dataset_id,
+    entries,
     open_store,
     push,
     queue,
     run,
 )
 
+SMALL = DpEvent(rate=0.02, noise_multiplier=4.0, steps=50)
+
 
 class World:
-    """Two datasets of an owner, one of another, one revoked; a job done and a job reserved."""
+    """Two datasets of an owner, one of another, one revoked; jobs done, committed and reserved."""
 
     def __init__(self) -> None:
         self.store = store = open_store(SimDisk())
@@ -52,16 +60,22 @@ class World:
         self.quote = ask(store, "quoted", (self.a,))
         self.done = queue(store, "done", (self.a,))
         run(store, self.done)
-        self.held = queue(store, "held", (self.b, self.gone))
+        self.fixed = queue(store, "fixed", (self.b,), event=SMALL)
+        ledger.reserve(store, self.fixed)
+        ledger.begin(store, self.fixed)
+        commit(store, self.fixed)
+        self.free = queue(store, "free", (self.b,), event=SMALL)
+        ledger.reserve(store, self.free)
+        self.held = queue(store, "held", (self.b, self.gone), event=SMALL)
         ledger.reserve(store, self.held)
         catalog.revoke(store, self.gone, OWNER.id)
 
     def reserved(self, job: str) -> Reserved:
-        entry = self.store.entries(ledger.job(self.store, job).reserved)[0]
+        (entry, *_) = entries(self.store, ledger.job(self.store, job).reserved)
         return codec.decode(Reserved, entry.body)
 
     def registered(self, **changes: object) -> Registered:
-        entry = next(e for e in self.store.entries() if e.kind == "register")
+        entry = next(e for e in entries(self.store) if e.kind == "register")
         return replace(codec.decode(Registered, entry.body), **changes)
 
     def again(self, **changes: object) -> Reserved:
@@ -71,18 +85,28 @@ class World:
     def debit(self, **changes: object) -> Reserved:
         return self.again(debits=(replace(self.again().debits[0], **changes),))
 
-    def request(self, job: str) -> str:
-        return ledger.job(self.store, job).request_digest
+    def approval(self, quote: str, dataset: str, owner: PublicIdentity) -> Approval:
+        salt = quotes.get(self.store, self.quote).salt
+        return Approval(quote=commitment(salt, quote), dataset=dataset, owner=owner.id)
 
 
 def costly(world: World) -> Reserved:
-    charge = world.again().debits[0].charge
-    return world.debit(charge=replace(charge, rdp_nano=(SATURATED,) * len(charge.rdp_nano)))
+    charge = world.again().charge
+    return world.again(charge=replace(charge, rdp_nano=(SATURATED,) * len(charge.rdp_nano)))
+
+
+def committed(job: str) -> Committed:
+    return Committed(job=job, result="x", receipt="x")
 
 
 NEW = dataset_id("new")
+ENDED = "the job was not reserved by this boot, or had ended"
 CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
-    "boot": ("start", lambda w: Started(software="x"), "this boot started before"),
+    "boot": (
+        "start",
+        lambda w: Started(software="x", measurement="", attestation="x"),
+        "this boot started before",
+    ),
     "identity": ("identity", lambda w: Enrolled(identity=OWNER.id), "enrolled twice"),
     "dataset twice": ("register", lambda w: w.registered(), "registered twice"),
     "owner": (
@@ -102,8 +126,13 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
     ),
     "policy of nothing": (
         "policy",
-        lambda w: PolicyChanged(dataset=NEW, policy_digest="x"),
+        lambda w: PolicyChanged(dataset=NEW, policy="x"),
         "there is no such dataset",
+    ),
+    "policy of a revoked one": (
+        "policy",
+        lambda w: PolicyChanged(dataset=w.gone, policy="x"),
+        "was revoked before",
     ),
     "epoch of nothing": (
         "epoch",
@@ -119,25 +148,31 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
     ),
     "approval by another": (
         "approve",
-        lambda w: Approval(quote_digest=w.quote, dataset=w.a, owner=OTHER.id),
+        lambda w: w.approval(w.quote, w.a, OTHER),
+        "the word is not the owner's",
+    ),
+    "approval of no dataset": (
+        "approve",
+        lambda w: w.approval(w.quote, NEW, OTHER),
         "the word is not the owner's",
     ),
     "approval of another dataset": (
         "approve",
-        lambda w: Approval(quote_digest=w.quote, dataset=w.b, owner=OTHER.id),
+        lambda w: w.approval(w.quote, w.b, OTHER),
         "the quote is missing, or not on this dataset",
     ),
     "approval of nothing": (
-        "approve",
-        lambda w: Approval(quote_digest="sha256:none", dataset=w.a, owner=OWNER.id),
+        "reject",
+        lambda w: w.approval("sha256:none", w.a, OWNER),
         "the quote is missing, or not on this dataset",
     ),
     "reserved twice": ("reserve", lambda w: w.reserved(w.done), "the job was reserved before"),
     "no debit": ("reserve", lambda w: w.again(debits=()), "debits no ledger"),
     "one ledger twice": ("reserve", lambda w: w.again(debits=w.again().debits * 2), "one twice"),
     "another's ledger": ("reserve", lambda w: w.debit(lineage=w.b), "is not on that ledger"),
+    "no ledger": ("reserve", lambda w: w.debit(lineage=NEW), "is not on that ledger"),
     "unknown dataset": ("reserve", lambda w: w.debit(dataset=NEW), "is not on that ledger"),
-    "old policy": ("reserve", lambda w: w.debit(policy_digest="x"), "another policy or epoch"),
+    "old policy": ("reserve", lambda w: w.debit(policy="x"), "another policy or epoch"),
     "old epoch": ("reserve", lambda w: w.debit(epoch=7), "another policy or epoch"),
     "revoked dataset": (
         "reserve",
@@ -145,30 +180,33 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
         "was revoked, or had another",
     ),
     "over the budget": ("reserve", costly, "exceeds the budget"),
-    "commit without debit": (
-        "commit",
-        lambda w: Committed(job="job_none", request_digest="x", result_digest="x"),
-        "was not reserved so, or had ended",
+    "taking over nothing": ("takeover", lambda w: TakenOver(job="job_none", step=0), "by another"),
+    "taking over one's own": (
+        "takeover",
+        lambda w: TakenOver(job=w.free, step=0),
+        "the job was not reserved by another boot, or had ended",
     ),
-    "commit twice": (
-        "commit",
-        lambda w: Committed(job=w.done, request_digest=w.request(w.done), result_digest="x"),
-        "was not reserved so, or had ended",
+    "taking over what is committed": (
+        "takeover",
+        lambda w: TakenOver(job=w.fixed, step=0),
+        "the job was not reserved by another boot, or had ended",
     ),
-    "commit of another request": (
-        "commit",
-        lambda w: Committed(job=w.held, request_digest="x", result_digest="x"),
-        "was not reserved so, or had ended",
-    ),
+    "commit without debit": ("commit", lambda w: committed("job_none"), ENDED),
+    "commit twice": ("commit", lambda w: committed(w.done), ENDED),
     "commit after revocation": (
         "commit",
-        lambda w: Committed(job=w.held, request_digest=w.request(w.held), result_digest="x"),
+        lambda w: committed(w.held),
         "a dataset of it was revoked",
+    ),
+    "abandon without debit": (
+        "abandon",
+        lambda w: Abandoned(job="job_none", reason="failed"),
+        "the job was not reserved, or had ended",
     ),
     "abandon after commit": (
         "abandon",
-        lambda w: Abandoned(job=w.done, request_digest=w.request(w.done), reason="failed"),
-        "was not reserved so, or had ended",
+        lambda w: Abandoned(job=w.fixed, reason="failed"),
+        "the job was committed, and no owner revoked",
     ),
 }
 
@@ -192,24 +230,20 @@ def test_a_forged_entry_is_found(name: str) -> None:
 def test_a_commit_or_reservation_by_another_boot_is_found() -> None:
     world = World()
     world.store.boot = boot(7)
-    committed = Committed(
-        job=world.held, request_digest=world.request(world.held), result_digest=""
-    )
-    assert any("another boot" in f for f in forge(world.store, "commit", committed))
+    assert any(ENDED in f for f in forge(world.store, "commit", committed(world.free)))
     assert any("never started" in f for f in forge(world.store, "reserve", world.again()))
     world.store.close()
 
 
 def test_a_log_that_does_not_begin_with_a_start_is_found() -> None:
-    entry = World().store.entries(1)[0]
-    first = replace(entry, sequence=0, previous="sha256:" + "0" * 64)
-    row = (0, codec.digest(first), codec.encode(first))
-    replay = fsck.check(lambda sql: [row] if "entries" in sql else [])
+    first = replace(entries(World().store, 1)[0], sequence=0)
+    row = (0, codec.encode(first))
+    replay = fsck.check(lambda sql: [row] if "FROM entries" in sql else [])
     assert "the log does not begin with a start" in replay.findings
 
 
 def test_what_cannot_be_read_is_a_finding_but_a_stopped_store_is_an_error() -> None:
-    replay = fsck.check(lambda sql: [(0, "x", b"{}")] if "entries" in sql else [])
+    replay = fsck.check(lambda sql: [(0, b"{}")] if "FROM entries" in sql else [])
     assert replay.findings[0].startswith("a stored value cannot be read")
     store = World().store
     store.close()

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, fsck, ledger, quotes
+from casemate.ledger import catalog, fsck, ledger, log, quotes
+from casemate.ledger.catalog import Account
 from casemate.ledger.store import Store
 from casemate.spec import codec
 from casemate.spec.errors import (
@@ -29,7 +30,8 @@ from support.ledgers import (
     OWNER,
     SCIENTIST,
     ask,
-    bundle_of,
+    commit,
+    entries,
     finish,
     hexes,
     make_quote,
@@ -39,11 +41,13 @@ from support.ledgers import (
     queue,
     run,
     secret,
+    taken,
 )
 
 SMALL = DpEvent(rate=0.02, noise_multiplier=4.0, steps=50)
 CHARGE = RdpFilter(BUDGET).charge((EVENT,), 2e-9, delta_shown=1e-6)
 EVENT_NANO = CHARGE.rdp_nano
+NOTHING = Account((0,) * len(EVENT_NANO), 0, 0)
 
 
 @pytest.fixture
@@ -52,10 +56,6 @@ def store():
     yield made
     assert not fsck.check(made.all, recompute=True).findings
     made.close()
-
-
-def taken(store: Store, dataset: str) -> tuple[tuple[int, ...], int, int]:
-    return catalog.spent(store, catalog.dataset(store, dataset).lineage)[1:]
 
 
 def refused(code: str, store: Store, quote: str, scientist=SCIENTIST) -> CasemateError:
@@ -69,21 +69,22 @@ def test_a_job_from_submit_to_commit(store: Store) -> None:
     dataset = push(store)
     job = queue(store, "1", (dataset,))
     assert ledger.next_queued(store).id == job
-    assert taken(store, dataset) == ((0,) * len(EVENT_NANO), 0, 0)
-    entry = ledger.reserve(store, job)
-    nano, femto, count = taken(store, dataset)
-    assert (nano, femto, count) == (EVENT_NANO, CHARGE.delta_femto, 1)
-    log = store.entries(entry.sequence)[0]
-    assert (log.kind, log.subject, log.boot) == ("reserve", job, store.boot)
-    assert codec.decode(Reserved, log.body).events == (EVENT,)
+    assert taken(store, dataset) == NOTHING
+    link = ledger.reserve(store, job)
+    assert taken(store, dataset) == NOTHING.add(CHARGE)
+    assert taken(store, dataset).jobs == 1
+    (entry,) = entries(store, link.sequence)
+    assert (entry.kind, entry.subject, entry.boot) == ("reserve", job, store.boot)
+    assert codec.decode(Reserved, entry.body).events == (EVENT,)
     (opened,) = ledger.begin(store, job)
     assert (opened.key, opened.salt) == (secret("a").key, secret("a").salt)
     with pytest.raises(JobError, match=r"job\.not-done"):
         ledger.bundle(store, job)
     made = finish(store, job)
     done = ledger.job(store, job)
-    assert (done.state, done.ended, done.blob) == ("done", store.head().sequence, f"results/{job}")
-    assert made.envelope == f"{done.ended} {store.head().digest}"
+    assert (done.state, done.ended, done.blob) == ("done", store.size() - 1, f"results/{job}")
+    assert made.envelope == f"envelope of {job}"
+    assert made.entry == store.entries(done.ended)[0]
     assert ledger.bundle(store, job) == made
     assert ledger.next_queued(store) is None
     assert [j.id for j in ledger.jobs(store, OWNER.id)] == [job]
@@ -97,9 +98,9 @@ def test_submitting_again_is_the_same_job(store: Store) -> None:
     first = ledger.submit(store, quote, SCIENTIST.id)
     assert ledger.submit(store, quote, SCIENTIST.id) == first
     run(store, first.id)
-    head = store.head()
+    size = store.size()
     assert ledger.submit(store, quote, SCIENTIST.id).state == "done"
-    assert store.head() == head
+    assert store.size() == size
 
 
 def test_a_job_id_with_another_body_is_refused(store: Store) -> None:
@@ -116,7 +117,7 @@ def test_reserving_again_gives_the_same_answer_and_charges_once(store: Store) ->
     assert ledger.reserve(store, job) == entry
     finished = run(store, job)
     assert ledger.reserve(store, job) == entry
-    assert taken(store, dataset)[2] == 1
+    assert taken(store, dataset).jobs == 1
     assert finish(store, job) == finished
 
 
@@ -142,24 +143,9 @@ def test_a_commit_needs_a_running_job_and_one_result(store: Store) -> None:
     ledger.begin(store, job)
     finish(store, job)
     with pytest.raises(JobError, match=r"job\.state"):
-        ledger.commit(store, job, result_digest="sha256:other", blob="x", receipt=bundle_of)
-
-
-def test_a_receipt_that_cannot_be_made_leaves_nothing(store: Store) -> None:
-    dataset = push(store)
-    job = queue(store, "1", (dataset,))
-    ledger.reserve(store, job)
-    ledger.begin(store, job)
-    head = store.head()
-
-    def broken(entry):
-        raise RuntimeError("no key")
-
-    with pytest.raises(RuntimeError):
-        ledger.commit(store, job, result_digest="sha256:r", blob="x", receipt=broken)
-    assert store.head() == head
-    assert ledger.job(store, job).state == "running"
-    finish(store, job)
+        ledger.commit(
+            store, job, result_digest="sha256:other", blob="x", result_key=b"", envelope=""
+        )
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
@@ -172,7 +158,7 @@ def test_abandoning_never_refunds(store: Store, state) -> None:
     ended = ledger.abandon(store, job, state, "job.cancelled", "why")
     assert (ended.state, ended.error, ended.message) == (state, "job.cancelled", "why")
     assert taken(store, dataset) == before
-    assert store.entries(ended.ended)[0].kind == "abandon"
+    assert entries(store, ended.ended)[0].kind == "abandon"
     assert ledger.abandon(store, job, "failed", "job.failed") == ended
     with pytest.raises(JobError, match=r"job\.state"):
         finish(store, job)
@@ -182,7 +168,7 @@ def test_a_job_cancelled_in_the_queue_costs_nothing(store: Store) -> None:
     dataset = push(store)
     job = queue(store, "1", (dataset,))
     assert ledger.abandon(store, job, "cancelled", "job.cancelled").ended is None
-    assert taken(store, dataset)[1:] == (0, 0)
+    assert taken(store, dataset) == NOTHING
     with pytest.raises(JobError, match=r"job\.state"):
         ledger.reserve(store, job)
 
@@ -197,11 +183,11 @@ def test_queued_jobs_hold_the_budget_that_they_will_take(store: Store) -> None:
     assert 1 < len(jobs) < 99
     for job in jobs:
         ledger.reserve(store, job)
-    rdp, spent, _, count = catalog.spent(store, dataset)
-    assert count == len(jobs)
-    assert any(s <= c for s, c in zip(spent, rdp.capacity, strict=True))
-    more = tuple(s + n for s, n in zip(spent, EVENT_NANO, strict=True))
-    assert all(s > c for s, c in zip(more, rdp.capacity, strict=True))
+    capacity, spent = RdpFilter(BUDGET).capacity, taken(store, dataset)
+    assert spent.jobs == len(jobs)
+    assert any(s <= c for s, c in zip(spent.rdp_nano, capacity, strict=True))
+    more = spent.add(CHARGE).rdp_nano
+    assert all(s > c for s, c in zip(more, capacity, strict=True))
 
 
 def test_what_a_cancelled_job_held_is_free_again(store: Store) -> None:
@@ -221,7 +207,7 @@ def test_a_job_that_does_not_fit_one_dataset_debits_none(store: Store) -> None:
     quote = ask(store, "1", (large, small))
     error = refused("budget.exhausted", store, quote)
     assert error.where == small
-    assert taken(store, large)[2] == taken(store, small)[2] == 0
+    assert taken(store, large) == taken(store, small) == NOTHING
 
 
 def test_extra_delta_has_a_budget_of_its_own(store: Store) -> None:
@@ -237,7 +223,7 @@ def test_versions_share_one_ledger(store: Store) -> None:
     third = push(store, "c", previous="b")
     run(store, queue(store, "1", (third,)))
     assert taken(store, first) == taken(store, second) == taken(store, third)
-    assert taken(store, first)[2] == 1
+    assert taken(store, first).jobs == 1
     refused("plan.same-lineage", store, ask(store, "2", (first, second), event=SMALL))
     with pytest.raises(BudgetError, match=r"budget\.lineage"):
         push(store, "d", previous="a", budget=replace(BUDGET, epsilon=5.0))
@@ -271,7 +257,7 @@ def test_training_without_privacy_needs_the_owners_words(store: Store) -> None:
     refused("policy.private-only", store, ask(store, "1", (private,), words=words))
     refused("policy.private-only", store, ask(store, "2", (public,), words="It is all public."))
     run(store, queue(store, "3", (public,), words=words))
-    assert taken(store, public) == ((0,) * len(EVENT_NANO), 0, 1)
+    assert taken(store, public) == replace(NOTHING, jobs=1)
 
 
 def test_an_epoch_expires_and_stale_quotes_are_void(store: Store) -> None:
@@ -347,9 +333,9 @@ def test_revoking_destroys_the_key_and_stops_commits(store: Store) -> None:
     ledger.begin(store, running)
     ledger.reserve(store, reserved)
     assert catalog.revoke(store, dataset, OWNER.id).state == "revoked"
-    head = store.head()
+    size = store.size()
     assert catalog.revoke(store, dataset, OWNER.id).state == "revoked"
-    assert store.head() == head
+    assert store.size() == size
     assert store.all("SELECT dataset FROM dataset_keys") == [(other,)]
     with pytest.raises(PolicyError, match=r"policy\.revoked"):
         finish(store, running)
@@ -381,9 +367,9 @@ def test_a_dataset_that_is_not_checked_does_not_serve(store: Store) -> None:
 def test_registering_again_changes_nothing(store: Store) -> None:
     dataset = push(store)
     found = catalog.dataset(store, dataset)
-    head = store.head()
+    size = store.size()
     assert catalog.register(store, found.registration, secret("a")) == found
-    assert store.head() == head
+    assert store.size() == size
     other = replace(found.registration, budget=replace(BUDGET, epsilon=8.0))
     with pytest.raises(PolicyError, match=r"policy\.dataset-taken"):
         catalog.register(store, other, secret("a"))
@@ -397,11 +383,11 @@ def test_changing_nothing_voids_nothing(store: Store) -> None:
     dataset = push(store, policy=policy)
     quote = ask(store, "1", (dataset,))
     quotes.judge(store, quote, OWNER.id, "approve")
-    head = store.head()
+    size = store.size()
     catalog.set_policy(store, dataset, OWNER.id, policy)
     catalog.advance_epoch(store, dataset, OWNER.id, 0)
     quotes.judge(store, quote, OWNER.id, "approve")
-    assert store.head() == head
+    assert store.size() == size
     ledger.submit(store, quote, SCIENTIST.id)
 
 
