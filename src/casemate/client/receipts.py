@@ -195,6 +195,7 @@ def _logged(receipt: Receipt, bundle: ReceiptBundle) -> Check:
         job=receipt.job,
         result=commitment(bundle.salt, receipt.result_digest),
         receipt=commitment(bundle.salt, envelope),
+        anchor=said.anchor,
     )
     if said != due or entry.boot != receipt.boot or not receipt.reserved < entry.sequence:
         raise _refuse("log-entry", "The log's entry is about another job or receipt.", "entry")

@@ -22,7 +22,7 @@ from casemate.spec.log import (
     dataset_salt,
 )
 
-State = Literal["checking", "ready", "refused", "revoked"]
+State = Literal["checking", "ready", "frozen", "refused", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,11 @@ def use_upload(store: Store, id: str, owner: str, user: str) -> None:
 
 
 _COLUMNS = "id, owner, lineage, registration, policy, policy_digest, salt, epoch, state, error"
+# What waits for its owner's consent (``ledger.consent``) is frozen, for all that looks at it.
+_STATE = (
+    "CASE WHEN state = 'ready' AND id IN (SELECT dataset FROM frozen) THEN 'frozen' ELSE state END"
+)
+_SELECT = f"SELECT {_COLUMNS.replace('state', _STATE)} FROM datasets"
 
 
 def _dataset(row: tuple[Any, ...]) -> Dataset:
@@ -150,7 +155,7 @@ def _dataset(row: tuple[Any, ...]) -> Dataset:
 
 def dataset(store: Store, id: str) -> Dataset:
     """``DataError`` ``data.unknown-dataset`` (404) if there is none."""
-    row = store.one(f"SELECT {_COLUMNS} FROM datasets WHERE id = ?", id)
+    row = store.one(f"{_SELECT} WHERE id = ?", id)
     if row is None:
         raise unknown_dataset(id)
     return _dataset(row)
@@ -168,7 +173,7 @@ def unknown_dataset(id: str) -> DataError:
 
 def datasets(store: Store) -> list[Dataset]:
     """All, by id. Whether a caller may see one: :func:`visible`."""
-    return [_dataset(row) for row in store.all(f"SELECT {_COLUMNS} FROM datasets ORDER BY id")]
+    return [_dataset(row) for row in store.all(f"{_SELECT} ORDER BY id")]
 
 
 def visible(dataset: Dataset, identity: str) -> bool:
@@ -186,7 +191,7 @@ def register(store: Store, registration: Registration, key: DatasetKey) -> Datas
     ``policy.not-owner``; ``BudgetError`` ``budget.lineage``; ``DataError``.
     """
     with store.transaction():
-        row = store.one(f"SELECT {_COLUMNS} FROM datasets WHERE id = ?", registration.dataset)
+        row = store.one(f"{_SELECT} WHERE id = ?", registration.dataset)
         if row is not None:
             found = _dataset(row)
             if found.registration != registration:
@@ -278,7 +283,9 @@ def checking_key(store: Store, id: str) -> DatasetKey:
     return codec.decode(DatasetKey, row[0])
 
 
-def _owned(store: Store, id: str, owner: str) -> Dataset:
+def owned(store: Store, id: str, owner: str) -> Dataset:
+    """``owner``'s dataset, unless it is revoked. Raises ``data.unknown-dataset``,
+    ``policy.revoked``."""
     found = dataset(store, id)
     if found.owner != owner:
         raise unknown_dataset(id)
@@ -295,7 +302,7 @@ def set_policy(store: Store, id: str, owner: str, policy: Policy) -> Dataset:
     """Replace the policy; quotes, approvals and queued jobs made under the old one are void."""
     digest = codec.digest(policy)
     with store.transaction():
-        found = _owned(store, id, owner)
+        found = owned(store, id, owner)
         if found.policy_digest != digest:
             store.run(
                 "UPDATE datasets SET policy = ?, policy_digest = ? WHERE id = ?",
@@ -312,7 +319,7 @@ def set_policy(store: Store, id: str, owner: str, policy: Policy) -> Dataset:
 def advance_epoch(store: Store, id: str, owner: str, epoch: int) -> Dataset:
     """Move the dataset's epoch forward; ``PolicyError`` ``policy.epoch-back`` for going back."""
     with store.transaction():
-        found = _owned(store, id, owner)
+        found = owned(store, id, owner)
         if not found.epoch <= epoch < 2**53:
             raise PolicyError(
                 "policy.epoch-back",

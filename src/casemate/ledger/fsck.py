@@ -15,6 +15,7 @@ from typing import Any, Final
 import apsw
 
 from casemate.accounting.filters import RdpFilter
+from casemate.ledger import fsck_passing as passes
 from casemate.ledger.copy import CopyDisk
 from casemate.ledger.sealed import FILE, FOLDER, connect, failure, let_go
 from casemate.ledger.vfs import Mount
@@ -109,6 +110,7 @@ class Replay:
     # Commitment on a quote -> the datasets of it; digest of a quote -> its salt.
     quotes: dict[str, frozenset[str]] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
+    passing: passes.Passing = field(default_factory=passes.Passing)
     recompute: bool = False
 
     def commit(self, quote: str, digest: str) -> str:
@@ -151,6 +153,7 @@ def check(rows: Rows, *, recompute: bool = False) -> Replay:
     replay = Replay(recompute=recompute)
     try:
         _read_quotes(replay, rows)
+        passes.read_keys(replay, rows)
         for row in rows("SELECT sequence, entry FROM entries ORDER BY sequence"):
             if not _entry(replay, *row):
                 break  # behind a gap nothing can be believed
@@ -161,6 +164,7 @@ def check(rows: Rows, *, recompute: bool = False) -> Replay:
                 _compare_datasets,
                 _compare_budgets,
                 _compare_jobs,
+                passes.compare,
             ):
                 compare(replay, rows)
     except CasemateError as e:
@@ -194,8 +198,9 @@ def _entry(replay: Replay, sequence: int, raw: bytes) -> bool:
     if place == 0:
         replay.expect(entry.kind == "start", "the log does not begin with a start")
     body: Any = codec.decode(BODIES[entry.kind], entry.body)
-    for finding in _APPLY[entry.kind](replay, entry, body):
-        replay.findings.append(f"entry {place} ({entry.kind} {entry.subject}): {finding}")
+    for rule in (passes.before, _APPLY[entry.kind]):
+        for finding in rule(replay, entry, body):
+            replay.findings.append(f"entry {place} ({entry.kind} {entry.subject}): {finding}")
     replay.leaves.append(hashlib.sha256(b"\0" + raw).digest())
     replay.entries += 1
     return True
@@ -206,6 +211,7 @@ def _start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
         yield "this boot started before"
     replay.boots.add(entry.boot)
     replay.attestations[entry.boot] = body.attestation
+    yield from passes.start(replay, entry, body)
 
 
 def _identity(replay: Replay, entry: LogEntry, body: Enrolled) -> Iterator[str]:
@@ -326,7 +332,8 @@ def _abandon(replay: Replay, entry: LogEntry, body: Abandoned) -> Iterator[str]:
         yield "the job was not reserved, or had ended"
         return
     revoked = any(replay.datasets[d.dataset].revoked for d in found.reserved.debits)
-    if found.state == "committed" and not revoked:
+    recovered = found.sequence < replay.passing.began
+    if found.state == "committed" and not (revoked or recovered):
         yield "the job was committed, and no owner revoked"
     found.state, found.ended = "abandoned", entry.sequence
 
@@ -344,6 +351,10 @@ _APPLY: Final[dict[str, Callable[[Replay, LogEntry, Any], Iterator[str]]]] = {
     "takeover": _takeover,
     "commit": _commit,
     "abandon": _abandon,
+    "consent": passes.consent,
+    "recover": passes.recover,
+    "rotate": passes.rotate,
+    "handover": passes.handover,
 }
 
 

@@ -175,10 +175,14 @@ def reserve(store: Store, id: str) -> Link:
     All in one transaction or none; on return it is on the disk. The charge is never given back.
     Again gives the same answer. Raises ``PolicyError``, ``BudgetError``, ``JobError``.
     """
-    with store.transaction():
+    with store.lock:
+        before = job(store, id).reserved
+        return _reserve(store, id) if before is None else store.link(before)
+
+
+def _reserve(store: Store, id: str) -> Link:
+    with store.anchored() as moved:
         found = job(store, id)
-        if found.reserved is not None:
-            return store.link(found.reserved)
         if found.state != "queued":
             raise _wrong_state(found, "queued")
         stored = quotes.get(store, found.quote)
@@ -211,6 +215,7 @@ def reserve(store: Store, id: str) -> Link:
                     )
                     for d, _ in charges
                 ),
+                anchor=moved,
             ),
         )
         store.run(
@@ -340,11 +345,19 @@ def commit(
     key. Again with the same result gives the same entry. Raises ``JobError`` ``job.state``,
     ``PolicyError`` ``policy.revoked`` (an owner withdrew during the run: abandon the job).
     """
-    with store.transaction():
+    with store.lock:
         found = job(store, id)
         if found.state in ("committed", "done") and found.result_digest == result_digest:
             assert found.ended is not None
             return store.link(found.ended)
+        return _commit(store, found, result_digest, blob, result_key, envelope)
+
+
+def _commit(
+    store: Store, found: Job, result_digest: str, blob: str, result_key: bytes, envelope: str
+) -> Link:
+    id = found.id
+    with store.anchored() as moved:
         if found.state != "running" or found.boot != store.boot:
             raise _wrong_state(found, "running in this boot")
         _require_not_revoked(store, id)
@@ -353,6 +366,7 @@ def commit(
             job=id,
             result=commitment(salt, result_digest),
             receipt=commitment(salt, "sha256:" + hashlib.sha256(envelope.encode()).hexdigest()),
+            anchor=moved,
         )
         entry = store.append("commit", id, body)
         store.run(

@@ -52,11 +52,18 @@ def key(store: Store) -> LogKey:
 
 def add_key(store: Store) -> None:
     """Inside a transaction: the log goes on under a new name and key."""
+    (generation,) = store.one("SELECT coalesce(max(generation), 0) + 1 FROM log_keys")
+    origin, private = store.one("SELECT origin, key FROM next_log_key") or new_key(store)
+    store.run("UPDATE log_keys SET ended = ? WHERE ended IS NULL", store.size())
+    store.run("INSERT INTO log_keys VALUES (?, ?, ?, NULL)", generation, origin, private)
+    store.run("DELETE FROM next_log_key")
+
+
+def new_key(store: Store) -> tuple[str, bytes]:
+    """A fresh name and private key."""
     private = store.rng.bytes(KEY_BYTES)
     public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
-    (generation,) = store.one("SELECT coalesce(max(generation), 0) + 1 FROM log_keys")
-    origin = f"{ORIGIN}/{hashlib.sha256(public).hexdigest()[:32]}"
-    store.run("INSERT INTO log_keys VALUES (?, ?, ?)", generation, origin, private)
+    return f"{ORIGIN}/{hashlib.sha256(public).hexdigest()[:32]}", private
 
 
 def head(store: Store) -> Checkpoint:
@@ -99,13 +106,24 @@ def cosign(store: Store, signed: Note, witnesses: Iterable[Verifier]) -> Checkpo
 
 
 def check(store: Store, signed: Note) -> Checkpoint:
-    """A checkpoint that this log signed at some time, which the store must extend.
+    """A checkpoint that this log signed at some time, under its present or an earlier name, which
+    the store must extend.
 
     ``LedgerError`` ``ledger.rolled-back`` where it does not: then this store is an older copy, or a
-    fork.
+    fork. ``ledger.recovered`` (409) for more than the owners went on from at a recovery.
     """
-    found = checkpoint.verify(signed, key(store).verifier)
+    found = checkpoint.verify(signed, _signer(store, signed))
     size = store.size()
+    row = store.one("SELECT ended FROM log_keys WHERE origin = ?", found.origin)
+    if row[0] is not None and found.size > row[0]:
+        raise LedgerError(
+            "ledger.recovered",
+            f"The state was restored to its first {row[0]} entries, with the owners' consent; you"
+            f" have seen {found.size} of the log before that.",
+            mend="Verify the recovery in the log (casemate audit verify), then go on from it.",
+            where=found.origin,
+            status=409,
+        )
     if found.size > size or merkle.root(found.size, store.node) != found.root:
         raise LedgerError(
             "ledger.rolled-back",
@@ -115,6 +133,17 @@ def check(store: Store, signed: Note) -> Checkpoint:
             where=found.origin,
         )
     return found
+
+
+def _signer(store: Store, signed: Note) -> Verifier:
+    """The key of the log, present or earlier, whose name the checkpoint bears."""
+    row = store.one(
+        "SELECT key FROM log_keys WHERE origin = ?", checkpoint.read(signed.text).origin
+    )
+    if row is None:
+        return key(store).verifier
+    public = Ed25519PrivateKey.from_private_bytes(row[0]).public_key().public_bytes_raw()
+    return checkpoint.log_key(checkpoint.read(signed.text).origin, public)
 
 
 def cosigned(store: Store, witnesses: Iterable[str], sequence: int) -> int:

@@ -12,13 +12,21 @@ APPLICATION_ID: Final = 0x43534D54  # "CSMT"
 # complete subtrees of the log's Merkle tree. An account without a scientist is the whole lineage's.
 # `result_key` is a result's stream key until it is released, then what is sealed to the scientist.
 # `granted`: the entry that lets `boot` run the job. `states`: a run's newest sealed state.
+# A log key `ended` at the size at which a recovery went on under the next one. `frozen`: until its
+# owner consents to a recovery (`accepted` is 'recovery'), or to the software that runs (`accepted`
+# is the measurement before it, so that going back needs no consent).
 SCHEMA: Final = """
 CREATE TABLE entries(sequence INTEGER PRIMARY KEY, entry BLOB NOT NULL) STRICT;
 CREATE TABLE nodes(
   level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE log_keys(
-  generation INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, key BLOB NOT NULL
+  generation INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, key BLOB NOT NULL, ended INTEGER
+) STRICT;
+CREATE TABLE next_log_key(origin TEXT PRIMARY KEY, key BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE anchor(
+  one INTEGER PRIMARY KEY CHECK (one = 1), secret BLOB NOT NULL,
+  name TEXT, count INTEGER, before BLOB, step BLOB
 ) STRICT;
 CREATE TABLE cosignatures(
   witness TEXT PRIMARY KEY, size INTEGER NOT NULL, line TEXT NOT NULL
@@ -46,6 +54,13 @@ CREATE TABLE datasets(
 CREATE TABLE dataset_keys(
   dataset TEXT PRIMARY KEY REFERENCES datasets, key BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE consents(
+  dataset TEXT PRIMARY KEY REFERENCES datasets, measurement TEXT NOT NULL, envelope TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE frozen(
+  dataset TEXT NOT NULL REFERENCES datasets, accepted TEXT NOT NULL, PRIMARY KEY (dataset, accepted)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE handed_over(entry INTEGER PRIMARY KEY REFERENCES entries) STRICT;
 CREATE TABLE uploads(
   id TEXT PRIMARY KEY, owner TEXT NOT NULL REFERENCES identities,
   size INTEGER NOT NULL CHECK (size > 0), used_by TEXT

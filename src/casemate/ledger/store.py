@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import apsw
 
+from casemate.ledger import anchor as anchors
 from casemate.ledger import fsck
+from casemate.ledger.anchor import Anchor, Mark, Stand
 from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
 from casemate.ledger.sealed import FOLDER, connect, failure, let_go
 from casemate.ledger.vfs import Mount
@@ -47,8 +49,10 @@ class Store:
         self.rng = rng
         self._mount = mount
         self._connection = connection
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._stopped: BaseException | None = None
+        self.anchor: Anchor | None = None
+        self.stand: Stand | None = None
 
     @classmethod
     def open(cls, disk: Disk, key: bytes, boot: bytes, rng: Rng) -> Store:
@@ -116,7 +120,7 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, durable on return. An exception inside undoes everything."""
-        with self._lock:
+        with self.lock:
             if self._connection.in_transaction:
                 raise RuntimeError("transactions do not nest")
             self.run("BEGIN IMMEDIATE")
@@ -126,6 +130,47 @@ class Store:
             except BaseException:
                 self._undo()
                 raise
+
+    @contextmanager
+    def anchored(self) -> Iterator[int | None]:
+        """A transaction after which the anchor is moved, where there is one: an older state cannot
+        follow. Gives how many times it will have been moved, for the entry. Once it has failed, the
+        store has stopped."""
+        stand = self.stand
+        with self.transaction():
+            yield None if stand is None else stand.count + 1
+            if stand is not None:
+                size = self.size()
+                mark = stand.mark(merkle.root(size, self.node))
+                self.run(
+                    "UPDATE anchor SET name = ?, count = ?, before = ?, step = ?",
+                    mark.name,
+                    mark.count,
+                    mark.before,
+                    mark.step,
+                )
+        if stand is not None and self.anchor is not None:
+            try:
+                self.stand = anchors.move(self.anchor, mark)
+            except BaseException as e:
+                self._stopped = self._stopped or e
+                raise
+
+    def anchor_secret(self) -> bytes:
+        """The 32 bytes that an anchor's authorisation follows from; made once."""
+        with self.transaction():
+            if (row := self.one("SELECT secret FROM anchor")) is not None:
+                return bytes(row[0])
+            secret = self.rng.bytes(anchors.BYTES)
+            self.run("INSERT INTO anchor (one, secret) VALUES (1, ?)", secret)
+            return secret
+
+    def hold(self, anchor: Anchor | None) -> None:
+        """At a start: hold the state against its anchor. Raises ``ledger.rolled-back``,
+        ``ledger.anchor-*``."""
+        row = self.one("SELECT name, count, before, step FROM anchor WHERE name NOT NULL")
+        self.stand = anchors.resume(anchor, None if row is None else Mark(*row), self.rng)
+        self.anchor = anchor
 
     def _undo(self) -> None:
         try:
@@ -140,7 +185,7 @@ class Store:
 
     def all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of one statement."""
-        with self._lock:
+        with self.lock:
             if self._stopped is not None:
                 raise failure(self._stopped)
             try:
@@ -213,7 +258,7 @@ class Store:
 
     def close(self) -> None:
         """Let the file go. Idempotent; afterwards every call raises ``ledger.stopped``."""
-        with self._lock:
+        with self.lock:
             self._stopped = self._stopped or RuntimeError("it was closed")
             let_go(self._connection)
             self._mount.close()

@@ -36,7 +36,7 @@ from casemate.server.uploads import Uploads
 from casemate.spec import canonical
 from casemate.spec.errors import LedgerError, NetError, UsageError
 from casemate.spec.job import DpEvent
-from casemate.tee import Machine, Tee
+from casemate.tee import Machine, Tee, open_anchor
 from casemate.tee import open as open_tee
 
 READY_FILE: Final = "server.json"
@@ -99,6 +99,8 @@ def assemble(
     metrics = Metrics()
     limits, rates = config.limits, config.rates
     attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
+    if not tee.simulated:
+        store.hold(open_anchor(tee, store.anchor_secret()))
     recovery.start(store, attested, software=software(), measurement=tee.measurement)
     for folder in (release.FOLDER, states.FOLDER):
         disk.make_folder(folder)

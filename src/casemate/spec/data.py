@@ -221,7 +221,9 @@ class BudgetState:
 
 @value("dataset-info/v1")
 class DatasetInfo:
-    """What a listing shows. ``budget`` is there for the owner and for admitted scientists."""
+    """What a listing shows. ``budget`` is there for the owner and for admitted scientists.
+
+    ``frozen``: ready, but its state passed on without its owner's consent, and waits for it."""
 
     dataset: str
     owner: str
@@ -229,6 +231,6 @@ class DatasetInfo:
     policy: Policy
     policy_digest: str
     epoch: int
-    state: Literal["checking", "ready", "refused", "revoked"]
+    state: Literal["checking", "ready", "frozen", "refused", "revoked"]
     error: str | None = None
     budget: BudgetState | None = None

@@ -12,6 +12,7 @@ import hashlib
 from typing import Final, Literal
 
 from casemate.spec.codec import value
+from casemate.spec.consent import Consented, HandedOver, Recovered, Rotated
 from casemate.spec.data import Budget
 from casemate.spec.job import Charge, DpEvent
 
@@ -34,13 +35,13 @@ def dataset_salt(salt: bytes) -> bytes:
 @value("log-start/v2")
 class Started:
     """A boot opened the store: its software, the TEE's measurement (hex), the digest of the
-    attestation that binds its keys (kept beside the log), and what a monotonic counter is set to,
-    where there is one."""
+    attestation that binds its keys (kept beside the log), and how many times the state has then
+    moved its anchor, where it has one."""
 
     software: str
     measurement: str
     attestation: str
-    counter: int | None = None
+    anchor: int | None = None
 
 
 @value("log-identity/v1")
@@ -111,8 +112,8 @@ class Reserved:
     never given back (P8).
 
     ``request``, ``quote`` and ``plan`` are commitments under the job's salt; ``events`` and the
-    deltas are the plan's; ``delta_shown`` is where the charge shows epsilon. ``counter``: what a
-    monotonic counter is set to, where there is one.
+    deltas are the plan's; ``delta_shown`` is where the charge shows epsilon. ``anchor``: how many
+    times the state has then moved its anchor, where it has one.
     """
 
     job: str
@@ -126,7 +127,7 @@ class Reserved:
     delta_shown: float
     charge: Charge
     debits: tuple[Debit, ...]
-    counter: int | None = None
+    anchor: int | None = None
 
 
 @value("log-takeover/v1")
@@ -140,11 +141,13 @@ class TakenOver:
 @value("log-commit/v2")
 class Committed:
     """The job's only commit: nothing of another run of it is ever released. ``result`` and
-    ``receipt`` (the envelope) are commitments under the job's salt."""
+    ``receipt`` (the envelope) are commitments under the job's salt. ``anchor``: as in a
+    reservation."""
 
     job: str
     result: str
     receipt: str
+    anchor: int | None = None
 
 
 @value("log-abandon/v2")
@@ -168,4 +171,8 @@ BODIES: Final[dict[str, type]] = {
     "takeover": TakenOver,
     "commit": Committed,
     "abandon": Abandoned,
+    "consent": Consented,
+    "recover": Recovered,
+    "rotate": Rotated,
+    "handover": HandedOver,
 }

@@ -79,6 +79,7 @@ class ReceiptBundle:
 EntryKind = Literal[
     "start", "identity", "register", "policy", "epoch", "revoke",
     "approve", "reject", "reserve", "takeover", "commit", "abandon",
+    "consent", "recover", "rotate", "handover",
 ]  # fmt: skip
 
 
