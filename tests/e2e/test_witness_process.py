@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from casemate.seal import note
+from casemate.seal import checkpoint, note
+from support import server
 from support.witness import Tree
 
 pytestmark = pytest.mark.e2e
@@ -125,3 +126,21 @@ def test_killed_under_load_it_forgets_nothing_that_it_let_out(folder):
             assert held in (highest, highest + 1)
             assert post(client, OTHER.request(held, 40)).status_code == 422
             highest = held
+
+
+def test_the_log_of_an_enclave_is_watched_by_its_evidence(folder, tmp_path):
+    with server.start(tmp_path / "server") as running:
+        code, _, err = run("add", folder, "--from", running.url)
+        assert code == 2 and json.loads(err)["error"]["code"] == "usage.trust"
+        code, out, err = run("add", folder, "--from", running.url, "--trust", "simulated")
+        assert code == 0 and "SIMULATED" in err
+        log = note.verifier(json.loads(out)["vkey"])
+        fetched = httpx.get(f"{running.url}/log/checkpoint", verify=False)
+        signed = note.parse(fetched.content)
+    head = checkpoint.verify(signed, log)
+    assert json.loads(out)["origin"] == head.origin and head.size > 0
+    with serving(folder) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
+        body = str(checkpoint.Request(0, (), signed)).encode()
+        assert post(client, body).status_code == 200
+        newest = note.parse(client.get(f"/checkpoint/{head.origin}").content)
+        assert checkpoint.verify(newest, log) == head

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casemate.cli import output
+from casemate.cli import config, output
 from casemate.spec.errors import AuthError, UsageError
 
 if TYPE_CHECKING:
     from casemate.seal.identity import Identity
+    from casemate.seal.note import Verifier
 
 _folder = click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 
@@ -89,25 +90,64 @@ def init(folder: Path, name: str, passphrase: bool, form: str) -> None:
     )
 
 
+def _log_of(enclave: str, trust: str | None) -> Verifier:
+    """The key of an enclave's log, as its evidence binds it and its newest checkpoint names it."""
+    from casemate.client.connection import Connection
+    from casemate.seal import checkpoint, note
+    from casemate.seal.identity import Identity
+
+    place = config.place(enclave, trust)
+    # Nobody needs to know who asks for a public file.
+    nobody = Identity.generate("nobody")
+    connection = Connection(place.url, trust=config.load_trust(place.trust), identity=nobody)
+    try:
+        signed = note.parse(connection.request("GET", "/log/checkpoint").body)
+        line = connection.line()
+    finally:
+        connection.close()
+    if line.verdict.simulated:
+        output.say(f"SIMULATED {line.verdict.tee}: {place.url} runs in no TEE")
+    log = checkpoint.log_key(checkpoint.read(signed.text).origin, line.attestation.binding.log_key)
+    checkpoint.verify(signed, log)
+    return log
+
+
 @witness.command()
 @_folder
-@click.argument("vkey")
-@output.format_option
-def add(folder: Path, vkey: str, form: str) -> None:
-    """Watch the log with this VKEY (name+id+key, as its enclave's evidence binds it)."""
+@click.argument("vkey", required=False)
+@click.option(
+    "--from",
+    "enclave",
+    metavar="NAME|URL",
+    help="Instead of VKEY: the log of this enclave, whose evidence is verified.",
+)
+@click.option(
+    "--trust",
+    envvar="CASEMATE_TRUST",
+    metavar="FILE|simulated[:ROOT]",
+    help="With --from: what evidence to ask for.",
+)
+@output.format_option  # fmt: skip
+def add(folder: Path, vkey: str | None, enclave: str | None, trust: str | None, form: str) -> None:
+    """Watch the log with this VKEY (name+id+key, as its enclave's evidence binds it).
+
+    A running witness reads its logs when it starts: stop it first.
+    """
     from casemate.seal import note
     from casemate.seams import OsDisk
     from casemate.witness import state
     from casemate.witness.alone import alone
 
-    log = note.verifier(vkey)
+    if (vkey is None) == (enclave is None):
+        raise click.UsageError("Give either VKEY or --from.")
     disk = OsDisk(_key(folder).parent)
+    log = note.verifier(vkey) if vkey is not None else _log_of(str(enclave), trust)
     with alone(folder):
         new = state.add(disk, state.witness(disk), log)
     output.emit(
         form,
         {"origin": log.name, "vkey": str(log), "new": new},
-        lambda: f"{output.clean(log.name)} is {'now' if new else 'already'} watched",
+        lambda: f"{output.clean(log.name)} is {'now' if new else 'already'} watched\n{log}",
     )
 
 

@@ -59,11 +59,10 @@ class Witness:
             if self.broken is not None:
                 raise self.broken
             try:
-                match decide(self._heads, body, self._logs):
-                    case Accepted(head, signed):
-                        return self._accept(head, signed)
-                    case Refused() as found:
-                        return self._refuse(found, body)
+                found = decide(self._heads, body, self._logs)
+                if isinstance(found, Accepted):
+                    return self._accept(found.head, found.signed)
+                return self._refuse(found, body)
             except LedgerError as e:
                 self.broken = e
                 raise

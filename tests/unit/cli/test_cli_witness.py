@@ -2,6 +2,8 @@
 
 import json
 import stat
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +66,9 @@ def test_logs_are_watched(run, tmp_path):
     assert code == 0 and LOG.origin in out and str(state.witness(OsDisk(folder))) in out
     code, _, err = run("add", folder, "no+key")
     assert code == 3 and "format.note" in err
+    for words in ([], [LOG.log, "--from", "https://enclave.example"]):
+        code, _, err = run("add", folder, *words)
+        assert code == 2 and "either VKEY or --from" in err
 
 
 def test_a_fork_is_said(run, tmp_path):
@@ -91,6 +96,33 @@ def test_a_passphrase_is_needed_to_serve_alone(run, tmp_path, monkeypatch):
     assert as_json(run, "show", folder)["logs"]
     code, _, err = run("serve", folder, "--port", 0)
     assert code == 7 and "auth.passphrase" in err
+
+
+def test_a_witness_is_served(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASEMATE_PASSPHRASE", "correct horse")
+    made = as_json(run, "init", tmp_path / "w", "--name", "w.example/a")
+    seen = []
+
+    def serve(folder, identity, host, port, *, ready, event):
+        seen.append((folder, host, port))
+        event({"event": "cosigned"})
+        ready("http://w.example", SimpleNamespace(key=service.verifier(identity)))
+
+    monkeypatch.setattr("casemate.witness.serve.serve", serve)
+    code, out, err = run("serve", tmp_path / "w", "--host", "::1", "--port", 5, "--format", "json")
+    assert code == 0 and seen == [(tmp_path / "w", "::1", 5)]
+    assert json.loads(out) == {
+        "url": "http://w.example", "name": "w.example/a", "vkey": made["vkey"],
+    }  # fmt: skip
+    assert json.loads(err) == {"event": "cosigned"}
+    code, out, _ = run("serve", tmp_path / "w")
+    assert code == 0 and made["vkey"] in out and "http://w.example" in out
+
+
+def test_what_is_missing_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "casemate.witness.serve", None)
+    code, _, err = run("serve", tmp_path / "w")
+    assert code == 2 and "usage.extra" in err and "casemate[witness]" in err
 
 
 @pytest.mark.parametrize("command", [["show"], ["add", str(LOG.log)], ["serve"]])

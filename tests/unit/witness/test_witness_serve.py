@@ -1,12 +1,19 @@
 """The HTTP face of a witness, called as ASGI: routes, limits, what happens when it stops."""
 
 import asyncio
+import errno
 import json
+import os
+import signal
+import socket
+import threading
 
+import httpx
 import pytest
 
 from casemate.seal import note
 from casemate.seal.identity import Identity
+from casemate.seams import OsDisk
 from casemate.spec.errors import LedgerError, NetError
 from casemate.witness import serve, service, state
 from casemate.witness.alone import alone
@@ -143,3 +150,68 @@ def test_an_address_that_is_taken():
         with pytest.raises(NetError) as e:
             serve._listen("127.0.0.1", sock.getsockname()[1])
     assert e.value.code == "net.listen"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    disk = OsDisk(tmp_path / "w")
+    state.create(disk, service.verifier(ANNA))
+    state.add(disk, service.verifier(ANNA), LOG.log)
+    return tmp_path / "w"
+
+
+def served(folder, act, host="127.0.0.1", told=True):
+    """Run a whole witness on this thread; ``act`` asks it from another, then it is told to stop."""
+    got, events = [], []
+
+    def ask(url):
+        try:
+            with httpx.Client(base_url=url, timeout=30) as client:
+                got.append(act(client))
+        finally:
+            if told:  # while it serves it takes the signal; afterwards the signal would kill
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def ready(url, witness):
+        assert witness.key == service.verifier(ANNA)
+        threading.Thread(target=ask, args=(url,)).start()
+
+    serve.serve(folder, ANNA, host, 0, ready=ready, event=events.append)
+    return got[0], events
+
+
+def test_it_serves_until_it_is_told_to_stop(folder):
+    def act(client):
+        answers = [client.post("/add-checkpoint", content=LOG.request(0, n)) for n in (5, 7)]
+        return [a.status_code for a in answers], client.get("/").json()["logs"][0]["size"]
+
+    assert served(folder, act) == (
+        ([200, 409], 5),
+        [
+            {"event": "cosigned", "log": LOG.origin, "size": 5},
+            {"event": "refused", "log": LOG.origin, "status": 409},
+        ],
+    )
+
+
+def test_a_disk_that_fails_ends_the_process(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def act(client):
+        monkeypatch.setattr(OsDisk, "rename", full)
+        return client.post("/add-checkpoint", content=LOG.request(0, 5)).status_code
+
+    with pytest.raises(LedgerError) as e:
+        served(folder, act, told=False)
+    assert e.value.code == "ledger.witness-stopped" and "No space" in e.value.message
+
+
+def test_an_address_of_version_6(folder):
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        found, _ = served(folder, lambda c: str(c.base_url), host="::1")
+    except NetError:
+        pytest.skip("no IPv6 here")
+    assert found.startswith("http://[::1]:")
