@@ -20,6 +20,7 @@ from casemate.spec import codec
 from casemate.spec.data import Budget
 from casemate.spec.errors import CasemateError
 from casemate.spec.evidence import Evidence
+from casemate.spec.job import Charge, DpEvent
 from casemate.spec.receipt import LogEntry
 
 CALLER = "x-caller"
@@ -126,33 +127,48 @@ def _left_of(budget: Budget, spent: tuple[int, ...], delta_femto: int) -> float:
 
 
 @contextlib.contextmanager
+def remembered() -> Iterator[None]:
+    """Pure functions that remember their answers: decoding, charges, capacities."""
+    memory = _memory()
+
+    def charge(events: Sequence[DpEvent], extra: float, *, delta_shown: float) -> Charge:
+        return _charge(tuple(events), extra, delta_shown=delta_shown)
+
+    def left(self: filters.RdpFilter, spent: Sequence[int], delta_femto: int) -> float:
+        return _left_of(self.budget, tuple(spent), delta_femto)
+
+    parts: tuple[tuple[object, str, object], ...] = (
+        (codec, "decode", memory.decode),
+        (codec, "encode", memory.encode),
+        (codec, "digest", memory.digest),
+        (filters.RdpFilter, "charge", staticmethod(charge)),
+        (filters.RdpFilter, "left", left),
+        (filters, "capacities", _capacities),
+        (filters, "epsilon", lambda total, delta: _epsilon(tuple(total), delta)),
+        (filters, "nano", lambda events: _nano(tuple(events))),
+    )
+    with contextlib.ExitStack() as stack:
+        for where, name, value in parts:
+            stack.enter_context(mock.patch.object(where, name, value))
+        yield
+
+
+@contextlib.contextmanager
 def cheap(*, signed: bool) -> Iterator[None]:
-    """Boots without RSA and TLS keys, pure functions that remember; requests without signatures,
-    unless ``signed``."""
+    """Boots without RSA and TLS keys, :func:`remembered`; requests without signatures, unless
+    ``signed``."""
+    made = _tls()
+    _software()
     with contextlib.ExitStack() as stack:
 
         def patch(where: object, name: str, value: object) -> None:
             stack.enter_context(mock.patch.object(where, name, value))
 
-        made = _tls()
-        _software()
+        stack.enter_context(remembered())
         patch(serve, "open_tee", lambda *_, **__: PaperTee())
         patch(keys.tls, "make", lambda _: made)
-        patch(config, "software", _software)
-        for module in (serve, release, routes):
+        for module in (config, serve, release, routes):
             patch(module, "software", _software)
-        memory = _memory()
-        for name in ("decode", "encode", "digest"):
-            patch(codec, name, getattr(memory, name))
-        charge = staticmethod(lambda e, extra, *, delta_shown: _charge(
-            tuple(e), extra, delta_shown=delta_shown
-        ))  # fmt: skip
-        patch(filters.RdpFilter, "charge", charge)
-        patch(filters, "epsilon", lambda total, delta: _epsilon(tuple(total), delta))
-        left = lambda self, spent, delta: _left_of(self.budget, tuple(spent), delta)  # noqa: E731
-        patch(filters.RdpFilter, "left", left)
-        patch(filters, "capacities", _capacities)
-        patch(filters, "nano", lambda events: _nano(tuple(events)))
         if not signed:
             patch(app, "_authenticate", _by_name)
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from casemate.spec.receipt import ReceiptBundle
 from support.server import job_request, mlp, schema, table, train_spec
 from support.simserver import CountingRng, charged, committed
 from torture.model import ENDED, Violation, demand
+from torture.real import RealWorld
 from torture.world import Answer, World
 
 ROWS = 16
@@ -64,7 +64,7 @@ class Client:
     """One identity; one request at a time, repeated with a new signature until it is answered or
     patience ends."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World | RealWorld, name: str) -> None:
         self.world = world
         self.identity = person(name)
         self.model = world.model
@@ -105,8 +105,8 @@ class Client:
         demand(not gone.get(kind, False), f"lost: {path}")
 
     def seal(self, plaintext: bytes, info: bytes) -> bytes:
-        assert self.world.boot is not None
-        return hpke.seal(self.world.boot.service.keys.hpke.public, plaintext, info=info)
+        assert self.world.seal_key is not None
+        return hpke.seal(self.world.seal_key, plaintext, info=info)
 
     async def act(self) -> None:
         raise NotImplementedError
@@ -116,7 +116,7 @@ class Client:
         while self.id not in self.model.enrolled:
             await self.enrol()
         for _ in range(actions):
-            await asyncio.sleep(self.draw.expovariate(1.0))
+            await self.world.pause()
             await self.act()
 
     async def enrol(self) -> None:
@@ -162,8 +162,7 @@ class Client:
         name = f"ds_{digest[:40]}"
         of = schema("tiny", ROWS)
         upload = await self.upload(b"".join(stream.encrypt(key, [_wire()])))
-        boot = world.boot
-        if upload is None or boot is None:
+        if upload is None or world.seal_key is None:
             return None
         policy = changes.pop("policy", None) or Policy(
             scientists=("*",), approval=draw.choice(("none", "none", "each-quote"))
@@ -213,7 +212,7 @@ class Client:
 class Owner(Client):
     """``budgets``: those that new datasets get, in turn at random."""
 
-    def __init__(self, world: World, name: str, budgets: tuple[Budget, ...]) -> None:
+    def __init__(self, world: World | RealWorld, name: str, budgets: tuple[Budget, ...]) -> None:
         super().__init__(world, name)
         self.budgets = budgets
 
@@ -296,7 +295,7 @@ class Owner(Client):
 class Scientist(Client):
     """``hasty``: submits all that it has quotes for, at once and first of all."""
 
-    def __init__(self, world: World, name: str, *, hasty: bool = False) -> None:
+    def __init__(self, world: World | RealWorld, name: str, *, hasty: bool = False) -> None:
         super().__init__(world, name)
         self.hasty = hasty
 
@@ -349,7 +348,7 @@ class Scientist(Client):
         request = job_request(self.id, chosen, _model(), train or self.draw.choice(SPECS), job)
         key = self.world.token(32)
         upload = await self.upload(b"".join(stream.encrypt(key, [_model().data])))
-        if upload is None or self.world.boot is None:
+        if upload is None or self.world.seal_key is None:
             return None
         sealed = self.seal(key, Submission.info(codec.digest(request)))
         self.model.used.add(upload)

@@ -236,6 +236,14 @@ class World:
     def token(self, count: int) -> bytes:
         return self.draw.getrandbits(8 * count).to_bytes(count, "big")
 
+    @property
+    def seal_key(self) -> bytes | None:
+        """What the running server opens."""
+        return None if self.boot is None else self.boot.service.keys.hpke.public
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self.draw.expovariate(1.0))
+
     # The machine.
 
     async def start(self, disk: SimDisk) -> None:
