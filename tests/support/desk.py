@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,8 @@ from casemate.graph import pack
 from casemate.plan import state as plan_state
 from casemate.seal import hpke, requests, stream
 from casemate.seal.identity import Identity
-from casemate.seams import OsRng
+from casemate.seams import Net, OsRng, Unreachable
+from casemate.seams.net import MAX_ANSWER
 from casemate.server import app, run
 from casemate.server.config import Config, Limits, Rate, Rates
 from casemate.server.pool import WorkerGone
@@ -49,6 +50,7 @@ from casemate.spec.messages import (
 from casemate.tee.simulated import CHAIN_FILE, SEALING_FILE, SimulatedTee
 from support.disk import SimDisk
 from support.server import CLASSES, FEATURES, job_request, mlp, schema, table
+from support.witness import Down, FakeWitness
 
 T = TypeVar("T")
 URL = "https://desk.example:8443"
@@ -271,6 +273,8 @@ class Desk:
         script: Script | None = None,
         rates: Rates = FREE,
         workers: int = 1,
+        net: Net | None = None,
+        witnesses: tuple[str, ...] = (),
         **limits: Any,
     ) -> None:
         self.disk = disk or fresh_disk()
@@ -279,11 +283,12 @@ class Desk:
         self.logs: list[str] = []
         config = Config(
             state=Path("unused"), port=0, dev=True, workers=workers, rates=rates,
-            limits=Limits(**limits), threads=1,
+            limits=Limits(**limits), threads=1, witnesses=witnesses,
         )  # fmt: skip
         self.service = assemble(
-            config, disk=self.disk, clock=self.clock, rng=OsRng(), write_log=self.logs.append
-        )
+            config, disk=self.disk, clock=self.clock, rng=OsRng(), write_log=self.logs.append,
+            net=net,
+        )  # fmt: skip
         self.service.pool = ScriptedPool(self.script)  # type: ignore[assignment]
         self.app = app.build(self.service, self.service.queue.serve)
         self.http = httpx.AsyncClient(
@@ -313,6 +318,26 @@ class Desk:
 
     def log_text(self) -> str:
         return "\n".join(self.logs)
+
+
+class WitnessNet:
+    """A network of witnesses by URL prefix. ``answered``: what they said."""
+
+    def __init__(self, witnesses: Mapping[str, FakeWitness]) -> None:
+        self.witnesses = dict(witnesses)
+        self.answered: list[tuple[str, int]] = []
+
+    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
+        prefix, _, call = url.rpartition("/")
+        assert call == "add-checkpoint"
+        try:
+            answer = self.witnesses[prefix].add_checkpoint(body)
+        except Down:
+            raise Unreachable from None
+        if len(answer.body) > MAX_ANSWER:
+            raise Unreachable
+        self.answered.append((prefix, answer.status))
+        return answer.status, answer.body
 
 
 class Refused(Exception):

@@ -26,6 +26,14 @@ FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 60.0
 
 
+def _rolled_back(message: str) -> LedgerError:
+    return LedgerError(
+        "ledger.rolled-back",
+        message,
+        mend="Start from the newest state, or let the owners consent to a recovery.",
+    )
+
+
 class Publisher:
     """One server's witnesses at ``urls`` (each a submission prefix)."""
 
@@ -75,6 +83,11 @@ class Publisher:
                 self._known[url] = now.size
                 self._keep(signed, answer)
                 return
+            if status == 422 or (status == 409 and answer == b"%d\n" % old and old == now.size):
+                raise _rolled_back(
+                    f"A witness has seen another log than this one at {old} entries: the state was"
+                    " forked."
+                )
             if status != 409:
                 return
             self._known[url] = self._size(answer, now.size)
@@ -85,11 +98,9 @@ class Publisher:
         if not (text.isascii() and text.isdecimal() and len(text) <= 16):
             return 0
         if int(text) > mine:
-            raise LedgerError(
-                "ledger.rolled-back",
+            raise _rolled_back(
                 f"A witness has seen {text} entries of this log, which has {mine} here: the state"
-                " is an older copy.",
-                mend="Start from the newest state, or let the owners consent to a recovery.",
+                " is an older copy."
             )
         return int(text)
 
