@@ -81,7 +81,7 @@ class Client:
             answer = await self.world.send(self.identity, method, path, body, **headers)
             if answer is not None:
                 self._read(answer, method, path)
-                if answer.status < 400 and self.draw.random() < 0.3:
+                if answer.status < 400 and self.draw.random() < self.world.careful:
                     await self.world.remember(self.identity)
                 return answer
         return None
@@ -167,6 +167,7 @@ class Client:
         policy = changes.pop("policy", None) or Policy(
             scientists=("*",), approval=draw.choice(("none", "none", "each-quote"))
         )
+        policy = replace(policy, **world.policy)
         info = Registration.info(name, codec.digest(policy), codec.digest(of))
         made = Registration(
             dataset=name, owner=self.id, schema=of, policy=policy, upload=upload,

@@ -12,7 +12,7 @@ import ssl
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from casemate.seal import requests
 from casemate.seal.identity import Identity
@@ -92,6 +92,9 @@ class RealWorld:
 
     def token(self, count: int) -> bytes:
         return self.draw.getrandbits(8 * count).to_bytes(count, "big")
+
+    policy: ClassVar[dict[str, Any]] = {}
+    careful: ClassVar[float] = 0.0
 
     async def pause(self) -> None:
         await asyncio.sleep(self.draw.random() * 0.004)

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from casemate.ledger import catalog
 from casemate.spec.data import Budget, Policy
@@ -21,7 +22,7 @@ from support.simloop import simulate
 from support.simserver import cheap, verdicts
 from torture.clients import OWNERS, SCIENTISTS, SPECS, Client, Owner, Scientist, person, tight
 from torture.model import ENDED, Model, Violation, charge_of, demand
-from torture.world import Seen, World, starts
+from torture.world import Seen, WitnessNet, World, starts
 
 CALLS = 320  # of the disk, about, in a boot
 HONEST = ("clean", "power", "kill")
@@ -51,6 +52,7 @@ class Base:
     model: Model
     heads: dict[str, Seen]
     boots: int
+    witnessed: dict[str, dict[str, Any]] | None
 
 
 def budgets(model: Model, draw: random.Random) -> tuple[Budget, ...]:
@@ -94,10 +96,23 @@ async def _grow(world: World) -> None:
 def base(number: int) -> Base:
     """One of a few prepared servers: what most runs begin with."""
     world = World(seed=number, trouble=0.0)
+    if number % 2:
+        world.net = WitnessNet(world, {})
     with cheap(signed=False):
         simulate(_grow(world), number)
     assert len(world.model.datasets) == 4 and len(world.model.quotes) == 12, world.seen
-    return Base(world.disk.snapshot(), world.model, dict(world.heads), world.boots)
+    witnessed = world.net.heads if world.net is not None else None
+    return Base(world.disk.snapshot(), world.model, dict(world.heads), world.boots, witnessed)
+
+
+def begin(world: World, number: int) -> SimDisk:
+    """Go on from a prepared server; its disk."""
+    begun = base(number)
+    world.model, world.heads = begun.model.copy(), dict(begun.heads)
+    world.boots = begun.boots + 100  # other boots, other randomness
+    if begun.witnessed is not None:
+        world.net = WitnessNet(world, begun.witnessed)
+    return SimDisk.of(begun.files, world.seed)
 
 
 class Run:
@@ -117,10 +132,7 @@ class Run:
         jumps = draw.choice((0.0, 0.02))
         self.world = world = World(seed=seed, signed=self.signed, clock_jumps=jumps)
         if not fresh:
-            begun = base(draw.randrange(4))
-            world.model, world.heads = begun.model.copy(), dict(begun.heads)
-            world.boots = begun.boots + 100  # other boots, other randomness
-            world.disk = SimDisk.of(begun.files, seed)
+            world.disk = begin(world, draw.randrange(4))
         else:
             world.disk = SimDisk(seed)
         self.old = world.model.copy()
@@ -230,6 +242,12 @@ class Run:
         if why := await starts(world.start(disk)):
             self.outcome.found = f"start refused: {why}"
             return
+        assert world.boot is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(world.boot.dead.wait(), 5.0)
+            self.outcome.found = "the server was told"
+            demand(self.witness_stopped(), f"stopped by {world.boot.service.broken}")
+            return
         if who := world.who_finds():
             assert world.boot is not None
             self.outcome.found = "a client with a newer head"
@@ -242,6 +260,12 @@ class Run:
             return
         self.outcome.found = "nothing logged is missing"
         world.check_what_is_known()
+
+    def witness_stopped(self) -> bool:
+        """Whether the server stopped because a witness knew more of its log."""
+        boot = self.world.boot
+        broken = boot.service.broken if boot is not None else None
+        return broken is not None and broken.code == "ledger.rolled-back"
 
     # The end of an honest run.
 

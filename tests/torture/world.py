@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from casemate.ledger import catalog
+from casemate.ledger import catalog, log
 from casemate.seal import checkpoint, note, requests
 from casemate.seal.identity import Identity
+from casemate.seams import Unreachable
 from casemate.server import app, serve
 from casemate.server.app import CHECKPOINT_HEADER
 from casemate.server.config import Config, Limits
@@ -43,6 +44,7 @@ from support.simserver import (
     spent,
     stores,
 )
+from support.witness import FakeWitness
 from torture.model import Model, demand
 
 T = TypeVar("T")
@@ -121,6 +123,33 @@ class _Pool:
         self._kept[quote] = worker
 
 
+class WitnessNet:
+    """Three witnesses, two of which a policy asks for; one is away now and then. They outlive every
+    boot and know nothing of disks."""
+
+    def __init__(self, world: World, heads: dict[str, dict[str, Any]]) -> None:
+        self._world = world
+        self.witnesses = {f"https://w{i}.example": FakeWitness(f"w{i}.example") for i in range(3)}
+        for url, witness in self.witnesses.items():
+            witness.heads.update(heads.get(url, {}))
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {url: dict(witness.heads) for url, witness in self.witnesses.items()}
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """What an owner's policy says of them."""
+        return {"witnesses": tuple(w.vkey for w in self.witnesses.values()), "cosignatures": 2}
+
+    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
+        await asyncio.sleep(self._world.draw.random() * 0.2)
+        if self._world.draw.random() < self._world.trouble:
+            raise Unreachable
+        answer = self.witnesses[url.rpartition("/")[0]].add_checkpoint(body)
+        return answer.status, answer.body
+
+
 class Boot:
     """One start of the server on a disk. ``dead`` is set when it is to be taken away."""
 
@@ -129,15 +158,19 @@ class Boot:
         self.dead = asyncio.Event()
         disk.on_off = self.dead.set
         config = Config(
-            state=Path("unused"), port=0, dev=True, workers=2, rates=FREE, limits=LIMITS, threads=1
-        )
+            state=Path("unused"), port=0, dev=True, workers=2, rates=FREE, limits=LIMITS, threads=1,
+            witnesses=tuple(world.net.witnesses) if world.net is not None else (),
+        )  # fmt: skip
         self.service: Service = serve.assemble(
             config,
             disk=disk,
             clock=SimClock(world.draw, jumps=world.clock_jumps),
             rng=CountingRng(world.seed * 1000 + number),
             write_log=world.logs.append,
+            net=world.net,
         )
+        for witness in world.net.witnesses.values() if world.net is not None else ():
+            witness.watch(log.key(self.service.store).verifier)
         self.service.pool = _Pool(world)  # type: ignore[assignment]
         self.service.stop = self.dead.set
         self.app = app.build(self.service, self.service.queue.serve)
@@ -215,6 +248,8 @@ class World:
     logs: list[str] = field(default_factory=list)
     boot: Boot | None = None
     boots: int = 0
+    net: WitnessNet | None = None
+    careful: float = 0.3  # how often a client asks for the log's head after an answer
     heads: dict[str, Seen] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)  # jobs charged below some client's head
     snapshots: list[dict[str, bytes]] = field(default_factory=list)
@@ -240,6 +275,11 @@ class World:
     def seal_key(self) -> bytes | None:
         """What the running server opens."""
         return None if self.boot is None else self.boot.service.keys.hpke.public
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """What every policy says here beside the rest."""
+        return {} if self.net is None else self.net.policy
 
     async def pause(self) -> None:
         await asyncio.sleep(self.draw.expovariate(1.0))
