@@ -276,27 +276,28 @@ def test_a_sealed_state_that_was_changed_cut_or_swapped_does_not_open(bench, goo
     assert found.value.code == "format.stream-tampered"
 
 
-@settings(
-    max_examples=60, deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)  # fmt: skip
-@given(data=st.data())
-def test_no_bytes_do_more_than_be_refused_or_set_vectors(data):
+@pytest.mark.parametrize("count", [60, pytest.param(4000, marks=pytest.mark.full)])
+def test_no_bytes_do_more_than_be_refused_or_set_vectors(count):
     """Whatever stands in a state, the engine refuses it with a code or starts from it: and then
     every step left is noised in full, so that what is in the vectors is no one's privacy."""
-    good = _small_state()
-    cut = data.draw(st.integers(0, len(good)))
-    raw = bytearray(good[:cut] + data.draw(st.binary(max_size=8)) + good[cut:])
-    for _ in range(data.draw(st.integers(0, 3))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(0, 255))
-    case = Case()
-    try:
-        run = resume.begin(case, 1, bytes(raw))
-    except CasemateError as e:
-        assert e.code.startswith("format.") or e.code == "plan.state"
-        return
-    assert 1 <= run.done < case.steps
-    resume.end_of(run)
+
+    @settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(data=st.data())
+    def check(data):
+        good, case = _small_state(), Case()
+        cut = data.draw(st.integers(0, len(good)))
+        raw = bytearray(good[:cut] + data.draw(st.binary(max_size=8)) + good[cut:])
+        for _ in range(data.draw(st.integers(0, 3))):
+            raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(0, 255))
+        try:
+            run = resume.begin(case, 1, bytes(raw))
+        except CasemateError as e:
+            assert e.code.startswith("format.") or e.code == "plan.state"
+            return
+        assert 1 <= run.done < case.steps
+        resume.end_of(run)
+
+    check()
 
 
 _SMALL: list[bytes] = []
