@@ -5,16 +5,21 @@ evidence (the key that it binds must be the one of the live TLS session), and on
 request pass. When the stream ends, the next request opens another one and the checks run again:
 :class:`_OneStream` holds one open stream and has no way to open a second. No proxies, no
 redirects, no cookies, no certificate authorities: trust comes from the evidence alone.
+
+With a memory (:mod:`casemate.client.memory`) the stream must also show a log that extends what this
+client has seen, before any request passes; each request then carries the newest checkpoint, so that
+a server that was rolled back learns of it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -24,6 +29,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attest.verify import verify_attestation
+from casemate.client import memory as memories
+from casemate.client.memory import Memory, Seen
 from casemate.seal import requests
 from casemate.seams import OsRng, Rng
 from casemate.spec import canonical, codec
@@ -33,6 +40,7 @@ from casemate.spec.errors import (
     FormatError,
     LimitError,
     NetError,
+    ReceiptError,
     UsageError,
 )
 from casemate.spec.evidence import NONCE_BYTES, Attestation
@@ -49,6 +57,9 @@ READ_SECONDS: Final = 120.0
 ATTEMPTS: Final = 4
 MAX_ATTESTATION: Final = 8 << 20
 MAX_BODY: Final = canonical.MAX_BYTES
+CHECKPOINT_HEADER: Final = "casemate-checkpoint"
+# How often a public file is asked for again when the server says that it is too fast.
+PATIENCE: Final = 20
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 _LOST: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
@@ -110,12 +121,18 @@ class _Body(httpx.SyncByteStream):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A live stream whose far end has been attested."""
+    """A live stream whose far end has been attested. ``seen``: the newest checkpoint of its log,
+    where this client remembers any."""
 
     http: httpx.Client
     stream: _OneStream
     attestation: Attestation
     verdict: Verdict
+    seen: Seen | None = None
+
+
+def _remind(seen: Seen | None) -> dict[str, str]:
+    return {} if seen is None else {CHECKPOINT_HEADER: memories.header(seen.signed, seen.key)}
 
 
 def _tls() -> ssl.SSLContext:
@@ -205,8 +222,10 @@ def _address(url: str) -> tuple[str, str, int]:
 class Connection:
     """A server at ``url`` under ``trust``; ``identity`` signs the requests.
 
-    Thread-safe; one request at a time. Raises ``EvidenceError`` when the server's evidence is
-    refused, ``NetError`` when it cannot be reached.
+    ``memory``: what this client has seen of logs; without one nothing is remembered. Thread-safe;
+    one request at a time. Raises ``EvidenceError`` when the server's evidence is refused,
+    ``ReceiptError`` when its log is not the one that was seen before, ``NetError`` when it cannot
+    be reached.
     """
 
     def __init__(
@@ -215,6 +234,7 @@ class Connection:
         *,
         trust: Trust,
         identity: Identity | None = None,
+        memory: Memory | None = None,
         rng: Rng | None = None,
         now: Callable[[], float] = time.time,
         pause: Callable[[float], None] = time.sleep,
@@ -222,6 +242,7 @@ class Connection:
         self.url, self._host, self._port = _address(url)
         self._trust = trust
         self.identity = identity
+        self.memory = memory
         self._rng = rng or OsRng()
         self._now, self._pause = now, pause
         self._lock = threading.RLock()
@@ -245,7 +266,7 @@ class Connection:
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         )
         try:
-            return self._attest(http, carrier, stream)
+            return self._meet(self._attest(http, carrier, stream))
         except _LOST as e:
             http.close()
             raise _unreachable(self.url, e) from None
@@ -265,6 +286,72 @@ class Connection:
             attestation, nonce, self._trust, now=self._now(), tls_spki=_spki_digest(stream)
         )
         return Line(http, carrier, attestation, verdict)
+
+    def _meet(self, line: Line) -> Line:
+        """The line with its log's newest checkpoint, which extends what was seen before."""
+        if self.memory is None:
+            return line
+        key = line.attestation.binding.log_key
+        root = line.verdict.root if line.verdict.simulated else None
+
+        def get(path: str) -> bytes:
+            return self._file(line, f"/log/{path}", {}, MAX_BODY).body
+
+        try:
+            seen = self.memory.meet(memories.enclave_name(self.url, root), key, get)
+        except ReceiptError as e:
+            if e.code in ("receipt.fork", "receipt.rolled-back"):
+                self._tell(line, key)
+            raise
+        return dataclasses.replace(line, seen=seen)
+
+    def _tell(self, line: Line, key: bytes) -> None:
+        """Show a server whose log does not hold what was seen, so that an honest one stops."""
+        assert self.memory is not None
+        with suppress(CasemateError, *_LOST):
+            seen = self.memory.mirror(key).seen()
+            if seen is not None:
+                self._file(line, "/log/checkpoint", _remind(seen), MAX_BODY)
+
+    def _file(self, line: Line, path: str, headers: Mapping[str, str], limit: int) -> Answer:
+        """One unsigned GET on a line; waits where the server is asked too fast."""
+        for attempt in range(PATIENCE):
+            with line.http.stream("GET", self.url + path, headers=dict(headers)) as response:
+                body = _read(response, limit)
+            try:
+                _raise_for(response.status_code, body)
+            except LimitError as e:
+                if e.code != "limit.rate" or attempt + 1 == PATIENCE:
+                    raise
+                self._pause(1.0)
+                continue
+            return Answer(response.status_code, dict(response.headers), body)
+        raise AssertionError("the last attempt returns or raises")
+
+    def sync(self) -> Seen | None:
+        """See the log's newest checkpoint now; ``None`` without a memory. Raises as
+        :meth:`casemate.client.memory.Memory.meet`."""
+        with self._lock:
+            line = self.line()
+            try:
+                self._line = self._meet(line)
+            except BaseException:
+                self.close()
+                raise
+            return self._line.seen
+
+    def public(self, path: str, *, limit: int = MAX_BODY) -> bytes:
+        """A file that anybody may read; no identity is needed. Raises as :meth:`request`."""
+        with self._lock:
+            return self._try(lambda: self._public(path, limit), ATTEMPTS).body
+
+    def _public(self, path: str, limit: int) -> Answer:
+        line = self.line()
+        try:
+            return self._file(line, path, _remind(line.seen), limit)
+        except BaseException:
+            self.close()
+            raise
 
     def line(self) -> Line:
         """The live attested stream; a fresh one, freshly attested, when there is none."""
@@ -304,7 +391,7 @@ class Connection:
             self.identity,
             method,
             url,
-            dict(headers),
+            {**headers, **_remind(line.seen)},
             body,
             boot=line.attestation.binding.boot,
             nonce=self._nonce(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ from casemate.client import log, models, values, views
 from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets, DatasetView
 from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
+from casemate.client.memory import Memory
 from casemate.client.uploads import new_key, sealed_file, upload
 from casemate.seal import hpke
+from casemate.seal.checkpoint import Checkpoint
 from casemate.seal.identity import Identity
 from casemate.seams import OsRng
 from casemate.spec import codec
@@ -35,14 +38,26 @@ if TYPE_CHECKING:
     from casemate.spec.evidence import Attestation
 
 
-def connect(url: str, *, trust: Trust, identity: Identity, enrol: bool = True) -> Enclave:
-    """Attest the enclave at ``url`` under ``trust``; with ``enrol``, make one's public identity
-    known to it.
+def connect(
+    url: str,
+    *,
+    trust: Trust,
+    identity: Identity,
+    enrol: bool = True,
+    memory: Memory | str | Path | None = "",
+) -> Enclave:
+    """Attest the enclave at ``url`` under ``trust``, check that its log extends what was seen of it
+    before; with ``enrol``, make one's public identity known to it.
 
-    Raises ``EvidenceError`` when the evidence is refused (a simulated TEE is, unless ``trust`` asks
-    for simulation by name), ``NetError`` when the server cannot be reached.
+    ``memory``: the folder of what was seen of logs (``""``: that of the command line,
+    :func:`casemate.client.memory.default_folder`); ``None`` remembers nothing and notices no
+    rollback. Raises ``EvidenceError`` when the evidence is refused (a simulated TEE is, unless
+    ``trust`` asks for simulation by name), ``ReceiptError`` when the log was rolled back, forked or
+    replaced, ``NetError`` when the server cannot be reached.
     """
-    connection = Connection(url, trust=trust, identity=identity)
+    if memory is not None and not isinstance(memory, Memory):
+        memory = Memory(memory or None)
+    connection = Connection(url, trust=trust, identity=identity, memory=memory)
     connection.line()
     if enrol:
         connection.request("PUT", f"/v1/identities/{identity.id}", identity.public)
@@ -73,6 +88,17 @@ class Enclave:
     def verdict(self) -> Verdict:
         """What the check of that evidence found."""
         return self._connection.line().verdict
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest head of its log that this client has seen; ``None`` without a memory."""
+        seen = self._connection.line().seen
+        return None if seen is None else seen.head
+
+    def sync(self) -> Checkpoint | None:
+        """See the log's newest head now. Raises ``ReceiptError`` for a fork or a rollback."""
+        seen = self._connection.sync()
+        return None if seen is None else seen.head
 
     def _repr_html_(self) -> str:
         verdict = self.verdict

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
+from casemate.seal import note
 from casemate.spec import data, job
 from casemate.spec.errors import UsageError
 
@@ -39,13 +40,21 @@ def Policy(  # noqa: N802
     nonprivate: str | None = None,
     last_epoch: int | None = None,
     evaluation: bool = False,
+    scientist_budget: data.Budget | None = None,
+    witnesses: Iterable[str] = (),
+    cosignatures: int | None = None,
 ) -> data.Policy:
     """Who may train: identity ids, or ``"*"`` for any enrolled identity.
 
     ``approval=True`` asks for the owner's approval of each quote; ``max_epsilon`` caps one job;
     ``nonprivate`` permits training without privacy, in the owner's own words; ``last_epoch`` ends
-    the service when the dataset's signed epoch passes it; ``evaluation`` forbids training.
+    the service when the dataset's signed epoch passes it; ``evaluation`` forbids training;
+    ``scientist_budget`` caps what the jobs of one scientist take together. ``witnesses`` (verifier
+    keys, as `casemate witness show` prints them) must have cosigned the log before a job may use
+    the rows and before anything leaves: ``cosignatures`` of them, by default more than half.
     """
+    keys = tuple(witnesses)
+    note.witnesses(keys)
     names = (scientists,) if isinstance(scientists, str) else tuple(scientists)
     kind = ("each-quote" if approval else "none") if isinstance(approval, bool) else approval
     if kind not in ("none", "each-quote"):
@@ -63,6 +72,9 @@ def Policy(  # noqa: N802
         nonprivate=nonprivate,
         last_epoch=last_epoch,
         evaluation=evaluation,
+        scientist_budget=scientist_budget,
+        witnesses=keys,
+        cosignatures=len(keys) // 2 + 1 if cosignatures is None and keys else cosignatures or 0,
     )
 
 
