@@ -35,7 +35,10 @@ JOB_PATIENCE = 100 * 86_400.0
 
 @dataclass
 class Outcome:
-    """How a run went. ``found``: by whom a rollback was noticed, where there was one."""
+    """How a run went. ``found``: by whom a rollback was noticed, where there was one; ``calls``: of
+    the disk in the first boot."""
+
+    calls: int = 0
 
     fates: list[str] = field(default_factory=list)
     found: str = ""
@@ -125,7 +128,12 @@ class Run:
         signed: bool | None = None,
         fates: tuple[str, ...] | None = None,
         fresh: bool | None = None,
+        at: int | None = None,
+        hasty: bool | None = None,
     ) -> None:
+        """``fates`` of the boots; ``fresh``: on an empty disk; ``at``: the disk's call that the
+        first boot's fault comes at; ``hasty``: scientists begin with what they have."""
+        self.at, self.hasty = at, hasty
         self.draw = draw = random.Random(seed)
         self.signed = draw.random() < 0.1 if signed is None else signed
         fresh = draw.random() < 0.1 if fresh is None else fresh
@@ -149,7 +157,7 @@ class Run:
         world = self.world
         offered = budgets(world.model, self.draw)
         self.clients = [Owner(world, name, offered) for name in OWNERS]
-        hasty = self.draw.random() < 0.4
+        hasty = self.draw.random() < 0.4 if self.hasty is None else self.hasty
         self.clients += [Scientist(world, name, hasty=hasty) for name in SCIENTISTS]
         lives = [
             asyncio.ensure_future(c.live(3 if isinstance(c, Owner) else 6)) for c in self.clients
@@ -182,10 +190,10 @@ class Run:
         draw, world = self.draw, self.world
         old = disk.snapshot()
         if fate in ("power", "kill", "lie"):
-            disk.fault = (draw.randrange(1, CALLS), "POWER")
+            disk.fault = (self._call(), "POWER")
         elif fate in FAULTS:
             disk.counts_opens = True
-            disk.fault = (draw.randrange(1, CALLS), fate)
+            disk.fault = (self._call(), fate)
         disk.lies = draw.choice((0.02, 0.3, 1.0)) if fate == "lie" else 0.0
         why = await starts(world.start(disk))
         if why:
@@ -194,6 +202,7 @@ class Run:
             await self._until(lives, draw.uniform(3, 40), old if "restore" in fate else None)
             if fate in FAULTS and not world.boot_is_dead:
                 await self._goes_on(lives)
+        self.outcome.calls = self.outcome.calls or len(disk.trace)
         if fate not in ("clean", *FAULTS) and not disk.off:
             disk.turn_off()
         await world.stop()
@@ -201,6 +210,11 @@ class Run:
         if "restore" in fate:
             return self._restored(fate, disk, old)
         return disk.power_cycle(clean=clean)
+
+    def _call(self) -> int:
+        """Which call of the disk is the fatal one."""
+        drawn = self.draw.randrange(1, CALLS)
+        return drawn if self.at is None else self.at
 
     async def _until(
         self, lives: list[asyncio.Future[None]], seconds: float, old: dict[str, bytes] | None
