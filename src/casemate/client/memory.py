@@ -161,17 +161,23 @@ class _Hashes:
         return self._have[at][:size]
 
     def _stored(self, tile: Tile) -> bytes:
-        """As much of it as the folder has."""
-        count = (self._known >> HEIGHT * int(tile.level)) - tile.place * WIDTH
+        """As much of it as the folder has. A full tile must lead to its hash one level up; a
+        partial one counts in whole for the root, with which the caller compares."""
+        level, place = int(tile.level), tile.place
+        count = (self._known >> HEIGHT * level) - place * WIDTH
         if count <= 0:
             return b""
-        whole = Tile(tile.level, tile.place, min(WIDTH, count))
+        whole = Tile(level, place, min(WIDTH, count))
         try:
             data = (self._folder / whole.path).read_bytes()
         except OSError:
             raise _Unsound from None
         if len(data) != whole.width * HASH_BYTES:
             raise _Unsound
+        if whole.width == WIDTH:
+            above = self(Tile(level + 1, place // WIDTH, place % WIDTH + 1))
+            if _top(data) != above[-HASH_BYTES:]:
+                raise _Unsound
         return data
 
     def _make(self, tile: Tile, part: bytes) -> bytes:
@@ -219,7 +225,7 @@ class Mirror:
             key = note.verifier((self.folder / KEY).read_text(encoding="utf-8").strip())
             signed = note.parse(raw)
             return Seen(key, signed, checkpoint.verify(signed, key))
-        except FileNotFoundError as e:
+        except (FileNotFoundError, NotADirectoryError) as e:
             if e.filename == str(path):
                 return None
             raise _unreadable(path, "its key is missing") from None
@@ -401,7 +407,7 @@ class Memory:
             if name != enclave:
                 raise ValueError("it is about another enclave")
             return note.verifier(vkey)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except CasemateError as e:
             raise _unreadable(path, e.message.rstrip(".")) from None
