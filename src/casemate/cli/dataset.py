@@ -29,6 +29,14 @@ def _policy_options(command: Any) -> Any:
                      help="Permit training without privacy, in your own words."),
         click.option("--last-epoch", type=int, help="Serve while the epoch is at most this."),
         click.option("--evaluation", is_flag=True, help="For evaluation; nobody trains on it."),
+        click.option("--scientist-budget", type=float, nargs=2, metavar="EPSILON DELTA",
+                     help="The most that the jobs of one scientist may take together."),
+        click.option("--witness", "witnesses", multiple=True, metavar="VKEY",
+                     help="Witness that must cosign the log before rows are used; repeatable."),
+        click.option("--cosignatures", type=int,
+                     help="How many of the witnesses must (default: more than half)."),
+        click.option("--resumes", type=click.IntRange(0, 3), default=3, show_default=True,
+                     help="How often a job cut short may be gone on with, with new noise."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -38,8 +46,11 @@ def _policy_options(command: Any) -> Any:
 def _policy(given: dict[str, Any]) -> Policy:
     from casemate.client import values
 
-    names = ("scientists", "approval", "max_epsilon", "nonprivate", "last_epoch", "evaluation")
+    names = ("scientists", "approval", "max_epsilon", "nonprivate", "last_epoch", "evaluation",
+             "scientist_budget", "witnesses", "cosignatures", "resumes")  # fmt: skip
     fields = {name: given.pop(name) for name in names}
+    if fields["scientist_budget"] is not None:
+        fields["scientist_budget"] = values.Budget(*fields["scientist_budget"])
     if not fields["scientists"]:
         raise click.UsageError("Give --scientist ID (repeatable), or --scientist '*' for anyone.")
     return values.Policy(fields.pop("scientists"), **fields)

@@ -57,6 +57,14 @@ def state_folder() -> Path:
     metavar="HEX",
     help="Ed25519 key of who releases the sealing key, where no hardware holds one.",
 )
+@click.option(
+    "--witness",
+    "witnesses",
+    multiple=True,
+    envvar="CASEMATE_WITNESSES",
+    metavar="URL",
+    help="Witness that is asked to cosign the log; repeatable.",
+)
 @click.option("--dev", is_flag=True, help="Development: a simulated TEE, said loudly.")
 @click.option(
     "--workers",

@@ -43,6 +43,7 @@ def Policy(  # noqa: N802
     scientist_budget: data.Budget | None = None,
     witnesses: Iterable[str] = (),
     cosignatures: int | None = None,
+    resumes: int = data.MAX_RESUMES,
 ) -> data.Policy:
     """Who may train: identity ids, or ``"*"`` for any enrolled identity.
 
@@ -51,7 +52,8 @@ def Policy(  # noqa: N802
     the service when the dataset's signed epoch passes it; ``evaluation`` forbids training;
     ``scientist_budget`` caps what the jobs of one scientist take together. ``witnesses`` (verifier
     keys, as `casemate witness show` prints them) must have cosigned the log before a job may use
-    the rows and before anything leaves: ``cosignatures`` of them, by default more than half.
+    the rows and before anything leaves: ``cosignatures`` of them, by default more than half. ``resumes``: how
+    often a job that the end of the server cut short may be gone on with, 0 to 3.
     """
     keys = tuple(witnesses)
     note.witnesses(keys)
@@ -74,6 +76,7 @@ def Policy(  # noqa: N802
         evaluation=evaluation,
         scientist_budget=scientist_budget,
         witnesses=keys,
+        resumes=resumes,
         cosignatures=len(keys) // 2 + 1 if cosignatures is None and keys else cosignatures or 0,
     )
 

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger.store import Store
+from casemate.seal import note
 from casemate.spec import canonical, codec
 from casemate.spec.data import Budget, BudgetState, DatasetInfo, DatasetKey, Policy, Registration
 from casemate.spec.errors import AuthError, BudgetError, DataError, LimitError, PolicyError
@@ -188,8 +189,10 @@ def register(store: Store, registration: Registration, key: DatasetKey) -> Datas
 
     A new version shares the ledger of ``previous``, so its owner, budget and filter must be the
     same (P1, P9). Raises ``PolicyError`` ``policy.dataset-taken`` (same id, other body),
-    ``policy.not-owner``; ``BudgetError`` ``budget.lineage``; ``DataError``.
+    ``policy.not-owner``; ``BudgetError`` ``budget.lineage``; ``DataError``; ``FormatError`` for a
+    witness's key.
     """
+    note.witnesses(registration.policy.witnesses)
     with store.transaction():
         row = store.one(f"{_SELECT} WHERE id = ?", registration.dataset)
         if row is not None:
@@ -280,7 +283,20 @@ def checking_key(store: Store, id: str) -> DatasetKey:
     row = store.one(sql, id)
     if row is None:
         raise unknown_dataset(id)
+    require_thawed(store, id)
     return codec.decode(DatasetKey, row[0])
+
+
+def require_thawed(store: Store, id: str) -> None:
+    """``PolicyError`` ``policy.frozen`` where the state passed on without the owner's consent."""
+    if store.one("SELECT 1 FROM frozen WHERE dataset = ?", id) is not None:
+        raise PolicyError(
+            "policy.frozen",
+            f"The dataset {id} waits for its owner's consent: its state was restored from a backup,"
+            " or other software runs.",
+            mend="Ask its owner: casemate dataset consent.",
+            where=id,
+        )
 
 
 def owned(store: Store, id: str, owner: str) -> Dataset:
@@ -300,6 +316,7 @@ def owned(store: Store, id: str, owner: str) -> Dataset:
 
 def set_policy(store: Store, id: str, owner: str, policy: Policy) -> Dataset:
     """Replace the policy; quotes, approvals and queued jobs made under the old one are void."""
+    note.witnesses(policy.witnesses)
     digest = codec.digest(policy)
     with store.transaction():
         found = owned(store, id, owner)
@@ -345,12 +362,19 @@ def revoke(store: Store, id: str, owner: str) -> Dataset:
         if found.owner != owner:
             raise unknown_dataset(id)
         if found.state != "revoked":
-            store.run("DELETE FROM dataset_keys WHERE dataset = ?", id)
-            store.run("UPDATE datasets SET state = 'revoked', error = NULL WHERE id = ?", id)
+            destroy(store, id)
             store.append("revoke", id, Revoked(dataset=id))
-            _void(store, id, "policy.revoked")
     store.empty_wal()
     return dataset(store, id)
+
+
+def destroy(store: Store, id: str) -> None:
+    """Inside a transaction: the dataset's key is deleted, and what was quoted on it is void."""
+    store.run("DELETE FROM dataset_keys WHERE dataset = ?", id)
+    store.run("DELETE FROM consents WHERE dataset = ?", id)
+    store.run("DELETE FROM frozen WHERE dataset = ?", id)
+    store.run("UPDATE datasets SET state = 'revoked', error = NULL WHERE id = ?", id)
+    _void(store, id, "policy.revoked")
 
 
 def _void(store: Store, id: str, code: str) -> None:

@@ -33,8 +33,6 @@ State = Literal[
     "queued", "reserved", "running", "committed", "done", "failed", "cancelled", "abandoned"
 ]
 LIVE: Final = ("reserved", "running")
-# How often another boot may go on with a job, each time with new noise.
-MAX_TAKEOVERS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +229,11 @@ def _reserve(store: Store, id: str) -> Link:
 def take_over(store: Store, id: str) -> Link | None:
     """Inside a transaction: let this boot go on with a job that another one left; its log entry.
 
-    ``None`` when it was taken over too often: then it has to be abandoned.
+    ``None`` when it was taken over as often as its policies allow: then it has to be abandoned.
     """
     found = job(store, id)
-    if found.state not in LIVE or found.takeovers >= MAX_TAKEOVERS:
+    most = min((p.resumes for p in _policies(store, id)), default=0)
+    if found.state not in LIVE or found.takeovers >= most:
         return None
     entry = store.append("takeover", id, TakenOver(job=id))
     store.run(
@@ -290,9 +289,13 @@ def keep_state(store: Store, id: str, state: TrainingState) -> None:
 
 def witnesses(store: Store, id: str) -> tuple[tuple[tuple[str, ...], int], ...]:
     """What the policies of a job's datasets ask for: (vkeys, how many of them), each once."""
-    sql = "SELECT policy FROM job_datasets JOIN datasets d ON d.id = dataset WHERE job = ?"
-    policies = [codec.decode(Policy, raw) for (raw,) in store.all(sql, id)]
+    policies = _policies(store, id)
     return tuple({(p.witnesses, p.cosignatures) for p in policies if p.cosignatures})
+
+
+def _policies(store: Store, id: str) -> list[Policy]:
+    sql = "SELECT policy FROM job_datasets JOIN datasets d ON d.id = dataset WHERE job = ?"
+    return [codec.decode(Policy, raw) for (raw,) in store.all(sql, id)]
 
 
 def witnessed(store: Store, id: str, sequence: int) -> bool:
@@ -326,6 +329,7 @@ def begin(store: Store, id: str) -> tuple[RunDataset, ...]:
             key = store.one("SELECT key FROM dataset_keys WHERE dataset = ?", use.dataset)
             if key is None:
                 raise _revoked(use.dataset)
+            catalog.require_thawed(store, use.dataset)
             opened = codec.decode(DatasetKey, key[0])
             schema = catalog.dataset(store, use.dataset).registration.schema
             out.append(
@@ -479,6 +483,17 @@ def settle_left(store: Store) -> None:
                 "job.abandoned",
                 "The server stopped too often during the run; the charge stays.",
             )
+
+
+def end_unfinished(store: Store, message: str, dataset: str | None = None) -> None:
+    """Inside a transaction: abandon what was charged and not released, of one dataset or of all."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('reserved', 'running', 'committed')"
+        " AND (?1 IS NULL OR id IN (SELECT job FROM job_datasets WHERE dataset = ?1))"
+        " ORDER BY place"
+    )
+    for row in store.all(sql, dataset):
+        _end(store, Job(*row), "abandoned", "job.abandoned", message)
 
 
 def _require_not_revoked(store: Store, id: str) -> None:

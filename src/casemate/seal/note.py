@@ -98,6 +98,15 @@ def verifier(vkey: str) -> Verifier:
     return found
 
 
+def witnesses(vkeys: Iterable[str]) -> tuple[Verifier, ...]:
+    """Read the vkeys of witnesses. Raises ``FormatError`` ``format.note`` for another kind."""
+    found = tuple(map(verifier, vkeys))
+    for each in found:
+        if each.kind != COSIGNATURE:
+            raise _form("This key signs no cosignatures: a witness's has type 4.", each.name)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One signature line: who, the key's id, and what the key made of the text."""

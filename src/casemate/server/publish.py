@@ -106,7 +106,7 @@ class Publisher:
 
     def _keep(self, signed: Note, answer: bytes) -> None:
         """Each line of a key that a policy names, if it verifies."""
-        known = {(v.name, v.id): v for v in map(note.verifier, catalog.witnesses(self._store))}
+        known = {(v.name, v.id): v for v in note.witnesses(catalog.witnesses(self._store))}
         try:
             lines = note.lines(answer.decode("utf-8"))
         except (CasemateError, UnicodeDecodeError):

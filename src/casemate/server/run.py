@@ -153,6 +153,11 @@ class Ticks:
         """Elapsed over predicted time, short of the end until the job has ended."""
         return min(self.ticks - 1, int((now - self.started) / self.predicted * self.ticks))
 
+    def rest(self, now: float) -> float:
+        """Seconds from ``now`` to the next tick."""
+        each = self.predicted / self.ticks
+        return each - (now - self.started) % each
+
     def wait(self, now: float) -> float:
         """Seconds from ``now`` to the next of :func:`moments` of the predicted time."""
         passed = (now - self.started) / self.predicted
@@ -200,7 +205,7 @@ async def execute(
             await service.publisher.witnessed(job, granted)
             ticks = Ticks(stored.quote, service.clock.monotonic())
             on_start(ticks)
-            weights = await _train(service, worker, stored, job)
+            weights = await _train(service, worker, stored, job, ticks)
         await _commit(service, stored, job, weights, ticks)
         await release_job(service, job)
     except asyncio.CancelledError:
@@ -231,9 +236,12 @@ def _as_quoted(found: Prepared, quote: Quote) -> None:
         )
 
 
-async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str) -> bytes:
+async def _train(
+    service: Service, worker: Worker, stored: StoredQuote, job: str, ticks: Ticks
+) -> bytes:
     """Phase ``run``: keys and data go in, the weights' bytes come out; the worker is gone then."""
-    quote, every = stored.quote, states.every(stored.quote)
+    quote, limits = stored.quote, service.config.limits
+    every = states.every(quote, limits.result_bytes)
     with contextlib.ExitStack() as stack:
         result, state = (os.memfd_create(n, os.MFD_CLOEXEC) for n in ("result", "state"))
         stack.callback(os.close, result)
@@ -255,11 +263,11 @@ async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str
             state_steps=every,
         )
         await _tell(worker, message, *files)
-        done = await _states(service, worker, job, quote, 0 if left is None else left.step, state)
+        done = await _states(service, worker, job, ticks, message, state)
         await worker.end()  # nobody writes the result any more
         if isinstance(done, Failed):
             raise WorkerGone("failed")
-        limit = min(service.config.limits.result_bytes, os.fstat(result).st_size)
+        limit = min(limits.result_bytes, os.fstat(result).st_size)
         if not 0 < done.bytes <= limit:
             raise WorkerGone("result")
         weights = await asyncio.to_thread(_read, result, done.bytes)
@@ -268,19 +276,21 @@ async def _train(service: Service, worker: Worker, stored: StoredQuote, job: str
 
 
 async def _states(
-    service: Service, worker: Worker, job: str, quote: Quote, after: int, memory: int
+    service: Service, worker: Worker, job: str, ticks: Ticks, run: Run, memory: int
 ) -> Done | Failed:
-    """Keep each state of a run when it is due; how the run ended, within its time."""
+    """Keep each state of a run when it is due, at a public tick; how the run ended, within its
+    time."""
     clock, limits = service.clock, service.config.limits
-    until = clock.monotonic() + limits.run_floor + limits.run_factor * quote.seconds
-    every = states.every(quote)
-    while (due := due_state(quote.plan.steps, every, after)) is not None:
+    until = clock.monotonic() + limits.run_floor + limits.run_factor * ticks.predicted
+    after = 0 if run.resume is None else run.resume.step
+    while (due := due_state(run.plan.steps, run.state_steps, after)) is not None:
         found: State | Failed = await worker.expect([State, Failed], until - clock.monotonic())
         if isinstance(found, Failed):
             return found
         if found.step != due or not 0 < found.bytes <= os.fstat(memory).st_size:
             raise WorkerGone("protocol")
         data = await asyncio.to_thread(_read, memory, found.bytes)
+        await clock.sleep(ticks.rest(clock.monotonic()))
         await asyncio.to_thread(states.keep, service, job, due, data)
         await worker.tell(GoOn(step=due))
         after = due

@@ -21,25 +21,30 @@ from casemate.server.service import Service
 from casemate.spec.job import Quote
 
 FOLDER: Final = "states"
-# Of predicted time between two states: what a crash can lose of the work.
+# A shorter job (predicted seconds) begins again; of a longer one a crash loses a twentieth.
 SECONDS: Final = 60.0
+PARTS: Final = 20
 
 
-def every(quote: Quote) -> int:
-    """Steps between two states, by the quote's public constants alone; 0: none is kept."""
-    steps = quote.plan.steps
-    between = math.ceil(SECONDS * steps / max(quote.seconds, 1e-3))
-    return between if between < steps else 0
+def every(quote: Quote, most_bytes: int) -> int:
+    """Steps between two states, by public constants alone; 0: none is kept, where the job is short
+    or a state could be larger than ``most_bytes``."""
+    largest = form.size(quote.request.train, quote.parameters)
+    if quote.seconds < SECONDS or largest > most_bytes:
+        return 0
+    return math.ceil(quote.plan.steps / PARTS)
 
 
 def keep(service: Service, job: str, step: int, data: bytes) -> None:
     """Keep the state after ``step`` steps, durably, in place of the one before. Blocks.
 
-    Raises ``FormatError``, ``PlanError`` for bytes that are no state of this job.
+    Raises ``FormatError``, ``PlanError`` for bytes that are no state of this job at that step.
     """
     store, disk = service.store, service.disk
     quote = ledger.quote(store, job)
-    form.check(data[: form.HEAD_BYTES], len(data), quote.plan, quote.request.train)
+    head = form.check(data[: form.HEAD_BYTES], len(data), quote.plan, quote.request.train)
+    if head.step != step or head.dimension > quote.parameters:
+        raise form.refuse("The training state is of another step or model.")
     before = ledger.training_state(store, job)
     key, path = service.rng.bytes(stream.KEY_BYTES), f"{FOLDER}/{job}.{step}"
     write_sealed(disk, FOLDER, path, key, data)

@@ -18,6 +18,7 @@ ITEM_BYTES: Final[dict[str, int]] = {"bool": 1, "u8": 1, "i32": 4, "i64": 8, "f3
 ANYONE: Final = "*"
 MAX_DELTA: Final = 0.01
 MAX_WITNESSES: Final = 16
+MAX_RESUMES: Final = 3
 
 
 @value("column/v1")
@@ -122,7 +123,7 @@ class Budget:
             raise ValueError(f"delta must be above 0 and at most {MAX_DELTA}")
 
 
-@value("policy/v1", later=("scientist_budget", "witnesses", "cosignatures"))
+@value("policy/v1", later=("scientist_budget", "witnesses", "cosignatures", "resumes"))
 class Policy:
     """Who may do what with a dataset; every field is stated.
 
@@ -137,6 +138,8 @@ class Policy:
     ``witnesses``: verifier keys (C2SP vkey, cosignature/v1) of which ``cosignatures`` must have
     cosigned the log over a job's reservation before its keys are used, and over its commit before
     anything leaves. More than half of them, so that two branches of a log cannot both have enough.
+    ``resumes``: how often a job that the server's end cut short may be gone on with, 0 to 3
+    (docs/privacy.md, "Resuming").
     """
 
     scientists: tuple[str, ...]
@@ -148,6 +151,7 @@ class Policy:
     scientist_budget: Budget | None = None
     witnesses: tuple[str, ...] = ()
     cosignatures: int = 0
+    resumes: int = MAX_RESUMES
 
     def __post_init__(self) -> None:
         count = len(self.witnesses)
@@ -155,6 +159,8 @@ class Policy:
             raise ValueError(f"witnesses must be at most {MAX_WITNESSES} different keys")
         if not (count < 2 * self.cosignatures <= 2 * count or count == self.cosignatures == 0):
             raise ValueError("cosignatures must be more than half of the witnesses, and not more")
+        if not 0 <= self.resumes <= MAX_RESUMES:
+            raise ValueError(f"resumes must be from 0 to {MAX_RESUMES}")
         if not self.scientists or len(set(self.scientists)) != len(self.scientists):
             raise ValueError("scientists must name one or several different identities")
         if any(s != ANYONE and not s.startswith("id_") for s in self.scientists):

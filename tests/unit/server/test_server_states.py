@@ -12,6 +12,7 @@ from casemate.ledger import catalog, fsck, ledger
 from casemate.plan import state as form
 from casemate.seal import stream
 from casemate.server import states
+from casemate.spec.data import MAX_RESUMES, Policy
 from casemate.spec.messages import GoOn, Run, State
 from support.desk import Desk, Person, Script, fresh_disk, run_async, training_state
 
@@ -22,7 +23,7 @@ async def _begun(desk: Desk) -> tuple[Person, Person, Any, str]:
     owner, scientist = await desk.person("owner"), await desk.person("scientist")
     info = await owner.push()
     quote = await scientist.quote(info)
-    assert 0 < states.every(quote) < quote.plan.steps
+    assert 0 < states.every(quote, 1 << 32) < quote.plan.steps
     return owner, scientist, quote, (await scientist.submit(quote)).job
 
 
@@ -40,7 +41,7 @@ def test_states_are_kept_when_due_and_gone_with_the_run() -> None:
         async with Desk(script=script) as desk:
             _, scientist, quote, job = await _begun(desk)
             assert (await scientist.finished(job)).state == "done"
-            every, steps = states.every(quote), quote.plan.steps
+            every, steps = states.every(quote, 1 << 32), quote.plan.steps
             due = list(range(every, steps, every))
             assert _steps(script, GoOn) == due
             assert ledger.training_states(desk.service.store) == set()
@@ -61,7 +62,7 @@ def test_a_crash_in_the_middle_goes_on_from_the_newest_state(lost: bool) -> None
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             info = await owner.push()
             quote = await scientist.quote(info)
-            every = states.every(quote)
+            every = states.every(quote, 1 << 32)
             script.hold_at = 3 * every
             job = (await scientist.submit(quote)).job
             store = desk.service.store
@@ -96,7 +97,7 @@ def test_a_job_that_takes_the_server_down_again_and_again_ends() -> None:
     async def work() -> None:
         disk, job = fresh_disk(), ""
         identity = None
-        for boot in range(ledger.MAX_TAKEOVERS + 2):
+        for boot in range(MAX_RESUMES + 2):
             script = Script(prepared=LONG, hold=asyncio.Event())
             async with Desk(disk, script=script) as desk:
                 if identity is None:
@@ -105,8 +106,8 @@ def test_a_job_that_takes_the_server_down_again_and_again_ends() -> None:
                     job = (await scientist.submit(await scientist.quote(info))).job
                 scientist = Person(desk, identity)
                 found = ledger.job(desk.service.store, job)
-                assert found.takeovers == min(boot, ledger.MAX_TAKEOVERS)
-                if boot > ledger.MAX_TAKEOVERS:
+                assert found.takeovers == min(boot, MAX_RESUMES)
+                if boot > MAX_RESUMES:
                     status = await scientist.status(job)
                     assert (status.state, status.error) == ("failed", "job.abandoned")
                     assert catalog.account(desk.service.store, info.dataset).jobs == 1
@@ -134,7 +135,7 @@ def test_a_worker_that_says_another_state_is_ended(wrong: int) -> None:
             info = await owner.push()
             quote = await scientist.quote(info)
             size = form.size(quote.request.train, quote.parameters)
-            good = State(step=states.every(quote), bytes=size)
+            good = State(step=states.every(quote, 1 << 32), bytes=size)
             script.answers[Run] = WRONG[wrong](good)
             status = await scientist.finished((await scientist.submit(quote)).job)
             assert (status.state, status.error) == ("failed", "job.failed")
@@ -148,6 +149,33 @@ def test_a_run_that_is_short_keeps_none() -> None:
         async with Desk() as desk:
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             quote = await scientist.quote(await owner.push())
-            assert states.every(quote) == 0
+            assert states.every(quote, 1 << 32) == 0
+
+    run_async(work())
+
+
+def test_an_owner_who_wants_no_resume_has_none() -> None:
+    async def work() -> None:
+        disk, script = fresh_disk(), Script(prepared=LONG, hold=asyncio.Event())
+        async with Desk(disk, script=script) as desk:
+            owner, scientist = await desk.person("owner"), await desk.person("scientist")
+            info = await owner.push(policy=Policy(scientists=("*",), resumes=0))
+            job = (await scientist.submit(await scientist.quote(info))).job
+            await desk.until(partial(_runs, desk, job))
+            crashed = disk.power_cycle(clean=True)
+        async with Desk(crashed) as again:
+            status = await Person(again, scientist.identity).status(job)
+            assert (status.state, status.error) == ("failed", "job.abandoned")
+
+    run_async(work())
+
+
+def test_a_state_that_could_be_too_large_is_not_kept() -> None:
+    async def work() -> None:
+        async with Desk(script=Script(prepared=LONG)) as desk:
+            owner, scientist = await desk.person("owner"), await desk.person("scientist")
+            quote = await scientist.quote(await owner.push())
+            size = form.size(quote.request.train, quote.parameters)
+            assert states.every(quote, size) and not states.every(quote, size - 1)
 
     run_async(work())
