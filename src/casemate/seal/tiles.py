@@ -71,7 +71,7 @@ def within(tile: Tile, size: int) -> bool:
 
 def tiles(size: int, known: int = 0) -> Iterator[Tile]:
     """The tiles of hashes and entries of a log of ``size`` entries that one of ``known`` lacks."""
-    levels: list[Level] = [ENTRIES, *range(-(-max(1, size.bit_length()) // HEIGHT))]
+    levels: list[Level] = [ENTRIES, *range(-(-size.bit_length() // HEIGHT))]
     for level in levels:
         shift = 0 if level == ENTRIES else HEIGHT * int(level)
         now, before = size >> shift, known >> shift
@@ -99,11 +99,9 @@ def unbundle(tile: Tile, data: bytes) -> tuple[bytes, ...]:
     out, at = [], 0
     for _ in range(tile.width):
         end = at + 2 + int.from_bytes(data[at : at + 2], "big")
-        if end > len(data) or at + 2 > len(data):
-            raise _form(tile)
         out.append(data[at + 2 : end])
         at = end
-    if at != len(data):
+    if at != len(data):  # past it when it was cut short
         raise _form(tile)
     return tuple(out)
 

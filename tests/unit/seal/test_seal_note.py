@@ -173,7 +173,7 @@ def test_names_that_are_none(name):  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "example.com/log", "é", "日本", "oid/1.2.3", "a—b", "\x7f", "\ue000"]
+    "name", ["a", "example.com/log", "é", "日本", "oid/1.2.3", "!", "a—b", "\x7f", "\ue000"]
 )
 def test_names(name):
     assert note.check_name(name) == name
@@ -304,6 +304,17 @@ def test_a_time_is_within_its_range(seconds):
     made = Note("x\n", (Line("w", witness.id, signature),))
     if seconds % 2**64 >= 2**63:
         assert code_of(note.verify, made, [witness]) == "receipt.note-signature"
+
+
+def test_a_cosignature_is_eight_bytes_of_time_and_a_signature():
+    line = note.cosign("x\n", "w", public(1), key(1).sign, 258)
+    assert line.signature[:8].hex() == "0000000000000102"
+    assert line.signature[8:] == key(1).sign(b"cosignature/v1\ntime 258\nx\n")
+    assert note.verify(Note("x\n", (line,)), [by(1, "w", note.COSIGNATURE)])
+
+
+def test_limits():
+    assert (note.MAX_NOTE, note.MAX_SIGNATURES) == (65536, 64)
 
 
 def test_unknown_keys_are_skipped_even_when_they_share_a_name_or_an_id():

@@ -285,6 +285,20 @@ def test_a_tree_is_read_from_its_tiles(size, data):
             read(level, outside)
 
 
+def test_a_reader_loads_no_more_than_it_needs():
+    entries, loads = numbered(600), []
+    node = merkle.tree(entries)
+
+    def load(tile):
+        loads.append(tile)
+        return tiles.hashes(tile, node)
+
+    read = tiles.reader(600, load)
+    assert read(8, 1) == node(8, 1) and loads == [Tile(1, 0, 2)]
+    assert read(9, 0) == node(9, 0) and loads == [Tile(1, 0, 2)]
+    assert read(6, 8) == node(6, 8) and loads == [Tile(1, 0, 2), Tile(0, 2, 88)]
+
+
 def test_a_reader_refuses_a_tile_of_another_length():
     refused(tiles.reader(3, lambda _: bytes(64)), 0, 0)
 
