@@ -148,7 +148,7 @@ def test_a_fault_at_every_call_of_the_disk():
 
 @pytest.mark.full
 def test_a_fault_at_every_call_of_the_disk_many():
-    assert not sweep(range(100))[0]
+    assert not sweep(range(50))[0]
 
 
 def _unsynced(disk, folder, path, item):
@@ -255,7 +255,7 @@ def test_a_hostile_host_gets_nothing_inconsistent():
 
 @pytest.mark.full
 def test_a_hostile_host_gets_nothing_inconsistent_many():
-    assert not [w for seed in range(20_000) for w in storm(seed).wrong]
+    assert not [w for seed in range(5_000) for w in storm(seed).wrong]
 
 
 def _without(monkeypatch, words):

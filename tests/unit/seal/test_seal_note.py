@@ -135,6 +135,14 @@ def test_keys_of_witnesses_that_run(vkey):
     assert found.name == vkey.split("+")[0] and found.id.hex() == vkey.split("+")[1]
 
 
+def test_a_policys_witnesses_cosign():
+    found = note.witnesses(vectors.WITNESS_KEYS)
+    assert [str(v) for v in found] == vectors.WITNESS_KEYS and note.witnesses([]) == ()
+    with pytest.raises(CasemateError) as e:
+        note.witnesses([vectors.WITNESS_KEYS[0], vectors.SUM_KEY])
+    assert (e.value.code, e.value.where) == ("format.note", "sum.golang.org")
+
+
 def test_every_part_and_every_flip_of_a_key_is_refused():
     vkey = vectors.PETER
     for i in range(len(vkey)):
