@@ -35,7 +35,8 @@ RECOVERY: Final = "recovery"
 T = TypeVar("T")
 
 
-def _refuse(message: str, where: str) -> PolicyError:
+def refuse(message: str, where: str) -> PolicyError:
+    """``policy.consent``."""
     return PolicyError(
         "policy.consent",
         message,
@@ -49,7 +50,7 @@ def read(envelope: str, owner: PublicIdentity) -> Consent:
     try:
         kind, payload = dsse.verify(envelope, {owner.id: owner.sign_key})
         if kind != CONSENT_TYPE:
-            raise _refuse(f"The envelope holds {kind[:60]!r}, no consent.", owner.id)
+            raise refuse(f"The envelope holds {kind[:60]!r}, no consent.", owner.id)
         named = canonical.decode(payload)
         found = named.get("type") if isinstance(named, dict) else None
         if found == "consent-software/v1":
@@ -58,7 +59,21 @@ def read(envelope: str, owner: PublicIdentity) -> Consent:
     except PolicyError:
         raise
     except CasemateError as e:
-        raise _refuse(f"The consent does not hold: {e.message}", owner.id) from None
+        raise refuse(f"The consent does not hold: {e.message}", owner.id) from None
+
+
+def signed(store: Store, envelope: str) -> tuple[str, Consent]:
+    """Who signed an envelope that came without a word of whose it is, and what."""
+    try:
+        whole = canonical.decode(envelope.encode())
+        signatures = whole["signatures"] if isinstance(whole, dict) else None
+        one = signatures[0] if isinstance(signatures, list) else None
+        owner = one["keyid"] if isinstance(one, dict) else None
+    except (CasemateError, KeyError, IndexError):
+        owner = None
+    if not isinstance(owner, str):
+        raise refuse("This is no consent: no envelope with one signature.", "")
+    return owner, read(envelope, catalog.identity(store, owner))
 
 
 def give(store: Store, envelope: str, owner: str) -> None:
@@ -92,7 +107,7 @@ def _to_software(
 ) -> None:
     mine = log.key(store).origin
     if found.origin != mine:
-        raise _refuse(f"The consent is for the log {found.origin}, not {mine}.", found.dataset)
+        raise refuse(f"The consent is for the log {found.origin}, not {mine}.", found.dataset)
     before = store.one("SELECT envelope FROM consents WHERE dataset = ?", found.dataset)
     if before == (envelope,):
         return
@@ -115,7 +130,7 @@ def _to_recovery(
 ) -> None:
     recovered = last_recovery(store)
     if recovered is None or (recovered.head, recovered.origin) != (found.head, found.next):
-        raise _refuse(
+        raise refuse(
             "The consent is for another recovery than the one this log went through.", found.dataset
         )
     held = "SELECT 1 FROM frozen WHERE dataset = ? AND accepted = ?"
@@ -135,7 +150,7 @@ def assumed(store: Store, found: RecoveryConsent, dataset: catalog.Dataset) -> C
     if found.charge is not None:
         nano, delta = found.charge.rdp_nano, found.charge.delta_femto
         if len(nano) != len(rdp.capacity) or max(nano) > SATURATED or delta > FEMTO:
-            raise _refuse("The consent's charge is none of the filter's.", found.dataset)
+            raise refuse("The consent's charge is none of the filter's.", found.dataset)
     if not found.rest:
         return found.charge
     spent = catalog.account(store, dataset.lineage)

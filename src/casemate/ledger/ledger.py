@@ -485,14 +485,13 @@ def settle_left(store: Store) -> None:
             )
 
 
-def end_unfinished(store: Store, message: str, dataset: str | None = None) -> None:
-    """Inside a transaction: abandon what was charged and not released, of one dataset or of all."""
+def end_unfinished(store: Store, message: str) -> None:
+    """Inside a transaction: abandon what was charged and not released."""
     sql = (
         f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('reserved', 'running', 'committed')"
-        " AND (?1 IS NULL OR id IN (SELECT job FROM job_datasets WHERE dataset = ?1))"
         " ORDER BY place"
     )
-    for row in store.all(sql, dataset):
+    for row in store.all(sql):
         _end(store, Job(*row), "abandoned", "job.abandoned", message)
 
 

@@ -20,6 +20,7 @@ from casemate.seal import checkpoint, note
 from casemate.seal.checkpoint import Checkpoint, Proof
 from casemate.seal.note import Note, Verifier
 from casemate.spec import merkle
+from casemate.spec.consent import Head
 from casemate.spec.errors import LedgerError
 
 ORIGIN: Final = "casemate.dev/log"
@@ -70,6 +71,11 @@ def head(store: Store) -> Checkpoint:
     """The tree head over all entries."""
     size = store.size()
     return Checkpoint(key(store).origin, size, merkle.root(size, store.node))
+
+
+def seen(head: Checkpoint) -> Head:
+    """A tree head in the form that entries and consents hold."""
+    return Head(origin=head.origin, size=head.size, root=head.root)
 
 
 def sign(store: Store) -> Note:
