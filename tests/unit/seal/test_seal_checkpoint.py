@@ -250,7 +250,7 @@ def test_proofs_that_are_none(text):
     [
         "", "\n\n", "old\n\n{}", "old 0{}", "Old 0\n\n{}", "old  0\n\n{}", "old 00\n\n{}",
         "old -1\n\n{}", "old 0 \n\n{}", "old 0\r\n\n{}", "old 0\nx\n\n{}", "old 0\nAA==\n\n{}",
-        "old 0\n\n\n{}", "old 0\n\n", "old 0\n\nx\n", " old 0\n\n{}",
+        "old 0\n\n\n{}", "old 0\n\n", "old 0\n\nx\n", " old 0\n\n{}", "0\n\n{}", "5\n\n{}",
         "old 0\n" + f"{HASH}\n" * 64 + "\n{}",
     ],
 )  # fmt: skip
@@ -269,6 +269,19 @@ def test_a_request_has_at_most_63_hashes_and_64_kib():
     assert len(checkpoint.read_request(most.encode()).proof) == 63
     assert code_of(checkpoint.read_request, b"old 0\n\n\xff") == "format.checkpoint"
     assert code_of(checkpoint.read_request, bytes(note.MAX_NOTE + 1)) == "format.checkpoint"
+    tail = "\n— a AAAAAAA=\n"
+    longest = "x" * (note.MAX_NOTE - len(tail.encode()) - len("old 0\n\n") - 1) + "\n" + tail
+    assert checkpoint.read_request(b"old 0\n\n" + longest.encode()).old == 0
+    assert code_of(checkpoint.read_request, b"old 10\n\n" + longest.encode()) == (
+        "format.checkpoint"
+    )
+
+
+def test_a_proof_names_its_index():
+    proof = str(Proof(0, (), signed(1)))
+    assert checkpoint.read_proof(proof).place == 0
+    for bad in ("0", "place 0", "index  0", "index 0 "):
+        assert code_of(checkpoint.read_proof, proof.replace("index 0", bad)) == "format.checkpoint"
 
 
 # Extension.

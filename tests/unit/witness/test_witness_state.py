@@ -80,6 +80,13 @@ def test_a_log_whose_file_outlived_its_line_does_not_begin_anew(disk):
     assert state.load(later, ME) == {TREE.log: cosigned(TREE, 3)}
 
 
+def test_a_log_whose_file_is_damaged_is_not_watched_again(disk):
+    files = disk.snapshot() | {f"logs/{state.log_id(TREE.log)}.json": b"x"}
+    later = SimDisk.of(files)
+    assert code_of(state.add, later, ME, TREE.log) == "ledger.witness-state"
+    assert state.load(later, ME) == {}
+
+
 def test_keys_that_cannot_be_watched(disk):
     state.add(disk, ME, TREE.log)
     for key in (ME, Verifier(TREE.origin, note.SIGNATURE, OTHER.log.key)):
