@@ -47,7 +47,6 @@ class Queue:
                 self.check(dataset.id)
         self._sweep()
         release.sweep(self._service.disk, self._service.store)
-        states.sweep(self._service.disk, self._service.store)
         self._left.extend(job.id for job in ledger.unfinished(self._service.store))
         loop = asyncio.create_task(self._loop())
         self.wake()
@@ -164,8 +163,9 @@ class Queue:
         return True
 
     def _sweep(self) -> None:
-        """Remove the sealed models of jobs that have ended."""
+        """Remove the sealed models and the training states of jobs that have ended."""
         with suppress(CasemateError):
+            states.sweep(self._service.disk, self._service.store)
             for upload in records.spent_models(self._service.store):
                 self._service.uploads.drop(upload)
 

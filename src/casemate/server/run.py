@@ -241,7 +241,7 @@ async def _train(
 ) -> bytes:
     """Phase ``run``: keys and data go in, the weights' bytes come out; the worker is gone then."""
     quote, limits = stored.quote, service.config.limits
-    every = states.every(quote, limits.result_bytes)
+    every = states.every(quote, limits)
     with contextlib.ExitStack() as stack:
         result, state = (os.memfd_create(n, os.MFD_CLOEXEC) for n in ("result", "state"))
         stack.callback(os.close, result)

@@ -16,21 +16,21 @@ from casemate.ledger.store import Store
 from casemate.plan import state as form
 from casemate.seal import stream
 from casemate.seams import Disk
+from casemate.server.config import Limits
 from casemate.server.release import write_sealed
 from casemate.server.service import Service
 from casemate.spec.job import Quote
 
 FOLDER: Final = "states"
-# A shorter job (predicted seconds) begins again; of a longer one a crash loses a twentieth.
-SECONDS: Final = 60.0
+# Of the steps, what a crash can lose.
 PARTS: Final = 20
 
 
-def every(quote: Quote, most_bytes: int) -> int:
-    """Steps between two states, by public constants alone; 0: none is kept, where the job is short
-    or a state could be larger than ``most_bytes``."""
+def every(quote: Quote, limits: Limits) -> int:
+    """Steps between two states, by public constants alone; 0: none is kept, where the job is
+    predicted to be short or a state could be larger than a result may be."""
     largest = form.size(quote.request.train, quote.parameters)
-    if quote.seconds < SECONDS or largest > most_bytes:
+    if quote.seconds < limits.state_seconds or largest > limits.result_bytes:
         return 0
     return math.ceil(quote.plan.steps / PARTS)
 

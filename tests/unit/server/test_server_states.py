@@ -12,10 +12,12 @@ from casemate.ledger import catalog, fsck, ledger
 from casemate.plan import state as form
 from casemate.seal import stream
 from casemate.server import states
+from casemate.server.config import Limits
 from casemate.spec.data import MAX_RESUMES, Policy
 from casemate.spec.messages import GoOn, Run, State
 from support.desk import Desk, Person, Script, fresh_disk, run_async, training_state
 
+LIMITS = Limits()
 LONG = {"seconds_per_step": 1.0, "seconds_fixed": 1000.0, "seconds_per_microbatch": 1.0}
 
 
@@ -23,7 +25,7 @@ async def _begun(desk: Desk) -> tuple[Person, Person, Any, str]:
     owner, scientist = await desk.person("owner"), await desk.person("scientist")
     info = await owner.push()
     quote = await scientist.quote(info)
-    assert 0 < states.every(quote, 1 << 32) < quote.plan.steps
+    assert 0 < states.every(quote, LIMITS) < quote.plan.steps
     return owner, scientist, quote, (await scientist.submit(quote)).job
 
 
@@ -41,11 +43,11 @@ def test_states_are_kept_when_due_and_gone_with_the_run() -> None:
         async with Desk(script=script) as desk:
             _, scientist, quote, job = await _begun(desk)
             assert (await scientist.finished(job)).state == "done"
-            every, steps = states.every(quote, 1 << 32), quote.plan.steps
+            every, steps = states.every(quote, LIMITS), quote.plan.steps
             due = list(range(every, steps, every))
             assert _steps(script, GoOn) == due
             assert ledger.training_states(desk.service.store) == set()
-            states.sweep(desk.disk, desk.service.store)
+            await desk.until(lambda: not script.told or desk.disk.list(states.FOLDER) == [])
             assert desk.disk.list(states.FOLDER) == []
 
     run_async(work())
@@ -62,7 +64,7 @@ def test_a_crash_in_the_middle_goes_on_from_the_newest_state(lost: bool) -> None
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             info = await owner.push()
             quote = await scientist.quote(info)
-            every = states.every(quote, 1 << 32)
+            every = states.every(quote, LIMITS)
             script.hold_at = 3 * every
             job = (await scientist.submit(quote)).job
             store = desk.service.store
@@ -135,7 +137,7 @@ def test_a_worker_that_says_another_state_is_ended(wrong: int) -> None:
             info = await owner.push()
             quote = await scientist.quote(info)
             size = form.size(quote.request.train, quote.parameters)
-            good = State(step=states.every(quote, 1 << 32), bytes=size)
+            good = State(step=states.every(quote, LIMITS), bytes=size)
             script.answers[Run] = WRONG[wrong](good)
             status = await scientist.finished((await scientist.submit(quote)).job)
             assert (status.state, status.error) == ("failed", "job.failed")
@@ -149,7 +151,7 @@ def test_a_run_that_is_short_keeps_none() -> None:
         async with Desk() as desk:
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             quote = await scientist.quote(await owner.push())
-            assert states.every(quote, 1 << 32) == 0
+            assert states.every(quote, LIMITS) == 0
 
     run_async(work())
 
@@ -176,6 +178,7 @@ def test_a_state_that_could_be_too_large_is_not_kept() -> None:
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             quote = await scientist.quote(await owner.push())
             size = form.size(quote.request.train, quote.parameters)
-            assert states.every(quote, size) and not states.every(quote, size - 1)
+            fits, large = Limits(result_bytes=size), Limits(result_bytes=size - 1)
+            assert states.every(quote, fits) and not states.every(quote, large)
 
     run_async(work())
