@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +11,14 @@ from functools import cache
 import pytest
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, fsck, ledger, quotes, sealed
+from casemate.ledger import catalog, fsck, ledger, log, quotes, sealed
+from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import Store
 from casemate.ledger.vfs import Mount
 from casemate.spec import codec
 from casemate.spec.data import Budget
 from casemate.spec.errors import LedgerError
-from casemate.spec.job import DpEvent
+from casemate.spec.job import Charge, DpEvent
 from casemate.spec.receipt import LogEntry
 from support.disk import SimDisk
 from support.ledgers import (
@@ -27,35 +29,87 @@ from support.ledgers import (
     OTHER,
     OWNER,
     SCIENTIST,
+    Witness,
     ask,
+    boot,
+    commit,
     open_store,
     push,
     queue,
     run,
     secret,
+    taken,
 )
 
 SMALL = DpEvent(rate=0.02, noise_multiplier=4.0, steps=50)
 PAGE = 4096
 FILE = "ledger/store.db"
+WITNESS = Witness()
+WITNESSED = replace(OPEN, witnesses=(WITNESS.vkey,), cosignatures=1)
 EACH = replace(OPEN, approval="each-quote")
 
 
 def fill(store: Store) -> None:
-    """A bit of everything: jobs done, failed and queued, an approval, a revocation."""
-    a, b = push(store, "a", policy=EACH), push(store, "b", OTHER)
+    """A bit of everything: jobs done, committed, taken over with a state, failed and queued, an
+    approval, a revocation, cosignatures."""
+    a, b = push(store, "a", policy=EACH), push(store, "b", OTHER, WITNESSED)
     gone = push(store, "gone")
     first, second = (ask(store, name, (a, b), event=SMALL) for name in ("1", "2"))
     quotes.judge(store, first, OWNER.id, "approve")
-    run(store, ledger.submit(store, first, SCIENTIST.id).id)
+    done = ledger.submit(store, first, SCIENTIST.id).id
     failed = queue(store, "3", (b,), event=SMALL)
-    ledger.reserve(store, failed)
+    for job in (done, failed):
+        ledger.reserve(store, job)
+    WITNESS.cosign(store)
+    ledger.begin(store, done)
+    commit(store, done)
+    WITNESS.cosign(store)
+    ledger.release(store, done, log.sign(store), b"sealed")
     ledger.abandon(store, failed, "failed", "job.failed")
     queue(store, "4", (b,), event=SMALL)
     quotes.judge(store, second, OWNER.id, "reject")
     catalog.advance_epoch(store, a, OWNER.id, 3)
     quotes.judge(store, ask(store, "5", (a,), event=SMALL), OWNER.id, "approve")
-    catalog.revoke(store, gone, OWNER.id)
+    fixed = queue(store, "6", (gone,), event=SMALL)
+    ledger.reserve(store, fixed)
+    ledger.begin(store, fixed)
+    commit(store, fixed)
+    again = queue(store, "7", (push(store, "c"),), event=SMALL)
+    ledger.reserve(store, again)
+    ledger.begin(store, again)
+    ledger.keep_state(store, again, TrainingState(7, f"states/{again}.7", b"s" * 32))
+    catalog.revoke(store, push(store, "old"), OWNER.id)
+    store.hold(Register())
+    ledger.reserve(store, queue(store, "8", (b,), event=SMALL))
+
+
+def go_on(store: Store) -> None:
+    """Run the job that waits, its witness beside."""
+    job = ledger.next_queued(store).id
+    ledger.reserve(store, job)
+    WITNESS.cosign(store)
+    ledger.begin(store, job)
+    commit(store, job)
+    WITNESS.cosign(store)
+    ledger.release(store, job, log.sign(store), b"sealed")
+
+
+class Register:
+    """An anchor in memory."""
+
+    name = "a register"
+
+    def __init__(self) -> None:
+        self.value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self.value
+
+    def begin(self, base: bytes) -> None:
+        self.value = base
+
+    def extend(self, step: bytes) -> None:
+        self.value = hashlib.sha256((self.value or b"") + step).digest()
 
 
 @cache
@@ -64,16 +118,27 @@ def filled() -> dict[str, bytes]:
     store = open_store(disk, 1)
     fill(store)
     store.close()
+    open_store(disk, 5).close()  # takes job 7 over
     return disk.snapshot()
 
 
+# Rows that a later start leaves as they are. An older cosignature is as true as a newer one: who
+# puts it back has to ask the witness again.
+BEFORE = {
+    "cosignatures": "false",
+    "jobs": "state != 'reserved'",
+    "attestations": "boot = x'%s'" % boot(1).hex(),
+    "nodes": "(place + 1) << level <= 25",
+}
 TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
 
 
 def dump(store: Store) -> dict[str, list[tuple]]:
     """All rows but what a start adds."""
     names = [name for (name,) in store.all(TABLES) if name != "entries"]
-    return {n: store.all(f"SELECT * FROM {n}") for n in names} | {"log": store.entries(0, 30)[:20]}
+    return {n: store.all(f"SELECT * FROM {n} WHERE {BEFORE.get(n, 'true')}") for n in names} | {
+        "log": store.entries(0, 25)
+    }
 
 
 @cache
@@ -130,8 +195,8 @@ def test_pages_swapped_or_taken_from_an_older_copy_are_found() -> None:
     disk = SimDisk.of(filled())
     store = open_store(disk, 9)
     b = catalog.datasets(store)[0].id
-    run(store, ledger.next_queued(store).id)
-    state = dump(store), store.head()
+    go_on(store)
+    state = dump(store), store.size()
     store.close()
     old, new = filled()[FILE], disk.snapshot()[FILE]
     assert len(new) >= len(old)
@@ -147,7 +212,7 @@ def test_pages_swapped_or_taken_from_an_older_copy_are_found() -> None:
         except LedgerError:
             continue
         assert dump(store) == state[0], f"page {page} of an older copy changed {b}"
-        assert store.entries(state[1].sequence, 1), "the log lost entries"
+        assert store.size() > state[1], "the log lost entries"
         store.close()
     assert differing > 5
     swapped = (
@@ -161,7 +226,7 @@ def test_a_damaged_wal_reads_as_an_earlier_moment_or_not_at_all() -> None:
     disk = SimDisk()
     store = open_store(disk, 1)
     fill(store)
-    run(store, ledger.next_queued(store).id)
+    go_on(store)
     files = disk.snapshot()
     store.close()
     wal = "ledger/store.db-wal"
@@ -183,32 +248,83 @@ def test_a_damaged_wal_reads_as_an_earlier_moment_or_not_at_all() -> None:
 LARGE = codec.encode(Budget(epsilon=900.0, delta=1e-5)).hex()
 FREE = codec.encode(OPEN).hex()
 SECRET = codec.encode(secret("gone")).hex()
+FREE_CHARGE = codec.encode(Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)).hex()
 EDITS = [
-    "UPDATE spent SET rdp_nano = rdp_nano - 1 WHERE rdp_nano > 0",
-    "UPDATE spent SET rdp_nano = 0",
-    "DELETE FROM spent WHERE place = 0",
-    "UPDATE lineages SET delta_femto = 0",
-    "UPDATE lineages SET jobs = 0",
+    "UPDATE accounts SET rdp_nano = '0' || rdp_nano",
+    "UPDATE accounts SET rdp_nano = '0 ' || substr(rdp_nano, instr(rdp_nano, ' ') + 1)",
+    "UPDATE accounts SET delta_femto = 0",
+    "UPDATE accounts SET jobs = jobs - 1",
+    "UPDATE accounts SET scientist = 'id_other' WHERE scientist != ''",
+    "DELETE FROM accounts WHERE scientist = ''",
+    "DELETE FROM accounts WHERE scientist != ''",
     f"UPDATE lineages SET budget = x'{LARGE}'",
+    "UPDATE lineages SET filter = 'rdp/v9'",
+    "UPDATE nodes SET hash = zeroblob(32) WHERE level = 0 AND place = 3",
+    "UPDATE nodes SET hash = zeroblob(32) WHERE level = 2",
+    "DELETE FROM nodes WHERE level = 1",
+    "INSERT INTO nodes SELECT 40, 0, hash FROM nodes WHERE level = 0 AND place = 0",
+    "UPDATE log_keys SET key = zeroblob(32)",
+    "UPDATE log_keys SET origin = origin || '0'",
+    "UPDATE log_keys SET generation = 2",
+    "UPDATE log_keys SET ended = 4",
+    "DELETE FROM log_keys",
+    "UPDATE cosignatures SET size = size + 1",
+    "UPDATE cosignatures SET size = size + 1000",
+    "UPDATE cosignatures SET line = replace(line, 'A', 'B')",
+    "UPDATE cosignatures SET witness = 'other' || witness",
+    "UPDATE attestations SET attestation = x'7b7d'",
+    "UPDATE attestations SET digest = 'sha256:0'",
+    "UPDATE attestations SET boot = zeroblob(16) WHERE boot IN (SELECT max(boot) FROM attestations)",
+    "DELETE FROM attestations",
+    "UPDATE anchor SET secret = zeroblob(31)",
+    "UPDATE anchor SET count = count + 1",
+    "UPDATE anchor SET before = zeroblob(31)",
+    "UPDATE anchor SET step = zeroblob(32)",
+    "INSERT INTO frozen SELECT id, 'recovery' FROM datasets LIMIT 1",
+    "INSERT INTO consents SELECT id, '00', '' FROM datasets LIMIT 1",
+    "INSERT INTO handed_over VALUES (3)",
+    "UPDATE states SET step = 1 << 40",
+    "UPDATE states SET path = '../lock'",
+    "UPDATE states SET key = x'00'",
+    "UPDATE states SET job = (SELECT id FROM jobs WHERE state = 'done')",
+    "UPDATE uploads SET owner = (SELECT i.id FROM identities i WHERE i.id != owner)",
+    "UPDATE uploads SET used_by = NULL WHERE used_by LIKE 'ds_%'",
+    "UPDATE uploads SET used_by = 'x' WHERE used_by LIKE 'model:%'",
+    "DELETE FROM uploads",
     "DELETE FROM entries WHERE kind_of(entry) = 'reserve'",
     "DELETE FROM entries WHERE sequence = (SELECT max(sequence) FROM entries)",
     "DELETE FROM entries WHERE sequence > 4",
     "DELETE FROM entries WHERE sequence = 0",
     "DELETE FROM entries",
     "UPDATE entries SET entry = (SELECT entry FROM entries WHERE sequence = 2) WHERE sequence = 1",
-    "UPDATE entries SET digest = 'sha256:' || sequence WHERE sequence = 3",
+    "UPDATE entries SET entry ="
+    " CAST(replace(CAST(entry AS TEXT), '\"reject\"', '\"approve\"') AS BLOB)",
     "UPDATE entries SET sequence = sequence + 100",
     "DELETE FROM jobs WHERE state = 'done'",
     "DELETE FROM jobs WHERE state = 'failed' AND reserved IS NOT NULL",
     "UPDATE jobs SET state = 'queued', reserved = NULL, boot = NULL WHERE state = 'failed'",
     "UPDATE jobs SET state = 'running' WHERE state = 'done'",
     "UPDATE jobs SET state = 'done' WHERE state = 'failed'",
+    "UPDATE jobs SET state = 'done', envelope = NULL WHERE state = 'committed'",
+    "UPDATE jobs SET state = 'committed' WHERE state = 'done'",
+    "UPDATE jobs SET state = 'reserved', ended = NULL WHERE state = 'committed'",
+    "UPDATE jobs SET envelope = envelope || ' '",
+    "UPDATE jobs SET result_key = NULL",
+    "UPDATE jobs SET blob = '../store.db' WHERE state = 'done'",
+    "UPDATE jobs SET takeovers = 0 WHERE takeovers > 0",
+    "UPDATE jobs SET granted = reserved WHERE granted != reserved",
+    "UPDATE jobs SET boot = zeroblob(16) WHERE boot NOT NULL",
+    "UPDATE jobs SET request_digest = 'sha256:x' WHERE state = 'queued'",
+    "UPDATE jobs SET quote = (SELECT q.digest FROM quotes q WHERE q.digest != quote)",
     "UPDATE jobs SET state = 'done', blob = 'x', bundle = x'00' WHERE state = 'queued'",
     "UPDATE jobs SET result_digest = 'sha256:x' WHERE state = 'done'",
     "UPDATE jobs SET bundle = NULL WHERE state = 'done'",
     "UPDATE jobs SET bundle = x'7b7d' WHERE state = 'done'",
     "UPDATE jobs SET scientist = (SELECT id FROM identities i WHERE i.id != scientist)",
     "UPDATE job_datasets SET charge = x'7b7d'",
+    f"UPDATE job_datasets SET charge = x'{FREE_CHARGE}'"
+    " WHERE job IN (SELECT id FROM jobs WHERE state = 'queued')",
+    "DELETE FROM job_datasets WHERE job IN (SELECT id FROM jobs WHERE state = 'queued')",
     "DELETE FROM job_datasets",
     "UPDATE datasets SET state = 'ready' WHERE state = 'revoked'",
     f"INSERT INTO dataset_keys SELECT id, x'{SECRET}' FROM datasets WHERE state = 'revoked'",
@@ -225,6 +341,14 @@ EDITS = [
     "UPDATE quote_datasets SET verdict = 'approve'",
     "UPDATE quote_datasets SET verdict = NULL",
     "UPDATE quotes SET quote = x'7b7d'",
+    "UPDATE quotes SET salt = zeroblob(32)",
+    "UPDATE quotes SET salt = x'00'",
+    "UPDATE quotes SET model_key = x'00'",
+    "UPDATE quotes SET submission = (SELECT min(submission) FROM quotes)",
+    "UPDATE quotes SET scientist = (SELECT i.id FROM identities i WHERE i.id != scientist)",
+    "DELETE FROM quote_datasets WHERE verdict IS NULL",
+    "UPDATE datasets SET salt = zeroblob(32)",
+    "UPDATE datasets SET registration = (SELECT max(registration) FROM datasets)",
     "DELETE FROM quotes",
 ]
 
@@ -255,7 +379,9 @@ def test_rows_edited_with_the_right_key_are_found(sql: str) -> None:
 def test_a_sound_store_has_no_findings() -> None:
     replay = fsck.verify(SimDisk.of(filled()), KEY)
     assert replay.findings == []
-    assert replay.entries == len(open_store(SimDisk.of(filled()), 2).entries()) - 1
+    store = open_store(SimDisk.of(filled()), 2)  # a start and two jobs taken over
+    assert replay.entries == store.size() - 3
+    store.close()
 
 
 def test_a_writer_that_charges_too_little_is_found_by_recomputing() -> None:
@@ -271,8 +397,8 @@ def test_a_writer_that_charges_too_little_is_found_by_recomputing() -> None:
         store = open_store(disk)
         run(store, queue(store, "1", (push(store),)))
         store.close()
-    (finding,) = fsck.verify(disk, KEY).findings
-    assert "is not what its events cost" in finding
+    findings = fsck.verify(disk, KEY).findings
+    assert any("is not what its events cost" in f for f in findings)
 
 
 def test_a_revoked_key_is_overwritten_even_for_one_who_has_the_store_key() -> None:
@@ -298,7 +424,7 @@ def test_an_older_copy_as_a_whole_is_not_noticed_without_a_witness() -> None:
     run(store, queue(store, "1", (dataset,), event=EVENT))
     store.close()
     store = open_store(SimDisk.of(old), 3)
-    assert catalog.spent(store, dataset)[3] == 0
+    assert taken(store, dataset).jobs == 0
     store.close()
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger import catalog, ledger, log, quotes, recovery
 from casemate.ledger.store import Link, Store
+from casemate.seal import note
+from casemate.seal.note import COSIGNATURE, Note, Verifier
 from casemate.seams import Disk
 from casemate.spec import codec
 from casemate.spec.data import Budget, Column, DatasetKey, DatasetSchema, Policy, Registration
@@ -261,3 +265,22 @@ def entries(store: Store, start: int = 0) -> list[LogEntry]:
 def taken(store: Store, dataset: str, scientist: str = catalog.EVERYONE) -> catalog.Account:
     """What was taken of a dataset's budget, by all or by one scientist."""
     return catalog.account(store, catalog.dataset(store, dataset).lineage, scientist)
+
+
+class Witness:
+    """A witness that cosigns whatever checkpoint it is shown."""
+
+    def __init__(self, name: str = "witness.test/w") -> None:
+        self.name = name
+        self.key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
+        self.verifier = Verifier(name, COSIGNATURE, self.key.public_key().public_bytes_raw())
+        self.vkey = str(self.verifier)
+
+    def sign(self, signed: Note) -> Note:
+        """The checkpoint with this witness's line."""
+        key = self.verifier.key
+        return signed.add([note.cosign(signed.text, self.name, key, self.key.sign, 1)])
+
+    def cosign(self, store: Store) -> None:
+        """Cosign the store's newest checkpoint."""
+        log.cosign(store, self.sign(log.sign(store)), [self.verifier])

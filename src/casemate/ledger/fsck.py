@@ -1,177 +1,96 @@
 """An independent check of a store: replay the log, and compare every table with the outcome.
 
-Shares no code with the writer but ``spec``, ``accounting`` and the file system; it reads rows and
-knows no rule from elsewhere. ``casemate audit verify`` also recomputes each charge from its events.
-What it cannot see is a store that was restored as a whole from an older copy: that takes a witness.
+Shares no code with the writer but ``spec`` (and ``seams``, whose Disk it reads): its own filter and
+accountant, its own trees and signatures, its own way to the pages; tests/architecture holds it to
+that. Every start does what :func:`check` does; ``casemate audit fsck`` does :func:`audit`. What it
+cannot see is a store that was restored as a whole from an older copy: that takes a witness.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Final
 
-import apsw
-
-from casemate.accounting.filters import RdpFilter
+from casemate.ledger import fsck_budget as budgets
+from casemate.ledger import fsck_folder, fsck_notes, fsck_receipts
 from casemate.ledger import fsck_passing as passes
-from casemate.ledger.copy import CopyDisk
-from casemate.ledger.sealed import FILE, FOLDER, connect, failure, let_go
-from casemate.ledger.vfs import Mount
+from casemate.ledger.fsck_replay import Account, Replay, Rows, commitment, read
 from casemate.seams import Disk
 from casemate.spec import codec
 from casemate.spec.data import Budget, DatasetKey, Policy, Registration
-from casemate.spec.errors import CasemateError, LedgerError
+from casemate.spec.errors import CasemateError
 from casemate.spec.identity import PublicIdentity
-from casemate.spec.job import Charge, Quote
-from casemate.spec.log import (
-    BODIES,
-    Abandoned,
-    Approval,
-    Committed,
-    Enrolled,
-    EpochAdvanced,
-    PolicyChanged,
-    Registered,
-    Reserved,
-    Revoked,
-    Started,
-    TakenOver,
-)
-from casemate.spec.receipt import LogEntry, ReceiptBundle
+from casemate.spec.job import Quote, Submission
+from casemate.spec.receipt import ReceiptBundle
 
-Rows = Callable[[str], list[tuple[Any, ...]]]
 # Table states that each state of the log allows.
 _STATES: Final = {
     "reserved": {"reserved", "running"},
     "committed": {"committed", "done"},
     "abandoned": {"failed", "cancelled", "abandoned"},
 }
-
-
-@dataclass
-class _Account:
-    rdp_nano: tuple[int, ...] = RdpFilter.empty()
-    delta_femto: int = 0
-    jobs: int = 0
-
-    def add(self, charge: Charge) -> None:
-        self.rdp_nano = tuple(a + b for a, b in zip(self.rdp_nano, charge.rdp_nano, strict=True))
-        self.delta_femto += charge.delta_femto
-        self.jobs += 1
-
-
-@dataclass
-class _Lineage:
-    owner: str
-    budget: Budget
-    filter: str
-    accounts: dict[str, _Account] = field(default_factory=lambda: {"": _Account()})
-
-
-@dataclass
-class _Dataset:
-    owner: str
-    lineage: str
-    schema: str
-    policy: str
-    epoch: int = 0
-    revoked: bool = False
-
-
-@dataclass
-class _Job:
-    reserved: Reserved
-    boot: bytes
-    sequence: int
-    granted: int
-    takeovers: int = 0
-    state: str = "reserved"
-    ended: int | None = None
-    result: str = ""
-    receipt: str = ""
-
-
-@dataclass
-class Replay:
-    """What the log says. ``findings`` is empty for a sound store."""
-
-    entries: int = 0
-    leaves: list[bytes] = field(default_factory=list)
-    boots: set[bytes] = field(default_factory=set)
-    findings: list[str] = field(default_factory=list)
-    identities: set[str] = field(default_factory=set)
-    lineages: dict[str, _Lineage] = field(default_factory=dict)
-    datasets: dict[str, _Dataset] = field(default_factory=dict)
-    verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
-    jobs: dict[str, _Job] = field(default_factory=dict)
-    attestations: dict[bytes, str] = field(default_factory=dict)
-    # Commitment on a quote -> the datasets of it; digest of a quote -> its salt.
-    quotes: dict[str, frozenset[str]] = field(default_factory=dict)
-    salts: dict[str, bytes] = field(default_factory=dict)
-    passing: passes.Passing = field(default_factory=passes.Passing)
-    recompute: bool = False
-
-    def commit(self, quote: str, digest: str) -> str:
-        """A commitment under the salt of a quote."""
-        return _commitment(self.salts.get(quote, b""), digest)
-
-    def expect(self, holds: bool, finding: str) -> bool:
-        if not holds:
-            self.findings.append(finding)
-        return holds
+_LIVE: Final = ("queued", "reserved", "running")
 
 
 def verify(disk: Disk, key: bytes) -> Replay:
-    """Check the store that lies on ``disk``, charges recomputed; nothing is changed there.
+    """Check the tables of the store that lies on ``disk``, charges recomputed; nothing is changed
+    there.
 
     Raises ``LedgerError`` when it cannot be read: ``ledger.missing``, ``ledger.key``,
-    ``ledger.corrupt``. No server may have it open.
+    ``ledger.corrupt``; ``usage.extra`` without a second accountant. No server may have it open.
     """
-    if not disk.exists(f"{FOLDER}/{FILE}"):
-        raise LedgerError(
-            "ledger.missing", "There is no store in this folder.", mend="Name the state folder."
-        )
-    mount = Mount(CopyDisk(disk), FOLDER)
-    try:
-        connection = connect(mount, key)
-        try:
-            if connection.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
-                raise apsw.CorruptError("the file's pages contradict each other")
-            return check(lambda sql: connection.execute(sql).fetchall(), recompute=True)
-        finally:
-            let_go(connection)
-    except apsw.Error as e:
-        raise failure(mount.failed or e) from e
-    finally:
-        mount.close()
+    with fsck_folder.opened(disk, key) as rows:
+        return check(rows, recompute=True)
+
+
+def audit(disk: Disk, key: bytes) -> Replay:
+    """As :func:`verify`, with all signatures and receipts, and the files that the store names."""
+    with fsck_folder.opened(disk, key) as rows:
+        replay = check(rows, recompute=True)
+        for part in (fsck_receipts.check, fsck_folder.check):
+            _guarded(replay, partial(part, replay, rows, disk))
+        return replay
 
 
 def check(rows: Rows, *, recompute: bool = False) -> Replay:
     """Check a store through ``rows`` (SQL to rows); ``recompute`` each charge from its events."""
     replay = Replay(recompute=recompute)
+    _guarded(replay, partial(_check, replay, rows))
+    return replay
+
+
+def _guarded(replay: Replay, part: Callable[[], None]) -> None:
     try:
-        _read_quotes(replay, rows)
-        passes.read_keys(replay, rows)
-        for row in rows("SELECT sequence, entry FROM entries ORDER BY sequence"):
-            if not _entry(replay, *row):
-                break  # behind a gap nothing can be believed
-        else:
-            for compare in (
-                _compare_tree,
-                _compare_people,
-                _compare_datasets,
-                _compare_budgets,
-                _compare_jobs,
-                passes.compare,
-            ):
-                compare(replay, rows)
+        part()
     except CasemateError as e:
-        if e.family == "ledger":
+        if e.family in ("ledger", "usage"):
             raise
         replay.findings.append(f"a stored value cannot be read: {e}")
-    return replay
+
+
+def _check(replay: Replay, rows: Rows) -> None:
+    _read_quotes(replay, rows)
+    _read_policies(replay, rows)
+    passes.read_keys(replay, rows)
+    for row in rows("SELECT sequence, entry FROM entries ORDER BY sequence"):
+        if not read(replay, *row):
+            return  # behind a gap nothing can be believed
+    for compare in (
+        _compare_tree,
+        _compare_log,
+        _compare_people,
+        _compare_datasets,
+        _compare_uploads,
+        _compare_budgets,
+        _compare_quotes,
+        _compare_jobs,
+        _compare_states,
+        passes.compare,
+    ):
+        compare(replay, rows)
 
 
 def _read_quotes(replay: Replay, rows: Rows) -> None:
@@ -183,179 +102,12 @@ def _read_quotes(replay: Replay, rows: Rows) -> None:
         replay.quotes[replay.commit(digest, digest)] = frozenset(d.dataset for d in datasets)
 
 
-def _commitment(salt: bytes, digest: str) -> str:
-    return "sha256:" + hashlib.sha256(b"casemate/log/v1\0" + salt + digest.encode()).hexdigest()
-
-
-def _entry(replay: Replay, sequence: int, raw: bytes) -> bool:
-    """Whether the entry is the next one."""
-    entry = codec.decode(LogEntry, raw)
-    place = replay.entries
-    if not replay.expect(
-        sequence == entry.sequence == place, f"entry {place} of the log is missing"
-    ):
-        return False
-    if place == 0:
-        replay.expect(entry.kind == "start", "the log does not begin with a start")
-    body: Any = codec.decode(BODIES[entry.kind], entry.body)
-    for rule in (passes.before, _APPLY[entry.kind]):
-        for finding in rule(replay, entry, body):
-            replay.findings.append(f"entry {place} ({entry.kind} {entry.subject}): {finding}")
-    replay.leaves.append(hashlib.sha256(b"\0" + raw).digest())
-    replay.entries += 1
-    return True
-
-
-def _start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
-    if entry.boot in replay.boots:
-        yield "this boot started before"
-    replay.boots.add(entry.boot)
-    replay.attestations[entry.boot] = body.attestation
-    yield from passes.start(replay, entry, body)
-
-
-def _identity(replay: Replay, entry: LogEntry, body: Enrolled) -> Iterator[str]:
-    if body.identity in replay.identities:
-        yield "enrolled twice"
-    replay.identities.add(body.identity)
-
-
-def _register(replay: Replay, entry: LogEntry, body: Registered) -> Iterator[str]:
-    if body.dataset in replay.datasets:
-        yield "registered twice"
-    if body.owner not in replay.identities:
-        yield "its owner never enrolled"
-    lineage = replay.lineages.get(body.lineage)
-    if lineage is None:
-        if body.lineage != body.dataset:
-            yield "it continues a ledger that does not exist"
-        replay.lineages[body.lineage] = _Lineage(body.owner, body.budget, body.filter)
-    elif (lineage.owner, lineage.budget, lineage.filter) != (body.owner, body.budget, body.filter):
-        yield "a new version changed owner, budget or filter"
-    replay.datasets[body.dataset] = _Dataset(body.owner, body.lineage, body.schema, body.policy)
-
-
-def _changed(replay: Replay, name: str) -> Iterator[str]:
-    """What policy, epoch and revoke have in common: approvals are void."""
-    if name not in replay.datasets:
-        yield "there is no such dataset"
-    elif replay.datasets[name].revoked:
-        yield "the dataset was revoked before"
-    void = {quote for quote, datasets in replay.quotes.items() if name in datasets}
-    replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
-
-
-def _policy(replay: Replay, entry: LogEntry, body: PolicyChanged) -> Iterator[str]:
-    yield from _changed(replay, body.dataset)
-    if body.dataset in replay.datasets:
-        replay.datasets[body.dataset].policy = body.policy
-
-
-def _epoch(replay: Replay, entry: LogEntry, body: EpochAdvanced) -> Iterator[str]:
-    yield from _changed(replay, body.dataset)
-    if body.dataset in replay.datasets:
-        if body.epoch <= replay.datasets[body.dataset].epoch:
-            yield "the epoch did not go forward"
-        replay.datasets[body.dataset].epoch = body.epoch
-
-
-def _revoke(replay: Replay, entry: LogEntry, body: Revoked) -> Iterator[str]:
-    yield from _changed(replay, body.dataset)
-    if body.dataset in replay.datasets:
-        replay.datasets[body.dataset].revoked = True
-
-
-def _verdict(replay: Replay, entry: LogEntry, body: Approval) -> Iterator[str]:
-    dataset = replay.datasets.get(body.dataset)
-    if dataset is None or dataset.owner != body.owner:
-        yield "the word is not the owner's"
-    if body.dataset not in replay.quotes.get(body.quote, ()):
-        yield "the quote is missing, or not on this dataset"
-    replay.verdicts[body.quote, body.dataset] = entry.kind
-
-
-def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
-    if body.job in replay.jobs:
-        yield "the job was reserved before"
-    if entry.boot not in replay.boots:
-        yield "its boot never started"
-    lineages = [d.lineage for d in body.debits]
-    if not lineages or len(set(lineages)) != len(lineages):
-        yield "it debits no ledger, or one twice"
-    for debit in body.debits:
-        dataset = replay.datasets.get(debit.dataset)
-        lineage = replay.lineages.get(debit.lineage)
-        if dataset is None or lineage is None or dataset.lineage != debit.lineage:
-            yield f"{debit.dataset} is not on that ledger"
-            continue
-        if dataset.revoked or (dataset.policy, dataset.epoch) != (debit.policy, debit.epoch):
-            yield f"{debit.dataset} was revoked, or had another policy or epoch"
-        rdp, account = RdpFilter(lineage.budget), lineage.accounts[""]
-        if not rdp.admits(account.rdp_nano, account.delta_femto, body.charge):
-            yield f"it exceeds the budget of {debit.lineage}"
-        if replay.recompute and body.charge != _charge(rdp, body):
-            yield f"the charge on {debit.dataset} is not what its events cost"
-        for whose in ("", body.scientist):
-            lineage.accounts.setdefault(whose, _Account()).add(body.charge)
-    replay.jobs[body.job] = _Job(body, entry.boot, entry.sequence, entry.sequence)
-
-
-def _charge(rdp: RdpFilter, body: Reserved) -> Charge:
-    if not body.events:
-        return Charge(rdp_nano=(0,) * len(rdp.capacity), delta_femto=0, epsilon=0.0)
-    extra = body.delta_truncation + body.delta_sampler
-    return rdp.charge(body.events, extra, delta_shown=body.delta_shown)
-
-
-def _takeover(replay: Replay, entry: LogEntry, body: TakenOver) -> Iterator[str]:
-    found = replay.jobs.get(body.job)
-    if found is None or found.state != "reserved" or found.boot == entry.boot:
-        yield "the job was not reserved by another boot, or had ended"
-        return
-    found.boot, found.granted, found.takeovers = entry.boot, entry.sequence, found.takeovers + 1
-
-
-def _commit(replay: Replay, entry: LogEntry, body: Committed) -> Iterator[str]:
-    found = replay.jobs.get(body.job)
-    if found is None or found.state != "reserved" or found.boot != entry.boot:
-        yield "the job was not reserved by this boot, or had ended"
-        return
-    if any(replay.datasets[d.dataset].revoked for d in found.reserved.debits):
-        yield "a dataset of it was revoked"
-    found.state, found.ended = "committed", entry.sequence
-    found.result, found.receipt = body.result, body.receipt
-
-
-def _abandon(replay: Replay, entry: LogEntry, body: Abandoned) -> Iterator[str]:
-    found = replay.jobs.get(body.job)
-    if found is None or found.state == "abandoned":
-        yield "the job was not reserved, or had ended"
-        return
-    revoked = any(replay.datasets[d.dataset].revoked for d in found.reserved.debits)
-    recovered = found.sequence < replay.passing.began
-    if found.state == "committed" and not (revoked or recovered):
-        yield "the job was committed, and no owner revoked"
-    found.state, found.ended = "abandoned", entry.sequence
-
-
-_APPLY: Final[dict[str, Callable[[Replay, LogEntry, Any], Iterator[str]]]] = {
-    "start": _start,
-    "identity": _identity,
-    "register": _register,
-    "policy": _policy,
-    "epoch": _epoch,
-    "revoke": _revoke,
-    "approve": _verdict,
-    "reject": _verdict,
-    "reserve": _reserve,
-    "takeover": _takeover,
-    "commit": _commit,
-    "abandon": _abandon,
-    "consent": passes.consent,
-    "recover": passes.recover,
-    "rotate": passes.rotate,
-    "handover": passes.handover,
-}
+def _read_policies(replay: Replay, rows: Rows) -> None:
+    """Those of today and of registration, by their commitments: what the log's entries name."""
+    for salt, raw, registered in rows("SELECT salt, policy, registration FROM datasets"):
+        registration = codec.decode(Registration, registered)
+        for policy in (codec.decode(Policy, raw), registration.policy):
+            replay.policies[commitment(salt, codec.digest(policy))] = policy
 
 
 def _compare_tree(replay: Replay, rows: Rows) -> None:
@@ -368,9 +120,49 @@ def _compare_tree(replay: Replay, rows: Rows) -> None:
         level, row = level + 1, [hashlib.sha256(b"\1" + a + b).digest() for a, b in pairs]
     found = {(lv, place): hashed for lv, place, hashed in rows("SELECT * FROM nodes")}
     replay.expect(found == expected, "the log's tree is not the one over its entries")
-    kept = {boot: digest for boot, digest, raw in rows("SELECT * FROM attestations")
-            if "sha256:" + hashlib.sha256(raw).hexdigest() == digest}  # fmt: skip
+
+
+def _compare_log(replay: Replay, rows: Rows) -> None:
+    """Attestations, cosignatures and the anchor's mark are of this log."""
+    kept = {
+        boot: digest
+        for boot, digest, raw in rows("SELECT * FROM attestations")
+        if "sha256:" + hashlib.sha256(raw).hexdigest() == digest
+    }
     replay.expect(kept == replay.attestations, "attestations are missing or were changed")
+    replay.expect(bool(replay.passing.origins) or not replay.entries, "the log's keys are missing")
+    for witness, size, text in rows("SELECT * FROM cosignatures"):
+        by = fsck_notes.signer(witness)
+        signature = None if by is None else fsck_notes.line(text, by)
+        whole = 0 < size <= replay.entries
+        replay.expect(
+            whole
+            and by is not None
+            and by.kind == fsck_notes.WITNESS
+            and signature is not None
+            and any(by.signed(head, signature) for head in _heads(replay, size)),
+            f"the cosignature of {witness[:80]} is not on this log",
+        )
+    for secret, name, *mark in rows("SELECT secret, name, count, before, step FROM anchor"):
+        replay.expect(len(secret) == 32, "the anchor's secret was changed")
+        if name is not None:
+            replay.expect(_marked(replay, *mark), "the anchor's mark is not that of the log")
+
+
+def _heads(replay: Replay, size: int) -> list[str]:
+    """What a checkpoint of so many entries may say: at a recovery a log has two names."""
+    names = {replay.passing.origin(at) for at in (size - 1, size)}
+    root = fsck_notes.tree(replay.leaves[:size])
+    return [fsck_notes.head(name, size, root) for name in sorted(names)]
+
+
+def _marked(replay: Replay, count: int, before: bytes, step: bytes) -> bool:
+    """The newest mark is that of the last entry that moved the anchor; its step is the root of the
+    log as that transaction left it."""
+    if replay.anchored is None or replay.anchored[0] != count or len(before) != 32:
+        return False
+    sizes = range(replay.entries, replay.anchored[1], -1)
+    return any(fsck_notes.tree(replay.leaves[:size]) == step for size in sizes)
 
 
 def _compare_people(replay: Replay, rows: Rows) -> None:
@@ -402,8 +194,8 @@ def _compare_datasets(replay: Replay, rows: Rows) -> None:
             and (registration.dataset, registration.owner) == (name, owner)
             and (said.owner, said.lineage, said.epoch, said.revoked)
             == (owner, lineage, epoch, state == "revoked")
-            and said.schema == _commitment(salt, codec.digest(registration.schema))
-            and said.policy == _commitment(salt, digest)
+            and said.schema == commitment(salt, codec.digest(registration.schema))
+            and said.policy == commitment(salt, digest)
             and codec.digest(codec.decode(Policy, policy)) == digest,
             f"dataset {name} is not as the log says",
         )
@@ -415,10 +207,15 @@ def _compare_datasets(replay: Replay, rows: Rows) -> None:
 
 
 def _compare_budgets(replay: Replay, rows: Rows) -> None:
-    accounts: dict[str, dict[str, _Account]] = {}
+    accounts: dict[str, dict[str, Account]] = {}
     for name, whose, rdp, delta, jobs in rows("SELECT * FROM accounts"):
-        account = _Account(tuple(map(int, rdp.split())), delta, jobs)
-        accounts.setdefault(name, {})[whose] = account
+        if replay.expect(
+            re.fullmatch(r"(0|[1-9][0-9]*)( (0|[1-9][0-9]*))*", rdp) is not None
+            and len(rdp.split()) == len(budgets.ORDERS),
+            f"what is spent of budget {name} is not written as it should be",
+        ):
+            account = Account(tuple(map(int, rdp.split())), delta, jobs)
+            accounts.setdefault(name, {})[whose] = account
     found = set()
     for name, owner, kind, budget in rows("SELECT id, owner, filter, budget FROM lineages"):
         found.add(name)
@@ -430,17 +227,85 @@ def _compare_budgets(replay: Replay, rows: Rows) -> None:
             f"budget {name} is not as it was registered",
         )
         spent = {} if said is None else {w: a for w, a in said.accounts.items() if a.jobs}
+        kept = accounts.get(name, {})
         replay.expect(
-            said is not None and spent == accounts.get(name, {}),
+            spent.keys() == kept.keys() and all(_same(spent[w], kept[w]) for w in spent),
             f"what is spent of budget {name} is not the sum of its reservations",
         )
     replay.expect(found == set(replay.lineages), "budgets are missing or too many")
+
+
+def _same(said: Account, kept: Account) -> bool:
+    """Equal, but for what a charge of all that was left may differ by."""
+    pairs = zip((*said.rdp_nano, said.delta_femto), (*kept.rdp_nano, kept.delta_femto), strict=True)
+    return said.jobs == kept.jobs and all(0 <= a - b <= said.slack for a, b in pairs)
+
+
+def _compare_quotes(replay: Replay, rows: Rows) -> None:
+    """A quote's columns are those of its body; its datasets are named once each."""
+    named: dict[str, set[str]] = {}
+    for digest, dataset in rows("SELECT quote, dataset FROM quote_datasets"):
+        named.setdefault(digest, set()).add(dataset)
+    columns = "digest, job, scientist, quote, submission, model_key, salt"
+    for digest, job, scientist, raw, submission, key, salt in rows(f"SELECT {columns} FROM quotes"):
+        request = codec.decode(Quote, raw).request
+        said = codec.decode(Submission, submission).request
+        replay.expect(
+            (job, scientist, said) == (request.job, request.scientist, request)
+            and named.pop(digest, set()) == {d.dataset for d in request.datasets}
+            and scientist in replay.identities
+            and len(key) == len(salt) == 32,
+            f"quote {digest} does not agree with its rows",
+        )
+    replay.expect(not named, "quotes are missing")
+
+
+def _compare_uploads(replay: Replay, rows: Rows) -> None:
+    """What was uploaded is the part of one thing of its owner."""
+    uploads = {name: (owner, used) for name, owner, _, used in rows("SELECT * FROM uploads")}
+    for name, (owner, _) in uploads.items():
+        replay.expect(owner in replay.identities, f"the owner of upload {name} never enrolled")
+    for name, raw, state in rows("SELECT id, registration, state FROM datasets"):
+        registration = codec.decode(Registration, raw)
+        found = uploads.get(registration.upload)
+        replay.expect(
+            found == (registration.owner, name)
+            or (found is None and state in ("revoked", "refused")),
+            f"the upload of dataset {name} is missing or another's",
+        )
+    live = {quote for quote, state in rows("SELECT quote, state FROM jobs") if state in _LIVE}
+    for digest, raw in rows("SELECT digest, submission FROM quotes"):
+        submission = codec.decode(Submission, raw)
+        found = uploads.get(submission.upload)
+        used = (submission.request.scientist, f"model:{submission.request.model_digest}")
+        replay.expect(
+            found == used or (found is None and digest not in live),
+            f"the model of quote {digest} is missing or another's",
+        )
+
+
+def _compare_states(replay: Replay, rows: Rows) -> None:
+    """Training states are of jobs that still go on."""
+    sql = (
+        "SELECT s.job, s.step, s.path, s.key, j.state, q.quote FROM states s"
+        " LEFT JOIN jobs j ON j.id = s.job LEFT JOIN quotes q ON q.digest = j.quote"
+    )
+    for job, step, path, key, state, raw in rows(sql):
+        steps = 0 if raw is None else codec.decode(Quote, raw).plan.steps
+        replay.expect(
+            state in ("reserved", "running")
+            and 0 < step < steps
+            and path == f"states/{job}.{step}"
+            and len(key) == 32,
+            f"the training state of {job} is not that of a job that goes on",
+        )
 
 
 def _compare_jobs(replay: Replay, rows: Rows) -> None:
     charges: dict[str, set[tuple[str, str, bytes]]] = {}
     for job, dataset, lineage, charge in rows("SELECT * FROM job_datasets"):
         charges.setdefault(job, set()).add((dataset, lineage, charge))
+    quotes = {d: codec.decode(Quote, raw) for d, raw in rows("SELECT digest, quote FROM quotes")}
     found = set()
     columns = (
         "id, request_digest, quote, scientist, state, boot, reserved, granted, takeovers, ended,"
@@ -450,9 +315,20 @@ def _compare_jobs(replay: Replay, rows: Rows) -> None:
         name, request, quote, scientist, state, *log, result, blob, key, envelope, bundle = row
         found.add(name)
         said = replay.jobs.get(name)
+        asked = quotes.get(quote)
+        replay.expect(
+            asked is not None
+            and (asked.request.job, asked.request.scientist) == (name, scientist)
+            and codec.digest(asked.request) == request
+            and {(c[0], c[2]) for c in charges.get(name, ())}
+            == {(d.dataset, codec.encode(d.charge)) for d in asked.datasets},
+            f"job {name} is not the one that was quoted",
+        )
         if said is None:
             replay.expect(
-                state in ("queued", "failed", "cancelled") and log[1] is None and blob is None,
+                state in ("queued", "failed", "cancelled")
+                and log == [None, None, None, 0, None]
+                and all(x is None for x in (result, blob, key, envelope, bundle)),
                 f"job {name} is {state} but was never reserved",
             )
             continue
@@ -472,7 +348,8 @@ def _compare_jobs(replay: Replay, rows: Rows) -> None:
             all((x is not None) == committed for x in (result, blob, key))
             and (envelope is not None) == (state == "committed")
             and (bundle is not None) == (state == "done")
-            and (not committed or said.result == replay.commit(quote, result)),
+            and (not committed or said.result == replay.commit(quote, result))
+            and blob in (None, f"results/{name}"),
             f"job {name} is {state}: result and receipt are not those of its commit",
         )
         if whole and committed:
@@ -483,3 +360,4 @@ def _compare_jobs(replay: Replay, rows: Rows) -> None:
                 said.receipt == replay.commit(quote, digest), f"the receipt of {name} was changed"
             )
     replay.expect(set(replay.jobs) <= found, "reserved jobs are missing")
+    replay.expect(set(charges) <= found, "jobs are missing")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from casemate.accounting.filters import RdpFilter
-from casemate.seal import dsse
+from casemate.ledger import fsck_budget as budgets
+from casemate.ledger import fsck_notes as notes
 from casemate.spec import canonical, codec
 from casemate.spec.consent import (
     CONSENT_TYPE,
@@ -23,12 +21,11 @@ from casemate.spec.consent import (
 )
 from casemate.spec.errors import CasemateError
 from casemate.spec.identity import PublicIdentity
-from casemate.spec.job import Charge
 from casemate.spec.log import Reserved, Started
 from casemate.spec.receipt import LogEntry
 
 if TYPE_CHECKING:
-    from casemate.ledger.fsck import Replay, Rows
+    from casemate.ledger.fsck_replay import Replay, Rows
 
 _RECOVERY: Final = "recovery"
 _FORMATS: Final = {"consent-software/v1": SoftwareConsent, "consent-recovery/v1": RecoveryConsent}
@@ -59,7 +56,7 @@ class Passing:
 def read_keys(replay: Replay, rows: Rows) -> None:
     """The names that the log had."""
     for generation, origin, key, ended in rows("SELECT * FROM log_keys ORDER BY generation"):
-        public = Ed25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw()
+        public = replay.keys[origin] = notes.public(key)
         replay.expect(
             generation == len(replay.passing.origins) + 1
             and origin.endswith(hashlib.sha256(public).hexdigest()[:32]),
@@ -117,14 +114,14 @@ def consent(replay: Replay, entry: LogEntry, body: Consented) -> Iterator[str]:
     """An owner's signature, for the present log or for the recovery that it went through."""
     owner = PublicIdentity(name="-", sign_key=body.sign_key, seal_key=body.seal_key).id
     try:
-        kind, payload = dsse.verify(body.envelope, {owner: body.sign_key})
+        payload = notes.envelope(body.envelope, CONSENT_TYPE, body.sign_key) or b""
         named: Any = canonical.decode(payload)
         signed: Any = codec.decode(_FORMATS[named["type"]], payload)
     except (CasemateError, KeyError, TypeError):
         yield "its signature or its form does not hold"
         return
     dataset = replay.datasets.get(signed.dataset)
-    if kind != CONSENT_TYPE or dataset is None or dataset.owner != owner or dataset.revoked:
+    if dataset is None or dataset.owner != owner or dataset.revoked:
         yield "it is not the word of the owner of a dataset"
     elif isinstance(signed, SoftwareConsent):
         yield from _to_software(replay, entry, signed)
@@ -158,14 +155,8 @@ def _to_recovery(replay: Replay, signed: RecoveryConsent) -> Iterator[str]:
     lineage = replay.lineages[replay.datasets[signed.dataset].lineage]
     account, charge = lineage.accounts[""], signed.charge
     if signed.rest:
-        rdp = RdpFilter(lineage.budget)
-        charge = Charge(
-            rdp_nano=tuple(
-                max(0, c - s) for c, s in zip(rdp.capacity, account.rdp_nano, strict=True)
-            ),
-            delta_femto=max(0, rdp.delta_capacity - account.delta_femto),
-            epsilon=0.0,
-        )
+        charge = budgets.rest(lineage.budget, account.rdp_nano, account.delta_femto)
+        account.slack += budgets.CAPACITY_SLACK
     if charge is not None:
         account.add(charge)
 
@@ -176,7 +167,7 @@ def recover(replay: Replay, entry: LogEntry, body: Recovered) -> Iterator[str]:
     head = body.head
     if (head.origin, head.size) != (passing.origin(entry.sequence - 1), entry.sequence):
         yield "it does not stand where the log before it ended"
-    if head.root != _root(replay.leaves):
+    if head.root != notes.tree(replay.leaves):
         yield "the head that it names is not the one over the entries before it"
     if body.origin != passing.origin(entry.sequence) or body.origin == head.origin:
         yield "it names another log than the one that goes on"
@@ -188,19 +179,17 @@ def recover(replay: Replay, entry: LogEntry, body: Recovered) -> Iterator[str]:
     replay.verdicts = {}
 
 
-def _root(leaves: Sequence[bytes]) -> bytes:
-    """RFC 6962, 2.1, over leaf hashes."""
-    if len(leaves) < 2:
-        return leaves[0] if leaves else hashlib.sha256().digest()
-    split = 1 << (len(leaves) - 1).bit_length() - 1
-    return hashlib.sha256(b"\1" + _root(leaves[:split]) + _root(leaves[split:])).digest()
-
-
 def rotate(replay: Replay, entry: LogEntry, body: Rotated) -> Iterator[str]:
     """The store's key goes forward."""
     if body.generation <= replay.passing.generation:
         yield "the key did not go forward"
     replay.passing.generation = body.generation
+
+
+def forget(replay: Replay, dataset: str) -> None:
+    """Its key is gone: nothing waits any more."""
+    replay.passing.consents.pop(dataset, None)
+    replay.passing.frozen = {row for row in replay.passing.frozen if row[0] != dataset}
 
 
 def handover(replay: Replay, entry: LogEntry, body: HandedOver) -> Iterator[str]:
@@ -213,7 +202,7 @@ def handover(replay: Replay, entry: LogEntry, body: HandedOver) -> Iterator[str]
     passing.without = _live(replay) - dropped - agreed
     for name in dropped & replay.datasets.keys():
         replay.datasets[name].revoked = True
-        passing.consents.pop(name, None)
+        forget(replay, name)
     void = {quote for quote, names in replay.quotes.items() if names & dropped}
     replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
     passing.generation = 0  # under the successor's own keys

@@ -55,7 +55,7 @@ class Store:
         self.stand: Stand | None = None
 
     @classmethod
-    def open(cls, disk: Disk, key: bytes, boot: bytes, rng: Rng) -> Store:
+    def open(cls, disk: Disk, key: bytes, boot: bytes, rng: Rng, *, folder: str = FOLDER) -> Store:
         """Open or make the store for the boot instance ``boot`` (16 bytes, fresh at each start).
 
         Checks all pages and replays the log against the tables. Nothing may be done before
@@ -71,10 +71,10 @@ class Store:
                 f"A boot instance has {BOOT_BYTES} bytes, not {len(boot)}.",
                 mend="Draw 16 random bytes at each start.",
             )
-        mount = Mount(disk, FOLDER)
+        mount = Mount(disk, folder)
         connection: apsw.Connection | None = None
         try:
-            disk.make_folder(FOLDER)
+            disk.make_folder(folder)
             disk.sync_folder(".")
             connection = connect(mount, key)
             store = cls(mount, connection, boot, rng)
@@ -110,7 +110,7 @@ class Store:
                 f"The store contradicts its log: {replay.findings[0]}",
                 mend="Restore it from a backup, with the owners' consent.",
             )
-        if self.boot in replay.boots:
+        if self.boot in replay.started:
             raise LedgerError(
                 "ledger.boot",
                 "This boot instance has opened the store before.",
@@ -168,6 +168,8 @@ class Store:
     def hold(self, anchor: Anchor | None) -> None:
         """At a start: hold the state against its anchor. Raises ``ledger.rolled-back``,
         ``ledger.anchor-*``."""
+        if anchor is not None:
+            self.anchor_secret()  # the row that marks are kept in
         row = self.one("SELECT name, count, before, step FROM anchor WHERE name NOT NULL")
         self.stand = anchors.resume(anchor, None if row is None else Mark(*row), self.rng)
         self.anchor = anchor

@@ -180,15 +180,15 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
         "was revoked, or had another",
     ),
     "over the budget": ("reserve", costly, "exceeds the budget"),
-    "taking over nothing": ("takeover", lambda w: TakenOver(job="job_none", step=0), "by another"),
+    "taking over nothing": ("takeover", lambda w: TakenOver(job="job_none"), "by another"),
     "taking over one's own": (
         "takeover",
-        lambda w: TakenOver(job=w.free, step=0),
+        lambda w: TakenOver(job=w.free),
         "the job was not reserved by another boot, or had ended",
     ),
     "taking over what is committed": (
         "takeover",
-        lambda w: TakenOver(job=w.fixed, step=0),
+        lambda w: TakenOver(job=w.fixed),
         "the job was not reserved by another boot, or had ended",
     ),
     "commit without debit": ("commit", lambda w: committed("job_none"), ENDED),
