@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -16,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, fsck, ledger
+from casemate.ledger import catalog, fsck, ledger, log
+from casemate.spec.data import Budget, Policy
 from casemate.spec.errors import BudgetError, JobError, PlanError, PolicyError
 from support.disk import SimDisk
 from support.ledgers import (
@@ -26,10 +28,11 @@ from support.ledgers import (
     OTHER,
     OWNER,
     SCIENTIST,
+    Witness,
     ask,
-    changed_policy,
-    finish,
+    commit,
     open_store,
+    person,
     push,
 )
 
@@ -37,8 +40,20 @@ RDP = RdpFilter(BUDGET)
 CHARGE = RDP.charge((EVENT,), 2e-9, delta_shown=1e-6)
 
 
-def fits(count: int) -> bool:
-    return any(count * n <= c for n, c in zip(CHARGE.rdp_nano, RDP.capacity, strict=True))
+CAP = Budget(epsilon=2.5, delta=1e-5)
+WITNESS = Witness()
+POLICIES = (
+    OPEN,
+    replace(OPEN, scientist_budget=CAP),
+    replace(OPEN, witnesses=(WITNESS.vkey,), cosignatures=1),
+    replace(OPEN, resumes=1),
+)
+SCIENTISTS = (SCIENTIST, person("another scientist"))
+
+
+def fits(count: int, budget: Budget = BUDGET) -> bool:
+    capacity = RdpFilter(budget).capacity
+    return any(count * n <= c for n, c in zip(CHARGE.rdp_nano, capacity, strict=True))
 
 
 PICK = st.integers(0, 1 << 20)
@@ -56,11 +71,16 @@ class Life(RuleBasedStateMachine):
         self.disk = SimDisk()
         self.boots = 1
         self.store = open_store(self.disk, 1)
-        self.spent: Counter[str] = Counter()  # lineage -> jobs charged
+        self.spent: Counter[tuple[str, str]] = Counter()  # lineage, scientist -> jobs charged
         self.lineage: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.valid: dict[str, bool] = {}  # quote -> may be submitted
         self.of: dict[str, tuple[str, ...]] = {}  # quote -> datasets
+        self.whose: dict[str, str] = {}  # quote -> scientist
+        self.policy: dict[str, Policy] = {}
+        self.taken: Counter[str] = Counter()  # job -> how often taken over
+        self.entry: dict[str, int] = {}  # job -> the entry that must be cosigned to go on
+        self.cosigned = 0
         self.quote: dict[str, str] = {}  # job -> quote
         self.state: dict[str, str] = {}
         self.revoked: set[str] = set()
@@ -74,36 +94,42 @@ class Life(RuleBasedStateMachine):
     def job(self, pick):
         return list(self.state)[pick % len(self.state)]
 
-    @rule(owner=st.sampled_from([OWNER, OTHER]))
-    def push(self, owner):
-        self._push(owner, None)
+    @rule(owner=st.sampled_from([OWNER, OTHER]), policy=st.sampled_from(POLICIES))
+    def push(self, owner, policy):
+        self._push(owner, None, policy)
 
-    @rule(pick=PICK)
-    def push_version(self, pick):
+    @rule(pick=PICK, policy=st.sampled_from(POLICIES))
+    def push_version(self, pick, policy):
         previous = self.dataset(pick)
         owner = catalog.dataset(self.store, previous).owner
-        self._push(OWNER if owner == OWNER.id else OTHER, self.names[previous])
+        self._push(OWNER if owner == OWNER.id else OTHER, self.names[previous], policy)
 
-    def _push(self, owner, previous):
+    def _push(self, owner, previous, policy=OPEN):
         name = str(len(self.names))
-        made = push(self.store, name, owner, previous=previous)
+        made = push(self.store, name, owner, policy, previous=previous)
+        self.policy[made] = policy
         self.names[made] = name
         before = {n: d for d, n in self.names.items()}.get(previous)
         self.lineage[made] = self.lineage[before] if before else made
 
-    @rule(picks=st.lists(PICK, min_size=1, max_size=3), stage=st.integers(0, 5))
-    def start(self, picks, stage):
+    @rule(
+        picks=st.lists(PICK, min_size=1, max_size=3),
+        stage=st.integers(0, 6),
+        who=st.sampled_from(SCIENTISTS),
+    )
+    def start(self, picks, stage, who=SCIENTIST):
         """A new job, taken some way at once."""
         used = tuple(dict.fromkeys(self.dataset(p) for p in picks))
-        quote = ask(self.store, f"job {len(self.of)}", used)
-        self.of[quote] = used
+        quote = ask(self.store, f"job {len(self.of)}", used, scientist=who)
+        self.of[quote], self.whose[quote] = used, who.id
         lineages = [self.lineage[d] for d in used]
         self.valid[quote] = not self.revoked & set(used) and len(set(lineages)) == len(lineages)
-        steps = (self._submit, self._reserve, self._begin, self._commit)
+        steps = (self._submit, self._reserve, self._begin, self._commit, self._release)
         for step in steps[:stage]:
             if step == self._submit:
                 step(quote)
             elif quote in self.quote.values():
+                self.cosign()
                 step(next(j for j, q in self.quote.items() if q == quote))
 
     @nonempty("of")
@@ -126,15 +152,44 @@ class Life(RuleBasedStateMachine):
     def commit(self, pick):
         self._commit(self.job(pick))
 
+    @nonempty("state")
+    @rule(pick=PICK)
+    def release(self, pick):
+        self._release(self.job(pick))
+
+    @rule()
+    def cosign(self):
+        WITNESS.cosign(self.store)
+        self.cosigned = self.store.size()
+
+    def _room(self, quote, held):
+        who = self.whose[quote]
+        for dataset in self.of[quote]:
+            lineage = self.lineage[dataset]
+            mine = held[lineage, who]
+            everyone = sum(n for (name, _), n in held.items() if name == lineage)
+            cap = self.policy[dataset].scientist_budget
+            if not fits(everyone + 1) or (cap is not None and not fits(mine + 1, cap)):
+                return False
+        return True
+
+    def _charges(self, job):
+        quote = self.quote[job]
+        return [(self.lineage[d], self.whose[quote]) for d in self.of[quote]]
+
+    def _witnessed(self, job):
+        asked = any(self.policy[d].witnesses for d in self.of[self.quote[job]])
+        return not asked or self.cosigned > self.entry[job]
+
     def _submit(self, quote):
         known = {q: j for j, q in self.quote.items()}
         held = Counter(self.spent)
         for job, state in self.state.items():
             if state == "queued":
-                held.update(self.lineage[d] for d in self.of[self.quote[job]])
-        room = all(fits(held[self.lineage[d]] + 1) for d in self.of[quote])
+                held.update(self._charges(job))
+        room = self._room(quote, held)
         try:
-            job = ledger.submit(self.store, quote, SCIENTIST.id).id
+            job = ledger.submit(self.store, quote, self.whose[quote]).id
         except (PolicyError, PlanError):
             assert not self.valid[quote] and quote not in known
             return
@@ -153,33 +208,56 @@ class Life(RuleBasedStateMachine):
         except JobError:
             assert before in ("failed", "cancelled")
             return
+        except BudgetError as e:
+            # A queued job's share is held, but a cap that came later counts what went before it.
+            assert e.code == "budget.scientist" and not self._room(self.quote[job], self.spent)
+            return
         if before == "queued":
-            self.spent.update(self.lineage[d] for d in self.of[self.quote[job]])
+            assert self._room(self.quote[job], self.spent)
+            self.spent.update(self._charges(job))
             self.state[job] = "reserved"
+            self.entry[job] = self.store.size() - 1
 
     def _begin(self, job):
         before = self.state[job]
         try:
             opened = ledger.begin(self.store, job)
-        except JobError:
-            assert before != "reserved"
+        except JobError as e:
+            late = e.code == "job.not-witnessed"
+            assert not self._witnessed(job) if late else before != "reserved"
         except PolicyError:
             assert self.revoked & set(self.of[self.quote[job]])
         else:
-            assert before == "reserved"
+            assert before == "reserved" and self._witnessed(job)
             assert [d.dataset for d in opened] == list(self.of[self.quote[job]])
             self.state[job] = "running"
 
     def _commit(self, job):
         before = self.state[job]
         try:
-            finish(self.store, job)
+            commit(self.store, job)
         except JobError:
-            assert before not in ("running", "done")
+            assert before not in ("running", "committed", "done")
         except PolicyError:
             assert self.revoked & set(self.of[self.quote[job]])
         else:
-            assert before in ("running", "done")
+            assert before in ("running", "committed", "done")
+            if before == "running":
+                self.state[job] = "committed"
+                self.entry[job] = self.store.size() - 1
+
+    def _release(self, job):
+        before = self.state[job]
+        try:
+            made = ledger.release(self.store, job, log.sign(self.store), b"sealed")
+        except JobError as e:
+            late = e.code == "job.not-witnessed"
+            assert not self._witnessed(job) if late else before not in ("committed", "done")
+        except PolicyError:
+            assert self.revoked & set(self.of[self.quote[job]])
+        else:
+            assert before == "done" or (before == "committed" and self._witnessed(job))
+            assert made.entry == self.store.link(ledger.job(self.store, job).ended).entry
             self.state[job] = "done"
 
     @nonempty("state")
@@ -204,13 +282,14 @@ class Life(RuleBasedStateMachine):
         dataset = self.dataset(pick)
         owner = catalog.dataset(self.store, dataset).owner
         self.policies += 1
-        policy = changed_policy(OPEN, max_epsilon=100.0 + self.policies)
+        policy = replace(POLICIES[self.policies % 4], max_epsilon=100.0 + self.policies)
         try:
             catalog.set_policy(self.store, dataset, owner, policy)
         except PolicyError:
             assert dataset in self.revoked
         else:
             self._void(dataset)
+            self.policy[dataset] = policy
 
     @rule(pick=PICK)
     def revoke(self, pick):
@@ -233,17 +312,26 @@ class Life(RuleBasedStateMachine):
         self.store = open_store(self.disk, self.boots)
         for job, state in self.state.items():
             if state in ("reserved", "running"):
-                self.state[job] = "abandoned"
+                most = min(self.policy[d].resumes for d in self.of[self.quote[job]])
+                if self.taken[job] < most:
+                    self.taken[job] += 1
+                    self.state[job] = "reserved"
+                    self.entry[job] = ledger.job(self.store, job).granted
+                else:
+                    self.state[job] = "abandoned"
+        self.cosigned = min(self.cosigned, self.store.size())
 
     @invariant()
     def spent_is_the_models(self):
         for dataset, lineage in self.lineage.items():
             assert catalog.dataset(self.store, dataset).lineage == lineage
-            _, spent, delta, jobs = catalog.spent(self.store, lineage)
-            assert jobs == self.spent[lineage]
-            assert spent == tuple(jobs * n for n in CHARGE.rdp_nano)
-            assert delta == jobs * CHARGE.delta_femto
-            assert jobs == 0 or fits(jobs)
+            each = {s.id: self.spent[lineage, s.id] for s in SCIENTISTS}
+            for whose, jobs in (*each.items(), (catalog.EVERYONE, sum(each.values()))):
+                account = catalog.account(self.store, lineage, whose)
+                assert account.jobs == jobs
+                assert account.rdp_nano == tuple(jobs * n for n in CHARGE.rdp_nano)
+                assert account.delta_femto == jobs * CHARGE.delta_femto
+            assert not any(each.values()) or fits(sum(each.values()))
         for job, state in self.state.items():
             assert ledger.job(self.store, job).state == state.split()[0]
 
@@ -294,7 +382,7 @@ def test_seeded_bug_refund_is_noticed_by_the_model() -> None:
 
     def refund(store, id, state, error, message=""):
         if ledger.job(store, id).state in ledger.LIVE:
-            store.run("UPDATE lineages SET jobs = jobs - 1 WHERE jobs > 0")
+            store.run("UPDATE accounts SET jobs = jobs - 1 WHERE jobs > 0")
         return real(store, id, state, error, message)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -304,15 +392,13 @@ def test_seeded_bug_refund_is_noticed_by_the_model() -> None:
 
 
 def test_seeded_bug_losing_a_reservation_at_restart_is_noticed_by_the_model() -> None:
-    from casemate.ledger.store import Store
+    real = ledger.settle_left
 
-    real = Store._start
-
-    def forget(self, software):
-        real(self, software)
-        self.run("UPDATE spent SET rdp_nano = 0")
+    def forget(store):
+        real(store)
+        store.run("UPDATE accounts SET jobs = jobs - 1 WHERE jobs > 0")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "_start", forget)
+        patch.setattr(ledger, "settle_left", forget)
         with pytest.raises(AssertionError):
             scenario()
