@@ -264,12 +264,15 @@ class Run:
         if self._bundle is None:
             path = f"/v1/jobs/{self.job}/receipt"
             self._bundle = self._connection.request("GET", path).value(ReceiptBundle)
+            self._connection.sync()  # its head is newer than the one seen at the beginning
         return self._bundle
 
     @property
     def receipt(self) -> receipts.VerifiedReceipt:
         """The receipt, verified under this connection's trust, with the weights if pulled."""
-        verified = receipts.verify_receipt(self.bundle, trust=self._trust, weights=self._data)
+        verified = receipts.verify_receipt(
+            self.bundle, trust=self._trust, weights=self._data, memory=self._connection.memory
+        )
         if verified.receipt.job != self.job:
             raise ReceiptError(
                 "receipt.job",

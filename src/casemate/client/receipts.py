@@ -2,9 +2,10 @@
 
 In this order, each step a check with a name and what it found: the attestation under the trust
 policy; the DSSE signature by the receipt key that the evidence binds; the in-toto statement;
-what the receipt says twice; the weights' digest; epsilon and each dataset's charge, recomputed from
-the plan's events. The first that fails raises ``ReceiptError`` (or
-``EvidenceError``); nothing returns False.
+what the receipt says twice; that the commit stands in the log under a checkpoint of the log's key;
+who cosigned that checkpoint; that it goes with what this client has seen of the log before; the
+weights' digest; epsilon and each dataset's charge, recomputed from the plan's events. The first
+that fails raises ``ReceiptError`` (or ``EvidenceError``); nothing returns False.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from casemate.accounting.filters import RdpFilter
 from casemate.attest.verify import Unchecked, verify_attestation
-from casemate.client import views
+from casemate.client import heads, views
+from casemate.client.heads import Check, Witnesses, seen_before
+from casemate.client.memory import Memory
 from casemate.seal import checkpoint, dsse
 from casemate.spec import canonical, codec
 from casemate.spec.errors import BudgetError, FormatError, PlanError, ReceiptError, UsageError
@@ -41,15 +44,6 @@ MAX_BUNDLE: Final = 8 << 20
 # Two accountants differ in the last digits; a claim may not be below what the events give.
 RELATIVE_SLACK: Final = 1e-6
 NO_PRIVACY: Final = "no privacy guarantee"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One step: its name, what it found, and whether it was done at all."""
-
-    name: str
-    found: str
-    state: Literal["ok", "unchecked", "simulated"] = "ok"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +139,29 @@ def verify_receipt(
     trust: Trust,
     weights: str | Path | bytes | None = None,
     now: float | None = None,
+    witnesses: Witnesses = Witnesses(),  # noqa: B008 - a frozen value
+    memory: Memory | None = None,
 ) -> VerifiedReceipt:
-    """Check ``bundle`` under ``trust``; with ``weights`` (a file, or its bytes) also the result.
+    """Check ``bundle`` under ``trust``; with ``weights`` (a file, or its bytes) also the result,
+    with ``witnesses`` who cosigned, with ``memory`` that the log is the one seen before.
 
     A simulated TEE passes only a trust that names simulation. Raises ``EvidenceError`` or
     ``ReceiptError`` naming the failed check.
     """
-    return VerifiedReceipt(*_run(bundle, trust, weights, time.time() if now is None else now))
+    receipt, checks = _signed(bundle, trust, time.time() if now is None else now)
+    _agree(receipt, bundle)
+    checks.append(Check("consistency", f"{len(receipt.datasets)} dataset(s), one plan, one boot"))
+    checks.append(_logged(receipt, bundle))
+    signed = checkpoint.read_proof(bundle.proof).signed
+    checks.append(witnesses.check(signed))
+    checks.append(seen_before(heads.read(signed, bundle.attestation.binding.log_key), memory))
+    checks.append(_weights(receipt, weights))
+    checks.extend(_privacy(receipt))
+    return VerifiedReceipt(receipt, tuple(checks))
 
 
-def _run(
-    bundle: ReceiptBundle, trust: Trust, weights: str | Path | bytes | None, now: float
-) -> tuple[Receipt, tuple[Check, ...]]:
+def _signed(bundle: ReceiptBundle, trust: Trust, now: float) -> tuple[Receipt, list[Check]]:
+    """The receipt, signed by a key that the evidence binds."""
     binding = bundle.attestation.binding
     nonce = hashlib.sha256(binding.boot).digest()
     verdict = verify_attestation(
@@ -173,12 +178,7 @@ def _run(
     checks.append(Check("signature", f"DSSE, Ed25519 key {keyid[:16]}…, bound by the evidence"))
     receipt = read_statement(payload)
     checks.append(Check("statement", f"in-toto v1, subject {receipt.result_digest[:23]}…"))
-    _agree(receipt, bundle)
-    checks.append(Check("consistency", f"{len(receipt.datasets)} dataset(s), one plan, one boot"))
-    checks.append(_logged(receipt, bundle))
-    checks.append(_weights(receipt, weights))
-    checks.extend(_privacy(receipt))
-    return receipt, tuple(checks)
+    return receipt, checks
 
 
 def _logged(receipt: Receipt, bundle: ReceiptBundle) -> Check:
@@ -331,6 +331,7 @@ def statement_json(bundle: ReceiptBundle) -> object:
 __all__ = [
     "Check",
     "VerifiedReceipt",
+    "Witnesses",
     "as_json",
     "load_bundle",
     "read_statement",

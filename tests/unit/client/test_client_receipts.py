@@ -8,12 +8,15 @@ import sys
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from casemate.accounting import pld
 from casemate.accounting.filters import RdpFilter
 from casemate.attest.trust import Trust, Unchecked
 from casemate.client import receipts
-from casemate.client.receipts import verify_receipt
+from casemate.client.memory import Memory
+from casemate.client.receipts import Witnesses, verify_receipt
 from casemate.seal import dsse
 from casemate.server.attestation import attest_now, boot_nonce
 from casemate.spec import canonical, codec
@@ -29,7 +32,7 @@ from casemate.spec.receipt import (
     ReceiptBundle,
     ReceiptDataset,
 )
-from support.publog import keys_of, origin
+from support.publog import PublicLog, Witness, keys_of, origin
 
 POLICY = "sha256:" + "0" * 64
 WEIGHTS = b"weights"
@@ -120,6 +123,8 @@ def test_a_true_receipt_passes_every_check(bundle, keys, trust):
         "signature": "ok",
         "statement": "ok",
         "log": "ok",
+        "witnesses": "unchecked",
+        "seen before": "unchecked",
         "consistency": "ok",
         "weights": "ok",
         "charge (RDP)": "ok",
@@ -326,18 +331,173 @@ def test_bundles_survive_a_file(bundle, keys, trust, tmp_path):
         verify_receipt(found, trust=trust, weights=tmp_path / "none")
 
 
-def test_every_flipped_bit_of_the_envelope_is_found(bundle, keys, trust):
+def flipped_is_refused(data: bytes, at: int, bit: int, trust, witnesses) -> None:
+    bad = bytearray(data)
+    bad[at] ^= 1 << bit
+    with pytest.raises(CasemateError):
+        verify_receipt(
+            codec.decode(ReceiptBundle, bytes(bad)), trust=trust, weights=WEIGHTS,
+            witnesses=witnesses,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def cosigned(bundle, keys):
+    """A bundle's bytes, and the witnesses who stand in it."""
+    who = [Witness("one.example"), Witness("two.example")]
+    data = codec.encode(bundle(receipt(keys), witnesses=who))
+    return data, Witnesses.of([str(w.verifier) for w in who])
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_bit_changed_anywhere_in_a_bundle_is_found(cosigned, trust, data):
+    whole, witnesses = cosigned
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flipped_is_refused(whole, at, data.draw(st.integers(0, 7)), trust, witnesses)
+
+
+def test_one_bit_changed_in_the_logs_part_is_found(cosigned, trust):
+    """Every seventh byte of proof, salt and entry."""
+    whole, witnesses = cosigned
+    verify_receipt(codec.decode(ReceiptBundle, whole), trust=trust, witnesses=witnesses)
+    for field in (b'"entry":', b'"proof":', b'"salt":'):
+        start = whole.index(field)
+        end = whole.index(b'"', whole.index(b'"', start + len(field)) + 1)
+        for at in range(start, end, 7):
+            flipped_is_refused(whole, at, at % 8, trust, witnesses)
+
+
+@pytest.mark.full
+def test_each_bit_of_a_bundle_counts(cosigned, trust):
+    whole, witnesses = cosigned
+    for at in range(len(whole)):
+        for bit in range(8):
+            flipped_is_refused(whole, at, bit, trust, witnesses)
+
+
+# The log's part.
+
+
+LOG_LIES = {
+    "another job": {"said": {"job": "job_" + "1" * 32}},
+    "another result": {"said": {"result": commitment(SALT, POLICY)}},
+    "another receipt": {"said": {"receipt": commitment(SALT, POLICY)}},
+    "another salt": {"said": {"receipt": commitment(bytes(32), POLICY)}},
+    "another boot": {"boot": bytes(16)},
+    "no commit": {"what": "abandon"},
+}
+
+
+@pytest.mark.parametrize("name", LOG_LIES)
+def test_an_entry_about_something_else_is_refused(name, bundle, keys, trust):
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(bundle(receipt(keys), **LOG_LIES[name]), trust=trust)
+    assert caught.value.code == "receipt.log-entry"
+
+
+def test_a_commit_before_its_reservation_is_refused(bundle, keys, trust):
+    found = dataclasses.replace(receipt(keys), reserved=2)  # the place of the commit itself
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(bundle(found), trust=trust)
+    assert caught.value.code == "receipt.log-entry"
+
+
+def test_an_entry_that_is_not_in_the_log_is_refused(bundle, keys, trust, public):
     made = bundle(receipt(keys))
-    text = made.envelope.encode()
-    for at in range(0, len(text), max(1, len(text) // 60)):
-        bad = bytearray(text)
-        bad[at] ^= 1
-        try:
-            envelope = bad.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-        with pytest.raises(CasemateError):
-            verify_receipt(dataclasses.replace(made, envelope=envelope), trust=trust)
+    other = public.fork(2).pad(4)
+    signed = other.sign()
+    for proof in (public.prove(3, public.sign()), other.prove(2, signed)):
+        with pytest.raises(ReceiptError) as caught:
+            verify_receipt(dataclasses.replace(made, proof=str(proof)), trust=trust)
+        assert caught.value.code in ("receipt.inclusion", "receipt.log-entry")
+
+
+def test_another_logs_head_is_refused(bundle, keys, trust, public):
+    made = bundle(receipt(keys))
+    stranger = PublicLog(public.leaves)
+    proof = str(stranger.prove(2, stranger.sign()))
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(dataclasses.replace(made, proof=proof), trust=trust)
+    assert caught.value.code.startswith("receipt.note-")
+
+
+def test_witnesses_are_counted_named_and_dated(bundle, keys, trust):
+    one, two, three = (Witness(f"{n}.example") for n in ("one", "two", "three"))
+    made = bundle(receipt(keys), witnesses=[one, two])
+    vkeys = [str(w.verifier) for w in (one, two, three)]
+    done = verify_receipt(made, trust=trust, witnesses=Witnesses.of(vkeys, 2))
+    (check,) = [c for c in done.checks if c.name == "witnesses"]
+    assert check.state == "ok"
+    assert check.found == (
+        "2 of 3 cosigned: one.example at 2023-11-14T22:13:20Z, two.example at 2023-11-14T22:13:20Z"
+    )
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(made, trust=trust, witnesses=Witnesses.of(vkeys))
+    assert (caught.value.code, caught.value.where) == ("receipt.witnesses", "three.example")
+
+
+def test_a_false_cosignature_is_refused_though_others_suffice(bundle, keys, trust, public):
+    one, two = Witness("one.example"), Witness("two.example")
+    made = bundle(receipt(keys), witnesses=[one])
+    forged = Witness("two.example")
+    forged.verifier = two.verifier  # its name and id, another key's signature
+    place = public.leaves.index(made.entry)
+    made = dataclasses.replace(
+        made, proof=str(public.prove(place, public.sign(witnesses=[one, forged])))
+    )
+    witnesses = Witnesses.of([str(one.verifier), str(two.verifier)], 1)
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(made, trust=trust, witnesses=witnesses)
+    assert caught.value.code == "receipt.note-signature"
+
+
+def test_witnesses_are_named_once_by_keys_that_cosign(public):
+    one = Witness("one.example")
+    twin = str(dataclasses.replace(one.verifier, name="twin.example"))
+    for keys, needed in (
+        ([str(public.verifier)], None), ([str(one.verifier), twin], None),
+        ([str(one.verifier)], 2), ([str(one.verifier)], 0), ([], 1),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            Witnesses.of(keys, needed)
+        assert caught.value.code == "usage.witness"
+    assert Witnesses.of([]).keys == ()
+    with pytest.raises(FormatError):
+        Witnesses.of(["nobody"])
+
+
+def seen(done) -> tuple[str, str]:
+    (check,) = [c for c in done.checks if c.name == "seen before"]
+    return check.state, check.found
+
+
+def test_a_receipt_is_held_against_what_was_seen(bundle, keys, trust, public, tmp_path):
+    memory = Memory(tmp_path)
+    made = bundle(receipt(keys))  # at 6 entries
+    assert seen(verify_receipt(made, trust=trust))[0] == "unchecked"
+    assert "audit sync" in seen(verify_receipt(made, trust=trust, memory=memory))[1]
+    older = public.fork(4)
+    memory.meet("https://h:1", public.public, older.file)
+    state, found = seen(verify_receipt(made, trust=trust, memory=memory))
+    assert state == "unchecked"
+    assert "newer than the 4 entries" in found and "audit sync" in found
+    memory.meet("https://h:1", public.public, public.pad(3).file)
+    state, found = seen(verify_receipt(made, trust=trust, memory=memory))
+    assert (state, "9 entries" in found) == ("ok", True)
+
+
+def test_a_receipt_of_a_fork_is_refused_and_kept(bundle, keys, trust, public, tmp_path):
+    memory = Memory(tmp_path)
+    other = public.fork(0).pad(20)
+    memory.meet("https://h:1", public.public, other.file)
+    made = bundle(receipt(keys))
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(made, trust=trust, memory=memory)
+    assert caught.value.code == "receipt.fork"
+    (proof,) = (tmp_path / "forks").iterdir()
+    assert (proof / "seen").read_text() == str(other.sign())
+    assert (proof / "shown").read_text() in made.proof
 
 
 def test_receipts_need_no_heavy_package():
