@@ -125,7 +125,9 @@ def explain(disk: SimDisk, acknowledged: list[tuple[str, str]]) -> None:
         if ("committed", name) in said:
             assert job.state in ("committed", "done")
         assert (job.state in ("committed", "done")) == (job.blob is not None)
-        if job.state == "committed":  # what was fixed is released, with the key that it was sealed by
+        if (
+            job.state == "committed"
+        ):  # what was fixed is released, with the key that it was sealed by
             assert ledger.result_key(store, name) == hashlib.sha256(name.encode()).digest()
             finish(store, name)
         if job.blob is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -17,10 +18,24 @@ from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError
 from casemate.spec.job import Charge
 from support.disk import SimDisk
-from support.ledgers import BUDGET, EVENT, OTHER, SCIENTIST, ask, open_store, push, queue
+from support.ledgers import (
+    BUDGET,
+    EVENT,
+    OPEN,
+    OTHER,
+    SCIENTIST,
+    ask,
+    open_store,
+    person,
+    push,
+    queue,
+)
 
 CHARGE = RdpFilter(BUDGET).charge((EVENT,), 2e-9, delta_shown=1e-6)
 CLIENTS = 64
+CAP = Budget(epsilon=2.8, delta=1e-5)
+CAPPED = replace(OPEN, scientist_budget=CAP)
+SECOND = person("second scientist")
 
 
 @pytest.fixture
@@ -30,9 +45,9 @@ def store() -> Iterator[Store]:
     made.close()
 
 
-def fitting() -> int:
+def fitting(budget: Budget = BUDGET) -> int:
     """How many such jobs the budget holds, counted without the ledger."""
-    rdp, count = RdpFilter(BUDGET), 0
+    rdp, count = RdpFilter(budget), 0
     while any((count + 1) * n <= c for n, c in zip(CHARGE.rdp_nano, rdp.capacity, strict=True)):
         count += 1
     return count
@@ -120,19 +135,55 @@ def leave(store: Store, dataset: str, scientist: str, left: int, budget: Budget 
         catalog.set_account(store, dataset, scientist, Account(tuple(spent), 0, 1))
 
 
-def boundary(store: Store) -> None:
-    dataset = push(store)
-    leave(store, dataset, EVERYONE, -1)
-    with pytest.raises(BudgetError):
+def boundary(store: Store, scientist: str = EVERYONE) -> None:
+    dataset = push(store, policy=CAPPED)
+    budget = BUDGET if scientist == EVERYONE else CAP
+    leave(store, dataset, scientist, -1, budget)
+    with pytest.raises(BudgetError) as e:
         queue(store, "one nano too many", (dataset,))
-    leave(store, dataset, EVERYONE, 0)
+    assert e.value.code == ("budget.exhausted" if scientist == EVERYONE else "budget.scientist")
+    leave(store, dataset, scientist, 0, budget)
     ledger.reserve(store, queue(store, "just fits", (dataset,)))
     with pytest.raises(BudgetError):
         queue(store, "nothing left", (dataset,))
 
 
-def test_the_boundary_is_one_nano(store: Store) -> None:
-    boundary(store)
+@pytest.mark.parametrize("scientist", [EVERYONE, SCIENTIST.id])
+def test_the_boundary_is_one_nano(store: Store, scientist: str) -> None:
+    boundary(store, scientist)
+
+
+@pytest.mark.parametrize("scientist", [EVERYONE, SCIENTIST.id])
+def test_the_boundary_of_extra_delta_is_one_femto(store: Store, scientist: str) -> None:
+    dataset = push(store, policy=CAPPED)
+    capacity = RdpFilter(BUDGET if scientist == EVERYONE else CAP).delta_capacity
+    for left, fits in ((-1, False), (0, True)):
+        spent = capacity - CHARGE.delta_femto - left
+        with store.transaction():
+            catalog.set_account(store, dataset, scientist, Account(RdpFilter.empty(), spent, 1))
+        if fits:
+            ledger.reserve(store, queue(store, "just fits", (dataset,)))
+        else:
+            with pytest.raises(BudgetError):
+                queue(store, "one femto too many", (dataset,))
+
+
+def test_racing_for_one_scientists_budget_grants_exactly_what_fits(store: Store) -> None:
+    dataset = push(store, policy=CAPPED)
+    wanted = [ask(store, str(i), (dataset,)) for i in range(CLIENTS)]
+    theirs = [ask(store, f"other {i}", (dataset,), scientist=SECOND) for i in range(2)]
+    ends = race(
+        [lambda q=q: ledger.submit(store, q, SCIENTIST.id) for q in wanted]
+        + [lambda q=q: ledger.submit(store, q, SECOND.id) for q in theirs]
+    )
+    mine = fitting(CAP)
+    assert 1 < mine < mine + 2 < fitting()
+    assert ends == {"granted": mine + 2, "budget.scientist": CLIENTS - mine}
+    while (job := ledger.next_queued(store)) is not None:
+        ledger.reserve(store, job.id)
+    spent = [catalog.account(store, dataset, s.id).jobs for s in (SCIENTIST, SECOND)]
+    assert spent == [mine, 2]
+    assert not fsck.check(store.all, recompute=True).findings
 
 
 def float_admits(self: RdpFilter, spent: tuple[int, ...], delta: int, charge: object) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, fsck, ledger, log, quotes
+from casemate.ledger import catalog, fsck, ledger, quotes
 from casemate.ledger.catalog import Account
 from casemate.ledger.store import Store
 from casemate.spec import codec
@@ -30,7 +30,6 @@ from support.ledgers import (
     OWNER,
     SCIENTIST,
     ask,
-    commit,
     entries,
     finish,
     hexes,
