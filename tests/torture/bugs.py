@@ -13,11 +13,10 @@ from casemate.accounting import filters
 from casemate.ledger import catalog, ledger, vfs
 from casemate.ledger.store import Store
 from casemate.server import release, run
+from casemate.server.service import Service
 from casemate.server.uploads import Uploads
 from casemate.spec import codec
-from casemate.spec.data import DatasetKey
 from casemate.spec.job import Charge
-from casemate.spec.messages import RunDataset
 
 Bug = Callable[[], "contextlib.AbstractContextManager[Any]"]
 
@@ -29,61 +28,51 @@ def _no_sync() -> Any:
 @contextmanager
 def _lazy_commit() -> Iterator[None]:
     """Each transaction is committed when the next one begins: acknowledged before it is durable."""
-    real_all = Store.all
+    every, transaction = Store.all, Store.transaction
+    waiting: set[int] = set()
 
     def all_(self: Store, sql: str, *values: Any) -> Any:
         if sql == "COMMIT":
+            waiting.add(id(self))
             return []
-        wanted = sql == "BEGIN IMMEDIATE" or sql.startswith("PRAGMA wal_checkpoint")
-        if wanted and self._connection.in_transaction:
-            real_all(self, "COMMIT")
-        return real_all(self, sql, *values)
+        if sql.startswith("PRAGMA wal_checkpoint"):
+            flush(self)
+        return every(self, sql, *values)
 
-    def transaction(self: Store) -> Any:
-        @contextmanager
-        def act() -> Iterator[None]:
-            with self._lock:
-                self.run("BEGIN IMMEDIATE")
-                try:
-                    yield
-                except BaseException:
-                    self._undo()
-                    raise
+    def flush(self: Store) -> None:
+        if id(self) in waiting and self._connection.in_transaction:
+            every(self, "COMMIT")
+        waiting.discard(id(self))
 
-        return act()
+    def begin(self: Store) -> Any:
+        flush(self)
+        return transaction(self)
 
-    with (
-        mock.patch.object(Store, "all", all_),
-        mock.patch.object(Store, "transaction", transaction),
-    ):
+    with mock.patch.multiple(Store, all=all_, transaction=begin):
         yield
 
 
 def _refund(store: Store, job: str) -> None:
-    sql = "SELECT lineage, charge FROM job_datasets WHERE job = ?"
-    for lineage, raw in store.all(sql, job):
+    sql = "SELECT lineage, charge, scientist FROM job_datasets JOIN jobs ON id = job WHERE job = ?"
+    for lineage, raw, scientist in store.all(sql, job):
         charge = codec.decode(Charge, raw)
-        for place, nano in enumerate(charge.rdp_nano):
-            store.run(
-                "UPDATE spent SET rdp_nano = rdp_nano - ? WHERE lineage = ? AND place = ?",
-                nano, lineage, place,
-            )  # fmt: skip
-        store.run(
-            "UPDATE lineages SET delta_femto = delta_femto - ?, jobs = jobs - 1 WHERE id = ?",
-            charge.delta_femto, lineage,
-        )  # fmt: skip
+        for whose in (catalog.EVERYONE, scientist):
+            had = catalog.account(store, lineage, whose)
+            rest = tuple(a - b for a, b in zip(had.rdp_nano, charge.rdp_nano, strict=True))
+            back = catalog.Account(rest, had.delta_femto - charge.delta_femto, had.jobs - 1)
+            catalog.set_account(store, lineage, whose, back)
 
 
 @contextmanager
 def _refund_on_crash() -> Iterator[None]:
-    real = Store.append
+    real = ledger.settle_left
 
-    def append(self: Store, kind: Any, subject: str, body: object) -> Any:
-        if kind == "abandon":
-            _refund(self, subject)
-        return real(self, kind, subject, body)
+    def settle(store: Store) -> None:
+        for (job,) in store.all("SELECT id FROM jobs WHERE state IN ('reserved', 'running')"):
+            _refund(store, job)
+        real(store)
 
-    with mock.patch.object(Store, "append", append):
+    with mock.patch.object(ledger, "settle_left", settle):
         yield
 
 
@@ -95,50 +84,46 @@ def _floats() -> Any:
     return mock.patch.object(filters, "fits", fits)
 
 
-def _keys(store: Store, id: str) -> tuple[RunDataset, ...]:
-    out = []
-    for use in ledger.quotes.get(store, ledger.job(store, id).quote).quote.request.datasets:
-        raw = store.one("SELECT key FROM dataset_keys WHERE dataset = ?", use.dataset)[0]
-        opened = codec.decode(DatasetKey, raw)
-        schema = catalog.dataset(store, use.dataset).registration.schema
-        out.append(RunDataset(dataset=use.dataset, schema=schema, key=opened.key, salt=opened.salt))
-    return tuple(out)
-
-
 @contextmanager
 def _reserve_late() -> Iterator[None]:
     """Keys first; the charge with the commit."""
-    reserve, begin, commit = ledger.reserve, ledger.begin, ledger.commit
+    reserve, commit = ledger.reserve, ledger.commit
 
-    def late(store: Store, id: str, **more: Any) -> Any:
-        reserve(store, id)
-        begin(store, id)
-        return commit(store, id, **more)
-
-    with (
-        mock.patch.object(ledger, "reserve", lambda store, id: None),
-        mock.patch.object(ledger, "begin", _keys),
-        mock.patch.object(ledger, "commit", late),
-    ):
-        yield
-
-
-@contextmanager
-def _run_again() -> Iterator[None]:
-    """After a crash a job that was running is put into the queue once more, its charge kept."""
-    real = Store.open
-
-    def open_(*given: Any, **named: Any) -> Store:
-        store = real(*given, **named)
+    def promise(store: Store, id: str) -> None:
         with store.transaction():
             store.run(
-                "UPDATE jobs SET state = 'queued', error = NULL, message = '', boot = NULL,"
-                " ended = NULL, reserved = NULL WHERE error = 'job.abandoned'"
-            )
-        return store
+                "UPDATE jobs SET state = 'reserved', boot = ?, granted = ? WHERE id = ?",
+                store.boot, store.size() - 1, id,
+            )  # fmt: skip
 
-    with mock.patch.object(Store, "open", open_):
+    def late(store: Store, id: str, **more: Any) -> Any:
+        with store.transaction():
+            store.run("UPDATE jobs SET state = 'queued' WHERE id = ?", id)
+        reserve(store, id)
+        with store.transaction():
+            store.run("UPDATE jobs SET state = 'running' WHERE id = ?", id)
+        return commit(store, id, **more)
+
+    with mock.patch.multiple(ledger, reserve=promise, commit=late):
         yield
+
+
+def _run_again() -> Any:
+    """The next boot goes on with a job and does not say so."""
+
+    def take(store: Store, id: str) -> Any:
+        store.run("UPDATE jobs SET state = 'reserved', boot = ? WHERE id = ?", store.boot, id)
+        return store.link(ledger.job(store, id).granted or 0)
+
+    return mock.patch.object(ledger, "take_over", take)
+
+
+def _witnesses_not_asked() -> Any:
+    return mock.patch.object(ledger, "witnessed", lambda *_: True)
+
+
+def _old_heads_are_forgotten() -> Any:
+    return mock.patch.object(Service, "remembers", lambda self, text: None)
 
 
 def _offset_before_bytes() -> Any:
@@ -198,7 +183,9 @@ BUGS: Final[dict[str, tuple[Bug, int]]] = {
     "refund on a crash": (_refund_on_crash, 60),
     "floats at the boundary": (_floats, 120),
     "reserved after the run": (_reserve_late, 60),
-    "run again after a crash": (_run_again, 120),
+    "run again after a crash": (_run_again, 60),
+    "witnesses not asked": (_witnesses_not_asked, 60),
+    "rollbacks not noticed": (_old_heads_are_forgotten, 120),
     "upload acknowledged without sync": (_offset_before_bytes, 120),
     "result committed without sync": (_result_without_sync, 120),
 }

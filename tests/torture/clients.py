@@ -428,6 +428,7 @@ class Scientist(Client):
                     continue
                 logged = self.world.look(committed, job)
                 demand(logged is not False, f"{job} shows a result without a commit")
+                self.world.check_witnessed(job, ("commit",))
             if result is not None and result.status < 400:
                 self.model.saw_result(job, result.body)
             if receipt is not None and receipt.status < 400:

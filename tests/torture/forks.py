@@ -156,8 +156,10 @@ class Fork:
             await self._live(names, self.draw.uniform(1, 6))
             if world.boot_is_dead:
                 return "a witness"
-            if self.how == "fork and compare" or not sides:
+            while names[0] not in world.heads and not world.boot_is_dead:
                 await world.remember(person(names[0]))
+            if world.boot_is_dead:
+                return "a witness"
             sides.append(dict(world.heads))
             if len(sides) == 1:
                 await self._off()

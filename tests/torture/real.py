@@ -155,6 +155,9 @@ class RealWorld:
     async def remember(self, who: Identity) -> None:
         """Only the simulation's clients keep heads."""
 
+    def check_witnessed(self, request: str, kinds: tuple[str, ...]) -> None:
+        """Real servers have no witnesses here."""
+
     def look(self, question: Any, *more: object) -> None:
         """Nobody looks into a real server while it runs."""
 

@@ -134,6 +134,7 @@ async def _until_dead(world: RealWorld, child: Child) -> None:
         async with asyncio.timeout(LIFE_SECONDS):
             await world.attach()
             await _life(world, child)
+    world.gone()
 
 
 def count(zygote: Zygote, folder: Path) -> int:
@@ -161,7 +162,6 @@ def one(zygote: Zygote, folder: Path, number: int, way: str, *, restart: bool = 
             if child.alive:
                 child.signal(signal.SIGTERM)
             status = child.wait()
-            world.gone()
             demand(status in (0, -signal.SIGKILL), f"the server ended with {status}")
             disk = OsDisk(world.state)
             with kept.opened(disk, kept.store_key(disk)) as there:

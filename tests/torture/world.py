@@ -37,6 +37,7 @@ from support.simserver import (
     CALLER,
     CountingRng,
     charged,
+    entries,
     extends,
     findings,
     granted,
@@ -92,6 +93,7 @@ class _Worker(ScriptedWorker):
             for fd in fds[:-1]:  # the rows
                 demand(os.fstat(fd).st_size > 0, "a run was given an empty dataset")
             self._world.model.reads[message.plan.request_digest] += 1
+            self._world.check_witnessed(message.plan.request_digest, ("reserve", "takeover"))
         await super().tell(message, fds)
 
     async def expect(self, kinds: Any, seconds: float) -> Any:
@@ -251,6 +253,7 @@ class World:
     net: WitnessNet | None = None
     careful: float = 0.3  # how often a client asks for the log's head after an answer
     heads: dict[str, Seen] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)  # seen where nobody would hear of an error
     known: set[str] = field(default_factory=set)  # jobs charged below some client's head
     snapshots: list[dict[str, bytes]] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
@@ -407,6 +410,21 @@ class World:
         if seen is None:
             return {}
         return {CHECKPOINT_HEADER: base64.b64encode(seen.note).decode()}
+
+    def check_witnessed(self, request: str, kinds: tuple[str, ...]) -> None:
+        """Before keys go to a worker, and before a result is shown, two witnesses have cosigned the
+        log up to the job's newest entry of these kinds."""
+        job = self.model.request_of.get(request, request)
+        written = self.look(entries)
+        if self.net is None or written is None:
+            return
+        places = [i for i, e in enumerate(written) if e.subject == job and e.kind in kinds]
+        cosigned = sum(
+            any(h.size > max(places, default=len(written)) for h in w.cosigned)
+            for w in self.net.witnesses.values()
+        )
+        if cosigned < 2:
+            self.wrong.append(f"{job}: {kinds[-1]} with {cosigned} of 2 witnesses")
 
     def check_ledger(self) -> None:
         """The running server's ledger against the model."""

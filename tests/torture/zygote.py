@@ -99,7 +99,7 @@ def zygote() -> Iterator[Zygote]:
 def _serve(order: dict[str, Any]) -> None:
     """In the child. ``state``, ``journal``: paths; ``log``: where its words go; ``traced``: wait
     until a tracer is attached, and do all in one thread; ``die``: [call, number] of the disk at
-    which it kills itself."""
+    which it kills itself; ``prepared``: fields of what its workers prepare."""
     from casemate.server import pool, serve
     from casemate.server.config import Config, Limits
     from support.desk import FREE, PREPARED, weights
@@ -110,7 +110,7 @@ def _serve(order: dict[str, Any]) -> None:
         os.dup2(out, fd)
     about = {**PREPARED, "seconds_fixed": 0.004, "seconds_per_step": 1e-4}
     about["seconds_per_microbatch"] = 1e-4
-    said = json.dumps(about)
+    said = json.dumps(about | order.get("prepared", {}))
 
     def command(fd: int) -> list[str]:
         return [
