@@ -76,13 +76,15 @@ def hand_over(
         if before.request != request:
             raise _handed_over(before)
         return before
-    with store.anchored():
+    with store.anchored() as moved:
         dropped = left_out(store, agreed)
         if not agreed or (dropped and not drop):
             raise consent_missing(dropped)
         for name in dropped:
             _drop(store, name)
-        body = HandedOver(measurement=measurement, request=request, dropped=tuple(dropped))
+        body = HandedOver(
+            measurement=measurement, request=request, dropped=tuple(dropped), anchor=moved
+        )
         entry = store.append("handover", measurement, body)
         store.run("INSERT INTO handed_over VALUES (?)", entry.sequence)
     store.empty_wal()

@@ -159,8 +159,10 @@ class Rotated:
 class HandedOver:
     """The state passed to the enclave of ``measurement`` that made the request of this digest; the
     one that wrote this entry never starts again. ``dropped``: datasets whose owners had not signed
-    for that measurement; their keys were destroyed."""
+    for that measurement; their keys were destroyed. ``anchor``: how many times the state has then
+    moved its anchor, where it has one."""
 
     measurement: str
     request: str
     dropped: tuple[str, ...]
+    anchor: int | None = None

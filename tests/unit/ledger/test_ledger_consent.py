@@ -3,12 +3,15 @@ import dataclasses
 import pytest
 
 from casemate.ledger import catalog, consent, ledger, log
-from casemate.spec.consent import SoftwareConsent
+from casemate.seal import dsse
+from casemate.spec import codec
+from casemate.spec.consent import Consented, SoftwareConsent
 from casemate.spec.errors import CasemateError, PolicyError
+from casemate.spec.receipt import LogEntry
 from support import passing
 from support.disk import SimDisk
-from support.ledgers import SCIENTIST, ask, changed_policy, push, queue, run
 from support.ledgers import OPEN as POLICY
+from support.ledgers import SCIENTIST, ask, changed_policy, push, queue, run
 from support.passing import NEW, OLD, OTHER, owner, signed, sound, started, to_software
 
 
@@ -195,7 +198,8 @@ def test_whose_an_envelope_is():
 
 
 @pytest.mark.parametrize(
-    ("measurement", "trust"), [("AA", "simulated"), ("aa", ""), ("", "simulated"), ("aa", "x" * 2**15)]
+    ("measurement", "trust"),
+    [("AA", "simulated"), ("aa", ""), ("", "simulated"), ("aa", "x" * 2**15)],
 )  # fmt: skip
 def test_closed_form(measurement, trust):
     with pytest.raises(ValueError):
@@ -243,11 +247,6 @@ def test_the_entry_verifies_by_itself():
     """Anyone with the log sees that the owner signed: the id follows from the keys in the entry."""
     store, dataset = pushed()
     consent.give(store, to_software(store, dataset), owner().id)
-    from casemate.seal import dsse
-    from casemate.spec import codec
-    from casemate.spec.consent import Consented
-    from casemate.spec.receipt import LogEntry
-
     entry = codec.decode(LogEntry, store.entries(store.size() - 1)[0])
     body = codec.decode(Consented, entry.body)
     named = dataclasses.replace(owner().public, name="-")
