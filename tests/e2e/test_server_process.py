@@ -160,9 +160,9 @@ def test_cancel_kills_the_worker(server: RunningServer, owner: Party, scientist:
 
 def test_a_second_server_on_the_same_folder_is_refused(server: RunningServer) -> None:
     from casemate.server.config import Config
-    from casemate.server.serve import _alone
+    from casemate.server.serve import alone
 
-    with pytest.raises(LedgerError) as refused, _alone(Config(state=server.state, dev=True)):
+    with pytest.raises(LedgerError) as refused, alone(Config(state=server.state, dev=True)):
         pass
     assert refused.value.code == "ledger.in-use"
 

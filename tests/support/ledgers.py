@@ -13,6 +13,8 @@ from casemate.ledger.store import Link, Store
 from casemate.seal import note
 from casemate.seal.note import COSIGNATURE, Note, Verifier
 from casemate.seams import Disk
+from casemate.server import release
+from casemate.server.keys import BootKeys, SignKey
 from casemate.spec import codec
 from casemate.spec.data import Budget, Column, DatasetKey, DatasetSchema, Policy, Registration
 from casemate.spec.evidence import Attestation, Binding, Evidence
@@ -91,13 +93,30 @@ def attestation(store: Store) -> Attestation:
         boot=store.boot,
         tls_spki=b"",
         hpke_key=b"",
-        receipt_key=b"",
+        receipt_key=receipt_key(store.boot).public,
         log_key=log.key(store).public,
         server_policy="",
         nonce_root=b"",
     )
     evidence = Evidence(tee="simulated", simulated=True, files={})
     return Attestation(binding=binding, index=0, count=1, path=(), evidence=evidence)
+
+
+def receipt_key(boot: bytes) -> SignKey:
+    """The key that signs a boot's receipts."""
+    key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"receipt" + boot).digest())
+    return SignKey(key.public_key().public_bytes_raw(), key.sign)
+
+
+def receipt(store: Store, id: str, result_digest: str) -> str:
+    """The envelope that the server would sign; nothing for a job that was never reserved."""
+    found = ledger.job(store, id)
+    if found.reserved is None:
+        return ""
+    keys = BootKeys(store.boot, None, None, receipt_key(store.boot), None)  # type: ignore[arg-type]
+    stored = quotes.get(store, found.quote)
+    units = {d.dataset: 1000 for d in stored.quote.datasets}
+    return release.receipt(store, keys, True, stored, units=units, result_digest=result_digest)
 
 
 def dataset_id(name: str) -> str:
@@ -237,13 +256,14 @@ def run(store: Store, id: str) -> ReceiptBundle:
 
 def commit(store: Store, id: str) -> Link:
     """The commit of a running job, nothing visible yet."""
+    digest = "sha256:" + hexes("result " + id, 64)
     return ledger.commit(
         store,
         id,
-        result_digest="sha256:" + hexes("result " + id, 64),
+        result_digest=digest,
         blob=f"results/{id}",
         result_key=hashlib.sha256(id.encode()).digest(),
-        envelope=f"envelope of {id}",
+        envelope=receipt(store, id, digest),
     )
 
 

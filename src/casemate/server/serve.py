@@ -56,7 +56,7 @@ def forbid_unpickling() -> None:
     sys.addaudithook(hook)
 
 
-def _owner(text: str) -> bytes | None:
+def owner(text: str) -> bytes | None:
     """The key of ``Config.release_owner``. Raises ``usage.tee-release``."""
     if not text:
         return None
@@ -86,7 +86,7 @@ def assemble(
     log = Log(write_log, clock)
     tee: Tee = open_tee(
         "simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock,
-        machine=Machine(owner=_owner(config.release_owner)),
+        machine=Machine(owner=owner(config.release_owner)),
     )  # fmt: skip
     if tee.sealing == "owner-release":
         log.event("server", tee=tee.kind, state="waiting")  # for the owner, at the store's key
@@ -133,7 +133,7 @@ def assemble(
 
 
 @contextmanager
-def _alone(config: Config) -> Iterator[None]:
+def alone(config: Config) -> Iterator[None]:
     """Hold the state folder for this process; ``ledger.in-use`` when another one does."""
     fd = os.open(config.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -315,7 +315,7 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
     def say_it(text: str) -> None:
         print(text, flush=True)
 
-    with _alone(config), contextlib.ExitStack() as stack:
+    with alone(config), contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):
             disk.remove(READY_FILE)
         sock = stack.enter_context(_listen(config))

@@ -38,6 +38,7 @@ from support.ledgers import (
     person,
     push,
     queue,
+    receipt,
     run,
     secret,
     taken,
@@ -82,7 +83,7 @@ def test_a_job_from_submit_to_commit(store: Store) -> None:
     made = finish(store, job)
     done = ledger.job(store, job)
     assert (done.state, done.ended, done.blob) == ("done", store.size() - 1, f"results/{job}")
-    assert made.envelope == f"envelope of {job}"
+    assert made.envelope == receipt(store, job, done.result_digest)
     assert made.entry == store.entries(done.ended)[0]
     assert ledger.bundle(store, job) == made
     assert ledger.next_queued(store) is None

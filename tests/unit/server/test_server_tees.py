@@ -7,7 +7,7 @@ import pytest
 from casemate.attest.verify import verify_attestation
 from casemate.server import attestation, keys
 from casemate.server.config import Config, policy_digest
-from casemate.server.serve import _owner
+from casemate.server.serve import owner
 from casemate.spec.errors import UsageError
 from support import tees
 from support.disk import SimDisk
@@ -40,11 +40,11 @@ def test_the_owner_who_releases_keys_is_in_the_policy_that_evidence_binds():
 
 
 def test_an_owners_key_is_64_hex_digits():
-    assert _owner("") is None
-    assert _owner("0a" * 32) == b"\x0a" * 32
+    assert owner("") is None
+    assert owner("0a" * 32) == b"\x0a" * 32
     for bad in ("0A" * 32, "0a" * 31, "x" * 64, "0a" * 32 + "\n"):
         with pytest.raises(UsageError) as e:
-            _owner(bad)
+            owner(bad)
         assert e.value.code == "usage.tee-release"
 
 

@@ -1,0 +1,35 @@
+"""A stopped server's state, checked (``casemate audit fsck``): the sealing key and the lock are the
+server's own, the rest is ``ledger.fsck``, which shares nothing with it."""
+
+from __future__ import annotations
+
+from casemate.ledger import fsck, fsck_folder
+from casemate.ledger.fsck_replay import Replay
+from casemate.seams import OsDisk, OsRng, SystemClock
+from casemate.server import serve
+from casemate.server.config import Config
+from casemate.spec.errors import LedgerError
+from casemate.tee import Machine
+from casemate.tee import open as open_tee
+
+
+def check(config: Config) -> Replay:
+    """What lies in ``config.state``, on the machine whose TEE sealed it; only the lock is written.
+
+    Raises ``ledger.missing``, ``ledger.in-use`` while a server runs, ``ledger.key``,
+    ``ledger.corrupt``, ``usage.tee-*``, ``usage.extra``.
+    """
+    if not (config.state / fsck_folder.FILE).is_file():
+        raise LedgerError(
+            "ledger.missing",
+            f"There is no store in {config.state}.",
+            mend="Name the state folder.",
+            where=str(config.state),
+        )
+    with serve.alone(config):
+        disk = OsDisk(config.state)
+        tee = open_tee(
+            config.tee, disk=disk, rng=OsRng(), clock=SystemClock(),
+            machine=Machine(owner=serve.owner(config.release_owner)),
+        )  # fmt: skip
+        return fsck.audit(disk, tee.sealing_key(serve.STORE_LABEL))
