@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from casemate.cli import config, output
+from casemate.cli.audit_report import Report
 from casemate.cli.serve import state_folder
 from casemate.spec.errors import LedgerError, UsageError
+
+if TYPE_CHECKING:
+    from casemate.attest.trust import Trust
+    from casemate.client.heads import Witnesses
+    from casemate.client.log import Log
+    from casemate.client.memory import Memory, Seen
+
+_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group()
@@ -23,43 +32,203 @@ def audit() -> None:
     type=click.Path(dir_okay=False),
     help="A receipt's bundle, whose commit must stand in the log.",
 )
+@click.option(
+    "--dir",
+    "folder",
+    type=_FOLDER,
+    help="Offline: a folder of the log's files, as `casemate audit mirror` makes it.",
+)
+@click.option(
+    "--starts",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Whose evidence to judge, now, under the trust policy.",
+)
+@config.witness_options
 @config.target_options
-@output.format_option  # fmt: skip
-def verify(receipt: str | None, target: config.Target, form: str) -> None:
-    """Fetch the whole log, check it against its signed head, and recompute every charge."""
+@output.format_option
+def verify(
+    receipt: str | None,
+    folder: Path | None,
+    starts: str,
+    witnesses: Witnesses,
+    target: config.Target,
+    form: str,
+) -> None:
+    """Replay the whole log and recompute the ledger, every charge and every epsilon.
+
+    Checks the entries against the signed head, the head against what this client saw before, and
+    the evidence of every start; refuses what no honest ledger can have written. No identity is
+    needed.
+    """
+    from casemate.client import heads
+    from casemate.client import log as logs
+    from casemate.client.memory import Memory, Seen
+
+    if folder is not None:
+        trust = target.offline_trust()
+        found, get = logs.read(folder, trust), logs.folder_files(folder)
+        judged = logs.starts(found, get, trust, last=starts == "last")
+    else:
+        trust = config.load_trust(target.place().trust)
+        with target.line() as connection:
+            found = logs.fetch(connection)
+            judged = logs.starts(found, logs.files(connection), trust, last=starts == "last")
+    head = Seen(found.key, found.signed, found.head)
+    checks = [witnesses.check(found.signed), heads.seen_before(head, Memory())]
+    if receipt is not None:
+        _stands(receipt, found, trust)
+    report = Report(found, judged, tuple(checks))
+    output.emit(form, report.json(), report.table)
+
+
+def _stands(receipt: str, found: Log, trust: Trust) -> None:
+    from casemate.client import receipts
     from casemate.spec.errors import ReceiptError
 
-    place = target.place()
-    trust = config.load_trust(place.trust)
-    with target.connect() as enclave:
-        found = enclave.log()
-    if receipt is not None:
-        from casemate.client import receipts
+    bundle = receipts.load_bundle(receipt)
+    receipts.verify_receipt(bundle, trust=trust)
+    if bundle.entry not in found.leaves:
+        raise ReceiptError(
+            "receipt.log-absent",
+            "The receipt's entry does not stand in this log.",
+            mend="The log was replaced since: keep both and ask the operator.",
+        )
 
-        bundle = receipts.load_bundle(receipt)
-        receipts.verify_receipt(bundle, trust=trust)
-        if bundle.entry not in found.leaves:
-            raise ReceiptError(
-                "receipt.log-absent",
-                "The receipt's entry does not stand in this log.",
-                mend="The log was replaced since: keep both and ask the operator.",
-            )
-    kinds = Counter(e.kind for e in found.entries)
+
+@audit.command()
+@config.target_options
+@output.format_option
+def sync(target: config.Target, form: str) -> None:
+    """See the log's newest head and keep its hashes, for checks offline.
+
+    Every connection does this; the command says what is known then. Exit code 20 when the log
+    was rolled back, forked or replaced; the two heads that show it are kept.
+    """
+    with target.line() as connection:
+        seen = connection.line().seen
+    assert seen is not None  # the command line always remembers
     shape = {
-        "entries": found.head.size,
-        "debits": found.debits,
-        "origin": found.head.origin,
-        "checkpoint": str(found.signed),
-        "kinds": dict(kinds),
+        "origin": seen.head.origin,
+        "entries": seen.head.size,
+        "new": seen.head.size - seen.before,
+        "checkpoint": str(seen.signed),
+        "vkey": str(seen.key),
     }
-    rows = [
-        ("entries", found.head.size),
-        ("charges recomputed", found.debits),
-        ("kinds", ", ".join(f"{k} {n}" for k, n in sorted(kinds.items()))),
-        ("origin", found.head.origin),
-        ("root", found.head.root.hex()),
-    ]
-    output.emit(form, shape, lambda: output.rows_table("The log holds", (), rows))
+    rows = [(name, shape[name]) for name in ("origin", "entries", "new", "vkey")]
+    output.emit(form, shape, lambda: output.rows_table("Seen of the log", (), rows))
+
+
+@audit.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@config.target_options
+@output.format_option
+def mirror(folder: Path, target: config.Target, form: str) -> None:
+    """Copy the whole log into FOLDER as static files; again fetches what is new.
+
+    The files are C2SP tlog-tiles (checkpoint, tile/, tile/entries/) and attestation/: any web
+    server can serve them, any tlog client can read them, `casemate audit verify --dir` audits them.
+    """
+    from casemate.client import log as logs
+    from casemate.client import memory as memories
+    from casemate.client.replay import replay
+
+    with target.line() as connection:
+        get = logs.files(connection)
+        key = connection.line().attestation.binding.log_key
+        copy = memories.Mirror(folder, entries=True)
+        seen = copy.extend(key, get)
+        for _, _, said in replay(copy.leaves()).starts:
+            path = logs.attestation_path(said)
+            if not (folder / path).exists():
+                memories.write(folder / path, get(path))
+    shape = {"folder": str(folder), "origin": seen.head.origin, "entries": seen.head.size,
+             "new": seen.head.size - seen.before}  # fmt: skip
+    output.emit(
+        form, shape, lambda: f"{folder} holds {seen.head.size} entries of {seen.head.origin}"
+    )
+
+
+@audit.command()
+@click.argument("one", type=click.Path(exists=True, path_type=Path))
+@click.argument("two", type=click.Path(exists=True, path_type=Path))
+@click.option("--key", metavar="VKEY", help="The log's verifier key, if this client never saw it.")
+@config.target_options
+@output.format_option
+def compare(one: Path, two: Path, key: str | None, target: config.Target, form: str) -> None:
+    """Compare two heads of a log: of two clients, say, who may have been shown two logs.
+
+    ONE and TWO are each a checkpoint's file, a receipt's bundle, or a folder with a mirror. What
+    lies between them follows from a mirror, from what this client has seen, or, with --enclave
+    given, from the enclave. Exit code 20 for a fork; both heads are then kept as proof.
+    """
+    from casemate.client.memory import Memory
+    from casemate.seal import note
+
+    memory = Memory()
+    given = None if key is None else note.verifier(key).key
+    found = _relation(one, two, given, memory)
+    if found is None and target.enclave is not None:
+        with target.line() as connection:
+            given = given or connection.line().attestation.binding.log_key
+        found = _relation(one, two, given, memory)
+    if found is None:
+        raise UsageError(
+            "usage.undecided",
+            "The log's key, or what lies between the two heads, is not known here.",
+            mend="Name the enclave with --enclave, or run `casemate audit sync` first.",
+        )
+    first, second, relation = found
+    shape = {"relation": relation, "origin": first.head.origin,
+             "first": first.head.size, "second": second.head.size}  # fmt: skip
+    words = {
+        "equal": "both are the same head",
+        "second-extends-first": "the second extends the first",
+        "first-extends-second": "the first extends the second",
+    }
+    output.emit(
+        form,
+        shape,
+        lambda: f"{first.head.size} and {second.head.size} entries: {words[relation]}.",
+    )
+
+
+def _relation(
+    one: Path, two: Path, key: bytes | None, memory: Memory
+) -> tuple[Seen, Seen, str] | None:
+    """Both heads and how they stand to each other; ``None`` where that is not known here."""
+    from casemate.client import heads
+    from casemate.client.memory import Mirror
+
+    first, second = _head(one, key, memory), _head(two, key, memory)
+    if first is None or second is None:
+        return None
+    mirrors = [Mirror(path) for path in (one, two) if path.is_dir()]
+    mirrors.append(memory.mirror(first.key.key))
+    relation = heads.compare(first, second, mirrors, memory.proofs)
+    return None if relation is None else (first, second, relation)
+
+
+def _head(path: Path, key: bytes | None, memory: Memory) -> Seen | None:
+    """The signed head in a checkpoint's file, a receipt, or a mirror's folder; ``None`` where the
+    log's key is not known."""
+    from casemate.client import heads, receipts
+    from casemate.seal import checkpoint, note
+
+    path = path / "checkpoint" if path.is_dir() else path
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise UsageError(
+            "usage.file", f"{path} cannot be read: {e.strerror}.", mend="Name another file."
+        ) from None
+    if raw.startswith(b"{"):
+        signed = checkpoint.read_proof(receipts.load_bundle(path).proof).signed
+    else:
+        signed = note.parse(raw)
+    key = key or memory.key_of(checkpoint.read(signed.text).origin)
+    return None if key is None else heads.read(signed, key)
 
 
 @audit.command()

@@ -4,6 +4,8 @@
 
     default = "lab"
     identity = "identity.json"
+    witnesses = ["witness.example+5d…"]   # who must have cosigned a log's head,
+    cosignatures = 1                      # and how many of them (all, if not said)
 
     [enclaves.lab]
     url = "https://enclave.example:8443"
@@ -20,7 +22,8 @@ import re
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,11 +34,12 @@ from casemate.spec.errors import AuthError, UsageError
 
 if TYPE_CHECKING:
     from casemate.attest.trust import Trust
+    from casemate.client.connection import Connection
     from casemate.client.enclave import Enclave
     from casemate.seal.identity import Identity
 
 SIMULATED: Final = "simulated"
-_KEYS: Final = {"default", "identity", "enclaves"}
+_KEYS: Final = {"default", "identity", "enclaves", "witnesses", "cosignatures"}
 _ENCLAVE_KEYS: Final = {"url", "trust"}
 
 
@@ -72,6 +76,11 @@ def read(folder: Path | None = None) -> dict[str, Any]:
         raise _bad(f"{path} cannot be read: {str(e)[:160]}.", str(path)) from None
     if unknown := set(found) - _KEYS:
         raise _bad(f"{path} has an unknown key {sorted(unknown)[0]!r}.", str(path))
+    keys = found.get("witnesses", [])
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
+        raise _bad(f"{path}: witnesses is no list of verifier keys.", str(path))
+    if type(found.get("cosignatures", 0)) is not int:
+        raise _bad(f"{path}: cosignatures is no whole number.", str(path))
     enclaves = found.get("enclaves", {})
     if not isinstance(enclaves, dict):
         raise _bad(f"{path}: enclaves is no table.", str(path))
@@ -156,6 +165,24 @@ class Target:
     def place(self) -> Place:
         return place(self.enclave, self.trust)
 
+    def offline_trust(self) -> Trust:
+        """Under which policy stored evidence is judged; no enclave needs to be named."""
+        return load_trust(self.trust if self.trust or not self.enclave else self.place().trust)
+
+    @contextmanager
+    def line(self) -> Iterator[Connection]:
+        """An attested connection without an identity, which remembers what it saw of the log."""
+        from casemate.client.connection import Connection
+        from casemate.client.memory import Memory
+
+        found = self.place()
+        connection = Connection(found.url, trust=load_trust(found.trust), memory=Memory())
+        try:
+            connection.line()
+            yield connection
+        finally:
+            connection.close()
+
     def connect(self, *, enrol: bool = True) -> Enclave:
         from casemate.client.enclave import connect
 
@@ -194,6 +221,42 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def witness_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--witness`` and ``--cosignatures`` as one ``witnesses`` argument."""
+    from functools import wraps
+
+    @wraps(command)
+    def run(*args: Any, witness: tuple[str, ...], cosignatures: int | None, **kwargs: Any) -> Any:
+        from casemate.client.heads import Witnesses
+
+        config = {} if witness else read()
+        needed = config.get("cosignatures") if cosignatures is None else cosignatures
+        keys = witness or config.get("witnesses", ())
+        return command(*args, witnesses=Witnesses.of(keys, needed), **kwargs)
+
+    made: Callable[..., Any] = run
+    for option in (
+        click.option("--cosignatures", type=click.IntRange(1), metavar="K",
+                     help="How many of the witnesses are needed (default: all of them)."),
+        click.option("--witness", multiple=True, metavar="VKEY",
+                     help="A witness who must have cosigned the log's head; may be repeated."),
+    ):  # fmt: skip
+        made = option(made)
+    return made
+
+
+def forget_enclave(name: str) -> bool:
+    """Take a named enclave out of ``config.toml``; whether it stood there."""
+    config = read()
+    if name not in config.get("enclaves", {}):
+        return False
+    del config["enclaves"][name]
+    if config.get("default") == name:
+        del config["default"]
+    _write(config)
+    return True
+
+
 def add_enclave(name: str, entry: Place, *, default: bool) -> Path:
     """Write a named enclave into ``config.toml``; the file is written anew, whole."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
@@ -203,6 +266,11 @@ def add_enclave(name: str, entry: Place, *, default: bool) -> Path:
     config.setdefault("enclaves", {})[name] = {k: v for k, v in fields.items() if v is not None}
     if default or "default" not in config:
         config["default"] = name
+    return _write(config)
+
+
+def _write(config: dict[str, Any]) -> Path:
+    """``config.toml``, whole."""
     path = home() / "config.toml"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
@@ -212,10 +280,10 @@ def add_enclave(name: str, entry: Place, *, default: bool) -> Path:
 
 
 def _toml(config: dict[str, Any]) -> str:
-    """The few forms that ``read`` admits: strings, and tables of strings."""
+    """The few forms that ``read`` admits: strings, a list of them, a number, tables of strings."""
     import json
 
-    lines = [f"{k} = {json.dumps(v)}" for k, v in config.items() if isinstance(v, str)]
+    lines = [f"{k} = {json.dumps(v)}" for k, v in config.items() if not isinstance(v, dict)]
     for name, entry in config.get("enclaves", {}).items():
         lines += ["", f"[enclaves.{name}]"]
         lines += [f"{k} = {json.dumps(v)}" for k, v in entry.items()]

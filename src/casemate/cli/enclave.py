@@ -169,16 +169,9 @@ def verify(
             "--at and --nonce are for --evidence.",
             mend="A live enclave is verified now, with a nonce of its own.",
         )
-    from casemate.client.connection import Connection
-
-    place = target.place()
-    line = Connection(place.url, trust=config.load_trust(place.trust)).line()
-    line.http.close()
-    output.emit(
-        form,
-        verdict_json(place.url, line.verdict),
-        lambda: verdict_table(place.url, line.verdict),
-    )
+    with target.line() as connection:
+        url, verdict = connection.url, connection.line().verdict
+    output.emit(form, verdict_json(url, verdict), lambda: verdict_table(url, verdict))
 
 
 @enclave.command()
@@ -231,8 +224,9 @@ def ls(form: str) -> None:
 def add(name: str, url: str, trust: str, default: bool, form: str) -> None:
     """Verify the enclave at URL and remember it as NAME."""
     from casemate.client.connection import Connection
+    from casemate.client.memory import Memory
 
-    connection = Connection(url, trust=config.load_trust(trust))
+    connection = Connection(url, trust=config.load_trust(trust), memory=Memory())
     verdict = connection.line().verdict
     connection.close()
     if trust == config.SIMULATED:
@@ -242,6 +236,33 @@ def add(name: str, url: str, trust: str, default: bool, form: str) -> None:
         form,
         verdict_json(connection.url, verdict),
         lambda: f"{name} is {connection.url}, written to {path}",
+    )
+
+
+@enclave.command()
+@click.argument("name", metavar="NAME|URL")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.format_option
+def forget(name: str, yes: bool, form: str) -> None:
+    """Forget an enclave and what was seen of its log: the next connection begins anew.
+
+    For an enclave that goes on with another log because its owners consented to that. A rollback
+    that you do not know of is exactly what this would make you overlook. What was kept of the log
+    is put aside, not deleted.
+    """
+    from casemate.client.connection import address
+    from casemate.client.memory import Memory
+
+    url = address(config.place(name, None).url)
+    if not yes:
+        click.confirm(f"Forget {url} and what was seen of its log?", abort=True, err=True)
+    memory = Memory()
+    logs = memory.forget(url)
+    known = config.forget_enclave(name)
+    output.emit(
+        form,
+        {"url": url, "logs": list(logs), "named": known},
+        lambda: f"{url} is forgotten ({len(logs)} log(s), put aside in {memory.folder}/forgotten).",
     )
 
 

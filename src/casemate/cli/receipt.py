@@ -9,7 +9,7 @@ import click
 from casemate.cli import config, output
 
 if TYPE_CHECKING:
-    from casemate.client.receipts import VerifiedReceipt
+    from casemate.client.receipts import VerifiedReceipt, Witnesses
 
 
 @click.group()
@@ -44,13 +44,23 @@ def _table(verified: VerifiedReceipt) -> object:
     metavar="FILE|simulated[:ROOT]",
     help="Trust policy for the evidence inside; simulation must be asked for by name.",
 )
+@config.witness_options
 @output.format_option  # fmt: skip
-def verify(file: str, weights: str | None, trust: str | None, form: str) -> None:
-    """Check the receipt in FILE: evidence, signature, numbers, weights, epsilon."""
+def verify(
+    file: str, weights: str | None, trust: str | None, witnesses: Witnesses, form: str
+) -> None:
+    """Check the receipt in FILE: evidence, signature, numbers, weights, epsilon; that it stands in
+    the log, who cosigned, and that it is the log which this client saw before."""
     from casemate.client import receipts
+    from casemate.client.memory import Memory
 
-    policy = config.load_trust(trust)
-    verified = receipts.verify_receipt(receipts.load_bundle(file), trust=policy, weights=weights)
+    verified = receipts.verify_receipt(
+        receipts.load_bundle(file),
+        trust=config.load_trust(trust),
+        weights=weights,
+        witnesses=witnesses,
+        memory=Memory(),
+    )
     output.emit(form, receipts.as_json(verified), lambda: _table(verified))
 
 

@@ -219,6 +219,11 @@ def _address(url: str) -> tuple[str, str, int]:
     return f"https://{parsed.netloc.decode('ascii')}", host, port
 
 
+def address(url: str) -> str:
+    """The https address of a server, as connections have it. Raises ``usage.url``."""
+    return _address(url)[0]
+
+
 class Connection:
     """A server at ``url`` under ``trust``; ``identity`` signs the requests.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
-from casemate.client.memory import Memory, Mirror, Seen
+from casemate.client.memory import Memory, Mirror, Seen, keep
 from casemate.seal import checkpoint, note
 from casemate.seal.note import Note, Verifier
 from casemate.spec.errors import ReceiptError, UsageError
@@ -106,6 +107,42 @@ def seen_before(head: Seen, memory: Memory | None) -> Check:
     if not agrees(mirror, head):
         raise mirror.refused(known, head)
     return Check(name, f"the same log of which this client has seen {known.head.size} entries")
+
+
+def compare(one: Seen, two: Seen, mirrors: Sequence[Mirror], proofs: Path) -> str | None:
+    """How two heads of a log stand to each other, by the logs in ``mirrors``: ``equal``,
+    ``second-extends-first``, ``first-extends-second``, or ``None`` where none of them reaches far
+    enough. Raises ``ReceiptError``: ``receipt.fork`` where both cannot be true (they are kept below
+    ``proofs``), ``receipt.note-origin`` for two logs."""
+    if one.key != two.key:
+        raise ReceiptError(
+            "receipt.note-origin",
+            f"The heads are of two logs: {one.head.origin} and {two.head.origin}.",
+            mend="Compare heads of one log; an enclave shows another one after a recovery only.",
+            where=two.head.origin,
+        )
+    if one.head == two.head:
+        return "equal"
+    size = max(one.head.size, two.head.size)
+    for mirror in mirrors if one.head.size != two.head.size else ():
+        known = mirror.seen()
+        if known is None or known.key != one.key or known.head.size < size:
+            continue
+        if agrees(mirror, one) and agrees(mirror, two):
+            grew = one.head.size < two.head.size
+            return "second-extends-first" if grew else "first-extends-second"
+        break
+    else:
+        if one.head.size != two.head.size:
+            return None
+    folder = keep(proofs, one, two)
+    raise ReceiptError(
+        "receipt.fork",
+        f"The log was forked: one head has {one.head.size} entries, the other {two.head.size}, and"
+        f" they do not go together. Both are kept in {folder}.",
+        mend="Send nothing to this enclave; show both files to its operator and to the owners.",
+        where=one.head.origin,
+    )
 
 
 def agrees(mirror: Mirror, head: Seen) -> bool:

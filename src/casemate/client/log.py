@@ -1,50 +1,122 @@
-"""The enclave's log as an auditor reads it: every entry, under a head that the enclave signed, with
-every charge recomputed.
+"""The enclave's log as an auditor reads it: every entry under a head that the log's key signed, the
+ledger replayed from them alone, and the evidence of every start.
 
-What this cannot show is that the server gave everyone the same log: compare heads with others, with
-earlier ones of one's own, or ask for a witness's cosignature.
+That the server gives everyone the same log is for others to say: witnesses, other clients'
+checkpoints, and what this client saw before (:mod:`casemate.client.memory`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from casemate.accounting.filters import RdpFilter
-from casemate.client.connection import Connection
+from casemate.attest.verify import verify_evidence
+from casemate.client.connection import MAX_ATTESTATION, Connection
+from casemate.client.memory import CHECKPOINT, log_id
+from casemate.client.replay import Ledger, replay
 from casemate.seal import checkpoint, note, tiles
 from casemate.seal.checkpoint import Checkpoint
 from casemate.seal.note import Note, Verifier
 from casemate.seal.tiles import ENTRIES
 from casemate.spec import codec, merkle
-from casemate.spec.errors import ReceiptError
-from casemate.spec.job import Charge
-from casemate.spec.log import Reserved
+from casemate.spec.errors import CasemateError, FormatError, ReceiptError
+from casemate.spec.evidence import Attestation
+from casemate.spec.log import Started
 from casemate.spec.receipt import LogEntry
+
+if TYPE_CHECKING:
+    from casemate.attest.trust import Trust
+
+Get = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log that holds: its leaves and what they say, the head over them as it was signed, and how
-    many charges were recomputed from their events."""
+    """A log that holds: its leaves, the head over them as it was signed and by whom, and the ledger
+    that follows from them."""
 
     leaves: tuple[bytes, ...]
-    entries: tuple[LogEntry, ...]
     head: Checkpoint
     signed: Note
-    debits: int
+    key: Verifier
+    ledger: Ledger
+
+    @property
+    def entries(self) -> tuple[LogEntry, ...]:
+        return tuple(codec.decode(LogEntry, leaf) for leaf in self.leaves)
+
+    @property
+    def debits(self) -> int:
+        """How many charges were recomputed from their events."""
+        return self.ledger.debits
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start whose evidence holds and binds its boot and the log's key."""
+
+    place: int
+    said: Started
+    tee: str
+    simulated: bool
+
+
+def files(connection: Connection) -> Get:
+    """The log's files, by their path below its prefix."""
+    return lambda path: connection.public(f"/log/{path}", limit=MAX_ATTESTATION)
 
 
 def fetch(connection: Connection) -> Log:
-    """The whole log, checked. Raises ``ReceiptError`` at the first thing that does not fit."""
-    signed = note.parse(connection.request("GET", "/log/checkpoint").body)
-    size = checkpoint.read(signed.text).size
+    """The whole log, checked, under a head that extends what this client saw before."""
+    get, seen = files(connection), connection.sync()
+    signed = note.parse(get(CHECKPOINT)) if seen is None else seen.signed
     leaves: list[bytes] = []
-    for tile in tiles.tiles(size):
+    for tile in tiles.tiles(checkpoint.read(signed.text).size):
         if tile.level == ENTRIES:
-            leaves += tiles.unbundle(tile, connection.request("GET", f"/log/{tile.path}").body)
+            leaves += tiles.unbundle(tile, get(tile.path))
     key = connection.line().attestation.binding.log_key
     return verify(signed, checkpoint.log_key(checkpoint.read(signed.text).origin, key), leaves)
+
+
+def read(folder: Path, trust: Trust, *, now: float | None = None) -> Log:
+    """A log from a folder of static files (``checkpoint``, ``tile/entries``, ``attestation``), by
+    the key that the evidence of its last start binds. Raises ``ReceiptError``, ``EvidenceError``,
+    ``FormatError``."""
+    get = folder_files(folder)
+    signed = note.parse(get(CHECKPOINT))
+    leaves: list[bytes] = []
+    for tile in tiles.tiles(checkpoint.read(signed.text).size):
+        if tile.level == ENTRIES:
+            leaves += tiles.unbundle(tile, get(tile.path))
+    for leaf in reversed(leaves):
+        entry = codec.decode(LogEntry, leaf)
+        if entry.kind == "start":
+            said = codec.decode(Started, entry.body)
+            attestation = _attestation(said, f"entry {entry.sequence}", get)
+            verify_evidence(attestation, trust, now=time.time() if now is None else now)
+            origin = checkpoint.read(signed.text).origin
+            return verify(signed, checkpoint.log_key(origin, attestation.binding.log_key), leaves)
+    raise _refuse("log-impossible", "The log holds no start.", "")
+
+
+def folder_files(folder: Path) -> Get:
+    """As :func:`files`, of a folder. Raises ``FormatError`` ``format.tile`` for what is missing."""
+
+    def get(path: str) -> bytes:
+        try:
+            return (folder / path).read_bytes()
+        except OSError as e:
+            raise FormatError(
+                "format.tile",
+                f"{folder / path} cannot be read: {e.strerror}.",
+                mend="Name a folder that `casemate audit mirror` made, or another mirror's files.",
+                where=path,
+            ) from None
+
+    return get
 
 
 def verify(signed: Note, key: Verifier, leaves: Sequence[bytes]) -> Log:
@@ -52,35 +124,69 @@ def verify(signed: Note, key: Verifier, leaves: Sequence[bytes]) -> Log:
     head = checkpoint.verify(signed, key)
     if merkle.root(len(leaves), merkle.tree(leaves)) != head.root or len(leaves) != head.size:
         raise _refuse("log-root", "The log's entries are not those under its signed head.", "")
-    entries = tuple(codec.decode(LogEntry, leaf) for leaf in leaves)
-    for place, entry in enumerate(entries):
-        if entry.sequence != place:
-            raise _refuse("log-gap", f"Entry {place} says that it is {entry.sequence}.", place)
-    return Log(tuple(leaves), entries, head, signed, sum(map(_debits, entries)))
+    ledger = replay(leaves)
+    if ledger.recovered and ledger.recovered[-1][1].origin != head.origin:
+        raise _refuse("log-root", "The log went on under another name than its head's.", "")
+    return Log(tuple(leaves), head, signed, key, ledger)
 
 
-def _debits(entry: LogEntry) -> int:
-    """How many charges a reservation holds, recomputed from the events beside them."""
-    if entry.kind != "reserve":
-        return 0
-    body = codec.decode(Reserved, entry.body)
-    due = Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)
-    if body.events:
-        extra = body.delta_truncation + body.delta_sampler
-        due = RdpFilter.charge(body.events, extra, delta_shown=body.delta_shown)
-    if (body.charge.rdp_nano, body.charge.delta_femto) != (due.rdp_nano, due.delta_femto):
-        raise _refuse(
-            "log-charge",
-            f"Entry {entry.sequence} charges another amount than its events cost.",
-            entry.sequence,
-        )
-    return len(body.debits)
+def starts(
+    found: Log, get: Get, trust: Trust, *, now: float | None = None, last: bool = False
+) -> tuple[Start, ...]:
+    """The evidence of each start (of the ``last`` one only), judged now under ``trust``.
+
+    Raises ``EvidenceError`` where it is refused, ``ReceiptError`` ``receipt.log-attestation`` where
+    it is missing, is another one than the log names, or binds another boot or log.
+    """
+    now = time.time() if now is None else now
+    wanted = found.ledger.starts[-1:] if last else found.ledger.starts
+    return tuple(_start(found, place, boot, said, get, trust, now)
+                 for place, boot, said in wanted)  # fmt: skip
 
 
-def _refuse(reason: str, message: str, place: int | str) -> ReceiptError:
+def _start(
+    found: Log, place: int, boot: bytes, said: Started, get: Get, trust: Trust, now: float
+) -> Start:
+    where = f"entry {place}"
+    attestation = _attestation(said, where, get)
+    verdict = verify_evidence(attestation, trust, now=now)
+    binding = attestation.binding
+    if binding.boot != boot or not _binds(found, place, binding.log_key):
+        raise _refuse("log-attestation", f"The evidence of {where} binds another log.", where)
+    return Start(place, said, verdict.tee, verdict.simulated)
+
+
+def attestation_path(said: Started) -> str:
+    """Where the attestation of a start lies, below the log's prefix."""
+    return f"attestation/{said.attestation.removeprefix('sha256:')}"
+
+
+def _attestation(said: Started, where: str, get: Get) -> Attestation:
+    try:
+        raw = get(attestation_path(said))
+        attestation = codec.decode(Attestation, raw, limit=MAX_ATTESTATION)
+    except CasemateError as e:
+        if e.family == "net":
+            raise
+        reason = f"The attestation of the start at {where} cannot be had: {e.message}"
+        raise _refuse("log-attestation", reason, where) from None
+    if codec.digest(attestation) != said.attestation:
+        raise _refuse("log-attestation", f"Another attestation than {where} names.", where)
+    return attestation
+
+
+def _binds(found: Log, place: int, key: bytes) -> bool:
+    """Whether this was the log's key at that place. Before a recovery it is known by its name."""
+    origin, known = found.ledger.key_at(place)
+    if origin is None:
+        return key == found.key.key
+    return key == known if known is not None else origin.endswith(log_id(key))
+
+
+def _refuse(reason: str, message: str, where: str) -> ReceiptError:
     return ReceiptError(
         f"receipt.{reason}",
         message,
         mend="Keep this log and do not rely on the server's ledger.",
-        where=f"entry {place}",
+        where=where,
     )

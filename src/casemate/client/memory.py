@@ -131,6 +131,14 @@ def write(path: Path, data: bytes) -> None:
         raise _unwritable(e) from None
 
 
+def keep(proofs: Path, known: Seen, new: Seen) -> Path:
+    """Write two heads that cannot both be true into a folder of their own; its path."""
+    name = hashlib.sha256(f"{known.signed}\n{new.signed}".encode()).hexdigest()[:16]
+    write(proofs / name / "seen", str(known.signed).encode())
+    write(proofs / name / "shown", str(new.signed).encode())
+    return proofs / name
+
+
 class _Unsound(Exception):
     """Hashes that are missing, or do not lead to the root that was signed."""
 
@@ -346,10 +354,7 @@ class Mirror:
 
     def refused(self, known: Seen, new: Seen) -> ReceiptError:
         """The error for a checkpoint that does not go with the one known; both are kept."""
-        name = hashlib.sha256(f"{known.signed}\n{new.signed}".encode()).hexdigest()[:16]
-        folder = self._proofs / name
-        write(folder / "seen", str(known.signed).encode())
-        write(folder / "shown", str(new.signed).encode())
+        folder = keep(self._proofs, known, new)
         small, large = sorted((known.head, new.head), key=lambda head: head.size)
         back = small is new.head and small != large
         with suppress(ReceiptError, IndexError):
@@ -394,7 +399,20 @@ class Memory:
 
     def mirror(self, key: bytes) -> Mirror:
         """Of the log with this key (32 bytes)."""
-        return Mirror(self.folder / "logs" / log_id(key), proofs=self.folder / "forks")
+        return Mirror(self.folder / "logs" / log_id(key), proofs=self.proofs)
+
+    @property
+    def proofs(self) -> Path:
+        """Where heads are kept that cannot both be true."""
+        return self.folder / "forks"
+
+    def key_of(self, origin: str) -> bytes | None:
+        """The key of a log that was seen, by its name."""
+        for path in (self.folder / "logs").glob("*"):
+            seen = Mirror(path).seen()
+            if seen is not None and seen.head.origin == origin:
+                return seen.key.key
+        return None
 
     def _place(self, enclave: str) -> Path:
         return self.folder / "enclaves" / hashlib.sha256(enclave.encode()).hexdigest()[:32]
