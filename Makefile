@@ -84,5 +84,17 @@ bench-engine: setup
 bench-utility: setup
 	@$(PY) -m benchmarks.utility --write
 
+# docs/ledger.md: the server under crashes, disk errors, restored state and races; one line of
+# figures, exit status 1 on any violation. A release: KILLS=10000 FORKS=1000 SIMS=100000.
+KILLS ?= 200
+FORKS ?= 50
+SIMS ?= 2000
+SEED ?= 1
+TORTURE ?=
+.PHONY: torture
+torture: setup
+	@PYTHONPATH=tests PYTHONHASHSEED=0 $(PY) -m torture --kills $(KILLS) --forks $(FORKS) \
+	  --sims $(SIMS) --seed $(SEED) $(TORTURE)
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

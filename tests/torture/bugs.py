@@ -16,9 +16,22 @@ from casemate.server import release, run
 from casemate.server.service import Service
 from casemate.server.uploads import Uploads
 from casemate.spec import codec
+from casemate.spec.errors import CasemateError
 from casemate.spec.job import Charge
+from torture.model import Violation
+from torture.sim import run as run_
 
 Bug = Callable[[], "contextlib.AbstractContextManager[Any]"]
+
+
+def _seeds(count: int, **options: Any) -> Iterator[dict[str, Any]]:
+    return ({"seed": 90_000 + n, "signed": False, **options} for n in range(1, count + 1))
+
+
+def _places(first: int, last: int) -> Iterator[dict[str, Any]]:
+    """The power fails at each second call of one life's beginning."""
+    life = {"seed": 90_000, "signed": False, "fates": ("power",), "fresh": True}
+    return ({**life, "at": at} for at in range(first, last, 2))
 
 
 def _no_sync() -> Any:
@@ -176,16 +189,33 @@ def _result_without_sync() -> Iterator[None]:
         yield
 
 
-# name -> the bug, and within how many simulations it must be found.
-BUGS: Final[dict[str, tuple[Bug, int]]] = {
-    "no sync of the ledger": (_no_sync, 60),
-    "acknowledged before the commit": (_lazy_commit, 60),
-    "refund on a crash": (_refund_on_crash, 60),
-    "floats at the boundary": (_floats, 120),
-    "reserved after the run": (_reserve_late, 60),
-    "run again after a crash": (_run_again, 60),
-    "witnesses not asked": (_witnesses_not_asked, 60),
-    "rollbacks not noticed": (_old_heads_are_forgotten, 120),
-    "upload acknowledged without sync": (_offset_before_bytes, 120),
-    "result committed without sync": (_result_without_sync, 120),
+# name -> the bug, and the runs of which one must find it.
+BUGS: Final[dict[str, tuple[Bug, tuple[dict[str, Any], ...]]]] = {
+    name: (bug, tuple(runs))
+    for name, bug, runs in (
+        ("no sync of the ledger", _no_sync, _seeds(60)),
+        ("acknowledged before the commit", _lazy_commit, _seeds(60)),
+        ("refund on a crash", _refund_on_crash, _seeds(60)),
+        ("floats at the boundary", _floats, _seeds(60)),
+        ("reserved after the run", _reserve_late, _seeds(60)),
+        ("run again after a crash", _run_again, _seeds(60)),
+        ("witnesses not asked", _witnesses_not_asked, _seeds(60)),
+        ("rollbacks not noticed", _old_heads_are_forgotten, _seeds(60, fates=("restore",))),
+        ("upload acknowledged without sync", _offset_before_bytes, _places(180, 360)),
+        ("result committed without sync", _result_without_sync, _seeds(60, fates=("power",) * 3)),
+    )
 }
+
+
+def find(name: str) -> int:
+    """After how many runs a bug is found; :class:`AssertionError` if it is not, or if the run that
+    finds it fails without it too."""
+    bug, runs = BUGS[name]
+    for count, options in enumerate(runs, 1):
+        try:
+            with bug():
+                run_(**options)
+        except (Violation, CasemateError):
+            run_(**options)  # the same life without the bug is sound
+            return count
+    raise AssertionError(f"{name} is not found")

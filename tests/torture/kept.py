@@ -14,7 +14,7 @@ from casemate.ledger.copy import CopyDisk
 from casemate.ledger.store import Store
 from casemate.seams import Disk, OsRng
 from casemate.server.config import Limits
-from casemate.server.serve import STORE_LABEL
+from casemate.server.keeping import STORE_LABEL
 from casemate.server.uploads import Uploads
 from casemate.spec import codec
 from casemate.spec.errors import CasemateError
@@ -40,9 +40,13 @@ def store_key(disk: Disk) -> bytes:
 
 @contextlib.contextmanager
 def opened(disk: Disk, key: bytes) -> Iterator[Kept]:
-    """The store of a stopped server, on a copy. Raises what would refuse a start."""
+    """The store of a stopped server, on a copy. Raises :class:`Violation` for what would refuse a
+    start."""
     copied = CopyDisk(disk)
-    store = Store.open(copied, key, os.urandom(16), OsRng())
+    try:
+        store = Store.open(copied, key, os.urandom(16), OsRng())
+    except CasemateError as e:
+        raise Violation(f"the next start is refused: {e}") from e
     try:
         yield Kept(store, copied)
     finally:

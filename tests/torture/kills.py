@@ -186,11 +186,14 @@ async def _last(world: RealWorld, clients: list[Client]) -> None:
     world.gone()
 
 
-def series(zygote: Zygote, folder: Path, begun: Model, seed: int, kills: int) -> Tally:
-    """Some kills on a copy of the template. Raises :class:`torture.model.Violation`."""
+def series(
+    zygote: Zygote, folder: Path, begun: Model, seed: int, kills: int, *, bug: str = ""
+) -> Tally:
+    """Some kills on a copy of the template, of servers with one of ``bugs.BUGS``. Raises
+    :class:`torture.model.Violation`."""
     state, journal = folder / f"state{seed}", folder / f"journal{seed}"
     shutil.copytree(folder / "template", state)
-    world = RealWorld(seed, zygote, state, journal, model=begun.copy())
+    world = RealWorld(seed, zygote, state, journal, model=begun.copy(), bug=bug)
     tally = Tally()
     try:
         with remembered(), contextlib.suppress(asyncio.CancelledError):

@@ -82,6 +82,7 @@ class RealWorld:
     seen: Counter[str] = field(default_factory=Counter)
     boots: int = 0
     seal_key: bytes | None = None
+    bug: str = ""
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
@@ -101,8 +102,9 @@ class RealWorld:
 
     def fork(self, **options: Any) -> Child:
         self.child = self.zygote.start(
-            self.state, journal=str(self.journal), log=str(self.state) + ".log", **options
-        )
+            self.state, journal=str(self.journal), log=str(self.state) + ".log", bug=self.bug,
+            **options,
+        )  # fmt: skip
         return self.child
 
     async def attach(self) -> None:

@@ -65,7 +65,10 @@ def _template() -> tuple[tempfile.TemporaryDirectory[str], Model]:
 def _note(part: Part, error: BaseException, row: str, *given: object) -> None:
     said = " ".join(map(str, given))
     part.wrong.append(
-        (f"{row} {said}: {type(error).__name__}: {error}", f"python -m torture replay {row} {said}")
+        (
+            f"{row} {said}: {type(error).__name__}: {error}",
+            f"PYTHONPATH=tests PYTHONHASHSEED=0 .venv/bin/python -m torture replay {row} {said}",
+        )
     )
 
 

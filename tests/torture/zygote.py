@@ -58,11 +58,12 @@ class Zygote:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        path = [str(STUB.parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "torture.zygote", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
             )
         self._file = ours.makefile("rw", encoding="utf-8")
         ours.close()
@@ -99,10 +100,12 @@ def zygote() -> Iterator[Zygote]:
 def _serve(order: dict[str, Any]) -> None:
     """In the child. ``state``, ``journal``: paths; ``log``: where its words go; ``traced``: wait
     until a tracer is attached, and do all in one thread; ``die``: [call, number] of the disk at
-    which it kills itself; ``prepared``: fields of what its workers prepare."""
+    which it kills itself; ``prepared``: fields of what its workers prepare; ``bug``: one of
+    ``bugs.BUGS``, or ""."""
     from casemate.server import pool, serve
     from casemate.server.config import Config, Limits
     from support.desk import FREE, PREPARED, weights
+    from torture.bugs import BUGS
 
     os.setsid()
     out = os.open(order.get("log", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -131,7 +134,8 @@ def _serve(order: dict[str, Any]) -> None:
         state=Path(order["state"]), port=0, dev=True, rates=FREE, threads=1, workers=2,
         limits=Limits(open_uploads=64), attest_window=0.0,
     )  # fmt: skip
-    serve.serve(config, say=lambda _: None)
+    with BUGS[order["bug"]][0]() if order.get("bug") else contextlib.nullcontext():
+        serve.serve(config, say=lambda _: None)
 
 
 def _one_thread() -> None:
@@ -178,6 +182,7 @@ def main() -> None:
     from casemate.spec import codec
     from casemate.tee import simulated
     from support import desk  # noqa: F401
+    from torture import bugs  # noqa: F401
 
     _quick_keys()
     codec.warm()

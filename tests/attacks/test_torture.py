@@ -1,0 +1,154 @@
+"""The default counts' slice of `make torture`: simulations, kills, disk errors, copies, the race,
+and bugs put in on purpose that each of them must find."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torture import bugs, faults, forks, kills, race, rows, sim, syscalls
+from torture.model import Model, Violation
+from torture.zygote import Zygote, zygote
+
+# While SQLite undoes what a first error stopped, a second one reaches the interpreter only.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+SEED = 1
+PARTS = 8
+
+
+def _sound(part: rows.Part) -> Counter[str]:
+    assert not part.wrong, "\n".join(f"{what}\n  {command}" for what, command in part.wrong)
+    return part.counts
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Zygote]:
+    with zygote() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def template(servers: Zygote) -> Iterator[tuple[Path, Model]]:
+    with rows.folder() as folder:
+        yield folder, kills.template(servers, folder)
+
+
+# Simulations.
+
+
+def simulate(part: int, count: int) -> Counter[str]:
+    return _sound(rows.play_sim(SEED * rows.SPAN + part * count, count))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_simulated_servers_lose_nothing(part: int) -> None:
+    seen = simulate(part, 15)
+    assert seen["acknowledged"] > 500 and seen["jobs"] > 5 and seen["crashes"] > 5
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(40))
+def test_many_simulated_servers_lose_nothing(part: int) -> None:
+    simulate(part, 50)
+
+
+def test_a_simulation_replays_from_its_seed() -> None:
+    for seed in (3, 11):
+        assert sim.run(seed) == sim.run(seed)
+
+
+@pytest.mark.parametrize("name", bugs.BUGS)
+def test_seeded_bug_is_found_by_simulations(name: str) -> None:
+    assert bugs.find(name) >= 1
+
+
+# Copies of the state.
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_copies_of_the_state_are_refused_or_found(part: int) -> None:
+    seen = _sound(rows.play_fork(SEED * rows.SPAN + 10 * part, 10))
+    assert sum(seen[by] for by in ("the start", "a witness", "a client", "two clients")) >= 5
+
+
+def test_seeded_bug_copies_that_nobody_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("casemate.server.service.Service.remembers", lambda self, text: None)
+
+    async def never(self: object) -> None:
+        pass
+
+    monkeypatch.setattr("casemate.server.publish.Publisher.ask", never)
+    found = 0
+    for seed in range(20):
+        try:
+            forks.fork(seed)
+        except Violation:
+            found += 1
+    assert found >= 3
+
+
+# Disk errors.
+
+
+@pytest.mark.parametrize("kind", sim.FAULTS)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_disk_errors_of_a_whole_server(kind: str, fresh: bool) -> None:
+    start = 1 + 16 * sim.FAULTS.index(kind)
+    assert faults.sweep(kind, start, 64, fresh=fresh) > 5
+
+
+# Real servers.
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("part", range(2))
+def test_killed_servers_lose_nothing(
+    servers: Zygote, template: tuple[Path, Model], part: int
+) -> None:
+    folder, begun = template
+    found = kills.series(servers, folder, begun, SEED * rows.SPAN + part, 12)
+    assert found.kills == 12 and found.acknowledged > 12
+
+
+@pytest.mark.full
+@pytest.mark.e2e
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(8))
+def test_many_killed_servers_lose_nothing(
+    servers: Zygote, template: tuple[Path, Model], part: int
+) -> None:
+    folder, begun = template
+    kills.series(servers, folder, begun, SEED * rows.SPAN + 100 + part, 25)
+
+
+@pytest.mark.e2e
+def test_servers_killed_at_calls_of_the_disk(servers: Zygote, tmp_path: Path) -> None:
+    died = [syscalls.one(servers, tmp_path, n, "seam") for n in range(40, 700, 190)]
+    assert any(died)
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not syscalls.can_trace(), reason="no process may be traced here")
+def test_a_server_killed_by_strace(servers: Zygote, tmp_path: Path) -> None:
+    assert syscalls.one(servers, tmp_path, 60, "strace")
+
+
+@pytest.mark.e2e
+def test_sixty_four_clients_on_one_budget(servers: Zygote, tmp_path: Path) -> None:
+    found = race.race(servers, tmp_path, 256)
+    assert (found.requests, found.granted) == (256, race.fitting(race.budget()))
+
+
+@pytest.mark.e2e
+def test_seeded_bug_a_run_before_its_charge_is_found_by_kills(
+    servers: Zygote, template: tuple[Path, Model]
+) -> None:
+    folder, begun = template
+    with pytest.raises(Violation, match=r"without a debit|never reserved"):
+        kills.series(servers, folder, begun, 5, 40, bug="reserved after the run")
