@@ -38,7 +38,8 @@ def test_a_killed_servers_job_goes_on_from_its_newest_state(tmp_path: Path) -> N
         for party in (owner, scientist):
             party.server = server
             party.connect()
-        assert scientist.wait(job).state == "done"
+        status = scientist.wait(job)
+        assert status.state == "done", (status, server.log.read_text())
         bundle = scientist.request("GET", f"/v1/jobs/{job}/receipt").value(ReceiptBundle)
         verified = receipts.verify_receipt(bundle, trust=server.trust)
         assert scientist.result(job, verified.receipt.result_digest)

@@ -215,6 +215,8 @@ async def execute(
         shown = ticks is None or e.code in ("policy.revoked", "job.state")
         code, message = (e.code, e.message) if shown else ("job.failed", FAILED)
         await _fail(service, job, ticks, code, message)
+        if not shown:  # the server's own refusal of what came back; the worker cannot choose it
+            service.log.event("worker-end", job=job, code=e.code)
     except WorkerGone as e:
         early = worker_gone(e)
         code, message = (early.code, early.message) if ticks is None else ("job.failed", FAILED)
