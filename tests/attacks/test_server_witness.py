@@ -73,7 +73,7 @@ def test_a_receipt_carries_the_witnesses_word() -> None:
     run_async(work())
 
 
-@pytest.mark.parametrize("conduct", [c for c in USELESS if c != "lies-more"])
+@pytest.mark.parametrize("conduct", ["down", "garbage", "wrong-key", "other-text", "lies-more"])
 def test_without_enough_of_them_nothing_is_charged_and_no_key_used(conduct: str) -> None:
     """And when the witness is itself again, the job that waited runs."""
 
@@ -190,6 +190,12 @@ def test_without_witnesses_both_clones_let_results_out_and_their_logs_tell() -> 
             assert e.value.code == "ledger.rolled-back"
 
     run_async(work())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("conduct", USELESS)
+def test_no_useless_witness_is_taken_for_a_good_one(conduct: str) -> None:
+    test_without_enough_of_them_nothing_is_charged_and_no_key_used(conduct)
 
 
 def test_a_restored_state_is_stopped_by_its_witness_at_the_start() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import httpx
 
@@ -327,11 +328,16 @@ class WitnessNet:
         self.witnesses = dict(witnesses)
         self.answered: list[tuple[str, int]] = []
 
-    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
-        prefix, _, call = url.rpartition("/")
+    async def ask(self, url: str, body: bytes | None, *, seconds: float) -> tuple[int, bytes]:
+        prefix = next(p for p in self.witnesses if url.startswith(f"{p}/"))
+        call = url.removeprefix(f"{prefix}/")
+        witness = self.witnesses[prefix]
+        if body is None:
+            signed = witness.newest(unquote(call.removeprefix("checkpoint/")))
+            return (404, b"") if signed is None else (200, signed)
         assert call == "add-checkpoint"
         try:
-            answer = self.witnesses[prefix].add_checkpoint(body)
+            answer = witness.add_checkpoint(body)
         except Down:
             raise Unreachable from None
         if len(answer.body) > MAX_ANSWER:

@@ -54,6 +54,7 @@ class FakeWitness:
         self.logs = {log.name: log for log in logs}
         self.heads: dict[str, Checkpoint] = {}
         self.cosigned: list[Checkpoint] = []
+        self.shown: dict[str, bytes] = {}
         self._seconds = seconds
 
     def watch(self, log: Verifier) -> None:
@@ -75,7 +76,14 @@ class FakeWitness:
         if not isinstance(found, Accepted):
             return found.answer
         self.heads[found.head.origin] = found.head
-        return self.cosign(found.signed.text)
+        answer = self.cosign(found.signed.text)
+        lines = note.lines(answer.body.decode())
+        self.shown[found.head.origin] = str(found.signed.add(lines)).encode()
+        return answer
+
+    def newest(self, origin: str) -> bytes | None:
+        """The newest checkpoint of a log that it cosigned honestly, as it shows it."""
+        return self.shown.get(origin)
 
 
 def _forks(witness: FakeWitness, body: bytes) -> Answer:

@@ -104,6 +104,8 @@ def witnesses(vkeys: Iterable[str]) -> tuple[Verifier, ...]:
     for each in found:
         if each.kind != COSIGNATURE:
             raise _form("This key signs no cosignatures: a witness's has type 4.", each.name)
+    if len({(v.name, v.id) for v in found}) != len(found):
+        raise _form("Two keys of witnesses have the same name and id.")
     return found
 
 

@@ -12,20 +12,21 @@ class Unreachable(Exception):
 
 
 class Net(Protocol):
-    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
-        """Status and at most ``MAX_ANSWER`` bytes of the answer. Raises :class:`Unreachable`."""
+    async def ask(self, url: str, body: bytes | None, *, seconds: float) -> tuple[int, bytes]:
+        """POST ``body``, or GET where it is None: status and at most ``MAX_ANSWER`` bytes of the
+        answer. Raises :class:`Unreachable`."""
 
 
 class HttpNet:
     """HTTP by httpx, without proxies, redirects or cookies; https with the system's authorities."""
 
-    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
+    async def ask(self, url: str, body: bytes | None, *, seconds: float) -> tuple[int, bytes]:
         import httpx
 
         try:
             async with (
                 httpx.AsyncClient(trust_env=False, timeout=seconds) as client,
-                client.stream("POST", url, content=body) as answer,
+                client.stream("GET" if body is None else "POST", url, content=body) as answer,
             ):
                 data = b""
                 async for part in answer.aiter_bytes():

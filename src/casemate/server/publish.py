@@ -2,7 +2,8 @@
 
 Where a witness can be reached is the operator's word; which keys count is the owners', in their
 policies. So whatever comes back is checked by key, and a lie on the way costs time only. A witness
-that knows more of this log than the store holds has seen it before a rollback: the server stops.
+that shows a checkpoint of this log that the store does not extend has seen it before a rollback, or
+another copy of it: the server stops.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import quote
 
 from casemate.ledger import catalog, ledger, log
 from casemate.ledger.store import Store
@@ -24,14 +26,6 @@ from casemate.spec.errors import CasemateError, LedgerError
 ASK_SECONDS: Final = 10.0
 FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 60.0
-
-
-def _rolled_back(message: str) -> LedgerError:
-    return LedgerError(
-        "ledger.rolled-back",
-        message,
-        mend="Start from the newest state, or let the owners consent to a recovery.",
-    )
 
 
 class Publisher:
@@ -70,52 +64,57 @@ class Publisher:
         for _ in range(2):  # a second time from the size that the witness says it knows
             old = self._known[url]
             proof = merkle.consistency(old, now.size, self._store.node)
-            body = str(Request(old, proof, signed)).encode()
-            try:
-                status, answer = await self._net.post(
-                    f"{url}/add-checkpoint", body, seconds=ASK_SECONDS
-                )
-            except Unreachable:
-                self._events.event("witness", state="unreachable")
-                return
-            self._events.event("witness", status=status, count=now.size)
+            status, answer = await self._send(
+                f"{url}/add-checkpoint", str(Request(old, proof, signed)).encode()
+            )
             if status == 200:
                 self._known[url] = now.size
                 self._keep(signed, answer)
                 return
-            if status == 422 or (status == 409 and answer == b"%d\n" % old and old == now.size):
-                raise _rolled_back(
-                    f"A witness has seen another log than this one at {old} entries: the state was"
-                    " forked."
-                )
-            if status != 409:
+            size = _size(answer) if status == 409 else None
+            if status == 422 or (size is not None and (size > now.size or size == old)):
+                await self._newer(url, now.origin)
                 return
-            self._known[url] = self._size(answer, now.size)
+            if size is None:
+                return
+            self._known[url] = size
 
-    def _size(self, answer: bytes, mine: int) -> int:
-        """The size in a conflict's answer; our own state must hold as much."""
-        text = answer.decode("ascii", "replace").removesuffix("\n")
-        if not (text.isascii() and text.isdecimal() and len(text) <= 16):
-            return 0
-        if int(text) > mine:
-            raise _rolled_back(
-                f"A witness has seen {text} entries of this log, which has {mine} here: the state"
-                " is an older copy."
-            )
-        return int(text)
+    async def _send(self, url: str, body: bytes | None) -> tuple[int, bytes]:
+        try:
+            status, answer = await self._net.ask(url, body, seconds=ASK_SECONDS)
+        except Unreachable:
+            self._events.event("witness", state="unreachable")
+            return 0, b""
+        self._events.event("witness", status=status)
+        return status, answer
+
+    async def _newer(self, url: str, origin: str) -> None:
+        """The witness says that it knows another tree. Its word is not signed, so it costs the
+        cosignature alone; the checkpoint that it cosigned is, by this log."""
+        status, answer = await self._send(f"{url}/checkpoint/{quote(origin, safe='')}", None)
+        try:
+            if status == 200:
+                log.check(self._store, note.parse(answer))
+        except LedgerError:
+            raise
+        except CasemateError as e:
+            self._events.event("witness", code=e.code)
 
     def _keep(self, signed: Note, answer: bytes) -> None:
         """Each line of a key that a policy names, if it verifies."""
-        known = {(v.name, v.id): v for v in note.witnesses(catalog.witnesses(self._store))}
+        known = tuple(map(note.verifier, catalog.witnesses(self._store)))
         try:
             lines = note.lines(answer.decode("utf-8"))
         except (CasemateError, UnicodeDecodeError):
             return
         for line in lines:
-            by = known.get((line.name, line.id))
-            if by is None:
-                continue
             try:
-                log.cosign(self._store, signed.add([line]), [by])
+                log.cosign(self._store, signed.add([line]), known)
             except CasemateError as e:
                 self._events.event("witness", code=e.code)
+
+
+def _size(answer: bytes) -> int | None:
+    """The size in a conflict's answer."""
+    text = answer.decode("ascii", "replace").removesuffix("\n")
+    return int(text) if text.isdecimal() and text.isascii() and len(text) <= 16 else None
