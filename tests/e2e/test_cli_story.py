@@ -190,7 +190,9 @@ def test_owner_scientist_and_auditor(people, dataset):
         "job", "result", status["job"], "--out", "w.safetensors", "--receipt", "receipt.json"
     )
     assert result["simulated"] == ["tee"]
-    assert {c["state"] for c in result["checks"]} == {"ok", "simulated"}
+    states = {c["name"]: c["state"] for c in result["checks"]}
+    assert set(states.values()) == {"ok", "simulated", "unchecked"}
+    assert [name for name, state in states.items() if state == "unchecked"] == ["witnesses"]
     assert owner.refused("job", "result", status["job"], "--out", "stolen")[0] in (7, 8, 22)
 
     budget = owner("dataset", "budget", dataset)["budget"]
@@ -216,6 +218,20 @@ def test_owner_scientist_and_auditor(people, dataset):
     assert other["origin"] == seen["origin"]
     assert other["entries"] >= seen["entries"]
     assert other["debits"] == 1
+    assert seen["jobs"][0]["epsilon_pld"] <= seen["jobs"][0]["epsilon"]
+    assert seen["budgets"][0]["spent_epsilon"] == budget["spent_epsilon"]
+    assert [s["simulated"] for s in seen["starts"]] == [True]
+
+    # As static files, for whoever wants to audit offline.
+    mirrored = stranger("audit", "mirror", "log")
+    assert mirrored["entries"] >= seen["entries"]
+    offline = stranger("audit", "verify", "--dir", "log", "--receipt", receipt)
+    assert offline["budgets"] == seen["budgets"]
+    assert {c["name"]: c["state"] for c in offline["checks"]}["seen before"] == "ok"
+    compared = stranger("audit", "compare", receipt, "log")
+    assert compared["relation"] in ("equal", "second-extends-first")
+    assert owner("audit", "sync")["entries"] >= mirrored["entries"]
+    assert owner("audit", "compare", receipt, str(stranger.folder / "log"))["second"] >= 1
 
 
 def test_a_budget_that_is_too_small_refuses_before_anything_runs(people, dataset):

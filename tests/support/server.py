@@ -59,7 +59,8 @@ START = (
     "from casemate.server.serve import serve\n"
     "given = json.loads(sys.argv[2])\n"
     "limits = Limits(**given.pop('limits', {}))\n"
-    "serve(Config(state=Path(sys.argv[1]), port=0, dev=True, limits=limits, threads=1, **given))\n"
+    "given = {'port': 0, **given}\n"
+    "serve(Config(state=Path(sys.argv[1]), dev=True, limits=limits, threads=1, **given))\n"
 )
 
 

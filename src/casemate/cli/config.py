@@ -166,8 +166,13 @@ class Target:
         return place(self.enclave, self.trust)
 
     def offline_trust(self) -> Trust:
-        """Under which policy stored evidence is judged; no enclave needs to be named."""
-        return load_trust(self.trust if self.trust or not self.enclave else self.place().trust)
+        """Under which policy stored evidence is judged: the one given, or the enclave's."""
+        try:
+            return load_trust(self.trust or self.place().trust)
+        except UsageError as e:
+            if e.code != "usage.enclave" or self.enclave:
+                raise
+        return load_trust(None)
 
     @contextmanager
     def line(self) -> Iterator[Connection]:

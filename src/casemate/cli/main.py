@@ -13,7 +13,7 @@ from casemate.spec.errors import CasemateError, InternalError
 
 # Group to (module, attribute, one line of help): help needs none of the modules.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "audit": ("casemate.cli.audit:audit", "Check the enclave's hash-chained log."),
+    "audit": ("casemate.cli.audit:audit", "Audit the enclave's log: replay, mirror, compare."),
     "dataset": ("casemate.cli.dataset:dataset", "Push, list and govern datasets (data owner)."),
     "demo": (
         "casemate.cli.demo.command:demo",
