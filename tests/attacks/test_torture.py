@@ -5,10 +5,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from casemate.ledger import catalog
+from casemate.server.config import Limits
+from casemate.server.uploads import Uploads
+from casemate.spec.errors import CasemateError
+from support.disk import SimDisk
+from support.ledgers import OWNER, open_store
 from torture import bugs, faults, forks, kills, race, rows, sim, syscalls
 from torture.model import Model, Violation
 from torture.zygote import Zygote, zygote
@@ -152,3 +159,29 @@ def test_seeded_bug_a_run_before_its_charge_is_found_by_kills(
     folder, begun = template
     with pytest.raises(Violation, match=r"without a debit|never reserved"):
         kills.series(servers, folder, begun, 5, 40, bug="reserved after the run")
+
+
+def test_a_failed_sync_of_an_upload_is_never_taken_for_done() -> None:
+    """What the kernel still shows after a failed fsync is not durable: nothing tells of it."""
+    for call in range(1, 40):
+        disk = SimDisk(call)
+        store = open_store(disk)
+        catalog.enrol(store, OWNER)
+        uploads = Uploads(disk, store, Limits())
+        disk.fault = (len(disk.trace) + call, "EIO")
+        told = 0
+        name = ""
+        try:
+            name = uploads.begin(OWNER.id, 10)
+            told = uploads.append(OWNER.id, name, 0, b"12345")
+        except (OSError, CasemateError):
+            failed = disk.trace[-1].startswith("sync")
+            with suppress(OSError, CasemateError):
+                told = uploads.offset(name)  # as a client would ask
+                assert not failed
+        disk.turn_off()
+        store.close()
+        after = open_store(disk.power_cycle(), 2)
+        if told:
+            assert Uploads(after._mount.disk, after, Limits()).offset(name) >= told
+        after.close()

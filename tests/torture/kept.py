@@ -82,6 +82,7 @@ def _check_things(kept: Kept, model: Model) -> None:
         demand(name in model.revoking or found.state != "revoked", f"{name} is revoked by nobody")
     uploads = Uploads.__new__(Uploads)
     uploads._disk, uploads._store, uploads._limits = kept.disk, store, Limits()
+    uploads._stopped = None
     for name, offset in model.offsets.items():
         if name not in model.used:
             have = uploads.offset(name)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from casemate.ledger import catalog, ledger, quotes
@@ -142,10 +143,12 @@ class Queue:
         if job is None:
             return False
         left = asyncio.Event()
-        work = run.execute(self._service, job.id, lambda ticks: self._tick(job.id, ticks), left.set)
         if job.state == "committed":
             work = run.release_job(self._service, job.id)
             left.set()
+        else:
+            tick = partial(self._tick, job.id)
+            work = run.execute(self._service, job.id, tick, left.set)
         task = self._start(self._running, job.id, work)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -164,10 +167,14 @@ class Queue:
 
     def _sweep(self) -> None:
         """Remove the sealed models and the training states of jobs that have ended."""
-        with suppress(CasemateError):
+        try:
             states.sweep(self._service.disk, self._service.store)
             for upload in records.spent_models(self._service.store):
                 self._service.uploads.drop(upload)
+        except CasemateError as e:
+            self._service.watch(e)
+        except OSError as e:  # the next start sweeps too
+            self._service.log.fault(e)
 
     def _tick(self, job: str, ticks: Ticks) -> None:
         self._ticks[job] = ticks

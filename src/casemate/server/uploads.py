@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
 
 from casemate.ledger import catalog
+from casemate.ledger.sealed import failure
 from casemate.ledger.store import Store
 from casemate.seams import Disk, File
 from casemate.server.config import Limits
-from casemate.spec.errors import DataError, LimitError
+from casemate.spec.errors import DataError, LedgerError, LimitError
 
 FOLDER: Final = "uploads"
 _SLOT: Final = 24
@@ -55,6 +57,7 @@ class Uploads:
     def __init__(self, disk: Disk, store: Store, limits: Limits) -> None:
         self._disk, self._store, self._limits = disk, store, limits
         self._begun: dict[str, int] = {}
+        self._stopped: LedgerError | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         disk.make_folder(FOLDER)
         disk.sync_folder(".")
@@ -72,8 +75,22 @@ class Uploads:
             self._disk.remove(f"{FOLDER}/{file}")
         self._disk.sync_folder(FOLDER)
 
+    def _sync(self, sync: Callable[[], None]) -> None:
+        """``sync`` is never tried again: after an error the kernel may have dropped what it shows,
+        so that nothing here is told any more (``ledger.stopped``, which ends the server)."""
+        try:
+            sync()
+        except OSError as e:
+            self._stopped = failure(e)
+            raise self._stopped from e
+
+    def _require_sound(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+
     def begin(self, owner: str, size: int) -> str:
         """A new upload of ``size`` bytes; its id. Raises ``limit.upload``, ``limit.quota``."""
+        self._require_sound()
         limits = self._limits
         if not 1 <= size <= limits.upload_bytes:
             raise LimitError(
@@ -96,14 +113,15 @@ class Uploads:
         name = catalog.add_upload(self._store, owner, size)
         for path in (data_path(name), _offset_path(name)):
             file = self._disk.open(path, create=True, exclusive=True)
-            file.sync()
+            self._sync(file.sync)
             file.close()
-        self._disk.sync_folder(FOLDER)
+        self._sync(lambda: self._disk.sync_folder(FOLDER))
         self._begun[name] = len(self._begun)
         return name
 
     def offset(self, name: str) -> int:
         """Durable bytes so far."""
+        self._require_sound()
         file = self._disk.open(_offset_path(name))
         try:
             return _read_slots(file.read(0, 2 * _SLOT))[1]
@@ -140,19 +158,18 @@ class Uploads:
         try:
             file.truncate(here)  # a torn tail of an earlier attempt
             file.write(here, piece)
-            file.sync()
+            self._sync(file.sync)
         finally:
             file.close()
         here += len(piece)
         self._state(self._disk.open(_offset_path(name)), here)
         return here
 
-    @staticmethod
-    def _state(file: File, offset: int) -> None:
+    def _state(self, file: File, offset: int) -> None:
         try:
             count = _read_slots(file.read(0, 2 * _SLOT))[0] + 1
             file.write(_SLOT * (count % 2), _slot(count, offset))
-            file.sync()
+            self._sync(file.sync)
         finally:
             file.close()
 
@@ -189,7 +206,7 @@ class Uploads:
         for path in (data_path(name), _offset_path(name)):
             with contextlib.suppress(FileNotFoundError):
                 self._disk.remove(path)
-        self._disk.sync_folder(FOLDER)
+        self._sync(lambda: self._disk.sync_folder(FOLDER))
         self._begun.pop(name, None)
 
     def descriptor(self, name: str) -> int:
