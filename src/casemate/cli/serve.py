@@ -65,6 +65,14 @@ def state_folder() -> Path:
     metavar="URL",
     help="Witness that is asked to cosign the log; repeatable.",
 )
+@click.option(
+    "--anchor",
+    default="auto",
+    show_default=True,
+    envvar="CASEMATE_ANCHOR",
+    metavar="auto|none|INDEX",
+    help="NV index of the TPM that tells an older state.",
+)
 @click.option("--dev", is_flag=True, help="Development: a simulated TEE, said loudly.")
 @click.option(
     "--workers",

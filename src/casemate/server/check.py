@@ -6,7 +6,7 @@ from __future__ import annotations
 from casemate.ledger import fsck, fsck_folder
 from casemate.ledger.fsck_replay import Replay
 from casemate.seams import OsDisk, OsRng, SystemClock
-from casemate.server import serve
+from casemate.server import keeping, serve
 from casemate.server.config import Config
 from casemate.spec.errors import LedgerError
 from casemate.tee import Machine
@@ -32,4 +32,4 @@ def check(config: Config) -> Replay:
             config.tee, disk=disk, rng=OsRng(), clock=SystemClock(),
             machine=Machine(owner=serve.owner(config.release_owner)),
         )  # fmt: skip
-        return fsck.audit(disk, tee.sealing_key(serve.STORE_LABEL))
+        return keeping.with_key(disk, tee, lambda key: fsck.audit(disk, key))

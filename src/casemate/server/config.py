@@ -77,6 +77,8 @@ class Config:
     ``tee``: as :func:`casemate.tee.open` takes it; ``dev`` means a simulated one. ``threads``: of
     one worker. ``attest_window``: seconds in which nonces are gathered for one report.
     ``witnesses``: submission prefixes (URLs) of the witnesses that are asked to cosign the log.
+    ``anchor``: the TPM's NV index (hex) that tells an older state, ``auto`` for the usual one where
+    there is a TPM, ``none``; a state that was anchored once does not start without it.
     ``release_owner``: the Ed25519 key, in hex, of who releases the sealing key where no hardware
     holds one; "" for nobody.
     """
@@ -92,6 +94,7 @@ class Config:
     attest_window: float = 0.01
     release_owner: str = ""
     witnesses: tuple[str, ...] = ()
+    anchor: str = "auto"
     limits: Limits = field(default_factory=Limits)
     rates: Rates = field(default_factory=Rates)
 

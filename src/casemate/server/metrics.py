@@ -44,6 +44,10 @@ class Metrics:
             "casemate_attestation_reports", "Reports asked of the TEE", registry=registry
         )
         self.nonces = Counter("casemate_attestation_nonces", "Nonces answered", registry=registry)
+        self.log = Gauge("casemate_log_entries", "Entries of the log", registry=registry)
+        self.witnesses = Counter(
+            "casemate_witness_answers", "Answers of witnesses", ["status"], registry=registry
+        )
         self.uploaded = Counter("casemate_uploaded_bytes", "Sealed bytes taken", registry=registry)
 
     def text(self) -> bytes:

@@ -20,6 +20,7 @@ from casemate.seal.checkpoint import Request
 from casemate.seal.note import Note
 from casemate.seams import Clock, Net, Unreachable
 from casemate.server.logs import Log
+from casemate.server.metrics import Metrics
 from casemate.spec import merkle
 from casemate.spec.errors import CasemateError, LedgerError
 
@@ -32,14 +33,22 @@ class Publisher:
     """One server's witnesses at ``urls`` (each a submission prefix)."""
 
     def __init__(
-        self, store: Store, net: Net, clock: Clock, events: Log, urls: Sequence[str]
+        self,
+        store: Store,
+        net: Net,
+        clock: Clock,
+        events: Log,
+        metrics: Metrics,
+        urls: Sequence[str],
     ) -> None:
         self._store, self._net, self._clock, self._events = store, net, clock, events
+        self._metrics = metrics
         self._known = dict.fromkeys((url.rstrip("/") for url in urls), 0)
         self._lock = asyncio.Lock()
 
     def checkpoint(self) -> Note:
         """The log's newest head, signed."""
+        self._metrics.log.set(self._store.size())
         return log.sign(self._store)
 
     async def ask(self) -> None:
@@ -84,8 +93,10 @@ class Publisher:
             status, answer = await self._net.ask(url, body, seconds=ASK_SECONDS)
         except Unreachable:
             self._events.event("witness", state="unreachable")
+            self._metrics.witnesses.labels("none").inc()
             return 0, b""
         self._events.event("witness", status=status)
+        self._metrics.witnesses.labels(str(status)).inc()
         return status, answer
 
     async def _newer(self, url: str, origin: str) -> None:

@@ -21,9 +21,10 @@ import uvicorn
 from casemate.accounting import pld
 from casemate.ledger import log as ledger_log
 from casemate.ledger import recovery
+from casemate.ledger.anchor import Anchor
 from casemate.ledger.store import Store
 from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock
-from casemate.server import app, attestation, keys, release, states
+from casemate.server import app, attestation, keeping, keys, release, states
 from casemate.server.config import Config, policy_digest, software
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
@@ -41,7 +42,6 @@ from casemate.tee import open as open_tee
 
 READY_FILE: Final = "server.json"
 LOCK_FILE: Final = "lock"
-STORE_LABEL: Final = "casemate/store/v1"
 GRACE_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 300  # a new connection needs new evidence
 
@@ -70,6 +70,22 @@ def owner(text: str) -> bytes | None:
     return bytes.fromhex(text)
 
 
+def _anchor(setting: str, tee: Tee, store: Store) -> Anchor | None:
+    """``Config.anchor``. Raises ``usage.tee-anchor``."""
+    if setting == "none":
+        return None
+    if setting == "auto":
+        return open_anchor(tee, store.anchor_secret())
+    if not re.fullmatch(r"0x[0-9a-fA-F]{8}", setting):
+        raise UsageError(
+            "usage.tee-anchor",
+            f"{setting[:20]!r} is no NV index of a TPM.",
+            mend="Give auto, none, or an index like 0x0180ca5e.",
+            where="anchor",
+        )
+    return open_anchor(tee, store.anchor_secret(), index=int(setting, 16))
+
+
 def assemble(
     config: Config,
     *,
@@ -91,7 +107,7 @@ def assemble(
     if tee.sealing == "owner-release":
         log.event("server", tee=tee.kind, state="waiting")  # for the owner, at the store's key
     instance = rng.bytes(keys.BOOT_BYTES)
-    store = Store.open(disk, tee.sealing_key(STORE_LABEL), instance, rng)
+    store = keeping.open_store(disk, tee, instance, rng)
     log_key = ledger_log.key(store)
     hosts = [config.host, "localhost", "127.0.0.1", "::1"]
     boot = keys.make(rng, hosts, instance, keys.SignKey(log_key.public, log_key.private.sign))
@@ -100,7 +116,7 @@ def assemble(
     limits, rates = config.limits, config.rates
     attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
     if not tee.simulated:
-        store.hold(open_anchor(tee, store.anchor_secret()))
+        store.hold(_anchor(config.anchor, tee, store))
     recovery.start(store, attested, software=software(), measurement=tee.measurement)
     for folder in (release.FOLDER, states.FOLDER):
         disk.make_folder(folder)
@@ -121,7 +137,7 @@ def assemble(
         boot_attestation=attested,
         uploads=Uploads(disk, store, limits),
         pool=Pool(config),
-        publisher=Publisher(store, net or HttpNet(), clock, log, config.witnesses),
+        publisher=Publisher(store, net or HttpNet(), clock, log, metrics, config.witnesses),
         nonces=Nonces(limits.nonces_per_identity, limits.nonces),
         throttles={
             name: Throttle(getattr(rates, name), clock)
