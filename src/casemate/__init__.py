@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from casemate.attest.trust import Trust
     from casemate.client.enclave import Enclave, connect
+    from casemate.client.heads import Witnesses
     from casemate.client.jobs import Run
+    from casemate.client.memory import Memory
     from casemate.client.receipts import load_bundle, verify_receipt
     from casemate.client.values import (
         DP,
@@ -45,6 +47,7 @@ _HOMES: Final = {
     "DP": "casemate.client.values",
     "Enclave": "casemate.client.enclave",
     "Identity": "casemate.seal.identity",
+    "Memory": "casemate.client.memory",
     "NonPrivate": "casemate.client.values",
     "Policy": "casemate.client.values",
     "Run": "casemate.client.jobs",
@@ -52,6 +55,7 @@ _HOMES: Final = {
     "Schedule": "casemate.client.values",
     "Views": "casemate.client.values",
     "Trust": "casemate.attest.trust",
+    "Witnesses": "casemate.client.heads",
     "connect": "casemate.client.enclave",
     "load_bundle": "casemate.client.receipts",
     "verify_receipt": "casemate.client.receipts",
@@ -60,8 +64,8 @@ _HOMES: Final = {
 __all__ = [
     "Adam", "AdamW", "Budget", "DP", "Identity", "NonPrivate", "Policy", "SGD", "Schedule", "Trust",
     "Views",
-    "Enclave", "Run", "connect",
-    "load_bundle", "verify_receipt",
+    "Enclave", "Memory", "Run", "connect",
+    "Witnesses", "load_bundle", "verify_receipt",
     "CasemateError",
 ]  # fmt: skip
 
