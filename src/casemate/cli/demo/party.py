@@ -135,6 +135,7 @@ class Startup(Party):
             receipts.load_bundle(self.home / "receipt.json"),
             trust=cm.Trust.simulated(self.root),
             weights=self.home / "weights.safetensors",
+            memory=cm.Memory(),
         )
         yield {
             "accuracy": self.judge.accuracy(self.model, *self.held_out),

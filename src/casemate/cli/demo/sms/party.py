@@ -87,6 +87,7 @@ class Scientist(Party):
             receipts.load_bundle(self.home / "receipt.json"),
             trust=cm.Trust.simulated(self.root),
             weights=self.home / "weights.safetensors",
+            memory=cm.Memory(),
         )
         yield {
             "stage": "weights and receipt",
