@@ -38,7 +38,7 @@ class DatasetState:
     policy: Policy
     policy_digest: str
     epoch: int
-    state: Literal["checking", "ready", "refused", "revoked"]
+    state: Literal["checking", "ready", "frozen", "refused", "revoked"]
     filter: RdpFilter
     spent: tuple[int, ...]
     delta_femto: int

@@ -36,6 +36,8 @@ FILES: Final = {
 }
 # What else may lie in a folder that is restored into.
 _IGNORED: Final = {"lock"}
+# All that a restore leaves which was cut short before its mark stood.
+_BEGUN: Final = {keeping.MARK_FILE.removeprefix("ledger/") + ".new"}
 
 
 @value("backup-file/v1")
@@ -260,7 +262,8 @@ def _finish(file: File | None) -> None:
 def _make_empty(disk: Disk) -> None:
     there = [name for name in disk.list(".") if name not in _IGNORED]
     found = keeping.mark(disk)
-    if there and (found is None or found.whole):
+    unmarked = found is None and there == ["ledger"] and set(disk.list("ledger")) <= _BEGUN
+    if there and not unmarked and (found is None or found.whole):
         raise LedgerError(
             "ledger.restore",
             "The folder is not empty; a backup is never restored over a state.",

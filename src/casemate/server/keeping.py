@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from casemate.ledger import rekey
+from casemate.ledger import handover, rekey
 from casemate.ledger.sealed import FILE, FOLDER
 from casemate.ledger.store import Store
 from casemate.seams import Disk, Rng
@@ -83,16 +83,18 @@ def keyed(disk: Disk, tee: Tee, work: Callable[[bytes], T]) -> tuple[T, int]:
 
 
 def open_store(disk: Disk, tee: Tee, boot: bytes, rng: Rng) -> Store:
-    """The store of a server that starts. Raises ``ledger.restored``, and as ``Store.open``."""
+    """The store of a server that starts. Raises ``ledger.restored``, ``ledger.handed-over``, and as
+    ``Store.open``."""
     require_settled(disk)
     rekey.clear(disk, rekey.NEXT)  # of a rotation that was cut short
     found, number = keyed(disk, tee, lambda key: Store.open(disk, key, boot, rng))
-    if number != generation(disk):
-        try:
+    try:
+        handover.require_here(found)
+        if number != generation(disk):
             set_generation(disk, number)
-        except BaseException:
-            found.close()
-            raise
+    except BaseException:
+        found.close()
+        raise
     return found
 
 
