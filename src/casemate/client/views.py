@@ -96,6 +96,7 @@ def dataset(info: DatasetInfo) -> tuple[str, Rows]:
     """Title and rows that show one dataset whole."""
     policy, budget = info.policy, info.budget
     who = "any enrolled identity" if ANYONE in policy.scientists else ", ".join(policy.scientists)
+    cap, names = policy.scientist_budget, [w.partition("+")[0] for w in policy.witnesses]
     rows: list[tuple[str, object]] = [
         ("dataset", info.dataset),
         ("owner", info.owner),
@@ -107,6 +108,9 @@ def dataset(info: DatasetInfo) -> tuple[str, Rows]:
         ("most epsilon of a job", "-" if policy.max_epsilon is None else policy.max_epsilon),
         ("without privacy", policy.nonprivate or "never"),
         ("last epoch", "-" if policy.last_epoch is None else policy.last_epoch),
+        ("budget of a scientist", "-" if cap is None else f"{cap.epsilon:g} at {cap.delta:g}"),
+        ("witnesses", f"{policy.cosignatures} of {', '.join(names)}" if names else "none"),
+        ("resumes", policy.resumes),
         ("policy digest", info.policy_digest),
     ]
     if budget is not None:

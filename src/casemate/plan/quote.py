@@ -30,7 +30,8 @@ MIN_TICK: Final = 0.25
 @dataclass(frozen=True, slots=True)
 class DatasetState:
     """A dataset as the ledger knows it now. ``spent`` in nano-RDP at each order, ``delta_femto`` in
-    units of 1e-15; both with what is reserved."""
+    units of 1e-15; both with what is reserved. ``by_scientist``: both again, of this scientist's
+    jobs alone."""
 
     dataset: str
     owner: str
@@ -42,6 +43,7 @@ class DatasetState:
     filter: RdpFilter
     spent: tuple[int, ...]
     delta_femto: int
+    by_scientist: tuple[tuple[int, ...], int]
 
 
 def recompute(plan: Plan, delta: float) -> tuple[Charge, float]:
@@ -69,7 +71,7 @@ def refusal(
     """The first rule of the owner, or of the budget, that forbids the job: (code, sentence)."""
     policy, privacy = now.policy, request.train.privacy
     words = privacy.words if isinstance(privacy, NonPrivate) else None
-    capped = policy.max_epsilon
+    capped, own = policy.max_epsilon, policy.scientist_budget
     # Epsilon falls as delta grows: a job may not pass by showing it at a delta of its choice.
     at = min(now.filter.budget.delta, privacy.delta) if isinstance(privacy, Dp) else 1.0
     rules = (
@@ -110,6 +112,11 @@ def refusal(
             "budget.exhausted",
             f"has epsilon {now.filter.left(now.spent, now.delta_femto):.3g} left"
             f" at delta {now.filter.budget.delta:g}, the job would take {charge.epsilon:.3g}",
+        ),
+        (
+            own is not None and not RdpFilter(own).admits(*now.by_scientist, charge),
+            "budget.scientist",
+            "has not enough budget left for this scientist",
         ),
     )
     for broken, code, sentence in rules:

@@ -20,10 +20,11 @@ from casemate.spec.messages import Prepared
 KEY_BYTES = 32
 
 
-def _state(service: Service, use: DatasetUse) -> DatasetState:
+def _state(service: Service, use: DatasetUse, scientist: str) -> DatasetState:
     found = catalog.dataset(service.store, use.dataset)
     rdp = RdpFilter(catalog.budget(service.store, found.lineage))
     account = catalog.account(service.store, found.lineage)
+    own = catalog.account(service.store, found.lineage, scientist)
     return DatasetState(
         dataset=found.id,
         owner=found.owner,
@@ -35,6 +36,7 @@ def _state(service: Service, use: DatasetUse) -> DatasetState:
         filter=rdp,
         spent=account.rdp_nano,
         delta_femto=account.delta_femto,
+        by_scientist=(own.rdp_nano, own.delta_femto),
     )
 
 
@@ -111,7 +113,7 @@ def _price(
     service: Service, submission: Submission, prepared: Prepared, execution: Execution
 ) -> Quote:
     request = submission.request
-    states = [_state(service, use) for use in request.datasets]
+    states = [_state(service, use, request.scientist) for use in request.datasets]
     plan = compile_plan(request, [s.schema for s in states], prepared)
     return quote(request, plan, prepared, execution, states)
 

@@ -75,5 +75,6 @@ def state(index: int = 0, *, budget: Budget | None = None, **changes: Any) -> Da
         "filter": RdpFilter(budget or Budget(epsilon=4.0, delta=1e-5)),
         "spent": RdpFilter.empty(),
         "delta_femto": 0,
+        "by_scientist": (RdpFilter.empty(), 0),
     }
     return DatasetState(**(fields | changes))

@@ -51,6 +51,17 @@ CAPPED = Policy(scientists=("*",), max_epsilon=1.5)
         ("budget.exhausted", {"budget": Budget(epsilon=1.0, delta=1e-5)}),
         ("budget.exhausted", {"budget": Budget(epsilon=2.0, delta=1e-6)}),
         ("budget.exhausted", {"delta_femto": delta_capacity(1e-5)}),
+        (
+            "budget.scientist",
+            {"policy": Policy(scientists=("*",), scientist_budget=Budget(epsilon=1.0, delta=1e-5))},
+        ),
+        (
+            "budget.scientist",
+            {
+                "policy": Policy(scientists=("*",), scientist_budget=Budget(epsilon=4.0, delta=1e-5)),
+                "by_scientist": (RdpFilter.empty(), delta_capacity(1e-5)),
+            },
+        ),
     ],
 )  # fmt: skip
 def test_refusals(code: str, changes: dict[str, Any]) -> None:
