@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from plan_values import POLICY, X, Y, prepared, request, schema, state
 
-from casemate.accounting.filters import delta_capacity
+from casemate.accounting.filters import RdpFilter, delta_capacity
 from casemate.plan.compile import compile_plan
 from casemate.plan.quote import MIN_TICK, quote, recompute, ticks
 from casemate.spec import codec
