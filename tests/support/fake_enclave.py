@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from casemate.spec import canonical, codec
+from casemate.spec.errors import FormatError
 from support.publog import PublicLog
 
 POLICY = "sha256:" + "0" * 64
@@ -109,7 +110,11 @@ class FakeEnclave:
             nonce = bytes.fromhex(parse_qs(url.query)["nonce"][0])
             return 200, {}, codec.encode(self.attest(nonce))
         if self.log is not None and url.path.startswith("/log/"):
-            return 200, {}, self.log.file(url.path.removeprefix("/log/"))
+            try:
+                return 200, {}, self.log.file(url.path.removeprefix("/log/"))
+            except KeyError:
+                error = FormatError("format.tile", "There is none.", mend="Ask for another.")
+                return 404, {}, canonical.encode(error.to_wire())
         found = self.answers.get((request.method, url.path), (200, {}, b"{}"))
         status, headers, body = found(request) if callable(found) else found
         return status, headers, body if isinstance(body, bytes) else canonical.encode(body)
