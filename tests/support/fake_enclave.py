@@ -112,7 +112,7 @@ class FakeEnclave:
         if self.log is not None and url.path.startswith("/log/"):
             try:
                 return 200, {}, self.log.file(url.path.removeprefix("/log/"))
-            except KeyError:
+            except (KeyError, FormatError):
                 error = FormatError("format.tile", "There is none.", mend="Ask for another.")
                 return 404, {}, canonical.encode(error.to_wire())
         found = self.answers.get((request.method, url.path), (200, {}, b"{}"))
