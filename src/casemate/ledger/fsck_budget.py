@@ -55,11 +55,14 @@ def delta_capacity(budget: Budget) -> int:
     return int(Fraction(budget.delta) * FEMTO / 10)
 
 
+def possible(charge: Charge) -> bool:
+    """Whether a charge has the filter's orders and gives nothing back."""
+    return len(charge.rdp_nano) == len(ORDERS) and min(*charge.rdp_nano, charge.delta_femto) >= 0
+
+
 def fits(budget: Budget, rdp_nano: Sequence[int], delta_femto: int) -> bool:
     """Whether a budget holds this."""
     capacity = capacities(budget.epsilon, budget.delta)
-    if len(rdp_nano) != len(capacity) or min(*rdp_nano, delta_femto) < 0:
-        return False
     within = [spent <= most for spent, most in zip(rdp_nano, capacity, strict=True)]
     return any(within) and delta_femto <= delta_capacity(budget)
 

@@ -157,7 +157,9 @@ def _to_recovery(replay: Replay, signed: RecoveryConsent) -> Iterator[str]:
     if signed.rest:
         charge = budgets.rest(lineage.budget, account.rdp_nano, account.delta_femto)
         account.slack += budgets.CAPACITY_SLACK
-    if charge is not None:
+    if charge is not None and not budgets.possible(charge):
+        yield "its charge is none of the filter's"
+    elif charge is not None:
         account.add(charge)
 
 

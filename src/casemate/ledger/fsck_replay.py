@@ -255,6 +255,9 @@ def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
     lineages = [d.lineage for d in body.debits]
     if not lineages or len(set(lineages)) != len(lineages):
         yield "it debits no ledger, or one twice"
+    if not budgets.possible(body.charge):
+        yield "its charge is none of the filter's"
+        return
     for debit in body.debits:
         dataset = replay.datasets.get(debit.dataset)
         lineage = replay.lineages.get(debit.lineage)

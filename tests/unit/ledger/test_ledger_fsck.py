@@ -6,11 +6,25 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.accounting.filters import SATURATED
-from casemate.ledger import catalog, fsck, ledger, quotes
+from casemate.ledger import catalog, fsck, ledger, log, quotes
+from casemate.ledger.fsck_budget import EMPTY
 from casemate.ledger.store import Store
+from casemate.seal import dsse
 from casemate.spec import codec
+from casemate.spec.consent import (
+    CONSENT_TYPE,
+    Consent,
+    Consented,
+    HandedOver,
+    Head,
+    Recovered,
+    RecoveryConsent,
+    Rotated,
+    SoftwareConsent,
+)
 from casemate.spec.errors import LedgerError
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import DpEvent
@@ -32,6 +46,7 @@ from support.disk import SimDisk
 from support.ledgers import (
     BUDGET,
     EVENT,
+    OPEN,
     OTHER,
     OWNER,
     SCIENTIST,
@@ -69,6 +84,12 @@ class World:
         self.held = queue(store, "held", (self.b, self.gone), event=SMALL)
         ledger.reserve(store, self.held)
         catalog.revoke(store, self.gone, OWNER.id)
+        words = "It is all public."
+        self.strict = push(store, "strict", SIGNER, replace(
+            OPEN, approval="each-quote", scientists=(SCIENTIST.id,), last_epoch=0,
+            scientist_budget=replace(BUDGET, epsilon=0.5), resumes=0, nonprivate=words,
+        ))  # fmt: skip
+        self.shown = push(store, "shown", SIGNER, replace(OPEN, evaluation=True))
 
     def reserved(self, job: str) -> Reserved:
         (entry, *_) = entries(self.store, ledger.job(self.store, job).reserved)
@@ -85,9 +106,35 @@ class World:
     def debit(self, **changes: object) -> Reserved:
         return self.again(debits=(replace(self.again().debits[0], **changes),))
 
+    def strictly(self, **changes: object) -> Reserved:
+        """A reservation on the dataset with a strict policy."""
+        found = catalog.dataset(self.store, self.strict)
+        policy = commitment(found.salt, found.policy_digest)
+        return self.debit(dataset=self.strict, lineage=self.strict, policy=policy, **changes)
+
+    def consent(self, signed: Consent, key: Ed25519PrivateKey | None = None) -> Consented:
+        sign = (key or SIGNING).sign
+        return Consented(
+            envelope=dsse.sign(CONSENT_TYPE, codec.encode(signed), sign, SIGNER.id),
+            sign_key=SIGNER.sign_key,
+            seal_key=SIGNER.seal_key,
+        )
+
+    def to_software(self, **changes: object) -> SoftwareConsent:
+        origin = log.key(self.store).origin
+        made = SoftwareConsent(
+            origin=origin, dataset=self.strict, measurement="ff", trust="simulated"
+        )
+        return replace(made, **changes)
+
     def approval(self, quote: str, dataset: str, owner: PublicIdentity) -> Approval:
         salt = quotes.get(self.store, self.quote).salt
         return Approval(quote=commitment(salt, quote), dataset=dataset, owner=owner.id)
+
+
+SIGNING = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
+SIGNER = replace(OWNER, name="signer", sign_key=SIGNING.public_key().public_bytes_raw())
+HEAD = Head(origin="another.test/log", size=3, root=b"r" * 32)
 
 
 def costly(world: World) -> Reserved:
@@ -180,6 +227,98 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
         "was revoked, or had another",
     ),
     "over the budget": ("reserve", costly, "exceeds the budget"),
+    "charge that gives back": (
+        "reserve",
+        lambda w: w.again(charge=replace(w.again().charge, rdp_nano=(*EMPTY[1:], -1))),
+        "its charge is none of the filter's",
+    ),
+    "delta that gives back": (
+        "reserve",
+        lambda w: w.again(charge=replace(w.again().charge, delta_femto=-1)),
+        "its charge is none of the filter's",
+    ),
+    "charge of other orders": (
+        "reserve",
+        lambda w: w.again(charge=replace(w.again().charge, rdp_nano=EMPTY[1:])),
+        "its charge is none of the filter's",
+    ),
+    "more than a scientist may": ("reserve", lambda w: w.strictly(), "allows one scientist"),
+    "without approval": ("reserve", lambda w: w.strictly(), "did not approve"),
+    "after the last epoch": ("reserve", lambda w: w.strictly(epoch=1), "had expired"),
+    "another scientist": (
+        "reserve",
+        lambda w: replace(w.strictly(), scientist=OTHER.id),
+        "is not for this scientist's training",
+    ),
+    "on what is for evaluation": (
+        "reserve",
+        lambda w: w.debit(
+            dataset=w.shown,
+            lineage=w.shown,
+            policy=commitment(
+                catalog.dataset(w.store, w.shown).salt,
+                catalog.dataset(w.store, w.shown).policy_digest,
+            ),
+        ),
+        "is not for this scientist's training",
+    ),
+    "without privacy": ("reserve", lambda w: w.again(events=()), "training without privacy"),
+    "key back": ("rotate", lambda w: Rotated(generation=0), "the key did not go forward"),
+    "dropping nothing": (
+        "handover",
+        lambda w: HandedOver(measurement="ff", request="x", dropped=(NEW,)),
+        "it dropped what should have passed, or what was not there",
+    ),
+    "consent by another key": (
+        "consent",
+        lambda w: w.consent(w.to_software(), Ed25519PrivateKey.generate()),
+        "its signature or its form does not hold",
+    ),
+    "consent of another's dataset": (
+        "consent",
+        lambda w: w.consent(w.to_software(dataset=w.a)),
+        "it is not the word of the owner of a dataset",
+    ),
+    "consent for no dataset": (
+        "consent",
+        lambda w: w.consent(w.to_software(dataset=NEW)),
+        "it is not the word of the owner of a dataset",
+    ),
+    "consent for another log": (
+        "consent",
+        lambda w: w.consent(w.to_software(origin="another.test/log")),
+        "it is for another log",
+    ),
+    "consent to another recovery": (
+        "consent",
+        lambda w: w.consent(RecoveryConsent(head=HEAD, next="x", dataset=w.strict)),
+        "it is for another recovery",
+    ),
+    "consent that nothing waits for": (
+        "consent",
+        lambda w: w.consent(RecoveryConsent(head=HEAD, next="x", dataset=w.strict)),
+        "its dataset does not wait for it",
+    ),
+    "recovery from elsewhere": (
+        "recover",
+        lambda w: Recovered(head=HEAD, origin="x", key=b"k" * 32),
+        "it does not stand where the log before it ended",
+    ),
+    "recovery of another state": (
+        "recover",
+        lambda w: Recovered(head=HEAD, origin="x", key=b"k" * 32),
+        "the head that it names is not the one over the entries before it",
+    ),
+    "recovery into another log": (
+        "recover",
+        lambda w: Recovered(head=HEAD, origin="x", key=b"k" * 32),
+        "it names another log than the one that goes on",
+    ),
+    "recovery under another key": (
+        "recover",
+        lambda w: Recovered(head=HEAD, origin="x", key=b"k" * 32),
+        "the log's new name is not that of its key",
+    ),
     "taking over nothing": ("takeover", lambda w: TakenOver(job="job_none"), "by another"),
     "taking over one's own": (
         "takeover",
@@ -211,9 +350,10 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
 }
 
 
-def forge(store: Store, kind: str, body: object) -> list[str]:
+def forge(store: Store, kind: str, body: object, *more: tuple[str, object]) -> list[str]:
     with store.transaction():
-        store.append(kind, "forged", body)
+        for each in ((kind, body), *more):
+            store.append(each[0], getattr(each[1], "job", "forged"), each[1])
     return fsck.check(store.all).findings
 
 
@@ -223,7 +363,7 @@ def test_a_forged_entry_is_found(name: str) -> None:
     world = World()
     assert fsck.check(world.store.all, recompute=True).findings == []
     findings = forge(world.store, kind, body(world))
-    assert any(finding in f and f"({kind} forged)" in f for f in findings), findings
+    assert any(finding in f and f"({kind} " in f for f in findings), findings
     world.store.close()
 
 
@@ -232,6 +372,70 @@ def test_a_commit_or_reservation_by_another_boot_is_found() -> None:
     world.store.boot = boot(7)
     assert any(ENDED in f for f in forge(world.store, "commit", committed(world.free)))
     assert any("never started" in f for f in forge(world.store, "reserve", world.again()))
+    world.store.close()
+
+
+def test_what_follows_is_held_against_what_went_before() -> None:
+    other = Started(software="x", measurement="ff", attestation="x")
+    moved = replace(other, anchor=1)
+    handed = HandedOver(measurement="ee", request="x", dropped=())
+    recovered = Recovered(head=HEAD, origin="x", key=b"k" * 32)
+    rejected: list[tuple[str, Callable[[World], list], str]] = [
+        ("frozen", lambda w: [("start", other), ("reserve", w.again())], "is frozen"),
+        (
+            "frozen before the commit",
+            lambda w: [("start", other), ("commit", committed(w.free))],
+            "is frozen",
+        ),
+        (
+            "after a hand-over",
+            lambda w: [("handover", handed), ("identity", Enrolled(identity="id_x"))],
+            "it was written after the state had been handed over",
+        ),
+        (
+            "other software",
+            lambda w: [("handover", handed), ("start", other)],
+            "this is not the software that the state was handed to",
+        ),
+        (
+            "a job of before a recovery",
+            lambda w: [("recover", recovered), ("takeover", TakenOver(job=w.free))],
+            "its job was reserved before the recovery",
+        ),
+        ("anchor", lambda w: [("start", moved), ("start", moved)], "did not go forward by one"),
+        (
+            "abandoned twice",
+            lambda w: [("abandon", Abandoned(job=w.free, reason="failed"))] * 2,
+            "the job was not reserved, or had ended",
+        ),
+        (
+            "rejected",
+            lambda w: [
+                ("reject", replace(w.approval(w.quote, w.a, OWNER), quote=w.again().quote)),
+                ("reserve", w.again()),
+            ],
+            "did not approve",
+        ),
+    ]
+    for name, entries_of, finding in rejected:
+        world = World()
+        first, *more = entries_of(world)
+        findings = forge(world.store, *first, *more)
+        assert any(finding in f for f in findings), (name, findings)
+        world.store.close()
+
+
+def test_a_job_is_not_gone_on_with_more_often_than_its_policy_allows() -> None:
+    world = World()
+    world.store.boot = boot(2)
+    again = ("takeover", TakenOver(job=world.free))
+    start = ("start", Started(software="x", measurement="", attestation="x"))
+    assert not any("too often" in f for f in forge(world.store, *start, again))
+    for number in (3, 4):
+        world.store.boot = boot(number)
+        assert not any("too often" in f for f in forge(world.store, *start, again))
+    world.store.boot = boot(5)
+    assert any("too often" in f for f in forge(world.store, *start, again))
     world.store.close()
 
 

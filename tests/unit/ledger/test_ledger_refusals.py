@@ -1,0 +1,360 @@
+"""What a refusal says besides its sentence, and what has a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import apsw
+import pytest
+
+from casemate.ledger import catalog, fsck, ledger, log, quotes
+from casemate.ledger.ledger import TrainingState
+from casemate.ledger.store import Store
+from casemate.spec import codec, merkle
+from casemate.spec.errors import CasemateError, InternalError, JobError, LedgerError, LimitError
+from casemate.spec.job import DpEvent
+from casemate.spec.log import commitment
+from support.disk import SimDisk
+from support.ledgers import (
+    KEY,
+    OPEN,
+    OTHER,
+    OWNER,
+    SCIENTIST,
+    CountingRng,
+    ask,
+    boot,
+    dataset_id,
+    make_quote,
+    open_store,
+    person,
+    push,
+    queue,
+    secret,
+)
+
+SMALL = DpEvent(rate=0.02, noise_multiplier=4.0, steps=50)
+
+
+@pytest.fixture
+def store():
+    made = open_store(SimDisk())
+    yield made
+    made.close()
+
+
+def shape(e: CasemateError) -> tuple[str, int, str]:
+    return e.code, e.status, e.where
+
+
+def refusal(action: Callable[[], object]) -> tuple[str, int, str]:
+    with pytest.raises(CasemateError) as e:
+        action()
+    assert e.value.mend
+    return shape(e.value)
+
+
+def test_what_may_not_be_seen_is_as_what_there_is_not(store: Store) -> None:
+    push(store)
+    quote = ask(store, "1", (dataset_id("a"),))
+    catalog.enrol(store, OTHER)
+    upload = catalog.add_upload(store, OTHER.id, 5)
+    for code, actions in {
+        "job.unknown": [lambda: ledger.job(store, "job_x"), lambda: ledger.reserve(store, "")],
+        "data.unknown-dataset": [
+            lambda: catalog.dataset(store, "ds_x"),
+            lambda: catalog.revoke(store, dataset_id("a"), OTHER.id),
+            lambda: catalog.checking_key(store, dataset_id("a")),
+            lambda: push(store, "b", OTHER, previous="a"),
+            lambda: push(store, "c", OTHER, previous="none"),
+        ],
+        "plan.unknown-quote": [
+            lambda: quotes.get(store, "sha256:x"),
+            lambda: ledger.submit(store, quote, OTHER.id),
+            lambda: quotes.judge(store, quote, SCIENTIST.id, "approve"),
+        ],
+        "data.unknown-upload": [
+            lambda: catalog.upload(store, "up_x", OWNER.id),
+            lambda: catalog.upload(store, upload, OWNER.id),
+        ],
+    }.items():
+        for action in actions:
+            assert refusal(action) == (code, 404, "")
+    assert refusal(lambda: catalog.identity(store, "id_x")) == ("auth.unknown-identity", 401, "")
+
+
+def test_refusals_of_owners_and_versions(store: Store) -> None:
+    dataset = push(store)
+    found = catalog.dataset(store, dataset)
+    other = replace(found.registration, policy=replace(OPEN, max_epsilon=1.0))
+    assert refusal(lambda: catalog.register(store, other, secret("a"))) == (
+        "policy.dataset-taken", 409, "",
+    )  # fmt: skip
+    again = replace(found.registration, dataset=dataset_id("z"))
+    assert refusal(lambda: catalog.register(store, again, secret("z"))) == (
+        "data.upload-used", 409, "",
+    )  # fmt: skip
+    assert store.one("SELECT used_by FROM uploads") == (dataset,)
+    for epoch in (-1, 2**53):
+        assert refusal(lambda e=epoch: catalog.advance_epoch(store, dataset, OWNER.id, e)) == (
+            "policy.epoch-back", 409, "",
+        )  # fmt: skip
+    assert catalog.advance_epoch(store, dataset, OWNER.id, 2**53 - 1).epoch == 2**53 - 1
+    catalog.revoke(store, dataset, OWNER.id)
+    assert refusal(lambda: catalog.set_policy(store, dataset, OWNER.id, OPEN)) == (
+        "policy.revoked", 403, "",
+    )  # fmt: skip
+    with pytest.raises(CasemateError) as e:
+        ledger.submit(store, ask(store, "1", (dataset,)), SCIENTIST.id)
+    assert shape(e.value) == ("policy.revoked", 403, dataset)
+
+
+def test_a_void_quote_is_named(store: Store) -> None:
+    dataset = push(store)
+    quote = ask(store, "1", (dataset,))
+    catalog.set_policy(store, dataset, OWNER.id, replace(OPEN, max_epsilon=50.0))
+    judged = refusal(lambda: quotes.judge(store, quote, OWNER.id, "approve"))
+    assert judged == ("policy.changed", 403, quote)
+
+
+def test_refusals_of_a_policy_name_the_dataset(store: Store) -> None:
+    policy = replace(OPEN, approval="each-quote")
+    plain, strict = push(store), push(store, "b", OTHER, policy)
+    asked = ask(store, "1", (plain, strict))
+    assert refusal(lambda: ledger.submit(store, asked, SCIENTIST.id)) == (
+        "policy.not-approved", 403, strict,
+    )  # fmt: skip
+    version = push(store, "c", previous="a")
+    both = ask(store, "2", (plain, version))
+    assert refusal(lambda: ledger.submit(store, both, SCIENTIST.id)) == (
+        "plan.same-lineage", 422, version,
+    )  # fmt: skip
+
+
+def test_a_dataset_over_its_limit_of_one_job_is_admitted_at_it(store: Store) -> None:
+    quote, _ = make_quote(store, "1", (push(store),), event=SMALL)
+    epsilon = quote.datasets[0].charge.epsilon
+    exact = push(store, "b", policy=replace(OPEN, max_epsilon=epsilon))
+    below = push(store, "c", policy=replace(OPEN, max_epsilon=epsilon * (1 - 1e-9)))
+    queue(store, "2", (exact,), event=SMALL)
+    late = ask(store, "3", (below,), event=SMALL)
+    assert refusal(lambda: ledger.submit(store, late, SCIENTIST.id))[0] == "policy.max-epsilon"
+
+
+def test_only_uploads_that_wait_count(store: Store) -> None:
+    catalog.enrol(store, OWNER)
+    names = [catalog.add_upload(store, OWNER.id, 5) for _ in range(64)]
+    assert len(set(names)) == 64 and all(n[:3] == "up_" and len(n) == 35 for n in names)
+    with pytest.raises(LimitError, match=r"limit\.uploads"):
+        catalog.add_upload(store, OWNER.id, 5)
+    catalog.enrol(store, OTHER)
+    catalog.add_upload(store, OTHER.id, 5)
+    with store.transaction():
+        catalog.use_upload(store, names[0], OWNER.id, "ds_x")
+        catalog.use_upload(store, names[0], OWNER.id, "ds_x")
+    assert catalog.upload(store, names[0], OWNER.id).used_by == "ds_x"
+    assert catalog.upload(store, names[1], OWNER.id).used_by is None
+    catalog.add_upload(store, OWNER.id, 5)
+    catalog.drop_upload(store, names[1])
+    assert [u.id for u in catalog.uploads(store)] == sorted(
+        {u for (u,) in store.all("SELECT id FROM uploads")}
+    )
+    assert len(catalog.uploads(store)) == 65
+
+
+def test_lists_are_cut_at_their_limits(store: Store) -> None:
+    policy = replace(OPEN, approval="each-quote")
+    dataset = push(store, policy=policy)
+    free = push(store, "b", OTHER)
+    first = ask(store, "0", (dataset,), event=SMALL)
+    job = queue(store, "job", (free,), event=SMALL)
+    with store.transaction():
+        for i in range(1, 102):
+            store.run(
+                "INSERT INTO quotes SELECT ?1, 1000 + ?2, job, scientist, quote, submission,"
+                " model_key, salt, void FROM quotes WHERE digest = ?3", f"q{i:03}", i, first,
+            )  # fmt: skip
+            store.run("INSERT INTO quote_datasets VALUES (?, ?, NULL)", f"q{i:03}", dataset)
+        for i in range(1001):
+            store.run(
+                "INSERT INTO jobs (id, place, request_digest, quote, scientist, state)"
+                " SELECT ?1, 1000 + ?2, request_digest, quote, scientist, 'failed' FROM jobs"
+                " WHERE id = ?3", f"j{i:04}", i, job,
+            )  # fmt: skip
+    assert [q.digest for q in quotes.of_scientist(store, SCIENTIST.id)] == [
+        f"q{i:03}" for i in range(101, 1, -1)
+    ]
+    waiting = [q.digest for q in quotes.waiting_for(store, OWNER.id)]
+    assert waiting == [first, *(f"q{i:03}" for i in range(1, 100))]
+    assert len(quotes.waiting_for(store, OWNER.id, 3)) == 3
+    jobs = [j.id for j in ledger.jobs(store, SCIENTIST.id)]
+    assert jobs == [f"j{i:04}" for i in range(1000, 0, -1)]
+    assert [j.id for j in ledger.jobs(store, OTHER.id, 7)] == [job]
+    assert len(ledger.jobs(store, SCIENTIST.id, 7)) == 7
+
+
+def test_a_thousand_entries_at_a_time(store: Store) -> None:
+    with store.transaction():
+        for i in range(1002):
+            store.append("identity", f"id_{i}", person(str(i)))
+    assert (len(store.entries()), len(store.entries(1000)), len(store.entries(2, 3))) == (
+        1000,
+        3,
+        3,
+    )
+    assert merkle.root(1003, store.node) == log.head(store).root
+
+
+def test_a_running_jobs_newest_state_is_kept(store: Store) -> None:
+    dataset = push(store)
+    job, other = queue(store, "1", (dataset,)), queue(store, "2", (dataset,))
+    states = [TrainingState(n, f"states/{job}.{n}", bytes([n]) * 32) for n in (3, 6)]
+    ledger.reserve(store, job)
+    for refused in (job, other):
+        with pytest.raises(JobError, match="not running in this boot"):
+            ledger.keep_state(store, refused, states[0])
+    ledger.begin(store, job)
+    assert ledger.training_state(store, job) is None
+    for state in states:
+        ledger.keep_state(store, job, state)
+        assert ledger.training_state(store, job) == state
+        assert ledger.training_states(store) == {state.path}
+    store.boot = boot(7)
+    with pytest.raises(JobError, match="not running in this boot"):
+        ledger.keep_state(store, job, states[0])
+    store.boot = boot(1)
+    assert "key" not in repr(states[0])
+    assert ledger.quote(store, job).request.job == job
+    ledger.abandon(store, job, "failed", "job.failed")
+    assert ledger.training_states(store) == set()
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (lambda s, j: ledger.begin(s, j), "is queued, not reserved by this boot"),
+        (
+            lambda s, j: ledger.commit(
+                s, j, result_digest="", blob="", result_key=b"", envelope=""
+            ),
+            "is queued, not running in this boot",
+        ),
+        (lambda s, j: ledger.release(s, j, log.sign(s), b""), "is queued, not committed"),
+    ],
+)
+def test_a_job_in_another_state_is_told_in_which(store: Store, action, words: str) -> None:
+    job = queue(store, "1", (push(store),))
+    with pytest.raises(JobError) as e:
+        action(store, job)
+    assert e.value.message == f"The job {job} {words}."
+    ledger.abandon(store, job, "cancelled", "job.cancelled", "why")
+    with pytest.raises(JobError) as e:
+        ledger.reserve(store, job)
+    assert e.value.message == f"The job {job} is cancelled, not queued."
+
+
+def test_what_cannot_be_read_names_its_place(store: Store) -> None:
+    with pytest.raises(IndexError, match="node 7 of level 3"):
+        store.node(3, 7)
+    with pytest.raises(ValueError, match="a salt has 32 bytes, not 3"):
+        commitment(b"abc", "sha256:x")
+
+
+class Busy:
+    """An anchor that fails in its step."""
+
+    name = "busy"
+
+    def __init__(self) -> None:
+        self.value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self.value
+
+    def begin(self, base: bytes) -> None:
+        self.value = base
+
+    def extend(self, step: bytes) -> None:
+        raise OSError("no answer")
+
+
+def test_an_anchor_that_does_not_move_stops_the_store() -> None:
+    disk = SimDisk()
+    store = open_store(disk)
+    job = queue(store, "1", (push(store),))
+    store.hold(Busy())
+    with pytest.raises(OSError, match="no answer"):
+        ledger.reserve(store, job)
+    with pytest.raises(LedgerError, match=r"ledger\.stopped.*no answer"):
+        store.size()
+    store.close()
+    after = open_store(disk, 2)  # the charge was durable before the anchor was to move
+    assert ledger.job(after, job).reserved is not None
+    assert not fsck.check(after.all).findings
+    after.close()
+
+
+class Torn:
+    """A connection that cannot even undo."""
+
+    def __init__(self, real: apsw.Connection) -> None:
+        self.real = real
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.real.in_transaction
+
+    def execute(self, sql: str, *values: object) -> object:
+        done = self.real.execute(sql, *values)
+        if sql == "ROLLBACK":
+            raise apsw.IOError("the disk is gone")
+        return done
+
+    def close(self) -> None:
+        self.real.close()
+
+
+def test_a_transaction_that_cannot_be_undone_stops_the_store(store: Store) -> None:
+    store._connection = Torn(store._connection)
+    with pytest.raises(KeyError), store.transaction():
+        raise KeyError("first")
+    with pytest.raises(LedgerError, match=r"ledger\.stopped.*the disk is gone"):
+        store.size()
+
+
+def test_a_wal_in_use_is_not_said_to_be_empty(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr(Store, "one", lambda self, sql, *_: (1, 0, 0))
+    with pytest.raises(InternalError, match=r"internal\.ledger"):
+        store.empty_wal()
+    monkeypatch.undo()
+    store.empty_wal()
+
+
+def test_the_log_keeps_its_name_and_key(store: Store) -> None:
+    mine = log.key(store)
+    assert log.key(store) == mine or log.key(store).public == mine.public
+    assert mine.origin.startswith("casemate.dev/log/") and len(mine.origin) == 17 + 32
+    assert store.all("SELECT generation, ended FROM log_keys") == [(1, None)]
+    assert str(mine.verifier).startswith(f"{mine.origin}+")
+
+
+def test_a_store_opens_once_and_under_its_key() -> None:
+    disk = SimDisk()
+    open_store(disk).close()
+    for key, name, code in (
+        (KEY, boot(1), "ledger.boot"),
+        (KEY, b"x" * 15, "ledger.boot"),
+        (b"y" * 32, boot(2), "ledger.key"),
+        (b"y" * 31, boot(2), "ledger.key"),
+    ):
+        with pytest.raises(LedgerError) as e:
+            Store.open(disk, key, name, CountingRng())
+        assert e.value.code == code
+    foreign = SimDisk.of(disk.snapshot())
+    store = open_store(foreign, 3)
+    store.run("PRAGMA application_id = 7")
+    store.close()
+    with pytest.raises(LedgerError, match=r"ledger\.version"):
+        open_store(foreign, 4)
+    assert codec.digest(OPEN) == codec.digest(replace(OPEN))
