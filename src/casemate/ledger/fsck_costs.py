@@ -99,6 +99,9 @@ def step(rate: float, noise: float) -> tuple[float, ...]:
 
 def charge(body: Reserved) -> Iterator[str]:
     """What is wrong with the charge of a reservation."""
+    if len(body.charge.rdp_nano) != len(ORDERS):
+        yield "the charge has other orders"
+        return
     yield from _nano(body.charge, body.events)
     extra = Fraction(body.delta_truncation) + Fraction(body.delta_sampler)
     if not extra * FEMTO * (1 - Fraction(1, 2**50)) <= body.charge.delta_femto <= extra * FEMTO + 2:
@@ -107,9 +110,6 @@ def charge(body: Reserved) -> Iterator[str]:
 
 
 def _nano(taken: Charge, events: tuple[DpEvent, ...]) -> Iterator[str]:
-    if len(taken.rdp_nano) != len(ORDERS):
-        yield "the charge has other orders"
-        return
     for i, order in enumerate(ORDERS):
         low = high = hidden = 0.0
         for event in events:
@@ -120,7 +120,7 @@ def _nano(taken: Charge, events: tuple[DpEvent, ...]) -> Iterator[str]:
             high += max(cost, most) if coarse else cost
             hidden += event.steps * STEP
         least = min(SATURATED, (low * (1 - BELOW) - hidden) * NANO)
-        most_nano = (high * (1 + SLACK) + hidden) * NANO + 1
+        most_nano = min(SATURATED, (high * (1 + SLACK) + hidden) * NANO + 1)
         if not least <= taken.rdp_nano[i] <= most_nano:
             yield f"the charge at order {float(order):g} is not what its events cost"
             return
