@@ -220,6 +220,131 @@ def epoch(dataset_id: str, number: int, target: config.Target, form: str) -> Non
 
 
 @dataset.command()
+@click.argument("dataset_id", metavar="[DATASET]", required=False)
+@click.option("--measurement", metavar="HEX", help="The software that the state may pass to.")
+@click.option(
+    "--under",
+    metavar="FILE|simulated[:ROOT]",
+    help="Trust policy that its evidence must meet (default: --trust, where that is simulated).",
+)
+@click.option("--withdraw", is_flag=True, help="Take an earlier consent to software back.")
+@click.option(
+    "--recovery",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="REQUEST",
+    help="The operator's request to go on from a backup.",
+)
+@click.option(
+    "--assume",
+    type=click.Choice(["none", "rest"]),
+    help="With --recovery: what to charge for jobs that the backup does not know; rest: all that"
+    " is left, which is right also where the operator still has the lost state.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    help="With --recovery: sign only, into this file for the operator.",
+)
+@config.target_options
+@output.format_option
+def consent(
+    dataset_id: str | None,
+    measurement: str | None,
+    under: str | None,
+    withdraw: bool,
+    recovery: str | None,
+    assume: str | None,
+    out: str | None,
+    target: config.Target,
+    form: str,
+) -> None:
+    """Let a dataset's state pass on: to other software, or out of a backup.
+
+    With --measurement and --under: to an upgrade that the operator announced, before it or after.
+    With --recovery and --assume: for DATASET, or for all of one's own that the request names.
+    """
+    if (measurement is not None) + withdraw + (recovery is not None) != 1:
+        raise click.UsageError("Give one of --measurement, --withdraw and --recovery.")
+    if recovery is not None:
+        _recovery(recovery, dataset_id, assume, out, target, form)
+        return
+    if dataset_id is None or assume is not None or out is not None:
+        raise click.UsageError("Name a DATASET; --assume and --out are for --recovery.")
+    trust = "" if withdraw else _under(under, target)
+    with target.connect() as enclave:
+        view = enclave.datasets.consent(dataset_id, measurement or "", trust)
+    _show(form, view)
+
+
+def _under(given: str | None, target: config.Target) -> str:
+    """The text of a trust policy."""
+    found = given or target.place().trust or ""
+    if found.partition(":")[0] == config.SIMULATED:
+        return found
+    if given is None:
+        raise click.UsageError("Give --under FILE: the trust policy for the new measurement.")
+    config.load_trust(given)
+    return Path(given).expanduser().read_text(encoding="utf-8")
+
+
+def _recovery(
+    path: str,
+    dataset_id: str | None,
+    assume: str | None,
+    out: str | None,
+    target: config.Target,
+    form: str,
+) -> None:
+    from casemate.client import consents
+    from casemate.client.memory import Memory
+    from casemate.spec.errors import UsageError
+
+    if assume is None:
+        raise click.UsageError("Give --assume rest or --assume none.")
+    asked, identity, memory = consents.load_request(path), None, Memory()
+    identity = config.load_identity(target.identity)
+    mine = [d.dataset for d in asked.datasets if d.owner == identity.id]
+    chosen = mine if dataset_id is None else [d for d in mine if d == dataset_id]
+    if not chosen:
+        raise UsageError(
+            "usage.datasets",
+            "The request names no such dataset of this identity.",
+            mend="Use the identity that pushed it, or another request.",
+            where=path,
+        )
+    seen = consents.compare(asked, memory)
+    signed = {
+        d: consents.to_recovery(asked, d, identity, newest=seen.newest, rest=assume == "rest")
+        for d in chosen
+    }
+    if out is not None:
+        Path(out).write_text("".join(f"{e}\n" for e in signed.values()), encoding="utf-8")
+    else:
+        with consents.met(asked, target.place().url, config.load_trust(target.place().trust),
+                          identity, memory) as enclave:  # fmt: skip
+            for name, envelope in signed.items():
+                enclave.datasets.give(name, envelope)
+    shape = {
+        "datasets": chosen,
+        "entries": asked.head.size,
+        "lost": seen.lost,
+        "compared": seen.compared,
+        "next": asked.next,
+        "file": out,
+    }
+    words = "as you have seen it" if seen.compared else "which you have not seen before"
+    rows = [
+        ("restored head", f"{asked.head.size} entries, {words}"),
+        ("known to be lost", f"{seen.lost} entries"),
+        ("goes on as", asked.next),
+        ("charged for it", "all that is left" if assume == "rest" else "nothing"),
+        *(("dataset", d) for d in chosen),
+        *([] if out is None else [("file", out)]),
+    ]
+    output.emit(form, shape, lambda: output.rows_table("Consented", (), rows))
+
+
+@dataset.command()
 @click.argument("dataset_id", metavar="DATASET")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @config.target_options

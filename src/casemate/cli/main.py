@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "model": ("casemate.cli.model:model", "Check and pack a model on this machine."),
     "receipt": ("casemate.cli.receipt:receipt", "Verify and read receipts offline."),
     "serve": ("casemate.cli.serve:serve", "Run a server (operator)."),
+    "state": ("casemate.cli.state:state", "Back up, upgrade and recover a state (operator)."),
     "witness": (
         "casemate.cli.witness:witness",
         "Cosign logs, so that no rollback or fork goes unseen.",

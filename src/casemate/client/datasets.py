@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from casemate.client import views
+from casemate.client import consents, views
 from casemate.client.connection import Connection
+from casemate.client.memory import log_id
 from casemate.client.uploads import Progress, new_key, sealed_file, upload
 from casemate.seal import hpke
 from casemate.seams import OsRng
@@ -158,6 +159,21 @@ class Datasets:
         path = f"/v1/datasets/{dataset}/epoch"
         body = {"epoch": epoch}
         return DatasetView(self._connection.request("POST", path, body).value(DatasetInfo))
+
+    def consent(self, dataset: str, measurement: str, trust: str) -> DatasetView:
+        """Let the dataset's state pass to software of ``measurement`` (hex), if its evidence holds
+        under ``trust``: a policy in TOML, or ``simulated[:ROOT]``. Both ``""``: take an earlier
+        consent back. Needed before an upgrade, or after one while the dataset is frozen."""
+        line, owner = self._connection.line(), self._connection.identity
+        assert owner is not None
+        origin = f"casemate.dev/log/{log_id(line.attestation.binding.log_key)}"
+        return self.give(dataset, consents.to_software(origin, dataset, measurement, trust, owner))
+
+    def give(self, dataset: str, envelope: str) -> DatasetView:
+        """Send a consent that was signed before (:mod:`casemate.client.consents`)."""
+        path = f"/v1/datasets/{dataset}/consents"
+        answer = self._connection.request("POST", path, {"envelope": envelope})
+        return DatasetView(answer.value(DatasetInfo))
 
     def revoke(self, dataset: str) -> None:
         """Destroy the dataset's key in the enclave: nobody can train on it again."""

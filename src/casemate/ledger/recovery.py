@@ -20,6 +20,7 @@ from casemate.spec.errors import LedgerError
 from casemate.spec.evidence import Attestation
 from casemate.spec.log import Started
 
+_VOID = "policy.recovered"
 _LOST = "The state was restored from a backup during the job; the charge stays."
 
 
@@ -105,11 +106,12 @@ def recover(store: Store, asked: RecoveryRequest, envelopes: Iterable[str]) -> L
 
 def _void(store: Store) -> None:
     ledger.end_unfinished(store, _LOST)
-    store.run("UPDATE quotes SET void = 'policy.recovered' WHERE void IS NULL")
+    store.run("UPDATE quotes SET void = ? WHERE void IS NULL", _VOID)
     store.run("UPDATE quote_datasets SET verdict = NULL")
     store.run(
-        "UPDATE jobs SET state = 'failed', error = 'policy.recovered',"
-        " message = 'The state was restored from a backup.' WHERE state = 'queued'"
+        "UPDATE jobs SET state = 'failed', error = ?,"
+        " message = 'The state was restored from a backup.' WHERE state = 'queued'",
+        _VOID,
     )
     store.run(
         "INSERT OR IGNORE INTO frozen SELECT id, ? FROM datasets WHERE state != 'revoked'",

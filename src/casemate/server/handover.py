@@ -20,7 +20,6 @@ older copy of the predecessor: that is a rollback as any other, and found as any
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,11 +35,12 @@ from casemate.ledger.store import Store
 from casemate.seal import hpke
 from casemate.server import keeping, state
 from casemate.server.config import policy_digest
+from casemate.server.consents import parse_trust
 from casemate.server.state import Place
 from casemate.spec import codec
 from casemate.spec.codec import value
 from casemate.spec.consent import HandedOver, HandoverRequest, SoftwareConsent
-from casemate.spec.errors import CasemateError, FormatError, LedgerError, UsageError
+from casemate.spec.errors import CasemateError, FormatError, LedgerError
 from casemate.spec.receipt import LogEntry
 from casemate.tee import Tee, open_anchor
 from casemate.tee.files import load, remove, store
@@ -115,21 +115,6 @@ def request(place: Place) -> bytes:
 
 
 # 2. The predecessor hands over.
-
-
-def parse_trust(text: str) -> Trust:
-    """The trust policy in a consent. Raises ``usage.trust``."""
-    if text.partition(":")[0] == "simulated":
-        return Trust.parse(text)
-    try:
-        return Trust.read(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(
-            "usage.trust",
-            f"The trust policy in the consent is no TOML: {e}.",
-            mend="Sign for a policy that casemate reads: docs/evidence.md.",
-            where="trust",
-        ) from None
 
 
 def verify(asked: HandoverRequest, trust: Trust, *, now: float) -> str:

@@ -34,7 +34,7 @@ def dataset_roles(service: Service, caller: str, name: str) -> Roles:
     roles = set()
     if found.owner == caller:
         roles.add("owner")
-    if found.state in ("ready", "revoked") and found.policy.admits(caller):
+    if found.state in ("ready", "frozen", "revoked") and found.policy.admits(caller):
         roles.add("scientist")
     if not roles:
         raise catalog.unknown_dataset(name)

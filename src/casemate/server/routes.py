@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from casemate.server import datasets, jobs, log, openapi, public, quotes
+from casemate.server import consents, datasets, jobs, log, openapi, public, quotes
 from casemate.server.config import Limits, software
 from casemate.server.service import Call
 from casemate.spec.data import DatasetInfo, Policy, Registration
@@ -106,6 +106,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/v1/datasets/{id}/epoch", "dataset-owner", datasets.set_epoch,
         "Move the epoch forward", body={"epoch": int}, answer=DatasetInfo,
+    ),
+    Route(
+        "POST", "/v1/datasets/{id}/consents", "dataset-owner", consents.give,
+        "Consent to other software, or to a recovery (a DSSE envelope, spec.consent)",
+        body={"envelope": str}, answer=DatasetInfo,
     ),
     Route(
         "DELETE", "/v1/datasets/{id}", "dataset-owner", datasets.revoke,

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from casemate.ledger import catalog, ledger, quotes
+from casemate.client import consents
+from casemate.ledger import catalog, ledger, log, quotes
 from casemate.seal import checkpoint, note, tiles
 from casemate.seal.identity import Identity
 from casemate.server.permissions import RULES, WITHOUT_RESOURCE
@@ -57,6 +58,7 @@ EXPECTED: dict[tuple[str, str], dict[str, int]] = {
     ("GET", "/v1/datasets/{id}"): PARTY,
     ("PUT", "/v1/datasets/{id}/policy"): OWNER,
     ("POST", "/v1/datasets/{id}/epoch"): OWNER,
+    ("POST", "/v1/datasets/{id}/consents"): OWNER,
     ("DELETE", "/v1/datasets/{id}"): OWNER,
     # A submission in the scientist's name; theirs fails later: its upload is gone.
     ("POST", "/v1/quotes"): _row(401, 401, 403, 404, 403, 403),
@@ -124,6 +126,15 @@ def _built() -> tuple[dict[str, bytes], dict[str, Identity], dict[str, str], dic
                 ("POST", "/v1/datasets"): registration,
                 ("PUT", "/v1/datasets/{id}/policy"): policy,
                 ("POST", "/v1/datasets/{id}/epoch"): {"epoch": 0},
+                ("POST", "/v1/datasets/{id}/consents"): {
+                    "envelope": consents.to_software(
+                        log.key(desk.service.store).origin,
+                        info.dataset,
+                        "ab" * 48,
+                        "simulated",
+                        owner.identity,
+                    )
+                },
                 ("POST", "/v1/quotes"): submission,
                 ("POST", "/v1/jobs"): {"quote": ids["quotes"]},
             }
