@@ -64,6 +64,7 @@ def world() -> dict[str, bytes]:
     state = ledger.TrainingState(7, f"states/{going}.7", b"s" * 32)
     ledger.keep_state(store, going, state)
     catalog.revoke(store, push(store, "old"), OWNER.id)
+    catalog.add_upload(store, OWNER.id, 700)  # not all of it has come
     place(disk, store, state.path)
     store.close()
     return disk.snapshot()
@@ -78,7 +79,7 @@ def place(disk: SimDisk, store: Store, state: str) -> None:
     for name, size in store.all("SELECT id, size FROM uploads"):
         size = sizes.get(name) or size
         store.run("UPDATE uploads SET size = ? WHERE id = ?", size, name)
-        write(disk, f"uploads/{name}", size)
+        write(disk, f"uploads/{name}", 600 if size == 700 else size)
         write(disk, f"uploads/{name}.offset", 48)
     for (path,) in store.all("SELECT blob FROM jobs WHERE blob NOT NULL"):
         write(disk, path, 500)
@@ -293,7 +294,10 @@ def test_a_commit_without_an_attestation_is_found() -> None:
 
 
 def test_files_are_there_and_as_long_as_they_should_be() -> None:
-    names = [n for n in world() if not n.startswith("ledger/")]
+    store = Store.open(SimDisk.of(world()), KEY, boot(9), None)
+    (unused,) = store.one("SELECT id FROM uploads WHERE used_by IS NULL AND size = 700")
+    store.close()
+    names = [n for n in world() if not n.startswith("ledger/") and unused not in n]
     assert len(names) == 18
     for name in names:
         gone = {n: data for n, data in world().items() if n != name}
@@ -326,6 +330,22 @@ def test_a_store_that_cannot_be_read() -> None:
     data[5 * 4096 + 99] ^= 1
     with pytest.raises(LedgerError, match=r"ledger\.corrupt"):
         fsck.audit(SimDisk.of({**world(), fsck_folder.FILE: bytes(data)}), KEY)
+
+
+def test_pages_that_contradict_each_other() -> None:
+    disk = SimDisk.of(world())
+    mount = Mount(disk, sealed.FOLDER)
+    connection = sealed.connect(mount, KEY)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute(
+        "UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (size > 0)', 'CHECK (size > 99999)')"
+    )
+    connection.close()
+    mount.close()
+    with pytest.raises(LedgerError, match=r"ledger\.corrupt.*contradict each other"):
+        fsck.verify(disk, KEY)
+    with pytest.raises(LedgerError, match=r"ledger\.corrupt.*contradict each other"):
+        Store.open(disk, KEY, boot(9), None)
 
 
 def test_what_stands_in_the_wal_alone_is_seen() -> None:

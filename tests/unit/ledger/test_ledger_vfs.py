@@ -5,7 +5,7 @@ from __future__ import annotations
 import apsw
 import pytest
 
-from casemate.ledger import catalog, sealed
+from casemate.ledger import catalog, sealed, vfs
 from casemate.ledger.copy import CopyDisk
 from casemate.ledger.vfs import Mount
 from casemate.spec.errors import LedgerError
@@ -115,3 +115,39 @@ def test_a_copy_never_touches_what_it_copies() -> None:
     assert disk.snapshot() == {"a/one": b"1", "a/two": b"22"}
     with pytest.raises(OSError):
         file.descriptor()
+
+
+def test_a_copy_lists_what_it_copies() -> None:
+    disk = SimDisk.of({"a/one": b"1", "a/two": b"22"})
+    assert CopyDisk(disk).list("a") == ["one", "two"]
+
+
+def test_what_sqlite_asks_a_file_for() -> None:
+    """With one connection and no shared memory, locks do nothing; nothing is promised."""
+    mount = Mount(SimDisk(), "x")
+    file = vfs._File(mount, mount.disk.open("x/db", create=True), fresh=True)
+    file.xLock(1)
+    file.xUnlock(0)
+    assert (file.xCheckReservedLock(), file.xFileControl(1, 0)) == (False, False)
+    assert (file.xSectorSize(), file.xDeviceCharacteristics()) == (4096, 0)
+    assert file.excepthook(None, None, None) is True
+    mount.close()
+
+
+def test_a_file_is_opened_once_it_is_there() -> None:
+    mount = Mount(SimDisk(), "x")
+    name = mount.uri("db").removeprefix("file:").split("?")[0]
+    found = vfs._registered[0]
+    assert found.xFullPathname(name) == name
+    assert not found.xAccess(name, 0)
+    flags = [apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_READWRITE, 0]
+    found.xOpen(name, flags)
+    assert flags[0] == flags[1]
+    assert found.xAccess(name, 0)
+    found.xDelete(name, False)
+    assert not found.xAccess(name, 0)
+    assert mount.disk.trace == ["create x/db", "remove x/db"]
+    found.xOpen(name, flags)
+    found.xDelete(name, True)
+    assert mount.disk.trace[-1] == "sync_folder x"
+    mount.close()
