@@ -96,5 +96,30 @@ torture: setup
 	@PYTHONPATH=tests PYTHONHASHSEED=0 $(PY) -m torture --kills $(KILLS) --forks $(FORKS) \
 	  --sims $(SIMS) --seed $(SEED) $(TORTURE)
 
+# The ledger, policy and log code: every branch by quick tests (fails below 100%).
+LEDGER_CODE := src/casemate/ledger/*,src/casemate/spec/log.py,src/casemate/spec/data.py,$\
+src/casemate/spec/merkle.py,src/casemate/spec/consent.py,src/casemate/seal/note.py,$\
+src/casemate/seal/checkpoint.py,src/casemate/seal/tiles.py,src/casemate/server/permissions.py
+LEDGER_TESTS := tests/unit/ledger tests/unit/seal tests/unit/spec/test_spec_data.py $\
+  tests/unit/spec/test_spec_policy.py tests/unit/spec/test_spec_merkle.py $\
+  tests/contract/test_store_disks.py tests/attacks/test_ledger_tampering.py $\
+  tests/attacks/test_ledger_race.py tests/unit/server/test_server_permissions.py
+
+.PHONY: coverage-ledger
+coverage-ledger: setup
+	@mkdir -p build
+	@$(PY) -m coverage run --branch --data-file=build/coverage-ledger --include='$(LEDGER_CODE)' \
+	  -m pytest -m "not full" $(LEDGER_TESTS)
+	@$(PY) -m coverage report --data-file=build/coverage-ledger --show-missing --skip-covered --fail-under=100
+
+# The same code under mutation (docs/mutation.md): GROUPS of tests/mutation.py, JOBS processes.
+# mutmut stands in an environment of its own that sees the packages of $(VENV).
+.PHONY: mutation
+mutation: setup
+	@test -x build/mutmut/bin/python || { $(PY) -m venv build/mutmut && \
+	  build/mutmut/bin/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1 && \
+	  echo "$(CURDIR)/$(VENV)/lib/python3.11/site-packages" > build/mutmut/lib/python3.11/site-packages/zz-main.pth; }
+	@nice -n 15 build/mutmut/bin/python tests/mutation.py $(GROUPS)
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache
