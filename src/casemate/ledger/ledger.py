@@ -232,7 +232,7 @@ def take_over(store: Store, id: str) -> Link | None:
     ``None`` when it was taken over as often as its policies allow: then it has to be abandoned.
     """
     found = job(store, id)
-    most = min((p.resumes for p in _policies(store, id)), default=0)
+    most = min(p.resumes for p in _policies(store, id))
     if found.state not in LIVE or found.takeovers >= most:
         return None
     entry = store.append("takeover", id, TakenOver(job=id))

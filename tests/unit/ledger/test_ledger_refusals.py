@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from casemate.ledger import catalog, fsck, ledger, log, quotes
 from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import Store
 from casemate.spec import codec, merkle
+from casemate.spec.data import Budget
 from casemate.spec.errors import CasemateError, InternalError, JobError, LedgerError, LimitError
-from casemate.spec.job import DpEvent
-from casemate.spec.log import commitment
+from casemate.spec.job import Charge, DpEvent
+from casemate.spec.log import Abandoned, Committed, Reserved, commitment
+from casemate.spec.receipt import LogEntry
 from support.disk import SimDisk
 from support.ledgers import (
     KEY,
@@ -25,6 +28,7 @@ from support.ledgers import (
     CountingRng,
     ask,
     boot,
+    commit,
     dataset_id,
     make_quote,
     open_store,
@@ -358,3 +362,229 @@ def test_a_store_opens_once_and_under_its_key() -> None:
     with pytest.raises(LedgerError, match=r"ledger\.version"):
         open_store(foreign, 4)
     assert codec.digest(OPEN) == codec.digest(replace(OPEN))
+
+
+WORDS = "It is all public."
+RULES = [
+    ("policy.checking", "does not serve", {}, {}),
+    ("policy.not-admitted", "does not admit this scientist", {"scientists": (OTHER.id,)}, {}),
+    ("policy.expired", "has expired", {"last_epoch": 3}, {}),
+    ("policy.evaluation-only", "is for evaluation only", {"evaluation": True}, {}),
+    (
+        "policy.private-only",
+        "does not permit training without privacy in these words",
+        {"nonprivate": WORDS},
+        {"words": "It is public, all."},
+    ),
+    ("policy.max-epsilon", "allows less epsilon for one job", {"max_epsilon": 0.1}, {}),
+    (
+        "policy.not-approved",
+        "needs its owner's approval of this quote",
+        {"approval": "each-quote"},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "words", "policy", "job"), RULES)
+def test_each_rule_says_what_is_wrong(store: Store, code, words, policy, job) -> None:
+    dataset = push(store, policy=replace(OPEN, **policy))
+    if code == "policy.checking":
+        store.run("UPDATE datasets SET state = 'checking'")
+    if code == "policy.expired":
+        catalog.advance_epoch(store, dataset, OWNER.id, 4)
+    quote = ask(store, "1", (dataset,), event=SMALL, **job)
+    with pytest.raises(CasemateError) as e:
+        ledger.submit(store, quote, SCIENTIST.id)
+    assert shape(e.value) == (code, 403, dataset)
+    assert e.value.message == f"The dataset {dataset} {words}."
+    assert e.value.mend and e.value.mend[0].isupper()
+
+
+def test_the_last_epoch_serves_and_a_named_scientist_is_admitted(store: Store) -> None:
+    policy = replace(OPEN, scientists=(SCIENTIST.id,), last_epoch=4, nonprivate=WORDS)
+    dataset = push(store, policy=policy)
+    catalog.advance_epoch(store, dataset, OWNER.id, 4)
+    queue(store, "1", (dataset,), event=SMALL)
+    queue(store, "2", (dataset,), words=WORDS)
+
+
+def test_a_quote_that_came_back_is_held_against_todays_policy_and_epoch(store: Store) -> None:
+    policy = replace(OPEN, max_epsilon=50.0)
+    for code, words, change in (
+        (
+            "policy.changed",
+            "has another policy now",
+            lambda d: catalog.set_policy(store, d, OWNER.id, policy),
+        ),
+        (
+            "policy.stale-epoch",
+            "is in another epoch",
+            lambda d: catalog.advance_epoch(store, d, OWNER.id, 1),
+        ),
+    ):
+        dataset = push(store, code)
+        quote, submission = make_quote(store, code, (dataset,), event=SMALL)
+        digest = quotes.add(store, quote, submission, b"m" * 32)
+        change(dataset)
+        assert quotes.get(store, digest).void == code
+        quotes.add(store, quote, submission, b"m" * 32)
+        assert quotes.get(store, digest).void is None
+        with pytest.raises(CasemateError) as e:
+            ledger.submit(store, digest, SCIENTIST.id)
+        assert shape(e.value) == (code, 403, dataset)
+        assert e.value.message == f"The dataset {dataset} {words}."
+
+
+def test_a_void_quote_is_refused_with_what_made_it_void(store: Store) -> None:
+    dataset = push(store)
+    quote = ask(store, "1", (dataset,), event=SMALL)
+    store.run("UPDATE quotes SET void = 'policy.changed'")
+    with pytest.raises(CasemateError) as e:
+        ledger.submit(store, quote, SCIENTIST.id)
+    assert shape(e.value) == ("policy.changed", 403, dataset)
+    words = "is part of a quote that an owner's change made void"
+    assert e.value.message == f"The dataset {dataset} {words}."
+
+
+def test_a_rejected_quote_is_withheld(store: Store) -> None:
+    dataset = push(store)
+    quote = ask(store, "1", (dataset,), event=SMALL)
+    quotes.judge(store, quote, OWNER.id, "reject")
+    with pytest.raises(CasemateError) as e:
+        ledger.submit(store, quote, SCIENTIST.id)
+    assert shape(e.value) == ("policy.rejected", 403, dataset)
+    assert e.value.message == f"The dataset {dataset} is withheld: its owner rejected the quote."
+
+
+def test_whose_budget_is_exhausted(store: Store) -> None:
+    low = Budget(epsilon=0.1, delta=1e-5)
+    mine = push(store, "a", policy=replace(OPEN, scientist_budget=low))
+    all_ = push(store, "b", OTHER, budget=low)
+    for dataset, code, whose in (
+        (mine, "budget.scientist", " for this scientist"),
+        (all_, "budget.exhausted", ""),
+    ):
+        with pytest.raises(CasemateError) as e:
+            ledger.submit(store, ask(store, code, (dataset,)), SCIENTIST.id)
+        assert shape(e.value) == (code, 409, dataset)
+        left = f"has not enough budget left{whose} for this job"
+        assert e.value.message == f"The dataset {dataset} {left}."
+
+
+def test_the_limit_of_one_job_counts_both_extra_deltas(store: Store) -> None:
+    dataset = push(store, policy=replace(OPEN, max_epsilon=50.0))
+    late = ask(store, "1", (dataset,), event=SMALL, delta=1e-2, extra=6e-7)
+    assert refusal(lambda: ledger.submit(store, late, SCIENTIST.id))[0] == "budget.beyond-measure"
+    queue(store, "2", (dataset,), event=SMALL, delta=1e-2, extra=4e-7)
+
+
+def test_what_a_listing_shows(store: Store) -> None:
+    policy = replace(OPEN, max_epsilon=50.0)
+    dataset = push(store, policy=policy)
+    catalog.advance_epoch(store, dataset, OWNER.id, 2)
+    ledger.reserve(store, queue(store, "1", (dataset,), event=SMALL))
+    found = catalog.dataset(store, dataset)
+    shown = catalog.info(store, found, budget=True)
+    assert (shown.dataset, shown.owner, shown.epoch, shown.state) == (
+        dataset, OWNER.id, 2, "ready",
+    )  # fmt: skip
+    assert (shown.policy, shown.policy_digest) == (policy, codec.digest(policy))
+    assert (shown.schema, shown.error) == (found.registration.schema, None)
+    assert shown.budget is not None
+    assert shown.budget.jobs == 1
+    assert 0 < shown.budget.spent_epsilon < shown.budget.left_epsilon < 4
+    store.run("UPDATE datasets SET state = 'refused', error = 'data.bounds'")
+    again = catalog.info(store, catalog.dataset(store, dataset), budget=False)
+    assert (again.state, again.error, again.budget) == ("refused", "data.bounds", None)
+
+
+def test_what_is_frozen_gives_no_key(store: Store) -> None:
+    a, b = push(store, "a"), push(store, "b", OTHER)
+    job = queue(store, "1", (a, b), event=SMALL)
+    late = ask(store, "2", (a, b), event=SMALL)
+    ledger.reserve(store, job)
+    store.run("INSERT INTO frozen VALUES (?, 'recovery')", b)
+    catalog.require_thawed(store, a)
+    for action in (
+        lambda: ledger.begin(store, job),
+        lambda: catalog.require_thawed(store, b),
+        lambda: ledger.submit(store, late, SCIENTIST.id),
+    ):
+        assert refusal(action) == ("policy.frozen", 403, b)
+    assert [d.state for d in catalog.datasets(store) if d.id == b] == ["frozen"]
+    store.run("UPDATE datasets SET state = 'checking'")
+    assert refusal(lambda: catalog.checking_key(store, b)) == ("policy.frozen", 403, b)
+    assert catalog.checking_key(store, a) == secret("a")
+    store.run("UPDATE datasets SET state = 'ready'")
+    store.run("INSERT INTO consents VALUES (?, 'ff', '')", b)
+    catalog.revoke(store, b, OTHER.id)
+    assert store.all("SELECT * FROM frozen") == store.all("SELECT * FROM consents") == []
+
+
+def test_a_charge_of_other_orders_is_no_charge() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        catalog.Account((0, 0), 0, 0).add(Charge(rdp_nano=(1,), delta_femto=0, epsilon=0.0))
+    most = catalog.Account((2**53 - 2,), 0, 0)
+    for nano, total in ((1, 2**53 - 1), (2, 2**53 - 1)):
+        added = most.add(Charge(rdp_nano=(nano,), delta_femto=0, epsilon=0.0))
+        assert added.rdp_nano == (total,)
+
+
+class Register(Busy):
+    """An anchor in memory."""
+
+    def extend(self, step: bytes) -> None:
+        self.value = hashlib.sha256((self.value or b"") + step).digest()
+
+
+def test_entries_say_how_often_the_anchor_was_moved(store: Store) -> None:
+    job = queue(store, "1", (push(store),), event=SMALL)
+    ledger.reserve(store, queue(store, "0", (dataset_id("a"),), event=SMALL))
+    store.hold(Register())
+    reserved = ledger.reserve(store, job)
+    ledger.begin(store, job)
+    committed = commit(store, job)
+    bodies = [codec.decode(LogEntry, link.entry).body for link in (reserved, committed)]
+    assert codec.decode(Reserved, bodies[0]).anchor == 1
+    assert codec.decode(Committed, bodies[1]).anchor == 2
+    count, step = store.one("SELECT count, step FROM anchor")
+    assert (count, step) == (2, log.head(store).root)
+
+
+def test_a_committed_run_keeps_no_state_and_an_ended_one_its_reason(store: Store) -> None:
+    dataset = push(store)
+    jobs = [queue(store, name, (dataset,), event=SMALL) for name in "123"]
+    for job in jobs:
+        ledger.reserve(store, job)
+        (run,) = ledger.begin(store, job)
+        assert (run.dataset, run.key, run.salt) == (dataset, secret("a").key, secret("a").salt)
+        assert run.schema == catalog.dataset(store, dataset).registration.schema
+        ledger.keep_state(store, job, TrainingState(3, f"states/{job}.3", b"s" * 32))
+    commit(store, jobs[0])
+    assert ledger.training_states(store) == {f"states/{job}.3" for job in jobs[1:]}
+    for job, reason in zip(jobs[1:], ("failed", "cancelled"), strict=True):
+        ended = ledger.abandon(store, job, reason, "job.ended")
+        assert ended.message == ""
+        entry = codec.decode(LogEntry, store.link(ended.ended).entry)
+        assert codec.decode(Abandoned, entry.body) == Abandoned(job=job, reason=reason)
+
+
+def test_a_revoked_dataset_gives_no_key_and_is_named(store: Store) -> None:
+    a, b = push(store, "a"), push(store, "b", OTHER)
+    job = queue(store, "1", (a, b), event=SMALL)
+    ledger.reserve(store, job)
+    catalog.revoke(store, b, OTHER.id)
+    assert refusal(lambda: ledger.begin(store, job)) == ("policy.revoked", 403, b)
+
+
+def test_a_release_says_what_it_wanted(store: Store) -> None:
+    job = queue(store, "1", (push(store),), event=SMALL)
+    ledger.reserve(store, job)
+    ledger.begin(store, job)
+    before = log.sign(store)
+    commit(store, job)
+    with pytest.raises(JobError) as e:
+        ledger.release(store, job, before, b"s")
+    assert e.value.message == f"The job {job} is committed, not under this checkpoint."
+    assert refusal(lambda: ledger.bundle(store, job)) == ("job.not-done", 409, "")
