@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import pytest
 
 from casemate.client.replay import _RULES, replay
 from casemate.ledger import catalog, consent, ledger, quotes, recovery
 from casemate.spec import codec
-from casemate.spec.consent import Head
+from casemate.spec.consent import (
+    Consented,
+    HandedOver,
+    Head,
+    Recovered,
+    RecoveryConsent,
+    Rotated,
+    SoftwareConsent,
+)
 from casemate.spec.data import Budget
 from casemate.spec.errors import CasemateError, ReceiptError
-from casemate.spec.log import BODIES
+from casemate.spec.log import BODIES, Abandoned, Committed, Enrolled, Started, TakenOver
 from casemate.spec.receipt import LogEntry
-from support import passing
+from support import passing, rfc6962
 from support.disk import SimDisk
 from support.ledgers import (
     OTHER,
@@ -296,6 +305,195 @@ def test_what_no_owner_consented_to_is_refused(name, passed):
     error = refused(apply(decoded(passed)))
     assert error.code == "receipt.log-impossible"
     assert words in error.message
+
+
+# Entries that a forger with the log's key might add; ``True`` where an honest ledger could.
+
+
+@dataclasses.dataclass
+class Forger:
+    """A log that was recovered, to which entries are added by hand."""
+
+    leaves: list[bytes]
+    boot: bytes
+
+    def add(self, kind, subject, body, boot=None):
+        entry = LogEntry(
+            sequence=len(self.leaves), boot=boot or self.boot, kind=kind, subject=subject,
+            body=codec.encode(body),
+        )  # fmt: skip
+        self.leaves.append(codec.encode(entry))
+        return self
+
+    def start(self, number, measurement=passing.NEW):
+        self.boot = boot(number)
+        said = Started(software="a test", measurement=measurement, attestation=D)
+        return self.add("start", self.boot.hex(), said)
+
+    def consent(self, value, by="owner", shown=None):
+        who = passing.owner(by).public
+        said = Consented(
+            envelope=passing.signed(passing.owner(by), value), sign_key=who.sign_key,
+            seal_key=passing.owner(shown or by).public.seal_key,
+        )  # fmt: skip
+        return self.add("consent", value.dataset, said)
+
+    def handover(self, *dropped, measurement="dd"):
+        return self.add(
+            "handover", measurement,
+            HandedOver(measurement=measurement, request=D, dropped=dropped),
+        )  # fmt: skip
+
+    def reserve(self, job="job_new", **changes):
+        old = self.body("reserve")
+        debits = (dataclasses.replace(old.debits[0], policy=self.policy("a")),)
+        body = dataclasses.replace(old, job=job, **({"debits": debits} | changes))
+        return self.add("reserve", job, body)
+
+    def body(self, kind, last=False):
+        found = [body for e, body in decoded(self.leaves) if e.kind == kind]
+        return found[-1 if last else 0]
+
+    def policy(self, name):
+        return replay(self.leaves).datasets[dataset_id(name)].policy
+
+    def commit(self, job="job_new"):
+        return self.add("commit", job, Committed(job=job, result=D, receipt=D))
+
+
+D = "sha256:" + "0" * 64
+A, B = dataset_id("a"), dataset_id("b")
+
+
+@pytest.fixture
+def forger(passed) -> Forger:
+    return Forger(list(passed), boot(4))
+
+
+def software(forger, measurement="dd", dataset=A):
+    origin = forger.body("recover").origin
+    trust = "simulated" if measurement else ""
+    return SoftwareConsent(origin=origin, dataset=dataset, measurement=measurement, trust=trust)
+
+
+def recovery_consent(forger, dataset=B, **more):
+    said = forger.body("recover")
+    return RecoveryConsent(**({"head": said.head, "next": said.origin, "dataset": dataset} | more))
+
+
+def charge(forger):
+    return forger.body("reserve").charge
+
+
+def debit(forger, **changes):
+    whole = forger.body("reserve").debits[0]
+    return (dataclasses.replace(whole, policy=forger.policy("a"), **changes),)
+
+
+MORE = {
+    "a job": (lambda f: f.reserve().commit(), None),
+    "a rotation": (lambda f: f.add("rotate", "2", Rotated(generation=2)), None),
+    "a hand-over": (lambda f: f.handover(B).start(5, "dd"), None),
+    "a consent taken back": (
+        lambda f: f.consent(software(f)).consent(software(f, "")), None),
+    "a consent to what runs": (lambda f: f.consent(software(f, passing.NEW)), None),
+    "a recovery's rest": (
+        lambda f: f.consent(recovery_consent(f, rest=True), "second"), None),
+    "a recovery's charge": (
+        lambda f: f.consent(recovery_consent(f, charge=charge(f)), "second"), None),
+    "going on after a hand-over": (
+        lambda f: f.handover(B).add("identity", "id_n", Enrolled(identity="id_n")), "handed over"),
+    "other software after a hand-over": (
+        lambda f: f.handover(B).start(5, "ee"), "other software"),
+    "dropping what was consented to": (
+        lambda f: f.consent(software(f)).handover(A), "its owner consented"),
+    "another's consent": (lambda f: f.consent(software(f), "second"), "not the owner"),
+    "a consent to another recovery": (
+        lambda f: f.consent(recovery_consent(f, next="x"), "second"), "another recovery"),
+    "a consent by another filter": (
+        lambda f: f.consent(recovery_consent(f, charge=dataclasses.replace(
+            charge(f), rdp_nano=(1,))), "second"), "another filter"),
+    "a consent in another envelope": (
+        lambda f: f.add("consent", A, Consented(
+            envelope=passing.signed(passing.owner(), software(f), "text/plain"),
+            sign_key=passing.owner().public.sign_key,
+            seal_key=passing.owner().public.seal_key)), "does not hold"),
+    "a frozen dataset": (
+        lambda f: f.reserve(debits=debit(f, dataset=B, lineage=B)), "waits for its owner"),
+    "another policy": (lambda f: f.reserve(debits=debit(f) and (dataclasses.replace(
+        debit(f)[0], policy=D),)), "another policy"),
+    "another epoch": (lambda f: f.reserve(debits=debit(f, epoch=9)), "another policy or epoch"),
+    "another ledger": (lambda f: f.reserve(debits=debit(f, lineage=B)), "another ledger"),
+    "a commit of what is frozen by then": (
+        lambda f: f.reserve().start(5, "ee").add(
+            "takeover", "job_new", TakenOver(job="job_new")).commit(), "waits"),
+    "a takeover too often": (
+        lambda f: [f.reserve(), *(f.start(n).add(
+            "takeover", "job_new", TakenOver(job="job_new")) for n in range(5, 9))],
+        "too often"),
+    "a job from before the recovery taken over": (
+        lambda f: before_recovery(f, "takeover"), "before a recovery goes on"),
+    "a job from before the recovery committed": (
+        lambda f: before_recovery(f, "commit"), "before a recovery is committed"),
+    "a committed job abandoned": (
+        lambda f: f.reserve().commit().add(
+            "abandon", "job_new", Abandoned(job="job_new", reason="failed")), "ended before"),
+    "a version under other terms": (
+        lambda f: f.add("register", "ds_n", dataclasses.replace(
+            f.body("register"), dataset="ds_n", budget=Budget(epsilon=99.0, delta=1e-5))),
+        "another owner, budget or filter"),
+    "a recovery under the same name": (
+        lambda f: f.add("recover", f.body("recover").origin, dataclasses.replace(
+            f.body("recover"), head=Head(origin=f.body("recover").origin, size=len(f.leaves),
+                                         root=rfc6962.mth(f.leaves)))),
+        "under the name it had"),
+    "events that cost nothing that can be said": (
+        lambda f: f.reserve(delta_shown=0.0), "another amount"),
+}  # fmt: skip
+
+
+def before_recovery(forger, kind):
+    """A job that was reserved, then a recovery that leaves it open, then this."""
+    forger.reserve()
+    head = Head(origin="x", size=len(forger.leaves), root=rfc6962.mth(forger.leaves))
+    key = bytes(range(32))
+    origin = f"casemate.dev/log/{hashlib.sha256(key).hexdigest()[:32]}"
+    forger.add("recover", origin, Recovered(head=head, origin=origin, key=key))
+    if kind == "commit":
+        return forger.commit()
+    return forger.start(5).add("takeover", "job_new", TakenOver(job="job_new"))
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_a_forger_with_the_logs_key_could_add(name, forger):
+    apply, words = MORE[name]
+    size = len(forger.leaves)
+    apply(forger)
+    assert len(forger.leaves) > size
+    if words is None:
+        assert replay(forger.leaves).size == len(forger.leaves)
+        return
+    with pytest.raises(ReceiptError) as caught:
+        replay(forger.leaves)
+    assert words in caught.value.message
+    assert caught.value.code == (
+        "receipt.log-charge" if words == "another amount" else "receipt.log-impossible"
+    )
+
+
+def test_owners_words_count_in_the_budget(forger):
+    used = replay(forger.leaves).lineages[B]
+    forger.consent(recovery_consent(forger, rest=True), "second")
+    after = replay(forger.leaves).lineages[B]
+    assert after.state.left_epsilon == 0.0 < used.state.left_epsilon
+    assert not replay(forger.leaves).datasets[B].recovering
+
+
+def test_a_log_must_begin_with_a_start():
+    alone = Forger([], b"").add("abandon", "job", Abandoned(job="job", reason="failed"))
+    with pytest.raises(ReceiptError) as caught:
+        replay(alone.leaves)
+    assert "begins without a start" in caught.value.message
 
 
 def test_seeded_bug_a_rule_that_says_nothing(life, monkeypatch):
