@@ -1,8 +1,9 @@
 """Mutation testing of the ledger, policy and log code (`make mutation`, docs/mutation.md).
 
-``python tests/mutation.py [GROUP ...]``: each group is mutated by mutmut in a copy under
+``python tests/mutation.py [--again] [GROUP ...]``: each group is mutated by mutmut in a copy under
 build/mutation, and run against its own quick tests; ends with one line a group, the mutants that
-survived in build/mutation/GROUP.txt, exit 1 below 95%.
+survived, with their changes, in build/mutation/GROUP.txt, exit 1 below 95%. With ``--again`` only
+those that survived, or had not been run, meet the tests as they are now.
 
 Not mutated, because no test should hold them: sentences for people (message and mend of errors) and
 the letter case of strings with a space (SQL, prose).
@@ -24,12 +25,17 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutation"
 LEAST = 95.0
 
-LEDGER = [f"tests/unit/ledger/test_ledger_{n}.py" for n in ("jobs", "gates")]
+LEDGER = [f"tests/unit/ledger/test_ledger_{n}.py" for n in ("jobs", "gates", "refusals")]
 # Group: (files under src/casemate, tests that must notice).
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "budget": (
         ["ledger/admission.py", "ledger/ledger.py", "ledger/catalog.py", "ledger/quotes.py"],
-        [*LEDGER, "tests/attacks/test_ledger_race.py", "tests/contract/test_store_disks.py"],
+        [
+            *LEDGER,
+            "tests/attacks/test_ledger_race.py",
+            "tests/contract/test_store_disks.py",
+            "tests/unit/ledger/test_ledger_recovery.py",
+        ],
     ),
     "log": (
         ["ledger/log.py", "ledger/store.py", "ledger/recovery.py", "spec/log.py"],
@@ -63,6 +69,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         )],
         [
             "tests/unit/ledger/test_ledger_fsck.py",
+            "tests/unit/ledger/test_ledger_fsck_parts.py",
             "tests/unit/ledger/test_ledger_audit.py",
             "tests/attacks/test_ledger_tampering.py",
         ],
@@ -73,34 +80,47 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "policy": (
         ["spec/data.py", "server/permissions.py"],
-        ["tests/unit/spec", "tests/unit/server/test_server_permissions.py"],
+        [
+            "tests/unit/spec/test_spec_policy.py",
+            "tests/unit/spec/test_spec_data.py",
+            "tests/unit/ledger/test_ledger_gates.py",
+            "tests/unit/server/test_server_permissions.py",
+        ],
     ),
 }  # fmt: skip
 
 
-def prepare(name: str) -> Path:
-    """A copy of the tree with mutmut's settings for a group; earlier verdicts are dropped."""
+def prepare(name: str, again: bool) -> Path:
+    """A copy of the tree with mutmut's settings for a group."""
     files, tests = GROUPS[name]
     folder = BUILD / name
-    shutil.rmtree(folder, ignore_errors=True)
+    if not again:
+        shutil.rmtree(folder, ignore_errors=True)
+        (BUILD / f"{name}.json").unlink(missing_ok=True)
     ignore = shutil.ignore_patterns("__pycache__", "torture", "e2e", "*.so")
-    for part in ("src", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+    copies = [(ROOT / "tests", folder / "tests")]
+    if again:
+        copies.append((ROOT / "tests", folder / "mutants" / "tests"))
+    else:
+        copies.append((ROOT / "src", folder / "src"))
+    for source, to in copies:
+        shutil.copytree(source, to, ignore=ignore, dirs_exist_ok=True)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
-    options = settings["ini_options"]
     lines = [
         "[tool.mutmut]",
         "source_paths = ['src']",
         f"only_mutate = {[f'src/casemate/{f}' for f in files]}",
         f"pytest_add_cli_args_test_selection = {[t for t in tests if (ROOT / t).exists()]}",
-        "pytest_add_cli_args = ['-m', 'not full', '-p', 'no:randomly', '-x']",
+        "pytest_add_cli_args = ['-m', 'not full', '-x']",
         "timeout_constant = 10.0",
         "use_git_change_detection = false",
         "track_dependencies = false",
         "[tool.pytest.ini_options]",
-        *(f"{key} = {json.dumps(value)}" for key, value in options.items()),
+        *(f"{key} = {json.dumps(value)}" for key, value in settings["ini_options"].items()),
     ]
-    (folder / "pyproject.toml").write_text("\n".join(lines) + "\n")
+    for to in (folder, folder / "mutants"):
+        if to.exists():
+            (to / "pyproject.toml").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -109,9 +129,12 @@ def narrow() -> None:
     import libcst as cst
     from mutmut.mutation import file_mutation, mutators
 
+    # A sentence is built of literals, or stands in a variable of one of these names.
     text = cst.SimpleString | cst.FormattedString | cst.ConcatenatedString
 
     def sentence(node: cst.CSTNode) -> bool:
+        if isinstance(node, cst.Name):
+            return node.value in ("message", "sentence", "mend", "ask")
         code = cst.Module([]).code_for_node(node) if isinstance(node, text) else ""
         return " " in code and code.rstrip("\"'").endswith((".", ";", ":"))
 
@@ -138,46 +161,72 @@ def narrow() -> None:
     visitor._skip_node_and_children = lambda self, node: sentence(node) or skips(self, node)
 
 
-def child(folder: Path, jobs: int) -> None:
+def child(folder: Path, jobs: str, again: bool) -> None:
     """In a process of its own: mutmut in ``folder``."""
     os.chdir(folder)
     sys.path.insert(0, "")
     narrow()
     from mutmut.__main__ import cli
 
-    cli(["run", "--max-children", str(jobs)], standalone_mode=False)
+    names = [n for n, code in known(folder).items() if code not in NOTICED] if again else []
+    cli(["run", "--max-children", jobs, *names], standalone_mode=False)
 
 
-def verdicts(folder: Path) -> dict[str, str]:
-    """Of each mutant."""
-    out = subprocess.run(
-        [sys.executable, "-m", "mutmut", "results", "--all", "true"],
-        cwd=folder, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    pairs = (line.strip().rpartition(": ") for line in out.splitlines() if ": " in line)
-    return {name: verdict for name, _, verdict in pairs}
+# Exit codes of the tests with a mutant: failed, or out of time; mutmut's own for "no tests".
+NOTICED = {1: "failed", 3: "failed", -24: "time", 24: "time", 36: "time", 152: "time", 255: "time"}
+NO_TESTS = 33
 
 
-def main(names: list[str]) -> int:
-    low = False
-    for name in names or list(GROUPS):
-        folder = prepare(name)
-        script = [sys.executable, __file__, "--child", str(folder)]
+def verdicts(folder: Path) -> dict[str, int | None]:
+    """Of each mutant; None: not run."""
+    out: dict[str, int | None] = {}
+    for meta in sorted(folder.glob("mutants/src/**/*.meta")):
+        out |= json.loads(meta.read_text())["exit_code_by_key"]
+    return out
+
+
+def known(folder: Path) -> dict[str, int | None]:
+    """Verdicts with those of earlier runs: who was noticed once need not be again."""
+    file = BUILD / f"{folder.name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    now = verdicts(folder)
+    return {n: before[n] if before.get(n) in NOTICED else code for n, code in now.items()}
+
+
+def changes(folder: Path, names: list[str]) -> str:
+    """What each of these mutants changed."""
+    script = (
+        "import sys\nfrom mutmut.mutation.diff_apply import get_diff_for_mutant as diff\n"
+        "for name in sys.argv[1:]:\n    print('##', name)\n"
+        "    print(*(x for x in diff(name).splitlines()"
+        " if x[:1] in '+-' and x[:3] not in ('+++', '---')), sep='\\n')\n"
+    )
+    run = [sys.executable, "-c", script, *names]
+    return subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+def main(words: list[str]) -> int:
+    again, low = "--again" in words, False
+    for name in [w for w in words if w != "--again"] or list(GROUPS):
+        folder = prepare(name, again)
+        script = [sys.executable, __file__, "--child", str(folder), os.environ.get("JOBS", "1")]
         with (BUILD / f"{name}.log").open("w") as log:
-            subprocess.run(script, stdout=log, stderr=log, check=False)
-        found = verdicts(folder)
-        kinds = Counter(found.values())
-        noticed = kinds["killed"] + kinds["timeout"]
-        score = 100 * noticed / max(1, len(found))
+            subprocess.run([*script, str(int(again))], stdout=log, stderr=log, check=False)
+        found = known(folder)
+        (BUILD / f"{name}.json").write_text(json.dumps(found))
+        kinds = Counter(NOTICED.get(code or 0, "no tests" if code == NO_TESTS else "survived")
+                        if code is not None else "not run" for code in found.values())  # fmt: skip
+        left = sorted(n for n, code in found.items() if code not in NOTICED)
+        score = 100 * (len(found) - len(left)) / max(1, len(found))
         low |= score < LEAST
-        left = [n for n, verdict in sorted(found.items()) if verdict not in ("killed", "timeout")]
-        (BUILD / f"{name}.txt").write_text("".join(f"{found[n]} {n}\n" for n in left))
-        print(f"{name}: {noticed} of {len(found)} noticed, {score:.1f}% {dict(kinds)}", flush=True)
+        (BUILD / f"{name}.txt").write_text(changes(folder, left))
+        print(f"{name}: {len(found) - len(left)} of {len(found)} noticed, {score:.1f}%",
+              dict(kinds), flush=True)  # fmt: skip
     return int(low)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), int(os.environ.get("JOBS", "1")))
+        child(Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "1")
     else:
         sys.exit(main(sys.argv[1:]))
