@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from casemate.client import log
 from casemate.client.connection import Connection
+from casemate.spec.consent import Head, Recovered
 from casemate.spec.errors import CasemateError, ReceiptError
-from casemate.spec.log import Started
+from casemate.spec.log import Enrolled, Started
 from support.publog import PublicLog
 
 D = "sha256:" + "0" * 64
@@ -86,3 +87,46 @@ def test_a_head_by_another_key_than_the_evidence_binds_is_refused(fakes, keys, t
     with pytest.raises(ReceiptError) as caught:
         log.fetch(Connection(fake.url, trust=trust, identity=someone))
     assert caught.value.code.startswith("receipt.note-")
+
+
+def recovered(public: PublicLog, new: PublicLog) -> PublicLog:
+    """``public`` goes on as ``new``, which gets all its entries."""
+    head = public.head()
+    new.leaves[:] = public.leaves
+    body = Recovered(
+        head=Head(origin=head.origin, size=head.size, root=head.root), origin=new.origin,
+        key=new.public,
+    )  # fmt: skip
+    new.append("recover", new.origin, body, boot(9))
+    return new
+
+
+def test_a_recovered_log_stands_under_its_new_name_only():
+    public, new = made(2), PublicLog()
+    recovered(public, new)
+    assert verify(new).ledger.recovered[0][1].origin == new.origin
+    public.leaves[:] = new.leaves
+    with pytest.raises(ReceiptError) as caught:
+        verify(public)
+    assert caught.value.code == "receipt.log-root"
+
+
+def test_each_start_binds_the_key_that_the_log_had_then():
+    public, new, other = made(2), PublicLog(), PublicLog()
+    found = verify(recovered(public, new))
+    for place, key, holds in (
+        (0, public, True), (1, new, False), (1, other, False), (2, new, True), (3, new, True),
+        (3, public, False), (3, other, False),
+    ):  # fmt: skip
+        assert log._binds(found, place, key.public) is holds
+
+
+def test_a_folder_whose_log_never_started_is_refused(tmp_path, trust):
+    public = PublicLog()
+    public.append("identity", "id_a", Enrolled(identity="id_a"), boot(0))
+    for path in ("checkpoint", "tile/entries/000.p/1"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(public.file(path))
+    with pytest.raises(ReceiptError) as caught:
+        log.read(tmp_path, trust)
+    assert caught.value.code == "receipt.log-impossible"

@@ -366,6 +366,58 @@ def test_entries_are_compared_with_their_hashes(tmp_path):
     assert caught.value.code == "receipt.log-tiles"
 
 
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    log, memory = PublicLog().pad(5), Memory(tmp_path)
+    meet(memory, log)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(UsageError) as caught:
+        meet(memory, log.pad(300))
+    assert caught.value.code == "usage.memory"
+    assert "No space left" in caught.value.message
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob(".new-*")), "no half of a file stays"
+    seen = memory.mirror(log.public).seen()
+    assert seen is not None and seen.head.size == 5
+    assert meet(memory, log).head.size == 305
+
+
+def test_tiles_that_never_fit_are_not_kept(memory):
+    log = PublicLog().pad(5)
+    lies = {"tile/0/000.p/5": bytes(5 * 32)}
+    with pytest.raises(ReceiptError) as caught:
+        memory.meet(NAME, log.public, lambda path: lies.get(path) or log.file(path))
+    assert caught.value.code == "receipt.log-tiles"
+    assert memory.mirror(log.public).seen() is None
+    with pytest.raises(CasemateError) as short:
+        memory.meet(NAME, log.public, lambda p: log.file(p)[:-1] if "tile" in p else log.file(p))
+    assert short.value.code == "format.tile"
+
+
+def test_a_mirror_without_its_entries_says_so(tmp_path):
+    log = PublicLog().pad(3)
+    mirror = Mirror(tmp_path / "log", entries=True)
+    assert mirror.leaves() == ()
+    mirror.extend(log.public, log.file)
+    (tmp_path / "log" / "tile" / "entries" / "000.p" / "3").unlink()
+    with pytest.raises(ReceiptError) as caught:
+        mirror.leaves()
+    assert caught.value.code == "receipt.memory"
+    log.pad(2)
+    mirror.extend(log.public, log.file)
+    assert list(mirror.leaves()) == log.leaves
+
+
+def test_an_origin_that_changes_under_one_key_is_another_log(memory):
+    log = PublicLog().pad(5)
+    meet(memory, log)
+    log.pad(1).origin = "casemate.dev/log/renamed"
+    assert refused(memory, log).code == "receipt.log-replaced"
+
+
 # Over a connection.
 
 

@@ -437,6 +437,15 @@ def test_witnesses_are_counted_named_and_dated(bundle, keys, trust):
     assert (caught.value.code, caught.value.where) == ("receipt.witnesses", "three.example")
 
 
+def test_a_cosignature_of_any_time_can_be_shown(public):
+    public.pad(3)
+    witness = Witness("one.example")
+    text = public.sign().text
+    for seconds, shown in ((0, "1970-01-01T00:00:00Z"), (2**62, f"{2**62} s")):
+        signed = public.sign().add([witness.line(text, seconds)])
+        assert shown in Witnesses.of([str(witness.verifier)]).check(signed).found
+
+
 def test_a_false_cosignature_is_refused_though_others_suffice(bundle, keys, trust, public):
     one, two = Witness("one.example"), Witness("two.example")
     made = bundle(receipt(keys), witnesses=[one])
