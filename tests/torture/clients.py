@@ -193,8 +193,8 @@ class Client:
     def saw(self, info: DatasetInfo) -> None:
         """What a listing may say, by what was acknowledged before."""
         model, name = self.model, info.dataset
-        if name not in model.datasets:
-            return  # registered, but its owner does not know yet
+        if name not in model.datasets or model.datasets[name].owner != self.id:
+            return  # others may hold an older answer than the owner's newest word
         policies = model.values[("policy", name)]
         demand(info.policy_digest in policies, f"{name} has another policy than was last set")
         low, high = model.epochs[name]
@@ -413,7 +413,10 @@ class Scientist(Client):
         if self.own_jobs:
             answer = await self.ask("DELETE", f"/v1/jobs/{self.draw.choice(self.own_jobs)}")
             if answer is not None and answer.status < 400:
-                demand(self.saw_status(answer).state in ENDED, "a cancelled job goes on")
+                status = self.saw_status(answer)
+                # One that is committed waits for its release alone.
+                fixed = self.world.look(committed, status.job) is not False
+                demand(status.state in ENDED or fixed, "a cancelled job goes on")
 
     async def fetch(self) -> None:
         """Result and receipt of every job that is done; nothing of one that is not."""

@@ -141,7 +141,7 @@ class Fork:
         """The copy lives on twice, each with other clients."""
         world = self.world
         before = dict(world.heads)
-        known, net = world.model.copy(), world.net.heads if world.net is not None else {}
+        known, net = world.model.copy(), world.net.known if world.net is not None else {}
         sides: list[dict[str, Seen]] = []
         for names in ((OWNERS[0], SCIENTISTS[0]), (OWNERS[1], SCIENTISTS[1])):
             world.model = known.copy()
@@ -149,7 +149,7 @@ class Fork:
             why = await starts(world.start(SimDisk.of(old, self.draw.getrandbits(32))))
             demand(not why, f"a copy of a running server does not start: {why}")
             assert world.boot is not None
-            if world.net is not None and world.net.heads != net and sides:
+            if world.net is not None and world.net.known != net and sides:
                 # The witnesses went with the first side.
                 by = await self._told(before)
                 return by if by == "a witness" else "a client before the witnesses"

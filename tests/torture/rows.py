@@ -117,7 +117,11 @@ def play_call(way: str, first: int, last: int, step: int = 1) -> Part:
 def play_fault(kind: str, at: int, step: int = 0, fresh: int = 0) -> Part:
     """At one call, or (``step``) from it on at each so many."""
     part = Part()
-    most = faults.calls(faults.SEED, fresh=bool(fresh)) if step else at
+    try:
+        most = faults.calls(faults.SEED, fresh=bool(fresh)) if step else at
+    except Exception as e:  # the life fails without a fault
+        _note(part, e, "fault", kind, 1 << 30, 0, fresh)
+        return part
     for place in range(at, most + 1, step or 1):
         try:
             sim.run(faults.SEED, fates=(kind,), at=place, fresh=bool(fresh), signed=False)

@@ -22,10 +22,12 @@ from support.simloop import simulate
 from support.simserver import cheap, verdicts
 from torture.clients import OWNERS, SCIENTISTS, SPECS, Client, Owner, Scientist, person, tight
 from torture.model import ENDED, Model, Violation, charge_of, demand
-from torture.world import Seen, WitnessNet, World, starts
+from torture.world import Seen, Witnesses, World, starts
 
 CALLS = 320  # of the disk, about, in a boot
 HONEST = ("clean", "power", "kill")
+# Errors that no disk, network or client may cause.
+SLIPS = ("AttributeError", "TypeError", "KeyError", "ValueError", "NameError", "AssertionError")
 FAULTS = ("EIO", "ENOSPC", "EMFILE", "SHORT")
 HOSTILE = ("lie", "restore", "restore part")
 PATIENCE = 400.0  # simulated seconds until every client is done
@@ -55,7 +57,7 @@ class Base:
     model: Model
     heads: dict[str, Seen]
     boots: int
-    witnessed: dict[str, dict[str, Any]] | None
+    witnessed: dict[str, tuple[dict[str, Any], ...]] | None
 
 
 def budgets(model: Model, draw: random.Random) -> tuple[Budget, ...]:
@@ -100,11 +102,11 @@ def base(number: int) -> Base:
     """One of a few prepared servers: what most runs begin with."""
     world = World(seed=number, trouble=0.0)
     if number % 2:
-        world.net = WitnessNet(world, {})
+        world.net = Witnesses(world, {})
     with cheap(signed=False):
         simulate(_grow(world), number)
     assert len(world.model.datasets) == 4 and len(world.model.quotes) == 12, world.seen
-    witnessed = world.net.heads if world.net is not None else None
+    witnessed = world.net.known if world.net is not None else None
     return Base(world.disk.snapshot(), world.model, dict(world.heads), world.boots, witnessed)
 
 
@@ -114,7 +116,7 @@ def begin(world: World, number: int) -> SimDisk:
     world.model, world.heads = begun.model.copy(), dict(begun.heads)
     world.boots = begun.boots + 100  # other boots, other randomness
     if begun.witnessed is not None:
-        world.net = WitnessNet(world, begun.witnessed)
+        world.net = Witnesses(world, begun.witnessed)
     return SimDisk.of(begun.files, world.seed)
 
 
@@ -181,6 +183,8 @@ class Run:
 
     def _done(self) -> Outcome:
         demand(not self.world.wrong, "; ".join(self.world.wrong[:3]))
+        slips = [line for line in self.world.logs if any(f'"error":"{s}"' in line for s in SLIPS)]
+        demand(not slips, f"a fault of the program: {slips[:1]}")
         self.outcome.acknowledged = self.world.model.acknowledged
         self.outcome.jobs = len(self.world.model.charged)
         self.outcome.seen = self.world.seen

@@ -30,7 +30,7 @@ from casemate.server.service import Service
 from casemate.spec import canonical, codec
 from casemate.spec.errors import CasemateError
 from casemate.spec.messages import Done, Failed, Run
-from support.desk import FREE, Script, ScriptedWorker
+from support.desk import FREE, Script, ScriptedWorker, WitnessNet
 from support.disk import SimDisk
 from support.simloop import SimClock
 from support.simserver import (
@@ -125,31 +125,32 @@ class _Pool:
         self._kept[quote] = worker
 
 
-class WitnessNet:
+class Witnesses(WitnessNet):
     """Three witnesses, two of which a policy asks for; one is away now and then. They outlive every
     boot and know nothing of disks."""
 
-    def __init__(self, world: World, heads: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, world: World, known: dict[str, tuple[dict[str, Any], ...]]) -> None:
+        super().__init__({f"https://w{i}.example": FakeWitness(f"w{i}.example") for i in range(3)})
         self._world = world
-        self.witnesses = {f"https://w{i}.example": FakeWitness(f"w{i}.example") for i in range(3)}
-        for url, witness in self.witnesses.items():
-            witness.heads.update(heads.get(url, {}))
+        for url, (heads, shown) in known.items():
+            self.witnesses[url].heads.update(heads)
+            self.witnesses[url].shown.update(shown)
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
-        return {url: dict(witness.heads) for url, witness in self.witnesses.items()}
+    def known(self) -> dict[str, tuple[dict[str, Any], ...]]:
+        """What each has seen, to begin another run with."""
+        return {url: (dict(w.heads), dict(w.shown)) for url, w in self.witnesses.items()}
 
     @property
     def policy(self) -> dict[str, Any]:
         """What an owner's policy says of them."""
         return {"witnesses": tuple(w.vkey for w in self.witnesses.values()), "cosignatures": 2}
 
-    async def post(self, url: str, body: bytes, *, seconds: float) -> tuple[int, bytes]:
+    async def ask(self, url: str, body: bytes | None, *, seconds: float) -> tuple[int, bytes]:
         await asyncio.sleep(self._world.draw.random() * 0.2)
         if self._world.draw.random() < self._world.trouble:
             raise Unreachable
-        answer = self.witnesses[url.rpartition("/")[0]].add_checkpoint(body)
-        return answer.status, answer.body
+        return await super().ask(url, body, seconds=seconds)
 
 
 class Boot:
@@ -250,7 +251,7 @@ class World:
     logs: list[str] = field(default_factory=list)
     boot: Boot | None = None
     boots: int = 0
-    net: WitnessNet | None = None
+    net: Witnesses | None = None
     careful: float = 0.3  # how often a client asks for the log's head after an answer
     heads: dict[str, Seen] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)  # seen where nobody would hear of an error

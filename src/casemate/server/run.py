@@ -195,7 +195,7 @@ async def execute(
                 as_quoted = stored.quote.execution.compiled
                 found = await prepare(service, worker, request, schemas, upload, key, as_quoted)
                 _as_quoted(found, stored.quote)
-            if ledger.job(store, job).state == "queued":
+            if ledger.job(store, job).reserved is None:  # also one that an owner's change has ended
                 # Witnesses that cannot be reached keep a job waiting, not charged and waiting.
                 await service.publisher.witnessed(job, store.size() - 1)
                 ledger.reserve(store, job)
