@@ -52,8 +52,8 @@ def Policy(  # noqa: N802
     the service when the dataset's signed epoch passes it; ``evaluation`` forbids training;
     ``scientist_budget`` caps what the jobs of one scientist take together. ``witnesses`` (verifier
     keys, as `casemate witness show` prints them) must have cosigned the log before a job may use
-    the rows and before anything leaves: ``cosignatures`` of them, by default more than half. ``resumes``: how
-    often a job that the end of the server cut short may be gone on with, 0 to 3.
+    the rows and before anything leaves: ``cosignatures`` of them, by default more than half.
+    ``resumes``: how often a job that the end of the server cut short may be gone on with, 0 to 3.
     """
     keys = tuple(witnesses)
     note.witnesses(keys)
