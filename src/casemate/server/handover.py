@@ -155,8 +155,7 @@ def agreed(
     for name, envelope in found.all("SELECT dataset, envelope FROM consents ORDER BY dataset"):
         owner = catalog.identity(found, catalog.dataset(found, name).owner)
         signed = consent.read(envelope, owner)
-        if not isinstance(signed, SoftwareConsent):
-            continue
+        assert isinstance(signed, SoftwareConsent)  # the table holds no other
         try:
             if asked.evidence.simulated and not simulated:
                 raise refusal(

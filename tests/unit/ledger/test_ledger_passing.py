@@ -1,0 +1,156 @@
+"""The checker on entries about states that pass on, each forged with the right keys."""
+
+import dataclasses
+
+import pytest
+
+from casemate.ledger import catalog, consent, fsck, log, recovery
+from casemate.spec import codec
+from casemate.spec.consent import Consented, HandedOver, Recovered, Rotated
+from casemate.spec.receipt import LogEntry
+from support.disk import SimDisk
+from support.ledgers import push
+from support.passing import NEW, owner, signed, sound, started, to_recovery, to_software
+
+
+@pytest.fixture
+def world():
+    """A store that was recovered once; its datasets, of one owner."""
+    store = started(SimDisk(), 1)
+    a, b = push(store, "a", owner().public), push(store, "b", owner().public)
+    asked = recovery.request(store)
+    recovery.recover(store, asked, [to_recovery(asked, a)])
+    sound(store)
+    return store, a, b, asked
+
+
+def findings(store):
+    return " | ".join(fsck.check(store.all).findings)
+
+
+def forge(store, kind, subject, body):
+    with store.transaction():
+        store.append(kind, subject, body)
+    return findings(store)
+
+
+def entry(envelope, by=None):
+    keys = (by or owner()).public
+    return Consented(envelope=envelope, sign_key=keys.sign_key, seal_key=keys.seal_key)
+
+
+def test_a_consent_by_somebody_else(world):
+    store, a, _, _ = world
+    by = owner("another")
+    said = forge(store, "consent", a, entry(to_software(store, a, by=by), by))
+    assert "not the word of the owner" in said
+
+
+def test_a_consent_with_other_keys_than_signed_it(world):
+    store, a, _, _ = world
+    assert "does not hold" in forge(store, "consent", a, entry(to_software(store, a), owner("b")))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"payload":"","signatures":[]}'])
+def test_a_consent_that_is_none(world, text):
+    store, a, _, _ = world
+    assert "does not hold" in forge(store, "consent", a, entry(text))
+
+
+def test_a_consent_of_another_format(world):
+    store, a, _, _ = world
+    info = catalog.info(store, catalog.dataset(store, a), budget=False)
+    for envelope in (signed(owner(), info), signed(owner(), info, "application/json")):
+        assert "does not hold" in findings_of(store, a, envelope)
+
+
+def findings_of(store, dataset, envelope):
+    return forge(store, "consent", dataset, entry(envelope))
+
+
+def test_a_consent_for_another_log(world):
+    store, a, _, _ = world
+    other = to_software(store, a, origin="casemate.dev/log/" + "0" * 32)
+    assert "it is for another log" in findings_of(store, a, other)
+
+
+def test_a_consent_for_another_recovery(world):
+    store, _, b, asked = world
+    other = dataclasses.replace(asked, head=dataclasses.replace(asked.head, size=1))
+    assert "it is for another recovery" in findings_of(store, b, to_recovery(other, b))
+
+
+def test_a_second_consent_to_one_recovery(world):
+    store, a, _, asked = world
+    assert "does not wait for it" in findings_of(store, a, to_recovery(asked, a))
+
+
+def test_a_consent_for_what_was_revoked(world):
+    store, a, _, _ = world
+    envelope = to_software(store, a)
+    catalog.revoke(store, a, owner().id)
+    assert "not the word of the owner" in findings_of(store, a, envelope)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"size": 7}, "does not stand where the log before it ended"),
+        ({"origin": "casemate.dev/log/x"}, "does not stand where the log before it ended"),
+        ({"root": b"r" * 32}, "not the one over the entries before it"),
+    ],
+)
+def test_a_recovery_of_another_head(change, finding):
+    store = started(SimDisk(), 1)
+    asked = recovery.request(store)
+    recovery.recover(store, asked, [])
+    sequence = asked.head.size
+    (raw,) = store.one("SELECT entry FROM entries WHERE sequence = ?", sequence)
+    found = codec.decode(LogEntry, raw)
+    body = codec.decode(Recovered, found.body)
+    forged = dataclasses.replace(body, head=dataclasses.replace(body.head, **change))
+    made = codec.encode(dataclasses.replace(found, body=codec.encode(forged)))
+    store.run("UPDATE entries SET entry = ? WHERE sequence = ?", made, sequence)
+    assert finding in findings(store)
+
+
+def test_a_recovery_under_another_key(world):
+    store = started(SimDisk(), 1)
+    asked = recovery.request(store)
+    key = log.key(store)
+    body = Recovered(head=asked.head, origin="casemate.dev/log/y", key=key.public)
+    said = forge(store, "recover", "x", body)
+    assert "names another log than the one that goes on" in said
+    assert "not that of its key" in said
+    assert "not those of its recoveries" in said
+
+
+def test_log_keys_that_are_not_of_their_names(world):
+    store = world[0]
+    store.run("UPDATE log_keys SET key = zeroblob(32) WHERE generation = 1")
+    assert "is not the one of its name" in findings(store)
+
+
+def test_a_key_that_goes_back(world):
+    store = world[0]
+    assert "did not go forward" in forge(store, "rotate", "0", Rotated(generation=0))
+
+
+def test_rotations(world):
+    store = world[0]
+    for generation in (1, 2, 5):
+        assert not forge(store, "rotate", str(generation), Rotated(generation=generation))
+    assert "did not go forward" in forge(store, "rotate", "5", Rotated(generation=5))
+
+
+def test_a_hand_over_that_drops_what_is_not_there(world):
+    store = world[0]
+    body = HandedOver(measurement=NEW, request="sha256:0", dropped=("ds_none",))
+    assert "or what was not there" in forge(store, "handover", NEW, body)
+
+
+def test_taking_a_consent_back(world):
+    store, a, _, _ = world
+    consent.give(store, to_software(store, a), owner().id)
+    consent.give(store, to_software(store, a, ""), owner().id)
+    sound(store)
