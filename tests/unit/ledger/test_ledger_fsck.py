@@ -27,7 +27,7 @@ from casemate.spec.consent import (
 )
 from casemate.spec.errors import LedgerError
 from casemate.spec.identity import PublicIdentity
-from casemate.spec.job import DpEvent
+from casemate.spec.job import Charge, DpEvent
 from casemate.spec.log import (
     Abandoned,
     Approval,
@@ -299,6 +299,18 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
         lambda w: w.consent(RecoveryConsent(head=HEAD, next="x", dataset=w.strict)),
         "its dataset does not wait for it",
     ),
+    "consent to a charge of other orders": (
+        "consent",
+        lambda w: w.consent(
+            RecoveryConsent(
+                head=HEAD,
+                next="x",
+                dataset=w.strict,
+                charge=Charge(rdp_nano=(0,), delta_femto=0, epsilon=0.0),
+            )
+        ),
+        "its charge is none of the filter's",
+    ),
     "recovery from elsewhere": (
         "recover",
         lambda w: Recovered(head=HEAD, origin="x", key=b"k" * 32),
@@ -404,6 +416,15 @@ def test_what_follows_is_held_against_what_went_before() -> None:
         ),
         ("anchor", lambda w: [("start", moved), ("start", moved)], "did not go forward by one"),
         (
+            "a hand-over moves the anchor too",
+            lambda w: [
+                ("start", moved),
+                ("handover", handed),
+                ("start", replace(moved, anchor=2)),
+            ],
+            "did not go forward by one",
+        ),
+        (
             "abandoned twice",
             lambda w: [("abandon", Abandoned(job=w.free, reason="failed"))] * 2,
             "the job was not reserved, or had ended",
@@ -423,6 +444,13 @@ def test_what_follows_is_held_against_what_went_before() -> None:
         findings = forge(world.store, *first, *more)
         assert any(finding in f for f in findings), (name, findings)
         world.store.close()
+
+
+def test_a_key_that_goes_forward_is_no_finding() -> None:
+    world = World()
+    assert forge(world.store, "rotate", Rotated(generation=1)) == []
+    assert forge(world.store, "rotate", Rotated(generation=1))
+    world.store.close()
 
 
 def test_a_job_is_not_gone_on_with_more_often_than_its_policy_allows() -> None:

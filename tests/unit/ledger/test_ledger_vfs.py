@@ -131,6 +131,7 @@ def test_what_sqlite_asks_a_file_for() -> None:
     assert (file.xCheckReservedLock(), file.xFileControl(1, 0)) == (False, False)
     assert (file.xSectorSize(), file.xDeviceCharacteristics()) == (4096, 0)
     assert file.excepthook(None, None, None) is True
+    file.xClose()
     mount.close()
 
 
@@ -141,13 +142,13 @@ def test_a_file_is_opened_once_it_is_there() -> None:
     assert found.xFullPathname(name) == name
     assert not found.xAccess(name, 0)
     flags = [apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_READWRITE, 0]
-    found.xOpen(name, flags)
+    found.xOpen(name, flags).xClose()
     assert flags[0] == flags[1]
     assert found.xAccess(name, 0)
     found.xDelete(name, False)
     assert not found.xAccess(name, 0)
     assert mount.disk.trace == ["create x/db", "remove x/db"]
-    found.xOpen(name, flags)
+    found.xOpen(name, flags).xClose()
     found.xDelete(name, True)
     assert mount.disk.trace[-1] == "sync_folder x"
     mount.close()
