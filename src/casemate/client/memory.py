@@ -22,6 +22,7 @@ import base64
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -436,10 +437,12 @@ class Memory:
         """See the newest checkpoint of an enclave whose evidence binds ``key``, and remember it.
 
         Raises as :meth:`Mirror.extend`, and ``receipt.log-replaced`` when the enclave showed
-        another log before.
+        another log before, which this one does not go on from by its owners' consent.
         """
         known = self.log_of(enclave)
         if known is not None and known.key != key:
+            if (seen := self._recovered(enclave, known, key, get)) is not None:
+                return seen
             raise ReceiptError(
                 "receipt.log-replaced",
                 f"This enclave showed the log {known.name} before; its evidence now binds the key"
@@ -450,6 +453,22 @@ class Memory:
         seen = self.mirror(key).extend(key, get)
         if known is None:
             self.accept(enclave, seen.key)
+        return seen
+
+    def _recovered(self, enclave: str, known: Verifier, key: bytes, get: Get) -> Seen | None:
+        from casemate.client import recovered
+
+        before, mirror = self.mirror(known.key), self.mirror(key)
+        seen = mirror.extend(key, get)
+        lost = recovered.follows(before, known, seen, mirror.root, get)
+        if lost < 0:
+            return None
+        self.accept(enclave, seen.key)
+        warnings.warn(
+            f"The enclave's state was restored, with its owners' consent: its log goes on as"
+            f" {seen.head.origin}, and {lost} entries that this client saw are not in it.",
+            stacklevel=2,
+        )
         return seen
 
     def accept(self, enclave: str, log: Verifier) -> None:
