@@ -127,7 +127,7 @@ def filled() -> dict[str, bytes]:
 BEFORE = {
     "cosignatures": "false",
     "jobs": "state != 'reserved'",
-    "attestations": "boot = x'%s'" % boot(1).hex(),
+    "attestations": f"boot = x'{boot(1).hex()}'",
     "nodes": "(place + 1) << level <= 25",
 }
 TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"

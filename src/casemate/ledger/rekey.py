@@ -72,7 +72,7 @@ def _rows(old: apsw.Connection, new: apsw.Connection) -> None:
         new.execute(f"PRAGMA {pragma} = {number}")
     schema = "SELECT type, name, sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY type = 'index'"
     for kind, name, sql in old.execute(schema).fetchall():
-        new.execute(sql)
+        new.execute(str(sql))
         if kind == "table":
             columns = len(old.execute(f"PRAGMA table_info({name})").fetchall())
             places = ", ".join("?" * columns)
