@@ -61,8 +61,12 @@ def _figures(done: dict[str, Part]) -> str:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["replay"]:
-        return _replay(sys.argv[2:])
+    with rows.folder() as folder:
+        os.environ["TORTURE_FOLDER"] = str(folder)  # processes that are ended leave nothing behind
+        return _replay(sys.argv[2:]) if sys.argv[1:2] == ["replay"] else _run()
+
+
+def _run() -> int:
     given = _arguments()
     began = time.monotonic()
     todo = rows.tasks(
