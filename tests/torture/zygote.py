@@ -9,6 +9,7 @@ has one thread, so that a fork is a clean start.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 STUB = Path(__file__).with_name("stub.py")
 
 
@@ -108,6 +110,7 @@ def _serve(order: dict[str, Any]) -> None:
     from torture.bugs import BUGS
 
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # never outlive the zygote
     out = os.open(order.get("log", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for fd in (1, 2):
         os.dup2(out, fd)
