@@ -254,6 +254,11 @@ def take(place: Place) -> HandedOver:
         body = _last(found)
         if body is None or body.request != grant.request or handover.handed(found) is not None:
             raise _refuse("The store's log does not end with this hand-over.", "Hand it over.")
+        if body.measurement != place.tee.measurement:
+            raise _refuse(
+                f"The state was handed to software of {body.measurement[:64]}, which this is not.",
+                "Start the software that the owners signed for.",
+            )
         found.empty_wal()
     finally:
         found.close()

@@ -2,10 +2,10 @@
 
 The store's key is the TEE's for a label with a number, its generation, which rotation raises. The
 file that holds the number is written after the store is renamed, so that a start tries the number
-and the one after it. A state that was restored from a backup is marked: it starts only once a
-witness knows no newer head (``state.confirm``), or the owners consented to a recovery. The mark is
-an honest operator's: a dishonest one takes it away, and is found by witnesses and by what clients
-have seen.
+and the one after it. A state that was restored from a backup, or that somebody has seen more of, is
+marked: it starts only once a witness knows no newer head (``state.confirm``), or the owners
+consented to a recovery. The mark is an honest operator's: a dishonest one takes it away, and is
+found by witnesses and by what clients have seen.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STORE_FILE: Final = f"{FOLDER}/{FILE}"
 
 @value("restored/v1")
 class Restored:
-    """``whole``: all files of the backup are there. ``checkpoint``: the backup's newest."""
+    """``whole``: all files of the backup are there. ``checkpoint``: the backup's newest, if any."""
 
     whole: bool
     checkpoint: str | None
@@ -108,6 +108,12 @@ def set_mark(disk: Disk, found: Restored) -> None:
     store(disk, MARK_FILE, codec.encode(found))
 
 
+def found_older(disk: Disk) -> None:
+    """Somebody showed a head of this log that the state does not hold: as after a restore."""
+    if mark(disk) is None:
+        set_mark(disk, Restored(whole=True, checkpoint=None))
+
+
 def clear_mark(disk: Disk) -> None:
     remove(disk, MARK_FILE)
 
@@ -116,7 +122,7 @@ def not_confirmed(why: str) -> LedgerError:
     """``ledger.restored``."""
     return LedgerError(
         "ledger.restored",
-        f"The state was restored from a backup, and {why}.",
+        f"The state was restored from a backup, or found to be rolled back, and {why}.",
         mend="Ask a witness with `casemate state confirm`, or the owners with `casemate state"
         " recover`.",
         where=MARK_FILE,

@@ -347,4 +347,6 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
                 disk.remove(READY_FILE)
             service.log.event("stop")
         if service.broken is not None:
+            if service.broken.code == "ledger.rolled-back":
+                keeping.found_older(disk)
             raise service.broken

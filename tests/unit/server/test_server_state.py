@@ -9,6 +9,7 @@ import pytest
 
 from casemate.attest.trust import Trust
 from casemate.ledger import catalog, consent, log, recovery
+from casemate.ledger import handover as ledger_handover
 from casemate.ledger.store import Store
 from casemate.seal import hpke, note
 from casemate.seams import OsRng
@@ -715,6 +716,54 @@ def test_a_stale_copy_of_the_predecessor_is_found_by_witnesses(files, software):
     assert code(log.check, found, note.parse(newest)) == "ledger.rolled-back"
     found.close()
     assert code(confirm, other, WitnessNet({"https://w": w})) == "ledger.rolled-back"
+
+
+def test_software_that_the_state_was_not_handed_to(files, software):
+    """Under one release owner all software has one key: then the log's last entry decides."""
+    old = simulated.measurement()
+    disk, other = disk_of(files), other_machine(files)
+    agree(disk, files, "owner", "second")
+    raw = asks(software, other)
+    software(old)
+    handover.give(place(disk), raw, drop=False)
+    carry(disk, other)
+    assert code(handover.take, place(other)) == "ledger.handover"
+    software(NEW)
+    handover.take(place(other))
+
+
+def test_a_store_that_nobody_handed_over(files, software):
+    """The host makes a store of its own and seals its key to the successor."""
+    old = simulated.measurement()
+    disk, other = disk_of(files), other_machine(files)
+    raw = asks(software, other)
+    software(old)
+    asked = codec.decode(handover.HandoverRequest, raw)
+    here = place(disk)
+    keeping.with_key(
+        disk, here.tee, lambda key: ledger_handover.export(disk, key, b"k" * 32, same_anchor=True)
+    )
+    sealed = hpke.seal(asked.hpke_key, b"k" * 32, info=handover._info(raw))
+    grant = handover.HandoverGrant(request=handover._digest(raw), sealed=sealed)
+    put(disk, handover.GRANT_FILE, codec.encode(grant))
+    carry(disk, other)
+    software(NEW)
+    assert code(handover.take, place(other)) == "ledger.handover"
+    assert not other.exists("ledger/store.db")
+
+
+def test_a_damaged_store_of_ones_own_is_not_overwritten(files, software):
+    old = simulated.measurement()
+    disk = disk_of(files)
+    agree(disk, files, "owner", "second")
+    raw = asks(software, disk)
+    software(old)
+    handover.give(place(disk), raw, drop=False)
+    data = bytearray(load(disk, "ledger/store.db"))
+    data[5 * 4096 + 7] ^= 1
+    put(disk, "ledger/store.db", bytes(data))
+    software(NEW)
+    assert code(handover.take, place(disk)) == "ledger.corrupt"
 
 
 def test_hardware_never_passes_to_simulation(files, software, monkeypatch):
