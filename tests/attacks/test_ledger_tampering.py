@@ -274,7 +274,8 @@ EDITS = [
     "UPDATE cosignatures SET witness = 'other' || witness",
     "UPDATE attestations SET attestation = x'7b7d'",
     "UPDATE attestations SET digest = 'sha256:0'",
-    "UPDATE attestations SET boot = zeroblob(16) WHERE boot IN (SELECT max(boot) FROM attestations)",
+    "UPDATE attestations SET boot = zeroblob(16)"
+    " WHERE boot IN (SELECT max(boot) FROM attestations)",
     "DELETE FROM attestations",
     "UPDATE anchor SET secret = zeroblob(31)",
     "UPDATE anchor SET count = count + 1",

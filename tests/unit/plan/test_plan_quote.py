@@ -34,6 +34,7 @@ def test_a_quote_says_what_each_dataset_pays() -> None:
 
 
 OTHER = Policy(scientists=("id_bob",))
+FOUR = Budget(epsilon=4.0, delta=1e-5)
 CAPPED = Policy(scientists=("*",), max_epsilon=1.5)
 
 
@@ -58,7 +59,7 @@ CAPPED = Policy(scientists=("*",), max_epsilon=1.5)
         (
             "budget.scientist",
             {
-                "policy": Policy(scientists=("*",), scientist_budget=Budget(epsilon=4.0, delta=1e-5)),
+                "policy": Policy(scientists=("*",), scientist_budget=FOUR),
                 "by_scientist": (RdpFilter.empty(), delta_capacity(1e-5)),
             },
         ),
