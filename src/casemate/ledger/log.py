@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -47,8 +48,13 @@ def key(store: Store) -> LogKey:
         with store.transaction():
             add_key(store)
         return key(store)
-    private = Ed25519PrivateKey.from_private_bytes(row[1])
-    return LogKey(row[0], private.public_key().public_bytes_raw(), private)
+    return _log_key(*row)
+
+
+@lru_cache(maxsize=4)
+def _log_key(origin: str, private: bytes) -> LogKey:
+    key = Ed25519PrivateKey.from_private_bytes(private)
+    return LogKey(origin, key.public_key().public_bytes_raw(), key)
 
 
 def add_key(store: Store) -> None:

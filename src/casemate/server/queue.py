@@ -113,8 +113,7 @@ class Queue:
         except Exception as e:
             self._service.log.fault(e)
             self._service.watch(e)
-            return
-        while True:
+        while self._service.broken is None:
             await self._wake.wait()
             self._wake.clear()
             try:
