@@ -12,8 +12,10 @@ the kernel may have dropped the pages, and a second fsync would report success f
 
 from __future__ import annotations
 
+import atexit
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -39,6 +41,7 @@ class Mount:
     def __init__(self, disk: Disk, folder: str) -> None:
         if not _registered:
             _registered.append(_Vfs())
+            atexit.register(_let_go)
         self.disk = disk
         self.folder = folder
         self.failed: Exception | None = None
@@ -60,6 +63,13 @@ class Mount:
             except Exception as e:  # whatever a Disk raises, the store must stop
                 self.failed = e
         raise apsw.exception_for(code) from self.failed
+
+
+def _let_go() -> None:
+    """At exit: SQLite must not call a file system that the interpreter has taken down."""
+    for connection in apsw.connections():
+        with suppress(apsw.Error):
+            connection.close(True)
 
 
 def _find(name: str) -> tuple[Mount, str]:

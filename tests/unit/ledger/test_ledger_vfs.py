@@ -117,6 +117,17 @@ def test_a_copy_never_touches_what_it_copies() -> None:
         file.descriptor()
 
 
+def test_what_is_open_at_exit_is_closed() -> None:
+    disk = SimDisk()
+    store, broken = open_store(disk), open_store(SimDisk(1, None))
+    broken._mount.disk.turn_off()
+    vfs._let_go()
+    assert apsw.connections() == []
+    with pytest.raises(LedgerError, match=r"ledger\.stopped"):
+        store.size()
+    open_store(disk, 2).close()
+
+
 def test_a_copy_lists_what_it_copies() -> None:
     disk = SimDisk.of({"a/one": b"1", "a/two": b"22"})
     assert CopyDisk(disk).list("a") == ["one", "two"]
