@@ -255,6 +255,12 @@ class TrainingState:
     key: bytes = field(repr=False)
 
 
+def frozen(store: Store, id: str) -> bool:
+    """Whether a dataset of the job waits for its owner's consent."""
+    sql = "SELECT 1 FROM job_datasets JOIN frozen USING (dataset) WHERE job = ?"
+    return store.one(sql, id) is not None
+
+
 def quote(store: Store, id: str) -> Quote:
     """What a job was quoted."""
     return quotes.get(store, job(store, id).quote).quote

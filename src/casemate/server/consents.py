@@ -37,4 +37,5 @@ async def give(call: Call) -> DatasetInfo:
         parse_trust(found.trust)
     consent.give(service.store, envelope, call.caller)
     service.queue.check(call.id)
+    service.queue.wake()
     return catalog.info(service.store, catalog.dataset(service.store, call.id), budget=True)

@@ -124,9 +124,11 @@ class Queue:
                 self._service.watch(e)
 
     def _first(self) -> Job | None:
-        while self._left:
+        for _ in range(len(self._left)):
             job = ledger.job(self._service.store, self._left.popleft())
-            if job.state in ("reserved", "committed"):
+            if job.state == "reserved" and ledger.frozen(self._service.store, job.id):
+                self._left.append(job.id)  # until its owners consent, or it is cancelled
+            elif job.state in ("reserved", "committed"):
                 return job
         return ledger.next_queued(self._service.store)
 

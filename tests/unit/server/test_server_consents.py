@@ -1,12 +1,15 @@
 """Consents over the attested line: a server on other software, its datasets frozen until then."""
 
+import asyncio
+
 import pytest
 
 from casemate.client import consents
-from casemate.ledger import log
+from casemate.ledger import catalog, log
 from casemate.spec.data import Policy
+from casemate.spec.messages import Run
 from casemate.tee import simulated
-from support.desk import Desk, Person, Refused, run_async
+from support.desk import Desk, Person, Refused, Script, run_async
 
 NEW = "bb" * 48
 
@@ -71,3 +74,31 @@ def test_what_is_refused(monkeypatch):
         assert (await owner.ask("GET", path.removesuffix("/consents")))["state"] == "frozen"
 
     upgraded(monkeypatch, work)
+
+
+def test_a_job_that_was_under_way_waits_for_the_consent(monkeypatch):
+    """It is neither lost nor run by software that the owner did not accept."""
+
+    async def run():
+        script = Script(hold=asyncio.Event())
+        desk = Desk(script=script)
+        async with desk:
+            owner, scientist = await desk.person("owner"), await desk.person("scientist")
+            info = await owner.push(policy=Policy(scientists=("*",)))
+            job = (await scientist.submit(await scientist.quote(info))).job
+            await desk.until(lambda: any(isinstance(m, Run) for m in script.told))
+        monkeypatch.setattr(simulated, "measurement", lambda: bytes.fromhex(NEW))
+        script = Script()
+        async with Desk(desk.disk, script=script) as again:
+            owner, scientist = Person(again, owner.identity), Person(again, scientist.identity)
+            other = await (await again.person("other")).push()
+            later = (await scientist.submit(await scientist.quote(other))).job
+            assert (await scientist.finished(later)).state == "done"
+            assert (await scientist.status(job)).state == "running"
+            assert sum(isinstance(m, Run) for m in script.told) == 1
+            path = f"/v1/datasets/{info.dataset}/consents"
+            await owner.ask("POST", path, envelope(again, owner, info.dataset))
+            assert (await scientist.finished(job)).state == "done"
+            assert catalog.account(again.service.store, info.dataset).jobs == 1
+
+    run_async(run())
