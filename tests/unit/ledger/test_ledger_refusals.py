@@ -588,3 +588,49 @@ def test_a_release_says_what_it_wanted(store: Store) -> None:
         ledger.release(store, job, before, b"s")
     assert e.value.message == f"The job {job} is committed, not under this checkpoint."
     assert refusal(lambda: ledger.bundle(store, job)) == ("job.not-done", 409, "")
+
+
+def test_a_quote_is_found_as_it_was_kept(store: Store) -> None:
+    quote, submission = make_quote(store, "1", (push(store),), event=SMALL)
+    found = quotes.get(store, quotes.add(store, quote, submission, b"m" * 32))
+    assert (found.quote, found.submission, found.model_key) == (quote, submission, b"m" * 32)
+    assert len(found.salt) == 32 and found.salt != found.model_key
+    assert (found.void, found.verdicts) == (None, {dataset_id("a"): None})
+
+
+def test_a_refused_dataset_keeps_the_reason(store: Store) -> None:
+    dataset = push(store)
+    store.run("UPDATE datasets SET state = 'checking'")
+    found = catalog.settle(store, dataset, "data.bounds")
+    assert (found.state, found.error) == ("refused", "data.bounds")
+    assert store.one("SELECT error FROM datasets") == ("data.bounds",)
+
+
+def test_a_quote_of_another_length_is_no_quote(store: Store) -> None:
+    quote, submission = make_quote(store, "1", (push(store),), event=SMALL)
+    short = quotes.add(store, replace(quote, datasets=()), submission, b"m" * 32)
+    with pytest.raises(ValueError, match="zip"):
+        ledger.submit(store, short, SCIENTIST.id)
+    cheap = replace(quote.datasets[0], charge=replace(quote.datasets[0].charge, delta_femto=0))
+    for wrong, words in (
+        (replace(quote, datasets=(cheap,)), "its charge is not what the filter takes"),
+        (
+            replace(quote, plan=replace(quote.plan, events=())),
+            "a private plan has events, another has none",
+        ),
+    ):
+        digest = quotes.add(store, wrong, submission, b"m" * 32)
+        with pytest.raises(InternalError) as e:
+            ledger.submit(store, digest, SCIENTIST.id)
+        assert e.value.message == f"The quote is wrong: {words}."
+
+
+def test_what_a_recovery_ends_is_abandoned(store: Store) -> None:
+    job = queue(store, "1", (push(store),), event=SMALL)
+    ledger.reserve(store, job)
+    with store.transaction():
+        ledger.end_unfinished(store, "It was lost.")
+    found = ledger.job(store, job)
+    assert (found.state, found.error, found.message) == (
+        "abandoned", "job.abandoned", "It was lost.",
+    )  # fmt: skip
