@@ -71,4 +71,4 @@ def connect(mount: Mount, key: bytes) -> apsw.Connection:
 def let_go(connection: apsw.Connection) -> None:
     """Close it. What was acknowledged is in the WAL already, so that an error changes nothing."""
     with suppress(apsw.Error):
-        connection.close(True)  # with what an error left half read
+        connection.close()
