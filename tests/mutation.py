@@ -53,7 +53,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
             "tests/unit/ledger/test_ledger_handover.py",
         ],
     ),
-    "anchor": (["ledger/anchor.py"], ["tests/unit/ledger/test_ledger_anchor.py"]),
+    "anchor": (
+        ["ledger/anchor.py"],
+        ["tests/unit/ledger/test_ledger_anchor.py", "tests/unit/ledger/test_ledger_refusals.py"],
+    ),
     "disk": (
         ["ledger/vfs.py", "ledger/sealed.py", "ledger/copy.py"],
         [

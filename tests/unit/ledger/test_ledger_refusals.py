@@ -9,7 +9,7 @@ from dataclasses import replace
 import apsw
 import pytest
 
-from casemate.ledger import catalog, fsck, ledger, log, quotes
+from casemate.ledger import anchor, catalog, fsck, ledger, log, quotes
 from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import Store
 from casemate.spec import codec, merkle
@@ -634,3 +634,21 @@ def test_what_a_recovery_ends_is_abandoned(store: Store) -> None:
     assert (found.state, found.error, found.message) == (
         "abandoned", "job.abandoned", "It was lost.",
     )  # fmt: skip
+
+
+def test_a_mark_and_a_first_value_have_32_bytes() -> None:
+    mark = anchor.Mark("n", 1, b"b" * 32, b"s" * 32)
+    with pytest.raises(ValueError, match=r"^before has 31 bytes, not 32$"):
+        replace(mark, before=b"b" * 31)
+    with pytest.raises(ValueError, match=r"^step has 33 bytes, not 32$"):
+        replace(mark, step=b"s" * 33)
+    asked = []
+
+    class Counting(CountingRng):
+        def bytes(self, count: int) -> bytes:
+            asked.append(count)
+            return super().bytes(count)
+
+    held = Register()
+    stand = anchor.resume(held, None, Counting())
+    assert asked == [32] and stand == anchor.Stand("busy", 0, held.value)
