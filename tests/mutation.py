@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
             "tests/unit/spec/test_spec_policy.py",
             "tests/unit/spec/test_spec_data.py",
             "tests/unit/ledger/test_ledger_gates.py",
+            "tests/unit/server/test_server_roles.py",
             "tests/unit/server/test_server_permissions.py",
         ],
     ),
