@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,7 +141,8 @@ def narrow() -> None:
         if isinstance(node, cst.Name):
             return node.value in ("message", "sentence", "mend", "ask")
         code = cst.Module([]).code_for_node(node) if isinstance(node, text) else ""
-        return " " in code and code.rstrip("\"'").endswith((".", ";", ":"))
+        words = " " in code and re.match(r"[a-z]*[\"'][a-z][^=?]* ", code)
+        return bool(words) or (" " in code and code.rstrip("\"'").endswith((".", ";", ":")))
 
     def words(node: cst.BaseString) -> list[cst.BaseString]:
         made = list(mutators_string(node))

@@ -504,7 +504,10 @@ def test_what_is_frozen_gives_no_key(store: Store) -> None:
     job = queue(store, "1", (a, b), event=SMALL)
     late = ask(store, "2", (a, b), event=SMALL)
     ledger.reserve(store, job)
+    assert not ledger.frozen(store, job)
     store.run("INSERT INTO frozen VALUES (?, 'recovery')", b)
+    assert ledger.frozen(store, job)
+    assert not ledger.frozen(store, queue(store, "3", (a,), event=SMALL))
     catalog.require_thawed(store, a)
     for action in (
         lambda: ledger.begin(store, job),

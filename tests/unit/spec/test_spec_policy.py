@@ -58,6 +58,14 @@ def test_a_policys_bounds(good: dict, bad: dict, words: str) -> None:
         replace(OPEN, **bad)
 
 
+def test_no_more_cosignatures_than_witnesses() -> None:
+    keys = ("w+0+a", "v+0+b")
+    replace(OPEN, witnesses=keys, cosignatures=2)
+    for count in (-1, 0, 1, 3, 4):
+        with pytest.raises(ValueError, match="more than half"):
+            replace(OPEN, witnesses=keys, cosignatures=count)
+
+
 def test_whom_a_policy_admits() -> None:
     assert OPEN.admits("id_a")
     named = Policy(scientists=("id_a", "id_b"))
