@@ -206,3 +206,61 @@ def test_a_tree_of_nothing_and_of_itself() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             merkle.check_consistency(old, first, 3, root, proof)
+
+
+def test_what_lies_on_a_schemas_bounds() -> None:
+    most = 2**40
+    for good in (
+        {"rows": 1, "units": 1},
+        {"rows": most, "units": most},
+        {"rows": 1, "units": most},
+        {"name": "x" * 120},
+        {"columns": tuple(replace(SCHEMA.columns[0], name=f"c{i}") for i in range(4096))},
+    ):
+        replace(SCHEMA, **good)
+    for bad in (
+        {"rows": most + 1, "units": most + 1},
+        {"rows": 1, "units": most + 1},
+        {"rows": 0, "units": 1},
+        {"columns": tuple(replace(SCHEMA.columns[0], name=f"c{i}") for i in range(4097))},
+    ):
+        with pytest.raises(ValueError):
+            replace(SCHEMA, **bad)
+    unit = Column(name="u", dtype="i64", low=0, high=0, role="unit")
+    one = replace(SCHEMA, columns=(unit,), rows=1, units=1, rows_per_unit=1)
+    replace(one, rows=4096, rows_per_unit=4096)
+    with pytest.raises(ValueError, match="rows_per_unit"):
+        replace(one, rows_per_unit=4097)
+    with pytest.raises(ValueError, match="more rows"):
+        replace(one, rows=2)
+
+
+def test_what_lies_on_a_columns_bounds() -> None:
+    column = SCHEMA.columns[0]
+    for good in (
+        {"name": "x" * 120}, {"shape": (1,) * 6}, {"shape": (2**24,)}, {"low": 1.0},
+        {"dtype": "bool", "low": None, "high": None}, {"scale": "unit"},
+    ):  # fmt: skip
+        replace(column, **good)
+    for bad, words in (
+        ({"name": ""}, "1 to 120 printable"),
+        ({"name": "x" * 121}, "1 to 120 printable"),
+        ({"name": "é"}, "1 to 120 printable"),
+        ({"name": "a\n"}, "1 to 120 printable"),
+        ({"shape": (1,) * 7}, "impossible shape"),
+        ({"shape": (0,)}, "impossible shape"),
+        ({"shape": (2**24 + 1,)}, "impossible shape"),
+        ({"low": None}, "declared bounds"),
+        ({"high": None}, "declared bounds"),
+        ({"low": 1.5}, "low above high"),
+        ({"scale": "unit", "low": 1.0}, "can be scaled only"),
+        ({"scale": "unit", "dtype": "i32", "low": 0, "high": 1}, "can be scaled only"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(column, **bad)
+    assert column.wire_bounds == (0.0, 1.0)
+    assert replace(column, scale="symmetric").wire_bounds == (-1.0, 1.0)
+    assert replace(column, low=-3.0, high=3.0, scale="unit").wire_bounds == (0.0, 1.0)
+    assert replace(column, dtype="bool", low=None, high=None).wire_bounds is None
+    assert replace(column, shape=(3, 2)).row_bytes == 24
+    assert replace(column, dtype="u8", low=0, high=9).row_bytes == 1
