@@ -16,6 +16,7 @@ import pytest
 from casemate.ledger import catalog, ledger, log
 from casemate.seal import checkpoint, note
 from casemate.seal.identity import Identity
+from casemate.server import release
 from casemate.spec import codec
 from casemate.spec.data import DatasetInfo, Policy
 from casemate.spec.errors import LedgerError
@@ -88,6 +89,35 @@ def test_without_enough_of_them_nothing_is_charged_and_no_key_used(conduct: str)
             assert (ran(script), catalog.account(desk.service.store, info.dataset).jobs) == (0, 0)
             net.witnesses[URLS[1]].conduct = "honest"
             assert (await scientist.finished(job)).state == "done"
+
+    run_async(work())
+
+
+def test_a_receipt_has_enough_cosignatures_though_the_log_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Entries that come between the witnesses' answer and the release are not under its proof."""
+    real = release.seal_key
+
+    def grows(store, *rest):
+        store_enrol(store)
+        return real(store, *rest)
+
+    def store_enrol(store) -> None:
+        catalog.enrol(store, Identity.generate("late").public)
+
+    monkeypatch.setattr(release, "seal_key", grows)
+
+    async def work() -> None:
+        net, keys = witnesses("honest", "honest", "honest")
+        async with at(fresh_disk(), net) as desk:
+            scientist, info = await parties(desk, keys, 3)
+            job = (await scientist.submit(await scientist.quote(info))).job
+            assert (await scientist.finished(job)).state == "done"
+            answer = await scientist.ask("GET", f"/v1/jobs/{job}/receipt")
+            proof = checkpoint.read_proof(codec.from_json(ReceiptBundle, answer).proof)
+            assert len(note.verify(proof.signed, map(note.verifier, keys))) == 3
+            assert checkpoint.read(proof.signed.text).size < desk.service.store.size()
 
     run_async(work())
 

@@ -299,6 +299,19 @@ def witnesses(store: Store, id: str) -> tuple[tuple[tuple[str, ...], int], ...]:
     return tuple({(p.witnesses, p.cosignatures) for p in policies if p.cosignatures})
 
 
+def cosigned_at(store: Store, id: str, sequence: int) -> int | None:
+    """The largest size of the log over entry ``sequence`` whose very checkpoint has enough
+    cosignatures for each dataset; ``None`` where they stand on different ones."""
+    needed = witnesses(store, id)
+    if not needed:
+        return store.size()
+    said = dict(store.all("SELECT witness, size FROM cosignatures WHERE size > ?", sequence))
+    for size in sorted(set(said.values()), reverse=True):
+        if all(sum(said.get(w) == size for w in keys) >= k for keys, k in needed):
+            return int(size)
+    return None
+
+
 def _policies(store: Store, id: str) -> list[Policy]:
     sql = "SELECT policy FROM job_datasets JOIN datasets d ON d.id = dataset WHERE job = ?"
     return [codec.decode(Policy, raw) for (raw,) in store.all(sql, id)]

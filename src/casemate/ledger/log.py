@@ -73,9 +73,9 @@ def new_key(store: Store) -> tuple[str, bytes]:
     return f"{ORIGIN}/{hashlib.sha256(public).hexdigest()[:32]}", private
 
 
-def head(store: Store) -> Checkpoint:
-    """The tree head over all entries."""
-    size = store.size()
+def head(store: Store, size: int | None = None) -> Checkpoint:
+    """The tree head over all entries, or over the first ``size``."""
+    size = store.size() if size is None else size
     return Checkpoint(key(store).origin, size, merkle.root(size, store.node))
 
 
@@ -84,9 +84,10 @@ def seen(head: Checkpoint) -> Head:
     return Head(origin=head.origin, size=head.size, root=head.root)
 
 
-def sign(store: Store) -> Note:
-    """The newest checkpoint, signed, with the cosignatures that stand on this very one."""
-    mine, now = key(store), head(store)
+def sign(store: Store, size: int | None = None) -> Note:
+    """The newest checkpoint, or the one at ``size``, signed, with the cosignatures that stand on
+    this very one."""
+    mine, now = key(store), head(store, size)
     signed = checkpoint.sign(now, mine.public, mine.private.sign)
     rows = store.all("SELECT line FROM cosignatures WHERE size = ? ORDER BY witness", now.size)
     return signed.add(note.line(text) for (text,) in rows)

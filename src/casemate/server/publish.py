@@ -55,7 +55,8 @@ class Publisher:
         """Ask each witness once to cosign the newest head; one that cannot be reached is passed
         over. Raises ``LedgerError`` ``ledger.rolled-back``."""
         async with self._lock:
-            await asyncio.gather(*(self._ask(url) for url in self._known))
+            signed = self.checkpoint()
+            await asyncio.gather(*(self._ask(url, signed) for url in self._known))
 
     async def witnessed(self, job: str, sequence: int) -> None:
         """Return once enough witnesses of a job's datasets cosigned the log up to ``sequence``."""
@@ -67,8 +68,7 @@ class Publisher:
                 await self._clock.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
 
-    async def _ask(self, url: str) -> None:
-        signed = self.checkpoint()
+    async def _ask(self, url: str, signed: Note) -> None:
         now = checkpoint.read(signed.text)
         for _ in range(2):  # a second time from the size that the witness says it knows
             old = self._known[url]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from casemate.ledger import catalog, ledger, quotes
+from casemate.ledger import catalog, ledger, log, quotes
 from casemate.ledger.quotes import StoredQuote
 from casemate.plan.state import due as due_state
 from casemate.server import release, states
@@ -341,7 +341,10 @@ async def release_job(service: Service, job: str) -> None:
         sealed = await asyncio.to_thread(
             release.seal_key, store, job, catalog.identity(store, found.scientist)
         )
-        ledger.release(store, job, service.publisher.checkpoint(), sealed)
+        if (size := ledger.cosigned_at(store, job, found.ended)) is None:
+            await service.publisher.ask()  # all of the same head, for the receipt's sake
+            size = ledger.cosigned_at(store, job, found.ended)
+        ledger.release(store, job, log.sign(store, size), sealed)
     except PolicyError as e:
         ledger.abandon(store, job, "failed", e.code, e.message)
     state = ledger.job(store, job).state
