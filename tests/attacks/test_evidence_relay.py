@@ -39,7 +39,8 @@ nothing = lambda *_, **__: None  # noqa: E731
 
 
 def boot() -> boot_keys.BootKeys:
-    return boot_keys.make(OsRng(), ["127.0.0.1"])
+    rng = OsRng()
+    return boot_keys.make(rng, ["127.0.0.1"], rng.bytes(16), boot_keys.sign_key(rng))
 
 
 def evidence(keys, of=None) -> Callable:

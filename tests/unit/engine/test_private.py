@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import subprocess
@@ -167,12 +166,13 @@ def test_one_thread_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_num_threads() == 2
         seen = []
         run = private._run
+        take = run._take
 
-        def take(step: int) -> None:
+        def counted(step: int) -> None:
             seen.append(torch.get_num_threads())
-            run.take(step)
+            take(step)
 
-        monkeypatch.setattr(private, "_run", dataclasses.replace(run, take=take))
+        monkeypatch.setattr(run, "_take", counted)
         private.train()
         assert seen == [1] and torch.get_num_threads() == 2
     finally:
