@@ -14,7 +14,7 @@ from unittest import mock
 from casemate.accounting import filters
 from casemate.ledger import catalog, fsck, quotes
 from casemate.ledger.store import Store
-from casemate.server import app, config, keys, release, routes, serve, tls
+from casemate.server import app, config, keys, machine, release, routes, serve, tls
 from casemate.server.service import Service
 from casemate.spec import codec
 from casemate.spec.data import Budget
@@ -165,7 +165,7 @@ def cheap(*, signed: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(where, name, value))
 
         stack.enter_context(remembered())
-        patch(serve, "open_tee", lambda *_, **__: PaperTee())
+        patch(machine, "open_tee", lambda *_, **__: PaperTee())
         patch(keys.tls, "make", lambda _: made)
         for module in (config, serve, release, routes):
             patch(module, "software", _software)

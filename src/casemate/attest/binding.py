@@ -48,7 +48,8 @@ _LENGTHS: Final = {
 }
 
 
-def _item(data: bytes) -> bytes:
+def item(data: bytes) -> bytes:
+    """Its length in 4 bytes, big endian, then itself."""
     return len(data).to_bytes(4, "big") + data
 
 
@@ -76,7 +77,7 @@ def report_data(binding: Binding) -> bytes:
         binding.server_policy.encode("ascii"),
         binding.nonce_root,
     )
-    return hashlib.sha512(b"".join(map(_item, parts))).digest()
+    return hashlib.sha512(b"".join(map(item, parts))).digest()
 
 
 def carried(tee: str, data: bytes) -> bytes:
@@ -89,7 +90,7 @@ def device_data(tee: str, bound: bytes, name: str) -> bytes:
     """The 64 bytes for evidence under ``name`` beside that of the CPU, which is of kind ``tee`` and
     carries ``bound``; each name has its own, so that no device answers for two."""
     parts = (DEVICE_TAG, tee.encode("ascii"), bound, name.encode("ascii"))
-    return hashlib.sha512(b"".join(map(_item, parts))).digest()
+    return hashlib.sha512(b"".join(map(item, parts))).digest()
 
 
 def split(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:

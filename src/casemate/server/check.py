@@ -6,11 +6,9 @@ from __future__ import annotations
 from casemate.ledger import fsck, fsck_folder
 from casemate.ledger.fsck_replay import Replay
 from casemate.seams import OsDisk, OsRng, SystemClock
-from casemate.server import keeping, serve
+from casemate.server import keeping, machine, serve
 from casemate.server.config import Config
 from casemate.spec.errors import LedgerError
-from casemate.tee import Machine
-from casemate.tee import open as open_tee
 
 
 def check(config: Config) -> Replay:
@@ -28,8 +26,5 @@ def check(config: Config) -> Replay:
         )
     with serve.alone(config):
         disk = OsDisk(config.state)
-        tee = open_tee(
-            config.tee, disk=disk, rng=OsRng(), clock=SystemClock(),
-            machine=Machine(owner=serve.owner(config.release_owner)),
-        )  # fmt: skip
+        tee = machine.open_tee(config, disk=disk, rng=OsRng(), clock=SystemClock())
         return keeping.with_key(disk, tee, lambda key: fsck.audit(disk, key))

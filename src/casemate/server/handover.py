@@ -26,14 +26,14 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from casemate.attest.binding import carried
+from casemate.attest.binding import carried, item
 from casemate.attest.trust import Trust
 from casemate.attest.verdict import Checks, Unchecked, refusal
 from casemate.attest.verify import verify_claims, verify_parts
 from casemate.ledger import catalog, consent, handover, rekey
 from casemate.ledger.store import Store
 from casemate.seal import hpke
-from casemate.server import keeping, state
+from casemate.server import keeping, keys, machine
 from casemate.server.config import policy_digest
 from casemate.server.consents import parse_trust
 from casemate.server.state import Place
@@ -42,7 +42,7 @@ from casemate.spec.codec import value
 from casemate.spec.consent import HandedOver, HandoverRequest, SoftwareConsent
 from casemate.spec.errors import CasemateError, FormatError, LedgerError
 from casemate.spec.receipt import LogEntry
-from casemate.tee import Tee, open_anchor
+from casemate.tee import Tee
 from casemate.tee.files import load, remove, store
 
 TAG: Final = b"casemate/handover/v1"
@@ -70,14 +70,10 @@ class Handed:
     refused: dict[str, str]
 
 
-def _item(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
 def report_data(hpke_key: bytes, server_policy: str, anchor: str) -> bytes:
     """The 64 bytes that a request's evidence is over."""
     items = (TAG, hpke_key, server_policy.encode(), anchor.encode())
-    return hashlib.sha512(b"".join(map(_item, items))).digest()
+    return hashlib.sha512(b"".join(map(item, items))).digest()
 
 
 def _digest(raw: bytes) -> str:
@@ -93,8 +89,8 @@ def _seal_key(tee: Tee) -> hpke.SealKey:
     return hpke.from_secret(expand.derive(tee.sealing_key(LABEL)))
 
 
-def _anchor(tee: Tee) -> str:
-    found = None if tee.simulated else open_anchor(tee, bytes(32))
+def _anchor(place: Place) -> str:
+    found = machine.anchor(place.config, place.tee, bytes(32))
     return "" if found is None else found.name
 
 
@@ -104,7 +100,7 @@ def _anchor(tee: Tee) -> str:
 def request(place: Place) -> bytes:
     """A request's bytes, also kept as :data:`REQUEST_FILE`; the same HPKE key each time. Raises
     ``usage.tee-*``."""
-    key, policy, anchor = _seal_key(place.tee), policy_digest(place.config), _anchor(place.tee)
+    key, policy, anchor = _seal_key(place.tee), policy_digest(place.config), _anchor(place)
     evidence = place.tee.attest(report_data(key.public, policy, anchor))
     asked = HandoverRequest(
         hpke_key=key.public, server_policy=policy, anchor=anchor, evidence=evidence
@@ -203,14 +199,14 @@ def give(place: Place, raw: bytes, *, drop: bool) -> Handed:
             body = handover.hand_over(found, before.measurement, _digest(raw), (), drop=drop)
             refused: dict[str, str] = {}
         else:
-            state.hold(place, found)
+            machine.hold(place.config, place.tee, found)
             simulated, now = place.tee.simulated, place.clock.wall()
             shown, names, refused = agreed(found, asked, simulated=simulated, now=now)
             body = handover.hand_over(found, shown, _digest(raw), names, drop=drop)
     finally:
         found.close()
     fresh = place.rng.bytes(KEY_BYTES)
-    same = asked.anchor == _anchor(place.tee)
+    same = asked.anchor == _anchor(place)
     keeping.with_key(
         place.disk,
         place.tee,
@@ -248,7 +244,7 @@ def take(place: Place) -> HandedOver:
             f"What was handed over is not for this enclave: {e.message}",
             "Take it over on the machine, and with the software, that asked for it.",
         ) from None
-    boot = place.rng.bytes(16)
+    boot = place.rng.bytes(keys.BOOT_BYTES)
     found = Store.open(place.disk, fresh, boot, place.rng, folder=handover.FOLDER)
     try:
         body = _last(found)

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import signal
 import socket
 import ssl
@@ -21,10 +20,8 @@ import uvicorn
 from casemate.accounting import pld
 from casemate.ledger import log as ledger_log
 from casemate.ledger import recovery
-from casemate.ledger.anchor import Anchor
-from casemate.ledger.store import Store
 from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock
-from casemate.server import app, attestation, keeping, keys, release, states
+from casemate.server import app, attestation, keeping, keys, machine, release, states
 from casemate.server.config import Config, policy_digest, software
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
@@ -35,10 +32,8 @@ from casemate.server.service import Service
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
 from casemate.spec import canonical
-from casemate.spec.errors import LedgerError, NetError, UsageError
+from casemate.spec.errors import LedgerError, NetError
 from casemate.spec.job import DpEvent
-from casemate.tee import Machine, Tee, open_anchor
-from casemate.tee import open as open_tee
 
 READY_FILE: Final = "server.json"
 LOCK_FILE: Final = "lock"
@@ -56,36 +51,6 @@ def forbid_unpickling() -> None:
     sys.addaudithook(hook)
 
 
-def owner(text: str) -> bytes | None:
-    """The key of ``Config.release_owner``. Raises ``usage.tee-release``."""
-    if not text:
-        return None
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise UsageError(
-            "usage.tee-release",
-            "The owner who releases the sealing key is not named by 64 hex digits.",
-            mend="Give the sign_key of the owner's public identity, in hex.",
-            where="release-owner",
-        )
-    return bytes.fromhex(text)
-
-
-def _anchor(setting: str, tee: Tee, store: Store) -> Anchor | None:
-    """``Config.anchor``. Raises ``usage.tee-anchor``."""
-    if setting == "none":
-        return None
-    if setting == "auto":
-        return open_anchor(tee, store.anchor_secret())
-    if not re.fullmatch(r"0x[0-9a-fA-F]{8}", setting):
-        raise UsageError(
-            "usage.tee-anchor",
-            f"{setting[:20]!r} is no NV index of a TPM.",
-            mend="Give auto, none, or an index like 0x0180ca5e.",
-            where="anchor",
-        )
-    return open_anchor(tee, store.anchor_secret(), index=int(setting, 16))
-
-
 def assemble(
     config: Config,
     *,
@@ -100,10 +65,7 @@ def assemble(
     Raises ``usage.tee-*`` and ``LedgerError``.
     """
     log = Log(write_log, clock)
-    tee: Tee = open_tee(
-        "simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock,
-        machine=Machine(owner=owner(config.release_owner)),
-    )  # fmt: skip
+    tee = machine.open_tee(config, disk=disk, rng=rng, clock=clock)
     if tee.sealing == "owner-release":
         log.event("server", tee=tee.kind, state="waiting")  # for the owner, at the store's key
     instance = rng.bytes(keys.BOOT_BYTES)
@@ -115,8 +77,7 @@ def assemble(
     metrics = Metrics()
     limits, rates = config.limits, config.rates
     attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
-    if not tee.simulated:
-        store.hold(_anchor(config.anchor, tee, store))
+    machine.hold(config, tee, store)
     recovery.start(store, attested, software=software(), measurement=tee.measurement)
     for folder in (release.FOLDER, states.FOLDER):
         disk.make_folder(folder)

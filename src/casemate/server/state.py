@@ -17,7 +17,7 @@ from casemate.ledger.copy import CopyDisk
 from casemate.ledger.store import Store
 from casemate.seal import note
 from casemate.seams import Clock, Disk, Net, OsDisk, OsRng, Rng, SystemClock
-from casemate.server import backup, keeping, keys, serve
+from casemate.server import backup, keeping, keys, machine, serve
 from casemate.server.backup import Backup
 from casemate.server.config import Config, software
 from casemate.server.logs import Log
@@ -25,8 +25,7 @@ from casemate.server.metrics import Metrics
 from casemate.server.publish import Publisher
 from casemate.spec.consent import RecoveryRequest, Rotated
 from casemate.spec.errors import LedgerError
-from casemate.tee import Machine, Tee, open_anchor
-from casemate.tee import open as open_tee
+from casemate.tee import Tee
 
 T = TypeVar("T")
 
@@ -68,11 +67,9 @@ def _require_store(disk: Disk) -> None:
 
 def open_place(config: Config, disk: Disk, *, rng: Rng, clock: Clock) -> Place:
     """A place on these objects. Raises ``usage.tee-*``."""
-    tee = open_tee(
-        "simulated" if config.dev else config.tee, disk=disk, rng=rng, clock=clock,
-        machine=Machine(owner=serve.owner(config.release_owner)),
-    )  # fmt: skip
-    return Place(config, disk, tee, rng, clock)
+    return Place(
+        config, disk, machine.open_tee(config, disk=disk, rng=rng, clock=clock), rng, clock
+    )
 
 
 @contextmanager
@@ -250,9 +247,3 @@ def show(place: Place) -> dict[str, Any]:
         }
 
     return place.using(work, CopyDisk(place.disk))
-
-
-def hold(place: Place, found: Store) -> None:
-    """Hold the state against its anchor, as a start does."""
-    if not place.tee.simulated:
-        found.hold(open_anchor(place.tee, found.anchor_secret()))

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import io
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from casemate.ledger.store import Store
 from casemate.seal import hpke, note
 from casemate.seams import OsRng
 from casemate.server import backup, handover, keeping, serve, state
+from casemate.server import machine as server_machine
 from casemate.server.config import Config
 from casemate.spec import codec
 from casemate.spec.errors import CasemateError, LedgerError
@@ -471,8 +473,12 @@ def crash_rotations(files, kind, seed, calls):
         disk = SimDisk.of(files[0], 1009 * seed + call)
         here = place(disk)
         disk.fault = (call, kind)
-        with pytest.raises((OSError, CasemateError)):
+        try:
             state.rotate(here)
+        except (OSError, CasemateError):
+            pass
+        else:  # no space at a call that takes none; or SQLite's drop, at its end, of an empty WAL
+            assert kind == "ENOSPC" or re.fullmatch(r"remove .*-wal", disk.trace[call - 1]), call
         disk.fault = None
         after = disk.power_cycle()
         # Its start, and at most the entry of the rotation.
@@ -774,7 +780,7 @@ def test_hardware_never_passes_to_simulation(files, software, monkeypatch):
     software(old)
     here = place(disk)
     monkeypatch.setattr(simulated.SimulatedTee, "simulated", False)
-    monkeypatch.setattr(state, "hold", lambda *_: None)
+    monkeypatch.setattr(server_machine, "hold", lambda *_: None)
     with pytest.raises(LedgerError, match="simulated"):
         handover.give(here, raw, drop=True)
 

@@ -7,7 +7,7 @@ import pytest
 from casemate.attest.verify import verify_attestation
 from casemate.server import attestation, keys
 from casemate.server.config import Config, policy_digest
-from casemate.server.serve import owner
+from casemate.server.machine import owner
 from casemate.spec.errors import UsageError
 from support import tees
 from support.disk import SimDisk
