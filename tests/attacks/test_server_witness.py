@@ -162,6 +162,86 @@ def test_witnesses_that_fall_silent_hold_keys_and_results_back(when: str) -> Non
     run_async(work())
 
 
+async def _bystander(desk: Desk) -> tuple[Person, DatasetInfo]:
+    """Somebody else, whose dataset asks for no witness."""
+    owner, scientist = await desk.person("other owner"), await desk.person("other scientist")
+    return scientist, await owner.push()
+
+
+@pytest.mark.parametrize("when", ["queued", "reserved", "committed"])
+def test_a_silent_witness_holds_up_nobody_else(when: str) -> None:
+    """An owner who names a witness that never answers: the jobs on that data wait, all others run,
+    though there is one place for them."""
+
+    async def work() -> None:
+        net, keys = witnesses("honest")
+        script = Script(hold=asyncio.Event())
+        async with at(fresh_disk(), net, script) as desk:
+            scientist, info = await parties(desk, keys, 1)
+            other, free = await _bystander(desk)
+            store, quiet = desk.service.store, net.witnesses[URLS[0]]
+            quotes = [await scientist.quote(info) for _ in range(3)]
+            beside = [await other.quote(free) for _ in range(3)]
+
+            def falls_silent(state: str, real):
+                def wrapped(*args, **named):
+                    if state == when:
+                        quiet.conduct = "down"
+                    return real(*args, **named)
+
+                return wrapped
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ledger, "reserve", falls_silent("reserved", ledger.reserve))
+                patch.setattr(ledger, "commit", falls_silent("committed", ledger.commit))
+                quiet.conduct = "down" if when == "queued" else "honest"
+                script.hold.set()
+                waits = [(await scientist.submit(quote)).job for quote in quotes]
+                await desk.until(lambda: ledger.job(store, waits[0]).state == when)
+                for quote in beside:
+                    job = (await other.submit(quote)).job
+                    assert (await other.finished(job)).state == "done"
+                await turns(desk)
+                states = [ledger.job(store, job).state for job in waits]
+                assert states == [when, "queued", "queued"]
+            quiet.conduct = "honest"
+            for job in waits:
+                assert (await scientist.finished(job)).state == "done"
+            jobs = store.all("SELECT id FROM jobs WHERE id IN (?, ?, ?) ORDER BY ended", *waits)
+            assert [id for (id,) in jobs] == waits  # in the order in which they came
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("when", ["queued", "reserved"])
+def test_a_job_that_waits_for_witnesses_can_be_ended(when: str) -> None:
+    async def work() -> None:
+        net, keys = witnesses("honest")
+        script = Script()
+        async with at(fresh_disk(), net, script) as desk:
+            scientist, info = await parties(desk, keys, 1)
+            store, quiet, real = desk.service.store, net.witnesses[URLS[0]], ledger.reserve
+
+            def reserve(*args):
+                quiet.conduct = "down"
+                return real(*args)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ledger, "reserve", reserve)
+                quiet.conduct = "down" if when == "queued" else "honest"
+                job = (await scientist.submit(await scientist.quote(info))).job
+                await desk.until(lambda: ledger.job(store, job).state == when)
+                await turns(desk)
+            await scientist.ask("DELETE", f"/v1/jobs/{job}")
+            assert (await scientist.status(job)).state == "cancelled"
+            quiet.conduct = "honest"
+            await turns(desk)
+            assert (ledger.job(store, job).state, ran(script)) == ("cancelled", 0)
+            assert catalog.account(store, info.dataset).jobs == (when == "reserved")
+
+    run_async(work())
+
+
 async def _cloned(
     net: WitnessNet, keys: Sequence[str], k: int
 ) -> tuple[SimDisk, SimDisk, str, Identity]:

@@ -13,6 +13,8 @@ cancelled there, it costs nothing.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -97,10 +99,13 @@ def jobs(store: Store, identity: str, count: int = 1000) -> list[Job]:
     return [Job(*row) for row in store.all(sql, identity, count)]
 
 
-def next_queued(store: Store) -> Job | None:
-    """The job that has waited longest."""
-    sql = f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1"
-    row = store.one(sql)
+def next_queued(store: Store, but: Collection[str] = ()) -> Job | None:
+    """The job that has waited longest, of those that are not in ``but``."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued'"
+        " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY place LIMIT 1"
+    )
+    row = store.one(sql, json.dumps(list(but)))
     return None if row is None else Job(*row)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
@@ -29,6 +30,14 @@ FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """How long a witness is left alone, and until when on the monotonic clock."""
+
+    seconds: float
+    until: float
+
+
 class Publisher:
     """One server's witnesses at ``urls`` (each a submission prefix)."""
 
@@ -44,6 +53,7 @@ class Publisher:
         self._store, self._net, self._clock, self._events = store, net, clock, events
         self._metrics = metrics
         self._known = dict.fromkeys((url.rstrip("/") for url in urls), 0)
+        self._rests: dict[str, _Rest] = {}
         self._lock = asyncio.Lock()
 
     def checkpoint(self) -> Note:
@@ -52,23 +62,41 @@ class Publisher:
         return log.sign(self._store)
 
     async def ask(self) -> None:
-        """Ask each witness once to cosign the newest head; one that cannot be reached is passed
-        over. Raises ``LedgerError`` ``ledger.rolled-back``."""
+        """Ask each witness once to cosign the newest head; one that cannot be reached, or did not
+        cosign a moment ago, is passed over. Raises ``LedgerError`` ``ledger.rolled-back``."""
         async with self._lock:
-            signed = self.checkpoint()
-            await asyncio.gather(*(self._ask(url, signed) for url in self._known))
+            now = self._clock.monotonic()
+            due = [u for u in self._known if u not in self._rests or self._rests[u].until <= now]
+            if due:
+                signed = self.checkpoint()
+                await asyncio.gather(*(self._once(url, signed) for url in due))
 
-    async def witnessed(self, job: str, sequence: int) -> None:
-        """Return once enough witnesses of a job's datasets cosigned the log up to ``sequence``."""
-        wait = FIRST_WAIT
-        while not ledger.witnessed(self._store, job, sequence):
+    def rest(self) -> float:
+        """Seconds until a witness that was passed over is asked again."""
+        if not self._rests:
+            return LONGEST_WAIT
+        return max(0.0, min(r.until for r in self._rests.values()) - self._clock.monotonic())
+
+    async def witnessed(self, job: str, sequence: int) -> bool:
+        """Whether enough witnesses of a job's datasets cosigned the log up to ``sequence``, asked
+        once if they have not."""
+        if not ledger.witnessed(self._store, job, sequence):
             await self.ask()
-            if not ledger.witnessed(self._store, job, sequence):
-                self._events.event("witness", job=job, state="waiting")
-                await self._clock.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+        if found := ledger.witnessed(self._store, job, sequence):
+            return found
+        self._events.event("witness", job=job, state="waiting")
+        return False
 
-    async def _ask(self, url: str, signed: Note) -> None:
+    async def _once(self, url: str, signed: Note) -> None:
+        if await self._ask(url, signed):
+            self._rests.pop(url, None)
+            return
+        last = self._rests.get(url)
+        wait = FIRST_WAIT if last is None else min(2 * last.seconds, LONGEST_WAIT)
+        self._rests[url] = _Rest(wait, self._clock.monotonic() + wait)
+
+    async def _ask(self, url: str, signed: Note) -> bool:
+        """Whether it cosigned."""
         now = checkpoint.read(signed.text)
         for _ in range(2):  # a second time from the size that the witness says it knows
             old = self._known[url]
@@ -78,15 +106,15 @@ class Publisher:
             )
             if status == 200:
                 self._known[url] = now.size
-                self._keep(signed, answer)
-                return
+                return self._keep(signed, answer)
             size = _size(answer) if status == 409 else None
             if status == 422 or (size is not None and (size > now.size or size == old)):
                 await self._newer(url, now.origin)
-                return
+                return False
             if size is None:
-                return
+                return False
             self._known[url] = size
+        return False
 
     async def _send(self, url: str, body: bytes | None) -> tuple[int, bytes]:
         try:
@@ -111,18 +139,21 @@ class Publisher:
         except CasemateError as e:
             self._events.event("witness", code=e.code)
 
-    def _keep(self, signed: Note, answer: bytes) -> None:
-        """Each line of a key that a policy names, if it verifies."""
+    def _keep(self, signed: Note, answer: bytes) -> bool:
+        """Each line of a key that a policy names, if it verifies; whether all were understood."""
         known = tuple(map(note.verifier, catalog.witnesses(self._store)))
         try:
             lines = note.lines(answer.decode("utf-8"))
         except (CasemateError, UnicodeDecodeError):
-            return
+            return False
+        kept = True
         for line in lines:
             try:
                 log.cosign(self._store, signed.add([line]), known)
             except CasemateError as e:
                 self._events.event("witness", code=e.code)
+                kept = False
+        return kept
 
 
 def _size(answer: bytes) -> int | None:

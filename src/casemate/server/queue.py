@@ -1,7 +1,8 @@
 """The durable queue. Its state is the ledger's; this is only the loop that serves it.
 
-One job at a time is prepared and reserved, ``config.workers`` run at once. What another boot left
-half done goes first: it was taken over at the start; then what it left queued.
+One job at a time is prepared and reserved, ``config.workers`` run at once. What was left half done
+goes first: by another boot, taken over at the start, or by witnesses, once they have answered; then
+what is queued.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.ledger import Job
 from casemate.server import records, release, run, states
+from casemate.server.aside import Aside
+from casemate.server.publish import FIRST_WAIT
 from casemate.server.run import Ticks
 from casemate.server.service import Service
 from casemate.server.throttle import Busy
@@ -36,7 +39,8 @@ class Queue:
         self._prepares = asyncio.Semaphore(service.config.workers)
         self._waiting = 0
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._left: deque[str] = deque()  # of earlier boots: they go first
+        self._left: deque[str] = deque()  # half done: they go first
+        self._aside = Aside(service.store, service.publisher, service.clock, self.wake)
         self._ticks: dict[str, Ticks] = {}
         self._checking: dict[str, asyncio.Task[None]] = {}
 
@@ -49,13 +53,13 @@ class Queue:
         self._sweep()
         release.sweep(self._service.disk, self._service.store)
         self._left.extend(job.id for job in ledger.unfinished(self._service.store))
-        loop = asyncio.create_task(self._loop())
+        loops = [asyncio.create_task(self._loop()), asyncio.create_task(self._witnesses())]
         self.wake()
         try:
             yield
         finally:
             # What runs now is taken over by the next start.
-            tasks = [loop, *self._checking.values(), *self._running.values()]
+            tasks = [*loops, *self._checking.values(), *self._running.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,14 +127,33 @@ class Queue:
                 self._service.log.fault(e)
                 self._service.watch(e)
 
+    async def _witnesses(self) -> None:
+        while self._service.broken is None:
+            try:
+                await self._aside.serve()
+            except Exception as e:
+                self._service.log.fault(e)
+                self._service.watch(e)
+                await self._service.clock.sleep(FIRST_WAIT)
+
     def _first(self) -> Job | None:
+        store = self._service.store
         for _ in range(len(self._left)):
-            job = ledger.job(self._service.store, self._left.popleft())
-            if job.state == "reserved" and ledger.frozen(self._service.store, job.id):
-                self._left.append(job.id)  # until its owners consent, or it is cancelled
-            elif job.state in ("reserved", "committed"):
+            job = ledger.job(store, self._left.popleft())
+            if job.state not in ("reserved", "committed"):
+                continue
+            if job.id in self._aside or (job.state == "reserved" and ledger.frozen(store, job.id)):
+                self._left.append(job.id)  # until its witnesses, its owners; or it is cancelled
+            else:
                 return job
-        return ledger.next_queued(self._service.store)
+        return ledger.next_queued(store, self._aside.jobs())
+
+    async def _serve(self, job: str, work: Coroutine[Any, Any, int | None]) -> None:
+        """Take a job to its end, or until it has to wait for witnesses."""
+        sequence = await work
+        if sequence is not None:
+            self._left.append(job)
+            self._aside.put(job, sequence)
 
     async def _next(self) -> bool:
         """Start the job that waited longest; return when it no longer stands first."""
@@ -150,7 +173,7 @@ class Queue:
         else:
             tick = partial(self._tick, job.id)
             work = run.execute(self._service, job.id, tick, left.set)
-        task = self._start(self._running, job.id, work)
+        task = self._start(self._running, job.id, self._serve(job.id, work))
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -181,6 +204,7 @@ class Queue:
         self._ticks[job] = ticks
 
     def _end(self, job: str, state: Any, code: str, message: str) -> None:
+        self._aside.drop(job)
         ended = ledger.abandon(self._service.store, job, state, code, message)
         if ended.error == code:
             self._service.metrics.jobs.labels(ended.state).inc()
@@ -197,7 +221,7 @@ class Queue:
 
     async def stop_revoked(self, dataset: str) -> None:
         """End the jobs that run on a dataset whose key was destroyed."""
-        for job in list(self._running):
+        for job in (*self._running, *self._aside.jobs()):
             used = quotes.get(
                 self._service.store, ledger.job(self._service.store, job).quote
             ).quote.request.datasets

@@ -177,9 +177,9 @@ async def execute(
     job: str,
     on_start: Callable[[Ticks], None],
     reserved: Callable[[], None],
-) -> None:
-    """Take a queued job, or one that an earlier boot had reserved, to its end. Whatever happens,
-    the ledger says how it ended.
+) -> int | None:
+    """Take a queued or a reserved job to its end; or to the entry of the log, returned, that its
+    witnesses have still to cosign. Whatever happens, the ledger says how it ended.
 
     ``reserved`` is called once the charge is durable; ``on_start`` when public time begins.
     """
@@ -195,19 +195,14 @@ async def execute(
                 as_quoted = stored.quote.execution.compiled
                 found = await prepare(service, worker, request, schemas, upload, key, as_quoted)
                 _as_quoted(found, stored.quote)
-            if ledger.job(store, job).reserved is None:  # also one that an owner's change has ended
-                # Witnesses that cannot be reached keep a job waiting, not charged and waiting.
-                await service.publisher.witnessed(job, store.size() - 1)
-                ledger.reserve(store, job)
-            reserved()
-            granted = ledger.job(store, job).granted
-            assert granted is not None
-            await service.publisher.witnessed(job, granted)
+            if (unseen := await _charge(service, job, reserved)) is not None:
+                await service.pool.keep(stored.digest, worker)
+                return unseen
             ticks = Ticks(stored.quote, service.clock.monotonic())
             on_start(ticks)
             weights = await _train(service, worker, stored, job, ticks)
         await _commit(service, stored, job, weights, ticks)
-        await release_job(service, job)
+        return await release_job(service, job)
     except asyncio.CancelledError:
         raise
     except CasemateError as e:
@@ -225,6 +220,23 @@ async def execute(
     except Exception as e:
         await _fail(service, job, ticks, "job.failed", FAILED)
         service.log.fault(e, job=job)
+    return None
+
+
+async def _charge(service: Service, job: str, reserved: Callable[[], None]) -> int | None:
+    """Reserve a job that is not yet; the entry of the log that its witnesses have still to cosign
+    before the next step."""
+    store, publisher = service.store, service.publisher
+    if ledger.job(store, job).reserved is None:  # also one that an owner's change has ended
+        # Witnesses that cannot be reached keep a job waiting, not charged and waiting.
+        head = store.size() - 1
+        if not await publisher.witnessed(job, head):
+            return head
+        ledger.reserve(store, job)
+    reserved()
+    granted = ledger.job(store, job).granted
+    assert granted is not None
+    return None if await publisher.witnessed(job, granted) else granted
 
 
 def _as_quoted(found: Prepared, quote: Quote) -> None:
@@ -331,13 +343,15 @@ async def _commit(
     ledger.commit(store, job, result_digest=digest, blob=path, result_key=key, envelope=envelope)
 
 
-async def release_job(service: Service, job: str) -> None:
-    """Let a committed job's result and receipt out, once its owners' witnesses saw the commit."""
+async def release_job(service: Service, job: str) -> int | None:
+    """Let a committed job's result and receipt out; the entry of its commit, where its owners'
+    witnesses have still to cosign that."""
     store = service.store
     found = ledger.job(store, job)
     assert found.ended is not None
+    if not await service.publisher.witnessed(job, found.ended):
+        return found.ended
     try:
-        await service.publisher.witnessed(job, found.ended)
         sealed = await asyncio.to_thread(
             release.seal_key, store, job, catalog.identity(store, found.scientist)
         )
@@ -350,6 +364,7 @@ async def release_job(service: Service, job: str) -> None:
     state = ledger.job(store, job).state
     service.metrics.jobs.labels(state).inc()
     service.log.event("job", job=job, state=state)
+    return None
 
 
 async def _fail(service: Service, job: str, ticks: Ticks | None, code: str, message: str) -> None:
