@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from casemate.spec.data import Budget
 from casemate.spec.errors import LedgerError
 from casemate.spec.job import Charge, DpEvent
 from casemate.spec.receipt import LogEntry
+from support.anchors import FakeAnchor
 from support.disk import SimDisk
 from support.ledgers import (
     BUDGET,
@@ -79,7 +79,7 @@ def fill(store: Store) -> None:
     ledger.begin(store, again)
     ledger.keep_state(store, again, TrainingState(7, f"states/{again}.7", b"s" * 32))
     catalog.revoke(store, push(store, "old"), OWNER.id)
-    store.hold(Register())
+    store.hold(FakeAnchor())
     ledger.reserve(store, queue(store, "8", (b,), event=SMALL))
 
 
@@ -92,24 +92,6 @@ def go_on(store: Store) -> None:
     commit(store, job)
     WITNESS.cosign(store)
     ledger.release(store, job, log.sign(store), b"sealed")
-
-
-class Register:
-    """An anchor in memory."""
-
-    name = "a register"
-
-    def __init__(self) -> None:
-        self.value: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self.value
-
-    def begin(self, base: bytes) -> None:
-        self.value = base
-
-    def extend(self, step: bytes) -> None:
-        self.value = hashlib.sha256((self.value or b"") + step).digest()
 
 
 @cache

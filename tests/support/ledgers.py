@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.accounting.filters import RdpFilter
@@ -17,6 +18,7 @@ from casemate.server import release
 from casemate.server.keys import BootKeys, SignKey
 from casemate.spec import codec
 from casemate.spec.data import Budget, Column, DatasetKey, DatasetSchema, Policy, Registration
+from casemate.spec.errors import CasemateError
 from casemate.spec.evidence import Attestation, Binding, Evidence
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import (
@@ -304,3 +306,13 @@ class Witness:
     def cosign(self, store: Store) -> None:
         """Cosign the store's newest checkpoint."""
         log.cosign(store, self.sign(log.sign(store)), [self.verifier])
+
+
+def refused(
+    code: str, store: Store, quote: str, scientist: PublicIdentity = SCIENTIST
+) -> CasemateError:
+    """That a quote is not taken, for this reason."""
+    with pytest.raises(CasemateError) as e:
+        ledger.submit(store, quote, scientist.id)
+    assert e.value.code == code
+    return e.value

@@ -51,6 +51,24 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return bytes(out)
 
 
+def scrambled(data: bytes, draw: random.Random, among: bytes) -> bytes:
+    """One to three changes to a text that is read line by line: a byte ``among`` those that it is
+    made of, a cut, a piece repeated elsewhere, a bit."""
+    out = bytearray(data)
+    for _ in range(draw.randrange(1, 4)):
+        at = draw.randrange(len(out))
+        match draw.randrange(4):
+            case 0:
+                out[at] = draw.choice(among)
+            case 1:
+                del out[at : at + draw.randrange(1, 9)]
+            case 2:
+                out[at:at] = out[draw.randrange(len(out)) :][: draw.randrange(9)]
+            case _:
+                out[at] ^= 1 << draw.randrange(8)
+    return bytes(out)
+
+
 def fuzz(
     parse: Callable[[bytes], object], seeds: Sequence[bytes], count: int = COUNT, seed: int = 0
 ) -> int:

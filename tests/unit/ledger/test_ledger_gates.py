@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, fsck, ledger, log, quotes, recovery
+from casemate.ledger import catalog, ledger, log, quotes, recovery
 from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import MAX_ENTRY, Link, Store
 from casemate.seal import checkpoint, note
@@ -41,6 +41,7 @@ from support.ledgers import (
     person,
     push,
     queue,
+    refused,
     run,
     secret,
     taken,
@@ -49,21 +50,6 @@ from support.ledgers import (
 SMALL = DpEvent(rate=0.02, noise_multiplier=4.0, steps=50)
 CHARGE = RdpFilter(BUDGET).charge((EVENT,), 2e-9, delta_shown=1e-6)
 EVENT_NANO = CHARGE.rdp_nano
-
-
-@pytest.fixture
-def store():
-    made = open_store(SimDisk())
-    yield made
-    assert not fsck.check(made.all, recompute=True).findings
-    made.close()
-
-
-def refused(code: str, store: Store, quote: str, scientist=SCIENTIST) -> CasemateError:
-    with pytest.raises(CasemateError) as e:
-        ledger.submit(store, quote, scientist.id)
-    assert e.value.code == code
-    return e.value
 
 
 # A budget for each scientist.

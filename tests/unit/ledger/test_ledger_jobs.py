@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, fsck, ledger, quotes
+from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.catalog import Account
 from casemate.ledger.store import Store
 from casemate.spec import codec
@@ -21,7 +21,6 @@ from casemate.spec.errors import (
 )
 from casemate.spec.job import DpEvent
 from casemate.spec.log import Reserved
-from support.disk import SimDisk
 from support.ledgers import (
     BUDGET,
     EVENT,
@@ -34,11 +33,11 @@ from support.ledgers import (
     finish,
     hexes,
     make_quote,
-    open_store,
     person,
     push,
     queue,
     receipt,
+    refused,
     run,
     secret,
     taken,
@@ -48,21 +47,6 @@ SMALL = DpEvent(rate=0.02, noise_multiplier=4.0, steps=50)
 CHARGE = RdpFilter(BUDGET).charge((EVENT,), 2e-9, delta_shown=1e-6)
 EVENT_NANO = CHARGE.rdp_nano
 NOTHING = Account((0,) * len(EVENT_NANO), 0, 0)
-
-
-@pytest.fixture
-def store():
-    made = open_store(SimDisk())
-    yield made
-    assert not fsck.check(made.all, recompute=True).findings
-    made.close()
-
-
-def refused(code: str, store: Store, quote: str, scientist=SCIENTIST) -> CasemateError:
-    with pytest.raises(CasemateError) as e:
-        ledger.submit(store, quote, scientist.id)
-    assert e.value.code == code
-    return e.value
 
 
 def test_a_job_from_submit_to_commit(store: Store) -> None:

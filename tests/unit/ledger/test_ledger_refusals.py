@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from casemate.spec.errors import CasemateError, InternalError, JobError, LedgerE
 from casemate.spec.job import Charge, DpEvent
 from casemate.spec.log import Abandoned, Committed, Reserved, commitment
 from casemate.spec.receipt import LogEntry
+from support.anchors import NAME, FakeAnchor
 from support.disk import SimDisk
 from support.ledgers import (
     KEY,
@@ -265,19 +265,8 @@ def test_what_cannot_be_read_names_its_place(store: Store) -> None:
         commitment(b"abc", "sha256:x")
 
 
-class Busy:
+class Busy(FakeAnchor):
     """An anchor that fails in its step."""
-
-    name = "busy"
-
-    def __init__(self) -> None:
-        self.value: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self.value
-
-    def begin(self, base: bytes) -> None:
-        self.value = base
 
     def extend(self, step: bytes) -> None:
         raise OSError("no answer")
@@ -534,17 +523,10 @@ def test_a_charge_of_other_orders_is_no_charge() -> None:
         assert added.rdp_nano == (total,)
 
 
-class Register(Busy):
-    """An anchor in memory."""
-
-    def extend(self, step: bytes) -> None:
-        self.value = hashlib.sha256((self.value or b"") + step).digest()
-
-
 def test_entries_say_how_often_the_anchor_was_moved(store: Store) -> None:
     job = queue(store, "1", (push(store),), event=SMALL)
     ledger.reserve(store, queue(store, "0", (dataset_id("a"),), event=SMALL))
-    store.hold(Register())
+    store.hold(FakeAnchor())
     reserved = ledger.reserve(store, job)
     ledger.begin(store, job)
     committed = commit(store, job)
@@ -652,6 +634,6 @@ def test_a_mark_and_a_first_value_have_32_bytes() -> None:
             asked.append(count)
             return super().bytes(count)
 
-    held = Register()
+    held = FakeAnchor()
     stand = anchor.resume(held, None, Counting())
-    assert asked == [32] and stand == anchor.Stand("busy", 0, held.value)
+    assert asked == [32] and stand == anchor.Stand(NAME, 0, held.value)

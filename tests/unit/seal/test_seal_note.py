@@ -13,6 +13,7 @@ from casemate.seal import note
 from casemate.seal.note import Line, Note, Verifier
 from casemate.spec.errors import CasemateError
 from support import vectors_tlog as vectors
+from support.mutation import scrambled
 
 FUZZ = int(os.environ.get("CASEMATE_FUZZ", "20000"))
 # Two seeds whose keys have one id (dfcc4e10) under this name and type 4: a birthday's work.
@@ -405,20 +406,9 @@ def test_fuzz():
     text = note.parse(vectors.SUM_NOTE).text
     refused = 0
     for i in range(FUZZ):
-        data = bytearray(sources[i % len(sources)])
-        for _ in range(rng.randrange(1, 4)):
-            at = rng.randrange(len(data))
-            match rng.randrange(4):
-                case 0:
-                    data[at] = rng.choice(b"\n\n +=A\x00\xff\xe2")
-                case 1:
-                    del data[at : at + rng.randrange(1, 9)]
-                case 2:
-                    data[at:at] = data[rng.randrange(len(data)) :][: rng.randrange(9)]
-                case _:
-                    data[at] ^= 1 << rng.randrange(8)
+        data = scrambled(sources[i % len(sources)], rng, b"\n\n +=A\x00\xff\xe2")
         try:
-            found = note.parse(bytes(data))
+            found = note.parse(data)
             assert str(found).encode() == data
             note.verify(found, [log])
             assert found.text == text
