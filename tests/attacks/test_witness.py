@@ -15,6 +15,7 @@ import pytest
 
 from casemate.seal import checkpoint, note
 from casemate.seal.identity import Identity
+from casemate.seams import files
 from casemate.spec.errors import LedgerError
 from casemate.witness import decide as rule
 from casemate.witness import service, state
@@ -151,12 +152,10 @@ def test_a_fault_at_every_call_of_the_disk_many():
     assert not sweep(range(50))[0]
 
 
-def _unsynced(disk, folder, path, item):
-    from casemate.spec import codec
-
+def _unsynced(disk, path, data):
     file = disk.open(f"{path}.new", create=True)
     file.truncate(0)
-    file.write(0, codec.encode(item))
+    file.write(0, data)
     disk.rename(f"{path}.new", path)
 
 
@@ -164,23 +163,21 @@ def _never(disk, log, newest):
     """Keeps nothing: as if it answered first and the power failed before it wrote."""
 
 
-def _unsynced_folder(disk, folder, path, item):
-    from casemate.spec import codec
-
+def _unsynced_folder(disk, path, data):
     file = disk.open(f"{path}.new", create=True)
     file.truncate(0)
-    file.write(0, codec.encode(item))
+    file.write(0, data)
     file.sync()
     disk.rename(f"{path}.new", path)
 
 
 @pytest.mark.parametrize(
-    ("name", "bug"),
-    [("save", _never), ("_write", _unsynced_folder)],
+    ("where", "name", "bug"),
+    [(state, "save", _never), (files, "store", _unsynced_folder)],
     ids=["answers before it is kept", "the folder is not synced"],
 )
-def test_the_sweep_finds_a_witness_that_forgets(monkeypatch, name, bug):
-    monkeypatch.setattr(state, name, bug)
+def test_the_sweep_finds_a_witness_that_forgets(monkeypatch, where, name, bug):
+    monkeypatch.setattr(where, name, bug)
     assert sweep(range(2))[0]
 
 
@@ -192,7 +189,7 @@ def test_a_witness_that_does_not_sync_its_file_loses_it(monkeypatch):
         disk = new_disk(tree)
         disk = SimDisk.of(disk.snapshot(), seed)
         with monkeypatch.context() as m:
-            m.setattr(state, "_write", _unsynced)
+            m.setattr(files, "store", _unsynced)
             Witness(disk, ANNA, Clock()).add_checkpoint(tree.request(0, 5))
         disk.sync_folder(state.LOGS)
         try:
@@ -208,9 +205,9 @@ def test_watching_a_log_survives_a_fault_at_every_call(kind):
     first, second = Tree([b"a"] * 5), Tree([b"b"] * 5, "log.example/b")
     base = new_disk(first)
     Witness(base, ANNA, Clock()).add_checkpoint(first.request(0, 5))
-    files = base.snapshot()
+    kept = base.snapshot()
     for at in range(1, 20):
-        disk = SimDisk.of(files, at)
+        disk = SimDisk.of(kept, at)
         disk.fault = (at, kind)
         with suppress(LedgerError):
             state.add(disk, KEY, second.log)

@@ -35,12 +35,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from casemate.attest.azure.policy import DEFAULT as AZURE
 from casemate.attest.trust import Trust
 from casemate.seams import OsRng
+from casemate.seams.files import load, store
 from casemate.tee import Machine, Tee, collateral, release
 from casemate.tee import nvidia as nvidia_maker
 from casemate.tee import open as open_tee
 from casemate.tee.configfs_tsm import OsTsm
 from casemate.tee.fetch import Ask, Fetch, Reply
-from casemate.tee.files import load, store
 from support import dcap, nitro, snp
 from support.disk import SimDisk
 from support.evidence import NOW, FixedClock

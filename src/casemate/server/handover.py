@@ -33,6 +33,7 @@ from casemate.attest.verify import verify_claims, verify_parts
 from casemate.ledger import catalog, consent, handover, rekey
 from casemate.ledger.store import Store
 from casemate.seal import hpke
+from casemate.seams.files import load, remove, store
 from casemate.server import keeping, keys, machine
 from casemate.server.config import policy_digest
 from casemate.server.consents import parse_trust
@@ -43,7 +44,6 @@ from casemate.spec.consent import HandedOver, HandoverRequest, SoftwareConsent
 from casemate.spec.errors import CasemateError, FormatError, LedgerError
 from casemate.spec.receipt import LogEntry
 from casemate.tee import Tee
-from casemate.tee.files import load, remove, store
 
 TAG: Final = b"casemate/handover/v1"
 LABEL: Final = "casemate/handover/v1"

@@ -17,11 +17,11 @@ from casemate.ledger import handover, rekey
 from casemate.ledger.sealed import FILE, FOLDER
 from casemate.ledger.store import Store
 from casemate.seams import Disk, Rng
+from casemate.seams.files import load, remove, store
 from casemate.spec import codec
 from casemate.spec.codec import value
 from casemate.spec.errors import FormatError, LedgerError
 from casemate.tee import Tee
-from casemate.tee.files import load, remove, store
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ import uvicorn
 from casemate.accounting import pld
 from casemate.ledger import log as ledger_log
 from casemate.ledger import recovery
-from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock
+from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock, files
 from casemate.server import app, attestation, keeping, keys, machine, release, states
 from casemate.server.config import Config, policy_digest, software
 from casemate.server.logs import Bridge, Log
@@ -185,14 +185,7 @@ def banner(known: dict[str, Any]) -> str:
 
 def _announce(service: Service, port: int, say: Callable[[str], None]) -> None:
     known = facts(service, port)
-    disk = service.disk
-    temporary = f"{READY_FILE}.new"
-    file = disk.open(temporary, create=True)
-    file.truncate(0)
-    file.write(0, canonical.encode(known) + b"\n")
-    file.sync()
-    file.close()
-    disk.rename(temporary, READY_FILE)
+    files.store(service.disk, READY_FILE, canonical.encode(known) + b"\n")
     service.log.event("ready", boot=service.keys.boot.hex(), tee=service.tee.kind, port=port)
     say(banner(known))
 

@@ -37,11 +37,11 @@ from casemate.attest.nvidia import collateral as nvidia_collateral
 from casemate.attest.snp import abi as snp_abi
 from casemate.attest.snp import collateral as snp_collateral
 from casemate.seams import Disk
+from casemate.seams.files import load, store
 from casemate.spec import canonical
 from casemate.spec.errors import CasemateError, EvidenceError
 from casemate.tee import snp_certificates
 from casemate.tee.fetch import Ask, Fetch, Reply, answered, failed
-from casemate.tee.files import load, store
 from casemate.tee.protocol import Tee
 
 FOLDER: Final = "collateral"

@@ -33,12 +33,12 @@ from casemate.attest.verdict import Checks, refusal
 from casemate.attest.verify import verify_claims
 from casemate.seal import hpke
 from casemate.seams import Clock, Disk, Rng
+from casemate.seams.files import load, remove, store
 from casemate.spec import codec
 from casemate.spec.codec import value
 from casemate.spec.errors import AuthError, FormatError, UsageError
 from casemate.spec.evidence import Evidence
 from casemate.spec.identity import SEAL_KEY_BYTES, SIGN_KEY_BYTES
-from casemate.tee.files import load, remove, store
 from casemate.tee.sealing import SECRET_BYTES, Attest, Sealing
 
 TAG: Final = b"casemate/release/v1"

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from casemate.seams import Disk, Rng
+from casemate.seams.files import load, store
 from casemate.spec.evidence import Evidence
 from casemate.tee import errors, sev_guest, tpm_device
-from casemate.tee.files import load, store
 
 SECRET_BYTES: Final = 32
 TPM_FILE: Final = "tee/tpm-sealed.bin"

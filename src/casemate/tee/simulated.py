@@ -31,10 +31,10 @@ from casemate.attest.binding import REPORT_DATA_BYTES, carried
 from casemate.attest.snp import abi, collateral
 from casemate.attest.x509 import parse as parse_certificate
 from casemate.seams import Clock, Disk, Rng
+from casemate.seams.files import load, store
 from casemate.spec.errors import LedgerError
 from casemate.spec.evidence import Evidence
 from casemate.tee import errors
-from casemate.tee.files import load, store
 
 CHAIN_FILE: Final = "tee/SIMULATED-chain.pem"
 SEALING_FILE: Final = "tee/SIMULATED-sealing-key.txt"

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 from casemate.seal import checkpoint, note
 from casemate.seal.note import Note, Verifier
-from casemate.seams import Disk
+from casemate.seams import Disk, files
 from casemate.spec import codec
 from casemate.spec.codec import value
 from casemate.spec.errors import CasemateError, FormatError, LedgerError, UsageError
@@ -72,18 +72,6 @@ def _path(log: Verifier) -> str:
     return f"{LOGS}/{log_id(log)}.json"
 
 
-def _write(disk: Disk, folder: str, path: str, item: object) -> None:
-    file = disk.open(f"{path}.new", create=True)
-    try:
-        file.truncate(0)
-        file.write(0, codec.encode(item))
-        file.sync()
-    finally:
-        file.close()
-    disk.rename(f"{path}.new", path)
-    disk.sync_folder(folder)
-
-
 def _read(disk: Disk, path: str) -> bytes:
     file = disk.open(path)
     try:
@@ -130,7 +118,7 @@ def create(disk: Disk, witness: Verifier) -> None:
     """A state without logs, over whatever stood there: only before its key is first kept."""
     disk.make_folder(LOGS)
     disk.make_folder(EVIDENCE)
-    _write(disk, ".", STATE, State(witness=str(witness), logs=()))
+    files.store(disk, STATE, codec.encode(State(witness=str(witness), logs=())))
 
 
 def _state(disk: Disk) -> tuple[Verifier, list[Verifier]]:
@@ -188,7 +176,7 @@ def _newest(disk: Disk, log: Verifier, witness: Verifier) -> Note | None:
 @_stops()
 def save(disk: Disk, log: Verifier, newest: Note) -> None:
     """Keep what is about to be cosigned; durable on return."""
-    _write(disk, LOGS, _path(log), Watched(log=str(log), checkpoint=str(newest)))
+    files.store(disk, _path(log), codec.encode(Watched(log=str(log), checkpoint=str(newest))))
 
 
 @_stops()
@@ -214,10 +202,10 @@ def add(disk: Disk, witness: Verifier, log: Verifier) -> bool:
             where=log.name,
         )
     if not disk.exists(_path(log)):  # kept from a time when it was watched
-        _write(disk, LOGS, _path(log), Watched(log=str(log), checkpoint=""))
+        files.store(disk, _path(log), codec.encode(Watched(log=str(log), checkpoint="")))
     _newest(disk, log, witness)
     logs = tuple(map(str, (*known, log)))
-    _write(disk, ".", STATE, State(witness=str(witness), logs=logs))
+    files.store(disk, STATE, codec.encode(State(witness=str(witness), logs=logs)))
     return True
 
 
@@ -234,7 +222,7 @@ def keep_evidence(disk: Disk, item: Evidence) -> bool:
     name, kept = evidence_name(item), evidence(disk, note.verifier(item.log), item.kind)
     if name in kept or len(kept) >= MAX_EVIDENCE:
         return False
-    _write(disk, EVIDENCE, f"{EVIDENCE}/{name}", item)
+    files.store(disk, f"{EVIDENCE}/{name}", codec.encode(item))
     return True
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from casemate.ledger import anchor
 from casemate.ledger.anchor import Mark, Stand
+from casemate.seams.files import load, store
 from casemate.spec.errors import LedgerError
-from casemate.tee.files import load, store
 from support.anchors import NAME, FakeAnchor, Names, Off, link, root
 from support.disk import SimDisk
 

@@ -1,8 +1,8 @@
 import pytest
 
 from casemate.ledger import anchor, catalog, consent, fsck, handover, ledger, log, recovery, rekey
+from casemate.seams.files import load
 from casemate.spec.errors import CasemateError, LedgerError
-from casemate.tee.files import load
 from support.anchors import NAME, FakeAnchor, Names
 from support.disk import SimDisk
 from support.ledgers import KEY, ask, commit, push, queue, run, secret

@@ -14,14 +14,14 @@ from casemate.ledger import handover as ledger_handover
 from casemate.ledger.store import Store
 from casemate.seal import hpke, note
 from casemate.seams import OsRng
+from casemate.seams.files import load
+from casemate.seams.files import store as put
 from casemate.server import backup, handover, keeping, serve, state
 from casemate.server import machine as server_machine
 from casemate.server.config import Config
 from casemate.spec import codec
 from casemate.spec.errors import CasemateError, LedgerError
 from casemate.tee import simulated
-from casemate.tee.files import load
-from casemate.tee.files import store as put
 from support import passing
 from support.desk import AutoClock, WitnessNet, fresh_disk
 from support.disk import SimDisk

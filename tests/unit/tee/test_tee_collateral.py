@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives import serialization
 
 from casemate.attest import folder
 from casemate.seams import OsRng
+from casemate.seams.files import load, store
 from casemate.spec.errors import NetError
 from casemate.tee import collateral, nvidia
 from casemate.tee.fetch import Reply, answered, failed
-from casemate.tee.files import load, store
 from support import dcap, snp, tees
 from support import nvidia as gpu
 from support.disk import SimDisk

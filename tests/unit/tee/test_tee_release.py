@@ -6,10 +6,10 @@ import pytest
 
 from casemate.attest.trust import Trust
 from casemate.seams import OsRng
+from casemate.seams.files import load, store
 from casemate.spec import codec
 from casemate.spec.errors import AuthError, EvidenceError, FormatError, UsageError
 from casemate.tee import release
-from casemate.tee.files import load, store
 from support import nitro, tees
 from support.disk import SimDisk
 from support.evidence import NOW, tee

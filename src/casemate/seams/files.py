@@ -1,8 +1,8 @@
-"""Small files of the state folder: whole or not at all."""
+"""Small files on a Disk: whole or not at all."""
 
 from __future__ import annotations
 
-from casemate.seams import Disk
+from casemate.seams.disk import Disk
 
 
 def load(disk: Disk, path: str) -> bytes | None:
@@ -16,9 +16,13 @@ def load(disk: Disk, path: str) -> bytes | None:
         file.close()
 
 
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0] or "."
+
+
 def store(disk: Disk, path: str, data: bytes) -> None:
     """Write whole or not at all: a crash leaves no torn file under ``path``."""
-    folder = path.rpartition("/")[0]
+    folder = _folder(path)
     disk.make_folder(folder)
     new = f"{path}.new"
     file = disk.open(new, create=True)
@@ -36,4 +40,4 @@ def remove(disk: Disk, path: str) -> None:
     """No error if it is not there."""
     if disk.exists(path):
         disk.remove(path)
-        disk.sync_folder(path.rpartition("/")[0])
+        disk.sync_folder(_folder(path))
