@@ -19,6 +19,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 MAX_BYTES: Final = 64 << 20
 MAX_DEPTH: Final = 64
+MAX_VALUES: Final = 1 << 22
 MAX_INT: Final = 2**53 - 1
 
 
@@ -29,7 +30,7 @@ def _refuse(reason: str, message: str) -> NoReturn:
 
 
 def _check(value: object, depth: int = 0) -> None:
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH and isinstance(value, list | tuple | dict):
         _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
     if value is None or isinstance(value, bool):
         return
@@ -64,28 +65,6 @@ def encode(value: object) -> bytes:
     return text.encode("utf-8")
 
 
-def _depth(data: bytes) -> int:
-    """The deepest nesting, found without recursion, strings skipped."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
-
-
 def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     out = dict(pairs)
     if len(out) != len(pairs):
@@ -97,23 +76,25 @@ def _constant(name: str) -> NoReturn:
     _refuse("number", f"JSON holds {name}.")
 
 
-def decode(data: bytes, *, limit: int = MAX_BYTES) -> Json:
+def decode(data: bytes, *, limit: int = MAX_BYTES, values: int = MAX_VALUES) -> Json:
     """The value of canonical bytes; anything else raises ``FormatError``.
 
-    ``limit`` is the largest size in bytes.
+    ``limit`` is the largest size in bytes; ``values`` bounds the commas and opening brackets, and
+    so the values, before any is made: each takes far more memory and time than its bytes.
     """
     if len(data) > limit:
         _refuse("too-large", f"{len(data)} bytes of JSON where {limit} are allowed.")
-    # Only bytes with enough brackets to be too deep pay for the slow scan.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-        _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
+    if sum(map(data.count, (b",", b"[", b"{"))) > values:
+        _refuse("too-large", f"JSON of more than {values} values.")
     try:
         text = data.decode("utf-8")
         value: Json = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
         again = encode(value)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as e:
-        if isinstance(e, FormatError):
-            raise
+    except FormatError:
+        raise
+    except RecursionError:  # long past MAX_DEPTH
+        _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
+    except ValueError as e:
         _refuse("json", f"The bytes are no JSON: {str(e)[:120]}.")
     if again != data:
         _refuse("not-canonical", "The JSON is not in canonical form.")

@@ -233,6 +233,13 @@ def from_json(cls: type[T], data: Json, *, where: str = "") -> T:
         raise _bad(where or name, f"is refused: {e}") from None
 
 
-def decode(cls: type[T], data: bytes, *, limit: int = canonical.MAX_BYTES) -> T:
-    """The value of class ``cls`` in canonical bytes; ``FormatError`` for anything else."""
-    return from_json(cls, canonical.decode(data, limit=limit))
+def decode(
+    cls: type[T],
+    data: bytes,
+    *,
+    limit: int = canonical.MAX_BYTES,
+    values: int = canonical.MAX_VALUES,
+) -> T:
+    """The value of class ``cls`` in canonical bytes; ``FormatError`` for anything else. ``limit``
+    and ``values`` are those of :func:`casemate.spec.canonical.decode`."""
+    return from_json(cls, canonical.decode(data, limit=limit, values=values))
