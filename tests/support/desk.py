@@ -92,11 +92,20 @@ class HandClock(AutoClock):
     def __init__(self) -> None:
         super().__init__()
         self._moved = asyncio.Condition()
+        self._until: list[float] = []
 
     async def sleep(self, seconds: float) -> None:
         until = self.now + seconds
-        async with self._moved:
-            await self._moved.wait_for(lambda: self.now >= until)
+        self._until.append(until)
+        try:
+            async with self._moved:
+                await self._moved.wait_for(lambda: self.now >= until)
+        finally:
+            self._until.remove(until)
+
+    def awaited(self) -> bool:
+        """Whether somebody waits for a later time."""
+        return any(until > self.now for until in self._until)
 
     async def advance(self, seconds: float) -> None:
         async with self._moved:

@@ -341,17 +341,23 @@ def test_progress_is_elapsed_over_predicted_time_and_the_end_waits_for_a_public_
             job = (await scientist.submit(quote)).job
             await desk.until(lambda: ledger.job(desk.service.store, job).state == "running")
             seen = []
+
+            def settled() -> bool:
+                """The run has not ended, or its end waits for its moment, or is there."""
+                state = ledger.job(desk.service.store, job).state
+                return not script.hold.is_set() or clock.awaited() or state == "done"
+
             if answer_at_once:
                 script.hold.set()
-                await asyncio.sleep(0.05)
+                await desk.until(settled)
             for step in range(2 * quote.ticks + 1):
                 status = await scientist.status(job)
                 seen.append((status.state, status.tick))
                 await clock.advance(tick / 2)
-                await asyncio.sleep(0.01)
+                await desk.until(settled)
                 if step == 3:
                     script.hold.set()
-                    await asyncio.sleep(0.05)
+                    await desk.until(settled)
                 if status.state == "done":
                     break
             return seen
