@@ -145,6 +145,49 @@ def template(
 
 
 @dataset.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--schema",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="A file that `dataset template` wrote, filled in; for a .safetensors FILE the schema in"
+    " JSON, as `dataset show --format json` prints it.",
+)
+@output.format_option
+def check(file: str, schema: str, form: str) -> None:
+    """Check FILE on this machine: as `push` will, and then as the enclave will.
+
+    FILE: a CSV or Parquet table, or the wire form (.safetensors). Refused with the same codes.
+    """
+    from casemate.cli.model import read_schema
+    from casemate.client import data
+    from casemate.spec import table
+
+    path, dropped = Path(file), 0
+    if path.suffix == ".safetensors":
+        declared, wire = read_schema(schema), path.read_bytes()
+    else:
+        columns = data.load_schema(schema)
+        encoded = data.encode(path, columns=columns, name=columns.name or path.stem)
+        declared, wire, dropped = encoded.schema, b"".join(encoded.chunks()), encoded.dropped
+    table.check(declared, wire)
+    shape = {
+        "name": declared.name,
+        "rows": declared.rows,
+        "units": declared.units,
+        "dropped": dropped,
+        "bytes": len(wire),
+        "columns": {c.name: c.dtype for c in declared.columns},
+    }
+    rows = [
+        ("rows", f"{declared.rows:,} of {declared.units:,} units, {dropped:,} left out"),
+        ("size", f"{len(wire) / 2**20:.2f} MiB"),
+        ("columns", ", ".join(f"{c.name} ({c.dtype})" for c in declared.columns[:40])),
+    ]
+    output.emit(form, shape, lambda: output.rows_table(f"{declared.name}: admitted", (), rows))
+
+
+@dataset.command()
 @config.target_options
 @output.format_option
 def ls(target: config.Target, form: str) -> None:

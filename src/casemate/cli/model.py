@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,23 @@ def run_file(path: Path) -> Any:
     return found
 
 
-def _summary(packed: Any) -> tuple[dict[str, object], list[tuple[str, object]]]:
-    """JSON and rows of an admitted model. Raises ``ModelError`` naming the node otherwise."""
+def _summary(
+    packed: Any, schemas: Sequence[Any] = ()
+) -> tuple[dict[str, object], list[tuple[str, object]]]:
+    """JSON and rows of an admitted model, with ``schemas`` by all that the enclave asks of it
+    before it tries it. Raises ``FormatError``, ``ModelError`` or ``PlanError`` otherwise."""
+    from casemate.client.bind import bind
     from casemate.graph import check, pack
+    from casemate.plan.check import check_inputs
 
     graph, weights = pack.unpack(packed.data)
-    check.check(graph, {name: info for name, (info, _) in weights.items()})
+    bounds = None
+    if schemas:
+        bindings = bind(graph, schemas[0], None)
+        check_inputs(graph.inputs, bindings, schemas)
+        bounds = check.known_bounds(graph, weights, bindings, schemas)
+    found = check.check(graph, {n: info for n, (info, _) in weights.items()}, bounds=bounds)
+    check.require_bools(weights)
     trained = {i.tensor for i in graph.inputs if i.kind == "param"}
     parameters = sum(_size(info.shape) for name, (info, _) in weights.items() if name in trained)
     ops = sorted({n.op for n in graph.nodes})
@@ -94,6 +105,8 @@ def _summary(packed: Any) -> tuple[dict[str, object], list[tuple[str, object]]]:
         "trained_scalars": parameters,
         "inputs": {i.name: i.dtype for i in graph.inputs if i.kind == "data"},
         "ops": ops,
+        "flops": found.flops,
+        "record_bytes": found.saved_bytes + found.workspace_bytes,
     }
     rows: list[tuple[str, object]] = [
         ("digest", packed.digest),
@@ -101,7 +114,13 @@ def _summary(packed: Any) -> tuple[dict[str, object], list[tuple[str, object]]]:
         ("trained scalars", f"{parameters:,}"),
         ("inputs", ", ".join(i.name for i in graph.inputs if i.kind == "data")),
         ("operations", ", ".join(ops)),
+        (
+            "one record",
+            f"{found.flops:,} operations forward and backward,"
+            f" {(found.saved_bytes + found.workspace_bytes) / 2**20:.2f} MiB",
+        ),
         ("records", "independent: proved on the graph"),
+        ("indices", "in range: proved from the schemas" if schemas else "give --schema to prove"),
     ]
     return shape, rows
 
@@ -114,12 +133,20 @@ def _size(shape: tuple[int, ...]) -> int:
 
 @model.command()
 @click.argument("file", metavar="FILE.cmm")
+@click.option(
+    "--schema",
+    "schemas",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="JSON of `casemate dataset show ID --format json`: check inputs and indices too.",
+)
 @output.format_option
-def check(file: str, form: str) -> None:
-    """Check the packed model in FILE.cmm as the enclave will: operations, shapes, independence."""
+def check(file: str, schemas: tuple[str, ...], form: str) -> None:
+    """Check the packed model in FILE.cmm as the enclave will: operations, shapes, costs,
+    independence. Refused with the enclave's codes."""
     from casemate.client import models
 
-    shape, rows = _summary(models.load(file))
+    shape, rows = _summary(models.load(file), [read_schema(s) for s in schemas])
     output.emit(form, shape, lambda: output.rows_table("Admitted", (), rows))
 
 
@@ -153,7 +180,7 @@ def read_schema(path: str) -> Any:
 
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(
             "usage.file",
             f"The schema {path} cannot be read: {str(e)[:160]}.",

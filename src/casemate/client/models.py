@@ -16,7 +16,6 @@ from casemate.spec.errors import UsageError
 from casemate.spec.job import Adam, InputBinding, Schedule, Sgd, Views
 
 SUFFIX: Final = ".cmm"
-MAX_FILE: Final = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +28,20 @@ class Exported:
 
 def load(path: str | Path) -> Packed:
     """The packed model in a ``.cmm`` file. Raises ``UsageError`` when it cannot be read."""
+    file = Path(path)
     try:
-        data = Path(path).read_bytes()
+        what = "no file" if not file.is_file() else "too large"
+        fits = file.is_file() and file.stat().st_size <= pack.MAX_BYTES
+        data = file.read_bytes() if fits else None
     except OSError as e:
+        what, data = str(e.strerror), None
+    if data is None:
         raise UsageError(
             "usage.file",
-            f"The model {path} cannot be read: {e.strerror}.",
+            f"The model {path} cannot be read: {what}.",
             mend="Name a packed model; `casemate model export` makes one.",
             where=str(path),
-        ) from None
+        )
     pack.unpack(data)
     return Packed(data)
 

@@ -57,6 +57,7 @@ def weights_of(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a weight file, each a copy of its own. Raises ``ModelError`` ``model.form``: a
     bool must be 0 or 1, as the proof of ranges takes it."""
+    graph_check.require_bools(view)
     out = {}
     for name, (info, raw) in view.items():
         flat = (
@@ -64,13 +65,6 @@ def weights_of(
             if len(raw)
             else torch.empty(0, dtype=DTYPES[info.dtype])
         )
-        if info.dtype == "bool" and bool((flat.view(torch.uint8) > 1).any()):
-            raise ModelError(
-                "model.form",
-                f"Tensor {name[:120]!r} holds bytes that are no bool.",
-                mend="Export the model again with casemate.",
-                where=name[:120],
-            )
         out[name] = flat.reshape(info.shape)
     return out
 
@@ -110,6 +104,9 @@ def prepare(
     bounds = graph_check.known_bounds(graph, view, inputs, schemas)
     infos = {name: info for name, (info, _) in view.items()}
     checked = graph_check.check(graph, infos, bounds=bounds)
+    # What one record needs for certain, before any of it is tried.
+    least = checked.saved_bytes + checked.workspace_bytes + checked.fixed_bytes
+    _require_memory(least, memory_bytes)
     weights = weights_of(view)
     units = sum(s.units for s in schemas)
     check_generator(train, units, checked.dimension)

@@ -32,17 +32,23 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}\Z")
 class Limits:
     """The largest graph admitted; elements, bytes and FLOPs are per record for B values.
 
-    ``fixed_bytes`` bounds what constants made in the graph may take.
+    ``values``: inputs and outputs of all nodes together. ``items``: of one list among a node's
+    arguments. ``fixed_bytes`` bounds what constants made in the graph may take, ``moved`` the
+    elements that forward and backward read or write, which views cost too: the gradient of a view
+    is as large as what was looked at.
     """
 
     nodes: int = MAX_NODES
     inputs: int = 65_536
+    values: int = 2**18
+    items: int = 4096
     rank: int = 8
     elements: int = 2**28
     weight_bytes: int = 8 << 30
     record_bytes: int = 16 << 30
     fixed_bytes: int = 2 << 30
-    flops: int = 10**14
+    flops: int = 10**13
+    moved: int = 2**36
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +58,8 @@ class Checked:
     values: by name (``name.i`` for one of several outputs), with shape, dtype and batch axis.
     parameters: the trained inputs; ``dimension``: their scalars.
     flops: forward and backward, per record; saved_bytes: what a record's intermediate values take;
-    workspace_bytes: the most that one node needs besides. fixed_flops and fixed_bytes: the same for
-    what depends on no record.
+    workspace_bytes: the most that one node needs besides, forward or backward. fixed_flops and
+    fixed_bytes: the same for what depends on no record.
     frozen_prefix: nodes that depend on the record and on no trained parameter and no random input,
     so that they need evaluating once per record. constants: nodes that depend on none of these.
     """
@@ -98,6 +104,8 @@ def _weight(
     if any(isinstance(d, Size) for d in spec.shape):
         _form(name, f"Input {name!r} is no data and has the batch in its shape.")
     info = weights.get(spec.tensor)
+    if " ".join(spec.tensor.split()) != spec.tensor:
+        _form(name, f"Tensor {spec.tensor[:120]!r} has spaces that cannot be seen.")
     if info is None:
         _form(name, f"The weights hold no tensor {spec.tensor[:120]!r}.")
     if (info.dtype, info.shape) != (spec.dtype, dims):
@@ -172,6 +180,14 @@ def _inputs(
     return values
 
 
+def require_bools(weights: Mapping[str, tuple[TensorInfo, memoryview]]) -> None:
+    """Raises ``model.form``: torch trusts a bool's byte, and the proof of ranges takes it as 0 or
+    1."""
+    for name, (info, raw) in weights.items():
+        if info.dtype == "bool" and raw.tobytes().translate(None, b"\0\1"):
+            _form(name[:120], f"Tensor {name[:120]!r} holds bytes that are no bool.")
+
+
 def declared_bounds(
     graph: Graph, bindings: Sequence[InputBinding], schemas: Sequence[DatasetSchema]
 ) -> dict[str, tuple[int, int] | None]:
@@ -242,6 +258,7 @@ class _Cost:
     flops: int = 0
     nbytes: int = 0
     workspace: int = 0
+    moved: int = 0
 
 
 class _Walk:
@@ -252,6 +269,7 @@ class _Walk:
         self.names = set(values)
         # Names of values that depend on a trained parameter.
         self.trained = {s.name for s in graph.inputs if s.kind == "param"}
+        self.weights = frozenset(self.trained)
         # And of those that depend on a draw, which is another one in each step.
         self.drawn = {s.name for s in graph.inputs if s.kind == "random"}
         self.prefix: set[str] = set()
@@ -263,10 +281,15 @@ class _Walk:
         _name("Node", node.name, self.names)
         entry = TABLE.get(node.op)
         if entry is None:
-            code, what, mend = reason(node.op)
+            code, what, mend = reason(node.op[:200])
             place = f", in {node.source[:200]}" if node.source else ""
             message = f"Node {node.name!r} ({node.op[:120]}{place}) {what}."
             _refuse(code, message, mend, node.name)
+        lists = (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, ListArg))
+        if (longest := max((len(a.items) for a in lists), default=0)) > self.limits.items:
+            message = f"Node {node.name!r} has a list of {longest} items."
+            mend = f"At most {self.limits.items} are admitted."
+            _refuse("model.too-large", message, mend, node.name)
         args = tuple(_resolve(node, a, self.values) for a in node.args)
         kwargs = {k: _resolve(node, a, self.values) for k, a in node.kwargs.items()}
         call = bind(entry.schema, node.name, node.source[:200], args, kwargs)
@@ -293,8 +316,19 @@ class _Walk:
             (self.prefix if of_record else self.constants).add(node.name)
         cost = self.record if of_record else self.fixed
         cost.flops += entry.flops(call, outs) * (1 + entry.backward * trains)
-        cost.nbytes += 0 if entry.view else sum(v.nbytes for v in outs)
-        cost.workspace = max(cost.workspace, entry.workspace(call, outs))
+        made_bytes = sum(v.nbytes for v in outs)
+        extra = entry.workspace(call, outs)
+        # A view may have to be copied. Backward each output has a gradient, and so has each value
+        # that it was made of, whole, though one element was looked at; those of parameters are kept
+        # for the step, and counted there.
+        back = [n for n in reads if n in self.trained]
+        whole = sum(self.values[n].nbytes for n in back if n not in self.weights)
+        cost.nbytes += 0 if entry.view else made_bytes
+        cost.workspace = max(
+            cost.workspace, extra, entry.view * made_bytes, trains * (made_bytes + whole)
+        )
+        cost.moved += sum(v.numel for v in outs) * (1 + trains) + extra // 4
+        cost.moved += sum(self.values[n].numel for n in back)
         self._afford(node)
 
     def _afford(self, node: Node) -> None:
@@ -304,6 +338,8 @@ class _Walk:
             or self.fixed.nbytes > most.fixed_bytes
             or max(self.record.workspace, self.fixed.workspace) > most.record_bytes
             or max(self.record.flops, self.fixed.flops) > most.flops
+            or max(self.record.moved, self.fixed.moved) > most.moved
+            or len(self.values) > most.values
         ):
             message = f"At node {node.name!r} the graph needs more memory or work than is admitted."
             _refuse("model.too-large", message, "Make the model smaller.", node.name)

@@ -17,6 +17,7 @@ Tensor: TypeAlias = tuple[str, tuple[int, ...], bytes]
 Weights: TypeAlias = dict[str, tuple[tensors.TensorInfo, memoryview]]
 
 MAX_GRAPH: Final = 32 << 20
+MAX_BYTES: Final = (8 << 30) + MAX_GRAPH + tensors.MAX_HEADER + 16
 
 
 def pack(graph: Graph, weights: Mapping[str, Tensor]) -> Packed:
@@ -33,6 +34,8 @@ def unpack(data: bytes | memoryview) -> tuple[Graph, Weights]:
     admitted is :func:`casemate.graph.check.check`'s to say.
     """
     view = memoryview(data)
+    if len(view) > MAX_BYTES:
+        raise _refuse("The model is too large.")
     length = int.from_bytes(view[:8], "little")
     if len(view) < 8 or length > min(MAX_GRAPH, len(view) - 8) or length % 8:
         raise _refuse("The length of the graph is impossible.")

@@ -84,6 +84,7 @@ async def register(call: Call) -> DatasetInfo:
             mend="Ask the operator for a higher limit.",
         )
     size = service.uploads.complete(call.caller, registration.upload)
+    service.require_worker_memory(size)
     due = wire_size(registration.schema)
     if stream.plain_size(size) != due:
         raise DataError(

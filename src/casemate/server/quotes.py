@@ -90,7 +90,8 @@ async def make(call: Call) -> Quote:
         )
     schemas = run.schemas_of(service, request)
     check_request(request, schemas)
-    service.uploads.complete(call.caller, submission.upload, unused=True)
+    size = service.uploads.complete(call.caller, submission.upload, unused=True)
+    service.require_worker_memory(size)
     key = _model_key(call, submission)
     try:
         async with service.queue.preparing(), service.pool.worker() as (worker, _):

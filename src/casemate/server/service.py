@@ -19,7 +19,7 @@ from casemate.server.pool import Pool
 from casemate.server.publish import Publisher
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
-from casemate.spec.errors import LedgerError
+from casemate.spec.errors import LedgerError, LimitError
 from casemate.spec.evidence import Attestation
 from casemate.tee import Tee
 
@@ -68,6 +68,17 @@ class Service:
         if len(self.held) >= _REMEMBERED:
             self.held.clear()
         self.held.add(text)
+
+    def require_worker_memory(self, size: int) -> None:
+        """An upload of ``size`` bytes fits a worker, before one is started for it. Raises
+        ``limit.memory``."""
+        if size > self.config.worker_memory:
+            raise LimitError(
+                "limit.memory",
+                f"The upload has {size} bytes where a worker may hold {self.config.worker_memory}.",
+                mend="Make the model or the dataset smaller, or ask the operator.",
+                where="upload",
+            )
 
     def watch(self, error: BaseException) -> None:
         """Leave when the store has stopped (crash, start again, read what the disk holds), and when

@@ -14,6 +14,7 @@ from casemate.spec import tensors
 from casemate.spec.codec import encode as encode_value
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.errors import CasemateError
+from casemate.spec.table import check_schema
 
 PIECE: Final = 1 << 20
 
@@ -197,6 +198,7 @@ def _encode(blocks: Iterator[Block], declared: Declaration, order: list[str]) ->
         raise refuse(
             "schema", f"The dataset cannot be so: {e}.", "Change its declaration."
         ) from None
+    check_schema(schema)
     prefix, names = tensors.layout({c.name: (c.dtype, (rows, *c.shape)) for c in schema.columns})
     parts: tuple[bytes | bytearray, ...] = (prefix, *(data[n] for n in names))
     return Encoded(schema, sum(map(len, parts)), seen - rows, parts)

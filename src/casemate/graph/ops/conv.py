@@ -7,15 +7,18 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from casemate.graph.ops.base import Call, Op, Rule, Value, op, per_input
+from casemate.graph.ops.base import Call, Count, Op, Rule, Value, op
 from casemate.graph.ops.common import constant, floats, off_batch, static
+
+# Kernels compute with the extents of windows in 32 bits here and there.
+MAX_EXTENT: Final = 2**20
 
 
 def _tuple(call: Call, name: str, n: int, low: int) -> tuple[int, ...]:
     """A list of n ints, each at least ``low``; one stands for all."""
     given = tuple(static(call, x, name) for x in call[name]) if call[name] != () else ()
     given = given * n if len(given) == 1 else given
-    if len(given) != n or min(given) < low:
+    if len(given) != n or min(given) < low or max(given) > MAX_EXTENT:
         call.argument(f"has {given} as {name}")
     return given
 
@@ -102,6 +105,21 @@ def _columns(call: Call, out: tuple[Value, ...]) -> int:
     return 4 * space * int(math.prod(w.dims[1:]))
 
 
+def windows(n: int) -> Count:
+    """Two operations for each place of each window."""
+    return lambda call, out: 2 * out[0].numel * math.prod(_tuple(call, "kernel_size", n, 1))
+
+
+def adaptive_windows(n: int) -> Count:
+    """As many for windows that part d places into o: each is at most ceil(d / o) + 1 wide."""
+
+    def count(call: Call, out: tuple[Value, ...]) -> int:
+        own = zip(call.value("self").dims[-n:], out[0].dims[-n:], strict=True)
+        return 2 * out[0].numel * math.prod(-(-d // o) + 1 for d, o in own)
+
+    return count
+
+
 def pooled(
     call: Call, v: Value, n: int, kernel: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...]:
@@ -178,11 +196,11 @@ def _schemas(n: int) -> list[Op]:
         ),
         op(
             f"aten::max_pool{n}d{pool}, int[{n}] dilation={one_default}, bool ceil_mode=False) -> Tensor",
-            pooling(n), flops=per_input(2),
+            pooling(n), flops=windows(n),
         ),
-        op(f"aten::avg_pool{n}d{pool}, {average}) -> Tensor", pooling(n), flops=per_input(2)),
-        op(f"aten::adaptive_avg_pool{n}d(Tensor self, {size} output_size) -> Tensor", adaptive(n, 1), flops=per_input(1)),
-        op(f"aten::adaptive_max_pool{n}d(Tensor self, int[{n}] output_size) -> (Tensor, Tensor)", adaptive(n, 2), flops=per_input(1)),
+        op(f"aten::avg_pool{n}d{pool}, {average}) -> Tensor", pooling(n), flops=windows(n)),
+        op(f"aten::adaptive_avg_pool{n}d(Tensor self, {size} output_size) -> Tensor", adaptive(n, 1), flops=adaptive_windows(n)),
+        op(f"aten::adaptive_max_pool{n}d(Tensor self, int[{n}] output_size) -> (Tensor, Tensor)", adaptive(n, 2), flops=adaptive_windows(n)),
     ]  # fmt: skip
 
 

@@ -130,13 +130,24 @@ def _flops(call: Call, out: tuple[Value, ...]) -> int:
     return 2 * out[0].numel * (inner.dims[-1] if inner.rank else 1)
 
 
+def _spread(call: Call, out: tuple[Value, ...]) -> int:
+    """Bytes of both factors with the axes before the matrix spread out, as backward needs them
+    before it sums; a factor of at most 2 axes is multiplied in one piece."""
+    factors = [v for v in call.tensors()[-2:] if v.rank > 2]
+    if len(factors) < 2:
+        return 0
+    o = out[0]
+    lead = o.numel // max(1, o.dims[-2] * o.dims[-1])
+    return 4 * lead * sum(v.dims[-2] * v.dims[-1] for v in factors)
+
+
 TABLE: Final[tuple[Op, ...]] = (
     op(
         "aten::linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor",
         _linear,
         flops=lambda c, out: 2 * out[0].numel * int(c["weight"].dims[1]),
     ),
-    op("aten::matmul(Tensor self, Tensor other) -> Tensor", _matmul, flops=_flops),
+    op("aten::matmul(Tensor self, Tensor other) -> Tensor", _matmul, flops=_flops, workspace=_spread),
     op("aten::mm(Tensor self, Tensor mat2) -> Tensor", _mm, flops=_flops, **_OUTER),
     op("aten::bmm(Tensor self, Tensor mat2) -> Tensor", _mm, flops=_flops, **_OUTER),
     op("aten::mv(Tensor self, Tensor vec) -> Tensor", _vector, flops=_flops),
