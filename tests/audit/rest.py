@@ -1,0 +1,392 @@
+"""What is kept, what leaves, what is accounted: state, keys, plans, charges."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from contextlib import suppress
+from typing import Any, Final
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from audit import accountant, lab
+from audit.lab import Job
+from audit.law import holds, normal, uncorrelated
+from casemate.accounting import calibrate, pld
+from casemate.accounting.filters import RdpFilter
+from casemate.engine import Private, train
+from casemate.engine import noise as engine_noise
+from casemate.ledger import catalog, ledger
+from casemate.plan import quote, state
+from casemate.spec import tensors
+from casemate.spec.data import Budget
+from casemate.spec.errors import CasemateError, PlanError, UsageError
+from casemate.spec.job import Adam, DpEvent, Sgd
+from support import ledgers, worker_lab
+from support.disk import SimDisk
+
+
+D: Final = 8
+UNITS: Final = 12
+STEPS: Final = 4
+OPTIMIZERS: Final[dict[str, Any]] = {
+    "momentum": Sgd(lr=0.5, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": Adam(lr=0.1, beta1=0.8, weight_decay=0.1, decoupled=True),
+}
+
+
+class Carrier(nn.Module):
+    """A meter with a frozen parameter and a buffer, from neither of which it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(D))
+        self.still = nn.Parameter(torch.full((D,), 0.25), requires_grad=False)
+        self.register_buffer("calm", torch.ones(D))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.calm * self.w + (x * self.still)).sum(1, keepdim=True)
+
+
+def _carried(path: str, optimizer: str) -> Job:
+    schema = lab.schema_of(D, UNITS)
+    return lab.job(
+        Carrier(), schema, batch=8, steps=STEPS, path=path, ema=0.6, lr=1.0,
+        optimizer=OPTIMIZERS[optimizer],
+    )  # fmt: skip
+
+
+_carriers: Final = {
+    (path, optimizer): functools.partial(_carried, path, optimizer)
+    for path, optimizer in (("auto", "momentum"), ("record", "adam"))
+}
+
+
+def _outcome(job: Job, table: lab.Table, key: bytes) -> tuple[list[bytes], bytes]:
+    """All that a run leaves: its state after each step, and its result."""
+    run = job.start(table, key)
+    states = []
+    for step in range(STEPS):
+        run(step)
+        states.append(b"".join(bytes(part) for part in run.state()))
+    result = run.result()
+    wanted = [spec.tensor for spec in job.ready.program.trained]
+    holds(list(result) == wanted, f"the result is {list(result)}, not the trained tensors")
+    return states, b"".join(t.numpy().tobytes() for t in result.values())
+
+
+def kept(seed: int) -> None:
+    """Nothing of a run but the noised sums is in its state or its result: what changes the loss, a
+    gradient's length beyond the clip, or a record that counts for nothing, changes no bit."""
+    for (path, optimizer), make in _carriers.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("kept", seed, path)
+        table = lab.zeros(job.schema)
+        table["x"][:] = torch.from_numpy(rng.choice([-1.0, 1.0], (UNITS, D)) * 4)
+        key, place = rng.bytes(32), int(rng.integers(UNITS))
+        program = job.ready.program
+        weights = {n: t.clone() for n, t in program.weights.items()}
+        states, result = _outcome(job, table, key)
+        frozen = [n for n in weights if n not in {s.tensor for s in program.trained}]
+        same = all(torch.equal(program.weights[n], weights[n]) for n in frozen)
+        holds(bool(frozen) and same, f"state, {path}: what is not trained does not change")
+        wanted = set(state.layout(job.spec, program.dimension))
+        for step, found in enumerate(states, 1):
+            holds(set(tensors.load(memoryview(found))) == wanted, f"state, {path}: names")
+            size = state.size(job.spec, program.dimension)
+            holds(len(found) == size, f"state, {path}: {len(found)} bytes after step {step}")
+        for what, change in _CHANGES.items():
+            other = {name: t.clone() for name, t in table.items()}
+            change(other, place)
+            again, released = _outcome(job, other, key)
+            holds(again == states, f"state, {path}: {what} shows in the state")
+            holds(released == result, f"state, {path}: {what} shows in the result")
+        gone = lab.spoilt(table, [place])
+        broken = {name: t.clone() for name, t in table.items()}
+        broken["x"][place] = math.inf
+        same = _outcome(job, gone, key) == _outcome(job, broken, key)
+        holds(same, f"state, {path}: a record that counts for nothing shows")
+
+
+def _louder(table: lab.Table, place: int) -> None:
+    table["target"][place] = 1e3
+
+
+def _longer(table: lab.Table, place: int) -> None:
+    table["x"][place] *= 2.0**10
+
+
+_CHANGES: Final = {"a loss": _louder, "a gradient's length": _longer}
+
+
+def followed(seed: int) -> None:
+    """Rule P11: weights, moments and average follow from the noised sums alone, by the optimizer's
+    own formulas, written again here."""
+    for (path, optimizer), make in _carriers.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("followed", seed, path)
+        table = lab.zeros(job.schema)
+        table["x"][:] = torch.from_numpy(rng.normal(size=(UNITS, D)) * 10)
+        seen: list[np.ndarray] = []
+        real = engine_noise.add_gaussian
+
+        def add(total: np.ndarray, *rest: Any, real: Any = real, seen: Any = seen) -> None:
+            real(total, *rest)
+            seen.append(total.astype(np.float64))
+
+        with mock.patch.object(engine_noise, "add_gaussian", add):
+            run = job.start(table, rng.bytes(32))
+            for step in range(STEPS):
+                run(step)
+        holds(len(seen) == STEPS, f"followed, {path}: {len(seen)} sums were noised in {STEPS} steps")
+        means = [total * job.plan.grid / job.plan.normaliser for total in seen]
+        want = _again(job, means)
+        (found,) = run.result().values()
+        off = float(np.abs(found.numpy().ravel() - want).max())
+        holds(off < 1e-4, f"followed, {path}, {optimizer}: {off:.3g} off what the noised sums make")
+
+
+def _again(job: Job, means: list[np.ndarray]) -> np.ndarray:
+    """The average of the weights after each step, from noised means, float64."""
+    spec, w = job.spec.optimizer, job.initial.numpy().astype(np.float64)
+    a, b = np.zeros(D), np.zeros(D)
+    average, decay = np.zeros(D), job.spec.ema
+    for t, g in enumerate(means, 1):
+        if isinstance(spec, Adam):
+            w = w * (1 - spec.lr * spec.weight_decay)
+            a = spec.beta1 * a + (1 - spec.beta1) * g
+            b = spec.beta2 * b + (1 - spec.beta2) * g * g
+            up = a / (1 - spec.beta1**t)
+            w = w - spec.lr * up / (np.sqrt(b / (1 - spec.beta2**t)) + spec.eps)
+        else:
+            g = g + spec.weight_decay * w
+            a = spec.momentum * a + g
+            w = w - spec.lr * (g + spec.momentum * a)
+        average += decay ** (len(means) - t) * w
+    return average * (1 - decay) / (1 - decay ** len(means))
+
+
+def _worker(sizes: tuple[int, ...] = (4, 60, 40, 2), steps: int = 2) -> worker_lab.InProcess:
+    return worker_lab.InProcess(worker_lab.job(steps, sizes=sizes, spoilt=True))
+
+
+_worker_kept = functools.cache(_worker)
+
+
+def keys(seed: int) -> None:
+    """Every run draws its own key: two runs of one job, and a run resumed from another's state,
+    have noise that has nothing in common. Through the worker's own code, and the library's."""
+    at = _worker_kept()
+    size = len(at._initial)
+    with pytest.MonkeyPatch.context() as patch:
+        (first, states), (second, _) = at.run(patch, every=1), at.run(patch)
+        sealed = worker_lab.sealed_state(states[1], 1)
+        third, _ = at.run(patch, state=sealed)
+    names = sorted(at.job.weights)
+
+    def flat(wire: bytes) -> np.ndarray:
+        loaded = tensors.load(memoryview(bytearray(wire)))
+        holds(sorted(loaded) == names, f"keys: the worker's result is {sorted(loaded)}")
+        order = [s.tensor for s in at.ready.program.trained]
+        return np.concatenate([np.frombuffer(loaded[n][1], dtype="<f4") for n in order])
+
+    initial = at._initial.numpy().astype(np.float64)
+    plan = worker_lab.run_of(at.job, at.ready.prepared).plan
+    unit = at.job.prepare.train.optimizer.lr * plan.sigma / plan.normaliser * math.sqrt(plan.steps)
+    ones = [(flat(wire) - initial) / unit for wire in (first, second, third)]
+    for i, z in enumerate(ones):
+        normal(z, f"keys: noise of run {i}")
+    uncorrelated(ones[0], ones[1], "keys: two runs")
+    loaded = tensors.load(memoryview(bytearray(states[1])))
+    raw = np.frombuffer(loaded[state.VECTOR + "weights"][1], dtype="<f4")
+    once = unit / math.sqrt(plan.steps)
+    tails = [(flat(wire) - raw.astype(np.float64)) / once for wire in (first, third)]
+    uncorrelated(*tails, "keys: a run and the run resumed from its state")
+    uncorrelated((raw - initial) / once, tails[1], "keys: a state and what is resumed from it")
+    holds(size == len(raw), "keys: a state holds the trained weights")
+    made = [_library(seed) for _ in range(2)]
+    uncorrelated(*made, "keys: two runs of the library")
+
+
+def _library(seed: int) -> np.ndarray:
+    """One step of ``Private`` on rows that add nothing, over sigma."""
+    module = nn.Linear(64, 8)
+    with torch.no_grad():
+        module.weight.zero_()
+    data = {"input": torch.zeros(6, 64), "target": torch.zeros(6, 8)}
+    run = Private(
+        module, loss=lambda o, t: (o * t).sum(1), optimizer=torch.optim.SGD(module.parameters(), 1.0),
+        data=data, batch_size=3, steps=1, noise_multiplier=1.0, delta=1e-5, compile_seconds=0,
+        path="record",
+    )  # fmt: skip
+    run.train()
+    made = module.weight.detach().numpy().astype(np.float64).ravel()
+    return made * run.plan.normaliser / run.plan.sigma
+
+
+def plans(seed: int) -> None:
+    """The engine refuses plans whose constants do not bound what it does."""
+    job = lab.kept(_plain)
+    plan, units = job.plan, job.schema.units
+    dimension = job.ready.program.dimension
+    event = plan.events[0]
+    less = dataclasses.replace
+    wrong = {
+        "less noise": less(plan, sigma=plan.sigma * 0.99),
+        "a smaller sensitivity": less(plan, sensitivity=plan.clip, sigma=plan.sigma),
+        "another clip": less(plan, clip=plan.clip * 2),
+        "another rate": less(plan, rate=plan.rate * 1.1),
+        "more steps": less(plan, steps=plan.steps + 1),
+        "no events": less(plan, events=()),
+        "events of fewer steps": less(plan, events=(less(event, steps=event.steps - 1),)),
+        "events of a lower rate": less(plan, events=(less(event, rate=event.rate / 2),)),
+        "events of more noise": less(plan, events=(less(event, noise_multiplier=9.0),)),
+        "a grid that is no power of two": less(plan, grid=plan.grid * 0.75),
+        "no delta for the sampler": less(plan, delta_sampler=0.0),
+        "other units": less(plan, units=units + 1),
+        "no privacy": less(plan, private=False),
+    }
+    train.check_plan(plan, job.spec, dimension, units, job.path)
+    for what, bad in wrong.items():
+        refused = False
+        try:
+            train.check_plan(bad, job.spec, dimension, units, job.path)
+        except PlanError:
+            refused = True
+        holds(refused, f"plans: a plan with {what} is run")
+    # Of the units sampled in a step those past the last slot are dropped, so seldom as is charged.
+    slots = train.slots(plan)
+    over = plan.steps * float(stats.binom.sf(slots, units, job.spec.batch_size / units))
+    holds(over <= plan.delta_truncation, f"plans: overflow has chance {over:.3g}")
+
+
+def _plain() -> Job:
+    schema = lab.schema_of(D, 400)
+    return lab.job(
+        lab.Meter((D,)), schema, batch=20, steps=50, noise=None, epsilon=3.0, path="record"
+    )
+
+
+def accounted(seed: int) -> None:
+    """What is claimed is no less than the second accountant's certified lower bound, for the rate,
+    the noise and the number of steps that a run has: server's plan, calibration and library."""
+    rng = lab.rng_of("accounted", seed)
+    job = lab.kept(_plain)
+    plan, spec = job.plan, job.spec
+    delta = spec.privacy.delta
+    rate = spec.batch_size / job.schema.units
+    holds(plan.normaliser == spec.batch_size, "accounted: the normaliser is the batch size asked")
+    ratio = plan.sigma / max(plan.sensitivity, plan.clip)
+    extra = plan.delta_truncation + plan.delta_sampler
+    true = accountant.bounds(rate, ratio, spec.steps, delta - extra)
+    charge, tight = quote.recompute(plan, delta)
+    for what, found in (("charge", charge.epsilon), ("epsilon", tight), ("asked", 3.0)):
+        holds(found >= true.low, f"accounted: the {what} is {found:.5f}, at least {true.low:.5f}")
+    holds(charge.epsilon <= 3.0 * (1 + 1e-9), "accounted: the charge is what was asked")
+    holds(tight <= max(true.low * 1.01, true.low + 0.01), f"accounted: {tight:.5f} is not tight")
+    for _ in range(2):
+        q, steps = 10 ** rng.uniform(-2.5, -0.3), int(10 ** rng.uniform(0, 2.3))
+        epsilon, at = 10 ** rng.uniform(-0.5, 1), 10 ** rng.uniform(-7, -4)
+        s = calibrate.noise_multiplier(q, steps, epsilon, at)
+        low = accountant.bounds(q, s, steps, 0.9 * at).low
+        holds(low <= epsilon, f"accounted: noise {s:.4g} for {epsilon:.4g} gives {low:.5f}")
+        event = DpEvent(rate=q, noise_multiplier=s, steps=steps)
+        found, low = pld.epsilon([event], at), accountant.bounds(q, s, steps, at).low
+        holds(low <= found <= max(low * 1.01, low + 0.01), f"accounted: {found:.5f} for {low:.5f}")
+    _library_accounts()
+    _budget()
+
+
+def _library_accounts() -> None:
+    run = lab.kept(_private)  # type: ignore[arg-type]
+    if run.done == 0:
+        with suppress(UsageError):
+            while run.done < 1000:
+                run.step()
+    rate, ratio = 3 / 12, run.plan.sigma / max(run.plan.sensitivity, run.plan.clip)
+    true = accountant.bounds(rate, ratio, run.done, run.delta)
+    for way in ("rdp", "pld"):
+        found = run.spent(run.done, way)
+        holds(true.low <= found, f"accounted: the library's {found:.5f} by {way}")
+    holds(run.epsilon <= 2.0, "accounted: the library spends what was asked")
+    holds(run.done == 5, f"accounted: the library takes {run.done} steps")
+
+
+def _private() -> Any:
+    module = nn.Linear(4, 2)
+    data = {"input": torch.randn(12, 4), "target": torch.zeros(12, dtype=torch.int64)}
+    return Private(
+        module, loss="cross_entropy", optimizer=torch.optim.SGD(module.parameters(), 0.1), data=data,
+        batch_size=3, steps=5, epsilon=2.0, delta=1e-5, accountant="pld", compile_seconds=0,
+        path="record",
+    )  # fmt: skip
+
+
+def _budget() -> None:
+    """A dataset's filter admits jobs as long as all of them together are within its budget."""
+    budget = Budget(epsilon=4.0, delta=1e-5)
+    holder, event = RdpFilter(budget), DpEvent(rate=0.1, noise_multiplier=2.0, steps=100)
+    charge = holder.charge([event], 1e-9, delta_shown=1e-6)
+    spent, delta, jobs = RdpFilter.empty(), 0, 0
+    while holder.admits(spent, delta, charge) and jobs < 100:
+        spent = tuple(s + c for s, c in zip(spent, charge.rdp_nano, strict=True))
+        delta, jobs = delta + charge.delta_femto, jobs + 1
+    low = accountant.bounds(0.1, 2.0, max(1, jobs * 100), budget.delta).low
+    holds(0 < jobs and low <= budget.epsilon, f"accounted: {jobs} jobs of a budget make {low:.4f}")
+
+
+def charged(seed: int) -> None:
+    """Rule P8: a job is charged whole before it reads, once; neither its end nor a crash gives
+    anything back, and no job passes a budget that is spent."""
+    del seed
+    disk = SimDisk()
+    store = ledgers.open_store(disk)
+    try:
+        name = ledgers.push(store)
+        lineage = catalog.dataset(store, name).lineage
+
+        def account() -> tuple[tuple[int, ...], int]:
+            found = catalog.account(store, lineage)
+            return found.rdp_nano, found.delta_femto
+
+        one = None
+        for i, end in enumerate(("commit", "fail", "cancel", "crash")):
+            before = account()
+            job = ledgers.queue(store, f"job {i}", (name,))
+            ledger.reserve(store, job)
+            took = tuple(b - a for a, b in zip(before[0], account()[0], strict=True))
+            one = one or took
+            holds(took == one and min(took) > 0, f"charged: job {i} is charged when reserved")
+            ledger.begin(store, job)
+            if end == "commit":
+                ledgers.finish(store, job)
+            elif end == "crash":
+                store.close()
+                store = ledgers.open_store(disk, 2)
+            else:
+                how: Any = "failed" if end == "fail" else "cancelled"
+                ledger.abandon(store, job, how, "job.failed", "The job failed.")
+            after = tuple(b - a for a, b in zip(before[0], account()[0], strict=True))
+            holds(after == one, f"charged: a job that ends by {end} is refunded")
+        granted = 4
+        with suppress(CasemateError):
+            while granted < 500:
+                ledger.reserve(store, ledgers.queue(store, f"more {granted}", (name,)))
+                granted += 1
+        event = ledgers.EVENT
+        low = accountant.bounds(
+            event.rate, event.noise_multiplier, event.steps * granted, ledgers.BUDGET.delta
+        ).low
+        spent = f"charged: {granted} jobs on one budget make epsilon {low:.3f}"
+        holds(low <= ledgers.BUDGET.epsilon, spent)
+    finally:
+        store.close()
+
+
+

@@ -1,0 +1,414 @@
+"""What one unit adds to a step's sum, however its record is made and wherever it sits."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from audit import lab
+from audit.lab import Job, Table
+from audit.law import holds
+from casemate.engine import batched
+from casemate.spec.job import Execution, Views
+from support import batched_lab
+from support.engine_lab import no_noise
+
+SIZES: Final = (1, 7, 20)
+D: Final = sum(SIZES)
+GAIN: Final = 1e12
+UNITS: Final = 12
+# Above the clip by this, of the clip, is a clip that does not hold: float32 sums err by less.
+TIGHT: Final = 1e-4
+
+Vector = np.ndarray
+
+
+def moderate(rng: np.random.Generator) -> Vector:
+    return rng.normal(size=D) * 10.0 ** rng.uniform(-1, 3)
+
+
+def near(rng: np.random.Generator) -> Vector:
+    """Just above the clip, where a coarse norm lets most through."""
+    x = rng.normal(size=D)
+    return x / np.linalg.norm(x) * (1 + 10.0 ** rng.uniform(-4, -2))
+
+
+def spread(rng: np.random.Generator) -> Vector:
+    return rng.choice([-1.0, 1.0], D) * 10.0 ** rng.uniform(-40, 20, D)
+
+
+def layered(rng: np.random.Generator) -> Vector:
+    """Every tensor's part above the whole clip."""
+    return rng.choice([-1.0, 1.0], D) * 5.0
+
+
+def flat(rng: np.random.Generator) -> Vector:
+    """All entries alike: the largest is sqrt(d) below the norm."""
+    return rng.choice([-1.0, 1.0], D) * (0.9 + 0.2 * rng.random())
+
+
+def huge(rng: np.random.Generator) -> Vector:
+    return rng.normal(size=D) * 1e30
+
+
+def infinite(rng: np.random.Generator) -> Vector:
+    """One entry overflows in float32."""
+    x = rng.normal(size=D)
+    x[rng.integers(D)] = 1e39
+    return x
+
+
+def tiny(rng: np.random.Generator) -> Vector:
+    return rng.normal(size=D) * 1e-3
+
+
+HOSTILE: Final[tuple[Callable[[np.random.Generator], Vector], ...]] = (
+    moderate, near, spread, layered, flat, huge, infinite, tiny,
+)  # fmt: skip
+
+
+class Sick(nn.Module):
+    """A meter whose gradient is NaN where a feature is very large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(D))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = x * 1e20
+        return ((large - large + x) * self.w).sum(1, keepdim=True)
+
+
+def _meter(form: str = "flat", path: str = "auto", gain: float = GAIN) -> Job:
+    return lab.job(lab.Meter(SIZES, gain), lab.schema_of(D, UNITS), batch=UNITS, form=form, path=path)  # fmt: skip
+
+
+CASES: Final[dict[str, Callable[[], Job]]] = {
+    "graph": lambda: _meter(),
+    "record": lambda: _meter(path="record"),
+    "graph, per-layer": lambda: _meter("per-layer"),
+    "record, per-layer": lambda: _meter("per-layer", "record"),
+    "graph, automatic": lambda: _meter("automatic"),
+    "record, automatic": lambda: _meter("automatic", "record"),
+    "graph, one matrix": lambda: lab.job(lab.Line(D), lab.schema_of(D, UNITS), batch=9),
+    "graph, microbatches": lambda: lab.job(
+        lab.Meter(SIZES, GAIN), lab.schema_of(D, 60), batch=45, few=16
+    ),
+}
+
+
+def expected(job: Job, gradient: Vector, sizes: tuple[int, ...]) -> Vector:
+    """What a unit with this gradient adds, in float64, by the clip's definition."""
+    with np.errstate(over="ignore"):
+        g = gradient.astype(np.float32).astype(np.float64)
+    if not np.isfinite(g).all():
+        return np.zeros(len(g))
+    bound, form = job.plan.clip, job.plan.clipping
+    norm = float(np.linalg.norm(g))
+    if form == "automatic":
+        return g * (bound / (norm + job.plan.gamma))
+    if form == "per-layer":
+        share, out = bound / math.sqrt(len(sizes)), g.copy()
+        for first, end in itertools.pairwise([0, *itertools.accumulate(sizes)]):
+            part = float(np.linalg.norm(g[first:end]))
+            out[first:end] *= min(1.0, share / max(part, 1e-300))
+        return out
+    return g * min(1.0, bound / max(norm, 1e-300))
+
+
+def moved(job: Job, table: Table, rows: list[int], key: bytes) -> Vector:
+    """How far the release moves when these rows are zeroed out, the chance being the same."""
+    return job.step(table, key) - job.step(lab.spoilt(table, rows), key)
+
+
+def bounded(job: Job, found: Vector, what: str) -> None:
+    holds(bool(np.isfinite(found).all()), f"{what}: what is released is finite")
+    norm, most = float(np.linalg.norm(found)), job.plan.sensitivity
+    holds(norm <= most + job.slack(), f"{what}: a unit moves the sum by {norm:.6g}, above {most:.6g}")
+
+
+def company(job: Job, rng: np.random.Generator, gain: float = GAIN) -> Table:
+    table = lab.zeros(job.schema)
+    shape = table["x"].shape
+    table["x"][:] = torch.from_numpy(rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 2) / gain)
+    return table
+
+
+def sensitivity(seed: int, trials: int = 1) -> None:
+    """One hostile record at a random place moves what is released by what is accounted at most; a
+    record that is not hostile adds what the clip's definition says. Both paths, all forms."""
+    for name, make in CASES.items():
+        job = lab.kept(make)
+        gain = 1.0 if "matrix" in name else GAIN
+        sizes = tuple(leaf.numel() for leaf in job.ready.program.leaves)
+        for i, hostile in itertools.product(range(trials), HOSTILE):
+            rng = lab.rng_of("sensitivity", seed, name, hostile.__name__, i)
+            table = company(job, rng, gain)
+            place, made = int(rng.integers(job.schema.units)), hostile(rng)
+            if gain == 1.0:
+                made = np.clip(made, -1e29, 1e29)
+            table["x"][place] = torch.from_numpy(made / gain)
+            gradient = table["x"][place].numpy().astype(np.float64) * gain
+            found = moved(job, table, [place], rng.bytes(32))
+            what = f"{name}, {hostile.__name__}"
+            bounded(job, found, what)
+            want = expected(job, gradient, sizes)
+            most = job.plan.clip * (1 + TIGHT) + job.plan.grid * math.sqrt(D) + job.slack()
+            norm = float(np.linalg.norm(found))
+            holds(norm <= most, f"{what}: {norm:.7g} is above the clip {job.plan.clip:g}")
+            off = float(np.linalg.norm(found - want))
+            long = float(np.linalg.norm(gradient))
+            if 2.0**40 < long < 1e38:  # the path ``graph`` may count such a one as nothing
+                continue
+            none = job.plan.rate < 1
+            out = none and norm <= job.slack() + 1e-9
+            holds(out or off <= 2e-3, f"{what}: adds {off:.3g} other than the clip says")
+
+
+def numbers_that_are_none(seed: int) -> None:
+    """A gradient of NaN adds nothing and takes nothing from others."""
+    for path in ("auto", "record"):
+        job = lab.kept(_sick[path])
+        rng = lab.rng_of("nan", seed, path)
+        table = company(job, rng, 1.0)
+        place = int(rng.integers(UNITS))
+        table["x"][place, : D // 2] = 1e25
+        found = moved(job, table, [place], rng.bytes(32))
+        holds(bool(np.isfinite(found).all()), f"NaN, {path}: what is released is finite")
+        off = float(np.linalg.norm(found))
+        holds(off <= job.slack(), f"NaN, {path}: a gradient of NaN moves the sum by {off:.3g}")
+
+
+def _on_sick(path: str) -> Job:
+    return lab.job(Sick(), lab.schema_of(D, UNITS), batch=UNITS, path=path)
+
+
+_sick: Final = {path: functools.partial(_on_sick, path) for path in ("auto", "record")}
+
+
+def _units(path: str) -> Job:
+    schema = lab.schema_of(D, 24, units=UNITS, k=2)
+    return lab.job(lab.Meter(SIZES), schema, batch=UNITS, path=path)
+
+
+_of_units: Final = {path: functools.partial(_units, path) for path in ("auto", "record")}
+
+
+def units(seed: int) -> None:
+    """A unit of several rows counts as one, and no more of them than are declared."""
+    for path, make in _of_units.items():
+        job = lab.kept(make)
+        for i in range(3):
+            rng = lab.rng_of("units", seed, path, i)
+            table = company(job, rng, 1.0)
+            place = int(rng.integers(UNITS))
+            mine = rng.choice(24, size=(1, 2, 6)[i], replace=False)
+            others = [u for u in range(UNITS) if u != place]
+            table["who"][:] = torch.from_numpy(rng.choice(others, 24))
+            table["who"][mine] = place
+            turn = rng.normal(size=D)
+            for row in mine:  # all rows point the same way
+                table["x"][row] = torch.from_numpy(turn * 10)
+            found = moved(job, table, [int(r) for r in mine], rng.bytes(32))
+            bounded(job, found, f"a unit of {len(mine)} rows, {path}")
+            want = turn / np.linalg.norm(turn)
+            off = float(np.linalg.norm(found - want))
+            holds(off < 2e-3, f"a unit of {len(mine)} rows, {path}: adds {off:.3g} other than once")
+
+
+def _coarse(path: str) -> Job:
+    schema = lab.schema_of(D, UNITS)
+    return lab.job(lab.Meter(SIZES), schema, batch=UNITS, path=path, grid=2.0**-6)
+
+
+_on_grid: Final = {path: functools.partial(_coarse, path) for path in ("auto", "record")}
+
+
+def rounding(seed: int) -> None:
+    """A record whose entries all round away from zero moves the sum beyond the clip: what the
+    plan accounts has room for that."""
+    for path, make in _on_grid.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("rounding", seed, path)
+        half = np.where(rng.permutation(D) < D // 2, 11.5, 12.5) * (1 + 1e-4)
+        made = half * job.plan.grid * rng.choice([-1.0, 1.0], D)
+        table = lab.zeros(job.schema)
+        place = int(rng.integers(UNITS))
+        table["x"][place] = torch.from_numpy(made)
+        found = moved(job, table, [place], rng.bytes(32))
+        bounded(job, found, f"rounding, {path}")
+        least = job.plan.clip + job.plan.grid * math.sqrt(D) / 2
+        holds(job.plan.sensitivity >= least, f"rounding, {path}: the plan has room for the grid")
+        steps = found / job.plan.grid
+        off = float(np.abs(steps - np.rint(steps)).max())
+        holds(off < 1e-3, f"rounding, {path}: what a unit adds is {off:.3g} off the grid")
+
+
+def _net(path: str) -> Job:
+    return lab.job(lab.Net(), lab.schema_of(12, UNITS), batch=9, path=path, loss=net_loss, clip=0.3)
+
+
+def net_loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return outputs[:, 0] * target + outputs[:, 1].square()
+
+
+_nets: Final = {path: functools.partial(_net, path) for path in ("auto", "record")}
+
+
+def algorithm(seed: int) -> None:
+    """Abadi et al. 2016, Algorithm 1: a unit of a real network adds its clipped gradient, by
+    autograd in float64, whoever is beside it; free places add nothing."""
+    for path, make in _nets.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("algorithm", seed, path)
+        table = lab.zeros(job.schema)
+        table["x"][:] = torch.from_numpy(rng.normal(size=(UNITS, 12)))
+        table["target"][:] = torch.from_numpy(rng.normal(size=UNITS))
+        each = batched_lab.gradients(lab.Net(), job.ready.program, table, net_loss)
+        want, _ = batched_lab.clipped(each, job.plan.clip)
+        parts = each * torch.clamp(job.plan.clip / each.norm(dim=1), max=1)[:, None]
+        alone = rng.permutation(UNITS)
+        for place in alone[:3]:
+            key = rng.bytes(32)
+            by_all = moved(job, table, [int(place)], key)
+            few = lab.spoilt(table, [int(i) for i in alone[6:] if i != place])
+            by_few = moved(job, few, [int(place)], key)
+            bounded(job, by_all, f"net, {path}")
+            off = float(np.linalg.norm(by_all - by_few))
+            holds(off <= 1e-4 + job.slack(), f"net, {path}: company changes a unit by {off:.3g}")
+            one = parts[int(place)].numpy()
+            off = min(float(np.linalg.norm(by_all - one)), float(np.linalg.norm(by_all)))
+            holds(off <= 1e-3, f"net, {path}: a unit adds {off:.3g} other than its gradient")
+        found = quiet(job, table, rng.bytes(32))
+        holds(bool(np.isfinite(found).all()), f"net, {path}: the sum is finite")
+        nobody = quiet(job, lab.spoilt(table, slice(None)), rng.bytes(32))
+        holds(not nobody.any(), f"net, {path}: nobody's rows add nothing")
+        same = lab.zeros(job.schema)
+        same["x"][:], same["target"][:] = table["x"][:1], table["target"][:1]
+        found = quiet(job, same, rng.bytes(32))
+        one = parts[0].numpy()
+        times = float(found @ one / (one @ one))
+        off = float(np.linalg.norm(found - round(times) * one))
+        right = 0 <= round(times) <= UNITS and off <= 1e-3 * (1 + times)
+        holds(right, f"net, {path}: {UNITS} equal units add {times:.4f} times one")
+
+
+def quiet(job: Job, table: Table, key: bytes) -> Vector:
+    """A step's sum before its noise."""
+    from casemate.engine import train
+
+    with torch.no_grad():
+        job.ready.program.flat.copy_(job.initial)
+    run = train.loop(
+        job.plan, Execution(path=job.path), job.spec, job.ready.program, job.rows(table), key,
+        no_noise, job.ready.keep, job.ready.fast,
+    )  # fmt: skip
+    run(0)
+    before = job.initial.numpy().astype(np.float64)
+    return (before - job.flat()) * job.plan.normaliser / job.rate
+
+
+def _drops(views: int, path: str) -> Job:
+    schema = lab.schema_of(9, UNITS)
+    return lab.job(lab.Drops(9), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path)  # fmt: skip
+
+
+_random: Final = {
+    (views, path): functools.partial(_drops, views, path)
+    for views in (1, 4)
+    for path in ("auto", "record")
+}
+
+
+def random_inputs(seed: int) -> None:
+    """Dropout's masks and views: a unit's mean over its views is clipped once, and its draws do not
+    depend on who is beside it."""
+    for (views, path), make in _random.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("random", seed, views, path)
+        what = f"{views} views, {path}"
+        table = lab.zeros(job.schema)
+        table["x"][:] = torch.from_numpy(rng.normal(size=(UNITS, 9)) * 100)
+        place, key = int(rng.integers(UNITS)), rng.bytes(32)
+        found = moved(job, table, [place], key)
+        bounded(job, found, what)
+        norm = float(np.linalg.norm(found))
+        holds(norm <= 1 + TIGHT + job.slack(), f"{what}: a unit adds {norm:.6g}, more than the clip")
+        holds(norm > 0.99 or not found.any(), f"{what}: a unit adds its mean, clipped")
+        alone = lab.spoilt(table, [i for i in range(UNITS) if i != place])
+        off = float(np.linalg.norm(found - moved(job, alone, [place], key)))
+        holds(off <= 1e-4 + job.slack(), f"{what}: company changes a unit's draws by {off:.3g}")
+
+
+def slots(seed: int) -> None:
+    """Rule P13: a record's contribution has the same bits in every slot of a microbatch; a model
+    that makes rounding into a signal moves no more than others."""
+
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.silu(x[:, :3] * self.w)
+
+    def data(n: int) -> batched_lab.Data:
+        made = torch.Generator().manual_seed(seed)
+        return {
+            "x": torch.randn(n, 9, generator=made),
+            "target": torch.zeros(n),
+        }
+
+    at = batched_lab.lab(Narrow(), data, lab.total, rows=48)
+    for i in range(8):
+        same = {k: v[i : i + 1].repeat(48, *(1,) * (v.dim() - 1)) for k, v in at.data.items()}
+        made = len(set(at.contributions(1.0, same)))
+        holds(made == 1, f"a record has {made} contributions over 48 slots")
+    job = lab.kept(_amplified)
+    rng = lab.rng_of("slots", seed)
+    table = lab.zeros(job.schema)
+    table["x"][:] = torch.from_numpy(rng.normal(size=tuple(table["x"].shape)))
+    for place in rng.permutation(UNITS)[:4]:
+        bounded(job, moved(job, table, [int(place)], rng.bytes(32)), "the amplifier")
+
+
+def _amplified() -> Job:
+    return lab.job(lab.Amplifier(13), lab.schema_of(13, UNITS), batch=UNITS)
+
+
+def cancellation(seed: int) -> None:
+    """Norms had from Gram matrices, of a record made to cancel in them: the factor that comes of
+    it keeps the exact contribution within the clip."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(3, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.w.t()
+
+    def data(n: int) -> batched_lab.Data:
+        made = torch.Generator().manual_seed(seed)
+        x, g = torch.randn(n, 6, 5, generator=made), torch.randn(n, 6, 3, generator=made)
+        x[0, 1::2], g[0, 1::2] = x[0, ::2], -g[0, ::2]
+        g[0] *= 1e6
+        g[0, 0] += 1
+        return {"x": x, "target": g}
+
+    at = batched_lab.lab(Tokens(), data, lambda o, t: (o * t).flatten(1).sum(1))
+    (site,) = at.path.sites
+    for way in (w for w in site.ways if w.name.startswith("gram")):
+        site.way = way
+        _, c = at.path.parts(dict(at.env()), 1.0)
+        g, x = at.data["target"].double(), at.data["x"].double()
+        exact = torch.einsum("bti,btj->bij", g, x).flatten(1)
+        norm = float((c.double() * exact.norm(dim=1)).max())
+        holds(norm <= 1 + batched.ETA, f"cancellation, {way.name}: a unit adds {norm:.6g}")
