@@ -10,6 +10,7 @@ import torch
 from casemate.seal.stream import Reader
 from casemate.spec import table, tensors
 from casemate.spec.data import DatasetSchema
+from casemate.spec.table import refusal
 
 _DTYPES: Final = {
     "bool": torch.uint8,  # bytes other than 0 and 1 are no bools; see load
@@ -35,7 +36,7 @@ def load(
     found = "ds_" + hashlib.sha256(DOMAIN + salt + wire).hexdigest()[:40]
     if found != dataset:
         message = "The sealed bytes are not those that the dataset's name says."
-        raise table.refusal("commitment", message)
+        raise refusal("commitment", message)
     loaded = tensors.load(memoryview(wire))
     table.check_columns(schema, {name: info for name, (info, _) in loaded.items()})
     out = {}

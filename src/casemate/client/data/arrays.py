@@ -108,12 +108,28 @@ def hugging_face_table(dataset: Any) -> Table:
                 for name in plain:
                     columns[name] = arrow_array(name, part[name].combine_chunks(), at + 1)
             if coded:
-                decoded = dataset.select_columns(coded).with_format("numpy")[rows]
+                decoded = _decoded(dataset.select_columns(coded), rows)
                 for name in coded:
                     columns[name] = _stacked(name, decoded[name], at + 1)
             yield Block(columns, range(at + 1, at + len(rows) + 1))
 
     return peeked(names, blocks)
+
+
+def _decoded(dataset: Any, rows: range) -> Any:
+    """Images and the like as arrays. Whatever their libraries raise (of a file that unfolds to too
+    many pixels, say) is a fault of the rows."""
+    try:
+        return dataset.with_format("numpy")[rows]
+    except Exception as e:
+        names = ", ".join(map(repr, dataset.column_names))
+        raise refuse(
+            "undecodable",
+            f"A row from {rows.start + 1} to {rows.stop} of {names} cannot be decoded:"
+            f" {type(e).__name__}: {str(e)[:120]}.",
+            "Leave the row out, or write its image again, smaller.",
+            names,
+        ) from None
 
 
 def _stacked(name: str, rows: Any, first_row: int) -> Any:

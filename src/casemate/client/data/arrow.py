@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from casemate.client.data.columns import Block, refuse
 from casemate.client.data.table import BLOCK_ROWS, Table, extra, peeked
 from casemate.spec.errors import DataError
 
+# A file that unfolds to more than both of these is a bomb and no table: a constant column of a
+# true one takes next to nothing, but then it is small.
+MAX_UNFOLDED: Final = 1 << 30
+MAX_RATIO: Final = 1000
+MAX_NESTED: Final = 6
+
 
 def arrow_array(name: str, column: Any, first_row: int) -> Any:
-    """One chunk as numpy: lists of equal length become a further axis."""
+    """One chunk as numpy: lists of equal length become a further axis.
+
+    Raises ``data.missing-value``, ``data.shape``, ``data.dtype`` (kinds that are no numbers, words
+    or lists of them), ``data.arrow-form``.
+    """
+    import pyarrow as pa
+
+    try:
+        return _array(name, column, first_row, 0)
+    except (pa.ArrowException, ValueError, LookupError) as e:
+        raise refuse(
+            "arrow-form",
+            f"Column {name!r} is no sound Arrow column: {str(e)[:120]}.",
+            "Write the table again.",
+            name,
+        ) from None
+
+
+def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
     import pyarrow as pa
     import pyarrow.types as kinds
 
@@ -26,10 +50,12 @@ def arrow_array(name: str, column: Any, first_row: int) -> Any:
             f"{name}, row {row}",
         )
     kind = column.type
-    if isinstance(column, pa.ExtensionArray):
-        return arrow_array(name, column.storage, first_row)
+    if isinstance(column, pa.ExtensionArray):  # what its type says is not looked at
+        return _array(name, column.storage, first_row, depth)
     if kinds.is_dictionary(kind):
-        return arrow_array(name, column.dictionary_decode(), first_row)
+        # Not decoded by Arrow, which writes each word out as often as it occurs.
+        column.validate(full=True)
+        return _array(name, column.dictionary, first_row, depth)[column.indices.to_numpy()]
     if kinds.is_fixed_size_list(kind) or kinds.is_list(kind) or kinds.is_large_list(kind):
         lengths = column.value_lengths().to_pylist()
         if len(set(lengths)) > 1:
@@ -41,11 +67,24 @@ def arrow_array(name: str, column: Any, first_row: int) -> Any:
                 "Pad and cut every row to one declared length.",
                 f"{name}, row {first_row + at}",
             )
-        inner = arrow_array(name, column.flatten(), first_row)
+        if depth == MAX_NESTED:
+            message = f"Column {name!r} has lists in lists, more than {MAX_NESTED} deep."
+            raise refuse("shape", message, f"Give rows of at most {MAX_NESTED} axes.", name)
+        inner = _array(name, column.flatten(), first_row, depth + 1)
         return inner.reshape(len(column), lengths[0] if lengths else 0, *inner.shape[1:])
     if kinds.is_decimal(kind):
         column = column.cast(pa.float64())
+    elif not any(is_kind(kind) for is_kind in _plain()):
+        message = f"Column {name!r} holds {str(kind)[:80]}, which has no wire form."
+        raise refuse("dtype", message, "Convert it to numbers or words, or leave it out.", name)
     return column.to_numpy(zero_copy_only=False)
+
+
+def _plain() -> Sequence[Callable[[Any], bool]]:
+    import pyarrow.types as kinds
+
+    words = (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
+    return (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_temporal, *words)
 
 
 def _record_batches(batches: Iterator[Any]) -> Iterator[Block]:
@@ -86,13 +125,31 @@ def parquet_table(path: Path) -> Table:
 
     def blocks() -> Iterator[Block]:
         try:
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(path, read_dictionary=words) as file:
                 yield from _record_batches(file.iter_batches(batch_size=BLOCK_ROWS))
         except (pa.ArrowException, OSError) as e:
             raise failed(e) from None
 
     try:
-        names = list(parquet.read_schema(path).names)
+        with parquet.ParquetFile(path) as file:
+            names = list(file.schema_arrow.names)
+            words = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
+            _require_no_bomb(path, file.metadata)
     except (pa.ArrowException, OSError) as e:
         raise failed(e) from None
     return peeked(names, blocks)
+
+
+def _require_no_bomb(path: Path, metadata: Any) -> None:
+    """Raises ``data.too-large`` by what the file says of itself, before a value is decoded."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    parts = [g.column(i) for g in groups for i in range(g.num_columns)]
+    unfolded = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in parts)
+    size = path.stat().st_size
+    if unfolded > max(MAX_UNFOLDED, MAX_RATIO * size):
+        raise refuse(
+            "too-large",
+            f"{path.name} has {size} bytes and unfolds to {unfolded}.",
+            "Leave out what repeats, or split the table.",
+            str(path),
+        )

@@ -218,7 +218,7 @@ def load_schema(path: str | Path) -> Declaration:
     path = Path(path)
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise _bad(f"The schema file {path} cannot be read: {e}.", str(path)) from None
     known = {"name", "label", "unit", "rows_per_unit", "units", "columns"}
     if unknown := set(tree) - known:

@@ -7,6 +7,7 @@ larger than memory need not be held as text or frame.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -46,8 +47,8 @@ def extra(package: str) -> UsageError:
 
 
 def no_duplicates(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise refuse(
                 "duplicate-column",
                 f"Two columns are called {name!r}.",
