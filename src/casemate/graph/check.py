@@ -58,8 +58,8 @@ class Checked:
     values: by name (``name.i`` for one of several outputs), with shape, dtype and batch axis.
     parameters: the trained inputs; ``dimension``: their scalars.
     flops: forward and backward, per record; saved_bytes: what a record's intermediate values take;
-    workspace_bytes: the most that one node needs besides, forward or backward. fixed_flops and
-    fixed_bytes: the same for what depends on no record.
+    workspace_bytes: the most that any one node needs besides, forward or backward. fixed_flops and
+    fixed_bytes: of what depends on no record.
     frozen_prefix: nodes that depend on the record and on no trained parameter and no random input,
     so that they need evaluating once per record. constants: nodes that depend on none of these.
     """
@@ -386,7 +386,7 @@ def check(
         dimension=sum(values[p].numel for p in parameters),
         flops=walk.record.flops,
         saved_bytes=walk.record.nbytes,
-        workspace_bytes=walk.record.workspace,
+        workspace_bytes=max(walk.record.workspace, walk.fixed.workspace),
         fixed_flops=walk.fixed.flops,
         fixed_bytes=walk.fixed.nbytes,
         frozen_prefix=frozenset(walk.prefix),

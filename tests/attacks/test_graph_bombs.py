@@ -1,0 +1,285 @@
+"""Graphs made to cost the server more than they look: memory and time for nothing.
+
+Each is refused by the check, by the node's name, before a kernel runs. What only backward costs is
+counted with backward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import resource
+from typing import Any
+
+import pytest
+import torch
+
+from casemate.engine import prepare as prepare_
+from casemate.engine.program import Program
+from casemate.graph import check, pack
+from casemate.graph.model import Graph, ListArg, Node
+from casemate.spec.errors import CasemateError, LimitError, ModelError
+from support import engine_lab as lab
+from support.rawgraph import INPUTS, data, graph, infos, ls, node, r, run, weight
+
+BIG = 2**28
+
+
+def refused(graph_: Graph, where: str, code: str = "model.too-large", **how: Any) -> None:
+    with pytest.raises(ModelError) as e:
+        check.check(graph_, infos(graph_), **how)
+    assert (e.value.code, e.value.where) == (code, where), str(e.value)
+    assert e.value.mend
+
+
+def trained(*nodes: Node, last: str) -> Graph:
+    """The nodes, then a loss that every trained scalar of ``last`` reaches."""
+    end = (
+        node("end", "sum.default", r(last)),
+        node("l0", "mul.Tensor", r("x"), r("end")),
+        node("l", "sum.dim_IntList", r("l0"), ls(1)),
+    )
+    return Graph(inputs=INPUTS, nodes=(*nodes, *end), loss="l")
+
+
+# Cheap forward, huge backward.
+
+
+def looks(count: int, size: int, op: str = "select.int", *args: Any) -> Graph:
+    """One weight seen as ``size`` of them (no memory at all), of which one is looked at, ``count``
+    times: backward makes a gradient of ``size`` elements for each look."""
+    see = node("see", "expand.default", r("one"), ls(size))
+    at = [node(f"s{i}", op, r("see"), *(args or (0, i))) for i in range(count)]
+    inputs = (data("x", 4), weight("one", 1))
+    stack = node("st", "cat.default" if args else "stack.default", ls(*(r(n.name) for n in at)), 0)
+    end = (
+        node("end", "sum.default", r("st")),
+        node("l0", "mul.Tensor", r("x"), r("end")),
+        node("l", "sum.dim_IntList", r("l0"), ls(1)),
+    )
+    return Graph(inputs=inputs, nodes=(see, *at, stack, *end), loss="l")
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [("select.int", ()), ("slice.Tensor", (0, 0, 1)), ("unfold.default", (0, BIG, 1))],
+)
+def test_takes_minutes_by_looking_at_one_element_many_times(op: str, args: tuple[int, ...]) -> None:
+    g = looks(300, BIG, op, *args)
+    with pytest.raises(ModelError) as e:
+        check.check(g, infos(g))
+    assert e.value.code == "model.too-large"
+
+
+def test_backward_of_a_look_is_as_large_as_what_was_looked_at() -> None:
+    """Why it is counted so: torch makes that gradient in full."""
+    g = looks(3, 1 << 20)
+    found = check.check(g, infos(g))
+    assert found.workspace_bytes >= 4 << 20
+    one = torch.ones(1, requires_grad=True)
+    see = one.expand(1 << 20)
+    shapes: list[int] = []
+    see.register_hook(lambda grad: shapes.append(grad.untyped_storage().nbytes()))
+    see[7].backward()
+    assert shapes == [4 << 20]
+
+
+def test_takes_terabytes_by_a_product_that_broadcasts() -> None:
+    """Backward of a broadcast matrix product makes the factor's gradient once for each place, and
+    sums only then: forward 1 GiB, backward 4 TiB."""
+    inputs = (*INPUTS, data("a", 2**16, 1, 2**12), weight("o", 1, 2**12, 2**12))
+    g = graph(node("p", "matmul.default", r("a"), r("o")), inputs=inputs)
+    refused(g, "p")
+    plain = (*INPUTS, data("a", 2**10, 2**12), weight("o", 2**12, 2**12))
+    g = graph(node("p", "matmul.default", r("a"), r("o")), inputs=plain)
+    assert check.check(g, infos(g)).workspace_bytes < 1 << 27  # in one piece: admitted
+
+
+def test_takes_hours_by_windows_as_large_as_the_image() -> None:
+    """A pool of windows of a quarter of an image each: few elements in, few out, and as many reads
+    as places times window."""
+    inputs = (*INPUTS, data("big", 1, 8192, 8192))
+    for kind in ("avg_pool2d.default", "max_pool2d.default"):
+        pool = node("p", kind, r("big"), ls(4096, 4096), ls(1, 1))
+        refused(graph(pool, inputs=inputs), "p")
+    usual = graph(node("p", "max_pool2d.default", r("big"), ls(3, 3), ls(1, 1)), inputs=inputs)
+    check.check(usual, infos(usual))
+
+
+# What is too large to be.
+
+SIZES = {
+    "2^40 elements in one value": [node("p", "zeros.default", ls(2**20, 2**20))],
+    "2^40 elements of a record": [node("p", "zeros.default", ls(*[2**10] * 4))],
+    "2^40 by a view": [
+        node("z", "expand.default", r("w"), ls(2**20, 4)),
+        node("p", "expand.default", r("z"), ls(2**20, -1, -1)),
+    ],
+    "2^40 by enlarging": [node("p", "upsample_nearest2d.vec", r("im"), None, ls(2.0**19, 2.0**19))],
+    "2^40 by repeating": [node("p", "repeat.default", r("x"), ls(1, 2**40))],
+    "2^40 by interleaving": [node("p", "repeat_interleave.self_int", r("x"), 2**40, 1)],
+    "2^40 classes": [node("p", "one_hot.default", r("i"), 2**40)],
+    "2^52 counted": [node("p", "arange.default", 2**52)],
+    "2^53 steps": [node("p", "linspace.default", 0, 1, 2**53 - 1)],
+    "a square of 2^30": [node("p", "eye.default", 2**30)],
+    "an axis above 2^31 of nothing": [node("p", "zeros.default", ls(0, 2**32))],
+    "axes by the hundred": [node("p", "zeros.default", ls(*[1] * 100))],
+}
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_takes_memory_by_one_node(what: str) -> None:
+    refused(graph(*SIZES[what]), "p")
+
+
+DOUBLE = {
+    "joined with itself": lambda a, b: node(b, "cat.default", ls(r(a), r(a)), 1),
+    "repeated": lambda a, b: node(b, "repeat.default", r(a), ls(1, 2)),
+    "interleaved": lambda a, b: node(b, "repeat_interleave.self_int", r(a), 2, 1),
+    "padded by its size": lambda a, b: node(
+        b, "constant_pad_nd.default", r(a), ls(0, 4 << int(b[1:]))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DOUBLE)
+def test_takes_memory_by_doubling(what: str) -> None:
+    names = ["x", *(f"d{i}" for i in range(60))]
+    nodes = [DOUBLE[what](a, b) for a, b in itertools.pairwise(names)]
+    with pytest.raises(ModelError) as e:
+        run(*nodes)
+    assert e.value.code == "model.too-large"
+    assert int(e.value.where[1:]) < 28
+
+
+def test_takes_memory_by_many_values_that_are_each_admitted() -> None:
+    """64 GiB of zeros, 64 times the largest; and the same as intermediates of a record."""
+    with pytest.raises(ModelError) as e:
+        run(*(node(f"n{i}", "zeros.default", ls(BIG)) for i in range(64)))
+    assert (e.value.code, e.value.where) == ("model.too-large", "n2")
+    nodes = [node("n0", "expand.default", r("x"), ls(-1, 4))]
+    wide = [node(f"n{i}", "constant_pad_nd.default", r("x"), ls(0, BIG - 4)) for i in range(1, 40)]
+    with pytest.raises(ModelError) as e:
+        run(*nodes, *wide)
+    assert e.value.code == "model.too-large"
+
+
+def test_takes_memory_by_a_norm_of_all_that_no_weight_needs() -> None:
+    """Constants count too: no trained weight is near."""
+    chain = [node("c0", "ones.default", ls(2**14, 2**14))]
+    chain += [node(f"c{i}", "mm.default", r(f"c{i - 1}"), r("c0")) for i in range(1, 10)]
+    with pytest.raises(ModelError) as e:
+        run(*chain)
+    assert e.value.code == "model.too-large"
+
+
+# What makes the check itself expensive.
+
+
+def test_takes_the_checkers_memory_by_outputs_that_cost_nothing() -> None:
+    """A hundred thousand nodes are admitted; with 4096 outputs each they are 400 million values."""
+    see = node("z", "expand.default", r("w"), ls(4096, 4))
+    with pytest.raises(ModelError) as e:
+        run(see, *(node(f"u{i}", "unbind.int", r("z")) for i in range(1000)))
+    assert e.value.code == "model.too-large"
+    assert int(e.value.where[1:]) < 64
+
+
+def million(item: Any) -> ListArg:
+    return ListArg(items=(item,) * 10**6)
+
+
+LONG = {
+    "a product of a million sizes": ("reshape.default", r("x"), million(2**53 - 1)),
+    "a permutation of a million axes": ("permute.default", r("x"), million(0)),
+    "a million joined": ("cat.default", million(r("x")), 1),
+    "a million indices": ("index.Tensor", r("x"), million(None)),
+    "a million parts": ("split_with_sizes.default", r("x"), million(0), 1),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_takes_the_checkers_time_by_a_long_list(what: str) -> None:
+    """The product of sizes alone would take a quarter of an hour: each step a longer number."""
+    op, *args = LONG[what]
+    refused(graph(node("p", op, *args)), "p")
+
+
+@pytest.mark.parametrize("count", [2**21, 2**40, 2**53 - 1])
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_overflows_a_kernels_arithmetic_by_windows(name: str, count: int) -> None:
+    """Padding and dilation that cancel each other leave a usual shape."""
+    kwargs = {"stride": ls(1), "padding": ls(0), "dilation": ls(1)} | {name: ls(count)}
+    if name == "dilation":
+        kwargs["padding"] = ls(count)
+    bad = node("p", "conv2d.default", r("im"), r("k"), None, **kwargs)
+    refused(graph(bad), "p", "model.argument")
+
+
+def test_too_many_nodes_and_inputs() -> None:
+    limits = check.Limits(nodes=10, inputs=20)
+    nodes = [node(f"n{i}", "relu.default", r("x")) for i in range(12)]
+    refused(graph(*nodes), "", limits=limits)
+    many = tuple(weight(f"w{i}", 1) for i in range(21))
+    refused(graph(inputs=(*INPUTS, *many)), "", limits=limits)
+
+
+# As the worker meets them.
+
+
+def offered(nodes: list[Node], memory: int) -> CasemateError:
+    """What phase ``prepare`` answers to a model of these nodes."""
+    g, weights = lab.mlp([4, 2])
+    g = dataclasses.replace(g, nodes=(*nodes, *g.nodes))
+    packed = lab.packed(g, weights)
+    schema = lab.schema(4, 2, 16)
+    with pytest.raises(CasemateError) as e:
+        prepare_.prepare(
+            packed, "sha256:" + hashlib.sha256(packed).hexdigest(), (schema,), lab.BINDINGS,
+            lab.spec_of(4, 1), memory,
+        )  # fmt: skip
+    return e.value
+
+
+def test_takes_the_workers_memory_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Admitted by the check, too large for this worker: said before anything is built or run."""
+
+    def built(*given: object) -> None:
+        raise AssertionError("a program was made")
+
+    monkeypatch.setattr(Program, "__init__", built)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = [node(f"n{i}", "constant_pad_nd.default", r("x"), ls(0, 2**27)) for i in range(12)]
+    error = offered(wide, 4 << 30)
+    assert isinstance(error, LimitError)
+    assert error.code == "limit.memory"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
+
+
+def test_a_graph_of_empty_lists_is_refused_before_it_is_read() -> None:
+    """32 MiB of brackets would be 11 million lists, a gigabyte of them."""
+    body = b'{"inputs":[' + b",".join([b"[]"] * 3_000_000) + b"]}"
+    body += b" " * (-len(body) % 8)
+    with pytest.raises(CasemateError) as e:
+        pack.unpack(len(body).to_bytes(8, "little") + body)
+    assert e.value.code == "format.too-large"
+
+
+# Seeded bugs.
+
+
+@pytest.mark.parametrize(
+    ("limit", "bomb"),
+    [
+        ("moved", lambda: looks(300, BIG)),
+        ("moved", lambda: looks(300, BIG, "slice.Tensor", 0, 0, 1)),
+        ("items", lambda: graph(node("p", "cat.default", ListArg(items=(r("x"),) * 5000), 1))),
+    ],
+)
+def test_without_the_limit_the_bomb_is_admitted(limit: str, bomb: Any) -> None:
+    g = bomb()
+    loose = dataclasses.replace(check.Limits(), **{limit: 2**60})
+    check.check(g, infos(g), limits=loose)
+    with pytest.raises(ModelError):
+        check.check(g, infos(g))
