@@ -223,7 +223,8 @@ OPS = [
     "aten.from_file.default", "aten._from_file.default", "evil.relu.default", "os.system.default",
     "aten.__getattr__.default", "aten.relu_.default", "aten.relu.out", "aten.set_.source_Storage",
     "aten.data.default", "aten.record_stream.default", "quantized.linear.default",
-    "torch_cluster.knn.default", "profiler._record_function_enter.default", "inductor._alloc_from_pool.default",
+    "torch_cluster.knn.default", "profiler._record_function_enter.default",
+    "inductor._alloc_from_pool.default",
     "aten._cuda_getCurrentRawStream.default", "higher_order.cond", "aten.to.device", "",
 ]  # fmt: skip
 
