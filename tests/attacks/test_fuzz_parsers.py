@@ -376,7 +376,7 @@ def _arrow() -> Parser:
             with pa.ipc.open_stream(data) as source:
                 found = source.read_all()
                 found.validate(full=True)
-        except (pa.ArrowException, OSError) as e:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise _Unread from e
         return encode(found, name="t", columns=ARROW)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from casemate.client.data import footer
 from casemate.client.data.columns import Block, refuse
 from casemate.client.data.table import BLOCK_ROWS, Table, extra, peeked
 from casemate.spec.errors import DataError
@@ -105,7 +106,13 @@ def arrow_table(table: Any) -> Table:
         batches = table.to_batches() if hasattr(table, "to_batches") else [table]
         return _record_batches(iter(batches))
 
-    return peeked(list(table.schema.names), blocks)
+    try:
+        names = list(table.schema.names)
+    except UnicodeDecodeError:
+        raise refuse(
+            "schema", "The name of a column is not UTF-8.", "Give the columns names in UTF-8."
+        ) from None
+    return peeked(names, blocks)
 
 
 def parquet_table(path: Path) -> Table:
@@ -114,6 +121,8 @@ def parquet_table(path: Path) -> Table:
         import pyarrow.parquet as parquet
     except ModuleNotFoundError:
         raise extra("pyarrow") from None
+
+    unreadable = (pa.ArrowException, OSError, UnicodeDecodeError, footer.FooterError)
 
     def failed(e: Exception) -> DataError:
         return refuse(
@@ -127,25 +136,22 @@ def parquet_table(path: Path) -> Table:
         try:
             with parquet.ParquetFile(path, read_dictionary=words) as file:
                 yield from _record_batches(file.iter_batches(batch_size=BLOCK_ROWS))
-        except (pa.ArrowException, OSError) as e:
+        except unreadable as e:
             raise failed(e) from None
 
     try:
         with parquet.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
             words = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
-            _require_no_bomb(path, file.metadata)
-    except (pa.ArrowException, OSError) as e:
+        _require_no_bomb(path)
+    except unreadable as e:
         raise failed(e) from None
     return peeked(names, blocks)
 
 
-def _require_no_bomb(path: Path, metadata: Any) -> None:
+def _require_no_bomb(path: Path) -> None:
     """Raises ``data.too-large`` by what the file says of itself, before a value is decoded."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    parts = [g.column(i) for g in groups for i in range(g.num_columns)]
-    unfolded = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in parts)
-    size = path.stat().st_size
+    unfolded, size = footer.unfolded(path), path.stat().st_size
     if unfolded > max(MAX_UNFOLDED, MAX_RATIO * size):
         raise refuse(
             "too-large",
