@@ -138,8 +138,7 @@ def _range(losses: np.ndarray, mass: np.ndarray, steps: int, eta: float) -> tupl
     best = [math.inf, math.inf]
     base = math.sqrt(2 * math.log(2 / lost) / (steps * variance))
     for side, sign in enumerate((1.0, -1.0)):
-        for turn in (0.03, 0.1, 0.25, 0.5, 0.7, 1.0, 1.4, 2.0):
-            at = turn * base
+        for at in np.geomspace(min(0.2, base / 10), 2 * base, 16):
             moment = float(special.logsumexp(log_mass + sign * at * (losses - mean)))
             best[side] = min(best[side], (steps * moment + math.log(2 / lost)) / at)
     return max(best) * 1.01 + 2.0, lost

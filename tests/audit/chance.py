@@ -75,6 +75,7 @@ def _none() -> None:
 
 UNITS: Final = 48
 GRID: Final = 2.0**-12
+CLIP: Final = 0.7  # not on the grid, so that what is not rounded to it shows
 MULTIPLIER: Final = 0.05
 MOST_STEPS: Final = 1_000_000
 
@@ -83,8 +84,9 @@ def _metered(path: str) -> Job:
     module = lab.Line(UNITS)
     schema = lab.schema_of(UNITS, UNITS)
     return lab.job(
-        module, schema, batch=2, steps=MOST_STEPS, noise=MULTIPLIER, grid=GRID, path=path, lr=1.0
-    )
+        module, schema, batch=2, steps=MOST_STEPS, noise=MULTIPLIER, grid=GRID, path=path, lr=1.0,
+        clip=CLIP,
+    )  # fmt: skip
 
 
 _meters: Final = {path: functools.partial(_metered, path) for path in ("auto", "record")}
@@ -92,15 +94,16 @@ _meters: Final = {path: functools.partial(_metered, path) for path in ("auto", "
 
 @dataclass(frozen=True)
 class Seen:
-    """Of a metered run: taken (T, U), who was in each step; left (T, U), noise over sigma; off: how
-    far from the grid the farthest entry was, in grid steps."""
+    """Of a metered run: taken (T, U), who was in each step; steps (T, U), what was released in grid
+    steps; left (T, U), noise over sigma; off: how far from the grid an entry was at most."""
 
     taken: np.ndarray
+    steps: np.ndarray
     left: np.ndarray
     off: float
 
 
-def meter(job: Job, key: bytes, steps: int, clip: float = 1.0) -> Seen:
+def meter(job: Job, key: bytes, steps: int) -> Seen:
     """Unit u's gradient is along entry u, and noise is small beside it: each release shows who was
     sampled. The weights are put back after each step, so that each is of one step alone."""
     table = lab.zeros(job.schema)
@@ -116,8 +119,9 @@ def meter(job: Job, key: bytes, steps: int, clip: float = 1.0) -> Seen:
     sums = -found.astype(np.float64) * job.plan.normaliser
     lattice = sums / job.plan.grid
     off = float(np.abs(lattice - np.rint(lattice)).max())
-    taken = sums > clip / 2
-    return Seen(taken, (sums - clip * taken) / job.plan.sigma, off)
+    taken = sums > job.plan.clip / 2
+    each = np.rint(job.plan.clip / job.plan.grid) * job.plan.grid
+    return Seen(taken, np.rint(lattice), (sums - each * taken) / job.plan.sigma, off)
 
 
 def sampling(seed: int, steps: int = 20_000) -> None:
@@ -161,6 +165,9 @@ def _around(seen: Seen, what: str) -> None:
     taken, left = seen.taken, seen.left
     size = taken.sum(1)
     holds(seen.off < 1e-2, f"{what}: an entry lies {seen.off:.3g} grid steps off the grid")
+    for bit in range(4):  # of a wide draw all bits below its size are fair, whatever the data
+        ones = int(((seen.steps.astype(np.int64) >> bit) & 1).sum())
+        count(ones, seen.steps.size, 0.5, f"{what}: bit {bit} of the lattice")
     normal(left, f"{what}: noise")
     for members in range(5):
         part = left[size == members]

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from casemate.client.torch import export
 from casemate.engine import prepare as prepare_
+from casemate.engine import rows as rows_
 from casemate.engine import train
-from casemate.engine.rows import Rows, assemble
+from casemate.engine.rows import Rows
 from casemate.plan import compile as plans
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.job import (
@@ -167,7 +168,7 @@ class Job:
         return float(self.spec.optimizer.lr)
 
     def rows(self, table: Table) -> Rows:
-        return assemble((self.schema,), (table,), self.ready.program.data, self.inputs)
+        return rows_.assemble((self.schema,), (table,), self.ready.program.data, self.inputs)
 
     def start(self, table: Table, key: bytes, **more: Any) -> train.Run:
         """A run from the first weights: the worker's own call."""

@@ -31,7 +31,6 @@ from casemate.spec.job import Adam, DpEvent, Sgd
 from support import ledgers, worker_lab
 from support.disk import SimDisk
 
-
 D: Final = 8
 UNITS: Final = 12
 STEPS: Final = 4
@@ -75,6 +74,9 @@ def _outcome(job: Job, table: lab.Table, key: bytes) -> tuple[list[bytes], bytes
     for step in range(STEPS):
         run(step)
         states.append(b"".join(bytes(part) for part in run.state()))
+        weights = bytes(tensors.load(memoryview(states[-1]))[state.VECTOR + "weights"][1])
+        same = weights == job.ready.program.flat.detach().numpy().tobytes()
+        holds(same, f"state: its weights are those of step {step}")
     result = run.result()
     wanted = [spec.tensor for spec in job.ready.program.trained]
     holds(list(result) == wanted, f"the result is {list(result)}, not the trained tensors")
@@ -84,7 +86,7 @@ def _outcome(job: Job, table: lab.Table, key: bytes) -> tuple[list[bytes], bytes
 def kept(seed: int) -> None:
     """Nothing of a run but the noised sums is in its state or its result: what changes the loss, a
     gradient's length beyond the clip, or a record that counts for nothing, changes no bit."""
-    for (path, optimizer), make in _carriers.items():
+    for (path, _), make in _carriers.items():
         job = lab.kept(make)
         rng = lab.rng_of("kept", seed, path)
         table = lab.zeros(job.schema)
@@ -144,7 +146,9 @@ def followed(seed: int) -> None:
             run = job.start(table, rng.bytes(32))
             for step in range(STEPS):
                 run(step)
-        holds(len(seen) == STEPS, f"followed, {path}: {len(seen)} sums were noised in {STEPS} steps")
+        holds(
+            len(seen) == STEPS, f"followed, {path}: {len(seen)} sums were noised in {STEPS} steps"
+        )
         means = [total * job.plan.grid / job.plan.normaliser for total in seen]
         want = _again(job, means)
         (found,) = run.result().values()
@@ -221,8 +225,8 @@ def _library(seed: int) -> np.ndarray:
         module.weight.zero_()
     data = {"input": torch.zeros(6, 64), "target": torch.zeros(6, 8)}
     run = Private(
-        module, loss=lambda o, t: (o * t).sum(1), optimizer=torch.optim.SGD(module.parameters(), 1.0),
-        data=data, batch_size=3, steps=1, noise_multiplier=1.0, delta=1e-5, compile_seconds=0,
+        module, loss=lambda o, t: (o * t).sum(1), data=data,
+        optimizer=torch.optim.SGD(module.parameters(), 1.0), batch_size=3, steps=1, noise_multiplier=1.0, delta=1e-5, compile_seconds=0,
         path="record",
     )  # fmt: skip
     run.train()
@@ -322,7 +326,8 @@ def _private() -> Any:
     module = nn.Linear(4, 2)
     data = {"input": torch.randn(12, 4), "target": torch.zeros(12, dtype=torch.int64)}
     return Private(
-        module, loss="cross_entropy", optimizer=torch.optim.SGD(module.parameters(), 0.1), data=data,
+        module, loss="cross_entropy", data=data,
+        optimizer=torch.optim.SGD(module.parameters(), 0.1),
         batch_size=3, steps=5, epsilon=2.0, delta=1e-5, accountant="pld", compile_seconds=0,
         path="record",
     )  # fmt: skip
@@ -338,7 +343,7 @@ def _budget() -> None:
         spent = tuple(s + c for s, c in zip(spent, charge.rdp_nano, strict=True))
         delta, jobs = delta + charge.delta_femto, jobs + 1
     low = accountant.bounds(0.1, 2.0, max(1, jobs * 100), budget.delta).low
-    holds(0 < jobs and low <= budget.epsilon, f"accounted: {jobs} jobs of a budget make {low:.4f}")
+    holds(jobs > 0 and low <= budget.epsilon, f"accounted: {jobs} jobs of a budget make {low:.4f}")
 
 
 def charged(seed: int) -> None:
@@ -387,6 +392,3 @@ def charged(seed: int) -> None:
         holds(low <= ledgers.BUDGET.epsilon, spent)
     finally:
         store.close()
-
-
-

@@ -87,7 +87,8 @@ class Sick(nn.Module):
 
 
 def _meter(form: str = "flat", path: str = "auto", gain: float = GAIN) -> Job:
-    return lab.job(lab.Meter(SIZES, gain), lab.schema_of(D, UNITS), batch=UNITS, form=form, path=path)  # fmt: skip
+    schema = lab.schema_of(D, UNITS)
+    return lab.job(lab.Meter(SIZES, gain), schema, batch=UNITS, form=form, path=path)
 
 
 CASES: Final[dict[str, Callable[[], Job]]] = {
@@ -131,7 +132,16 @@ def moved(job: Job, table: Table, rows: list[int], key: bytes) -> Vector:
 def bounded(job: Job, found: Vector, what: str) -> None:
     holds(bool(np.isfinite(found).all()), f"{what}: what is released is finite")
     norm, most = float(np.linalg.norm(found)), job.plan.sensitivity
-    holds(norm <= most + job.slack(), f"{what}: a unit moves the sum by {norm:.6g}, above {most:.6g}")
+    holds(
+        norm <= most + job.slack(), f"{what}: a unit moves the sum by {norm:.6g}, above {most:.6g}"
+    )
+
+
+def on_path(job: Job, path: str) -> None:
+    """What is to be looked at is what runs: a path that is wrong may be refused by the engine's own
+    comparison of the two, and the other taken."""
+    why = job.ready.prepared.path[-1][:120]
+    holds(job.path == path, f"the engine takes the path {job.path}, not {path} ({why})")
 
 
 def company(job: Job, rng: np.random.Generator, gain: float = GAIN) -> Table:
@@ -147,6 +157,7 @@ def sensitivity(seed: int, trials: int = 1) -> None:
     for name, make in CASES.items():
         job = lab.kept(make)
         gain = 1.0 if "matrix" in name else GAIN
+        on_path(job, name.split(",")[0])
         sizes = tuple(leaf.numel() for leaf in job.ready.program.leaves)
         for i, hostile in itertools.product(range(trials), HOSTILE):
             rng = lab.rng_of("sensitivity", seed, name, hostile.__name__, i)
@@ -256,7 +267,8 @@ def _net(path: str) -> Job:
 
 
 def net_loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return outputs[:, 0] * target + outputs[:, 1].square()
+    """Of a record of zeros, as a free place holds, the gradient is not zero."""
+    return outputs[:, 0] * (target + 1) + outputs[:, 1].square()
 
 
 _nets: Final = {path: functools.partial(_net, path) for path in ("auto", "record")}
@@ -267,12 +279,12 @@ def algorithm(seed: int) -> None:
     autograd in float64, whoever is beside it; free places add nothing."""
     for path, make in _nets.items():
         job = lab.kept(make)
+        on_path(job, "graph" if path == "auto" else path)
         rng = lab.rng_of("algorithm", seed, path)
         table = lab.zeros(job.schema)
         table["x"][:] = torch.from_numpy(rng.normal(size=(UNITS, 12)))
         table["target"][:] = torch.from_numpy(rng.normal(size=UNITS))
         each = batched_lab.gradients(lab.Net(), job.ready.program, table, net_loss)
-        want, _ = batched_lab.clipped(each, job.plan.clip)
         parts = each * torch.clamp(job.plan.clip / each.norm(dim=1), max=1)[:, None]
         alone = rng.permutation(UNITS)
         for place in alone[:3]:
@@ -317,7 +329,9 @@ def quiet(job: Job, table: Table, key: bytes) -> Vector:
 
 def _drops(views: int, path: str) -> Job:
     schema = lab.schema_of(9, UNITS)
-    return lab.job(lab.Drops(9), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path)  # fmt: skip
+    return lab.job(
+        lab.Drops(9), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path
+    )
 
 
 _random: Final = {
@@ -340,7 +354,9 @@ def random_inputs(seed: int) -> None:
         found = moved(job, table, [place], key)
         bounded(job, found, what)
         norm = float(np.linalg.norm(found))
-        holds(norm <= 1 + TIGHT + job.slack(), f"{what}: a unit adds {norm:.6g}, more than the clip")
+        holds(
+            norm <= 1 + TIGHT + job.slack(), f"{what}: a unit adds {norm:.6g}, more than the clip"
+        )
         holds(norm > 0.99 or not found.any(), f"{what}: a unit adds its mean, clipped")
         alone = lab.spoilt(table, [i for i in range(UNITS) if i != place])
         off = float(np.linalg.norm(found - moved(job, alone, [place], key)))
@@ -354,20 +370,21 @@ def slots(seed: int) -> None:
     class Narrow(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.w = nn.Parameter(torch.ones(3))
+            self.w = nn.Parameter(torch.ones(7))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.silu(x[:, :3] * self.w)
+            return nn.functional.silu(x[:, :7] * self.w)
 
     def data(n: int) -> batched_lab.Data:
         made = torch.Generator().manual_seed(seed)
-        return {
-            "x": torch.randn(n, 9, generator=made),
-            "target": torch.zeros(n),
-        }
+        x = torch.randn(n, 9, generator=made)
+        return {"x": x, "target": torch.randn(n, generator=made)}
 
-    at = batched_lab.lab(Narrow(), data, lab.total, rows=48)
-    for i in range(8):
+    def score(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return outputs.square().sum(1) + outputs[:, 0] * target
+
+    at = batched_lab.lab(Narrow(), data, score, rows=48)
+    for i in range(24):
         same = {k: v[i : i + 1].repeat(48, *(1,) * (v.dim() - 1)) for k, v in at.data.items()}
         made = len(set(at.contributions(1.0, same)))
         holds(made == 1, f"a record has {made} contributions over 48 slots")
@@ -398,9 +415,9 @@ def cancellation(seed: int) -> None:
     def data(n: int) -> batched_lab.Data:
         made = torch.Generator().manual_seed(seed)
         x, g = torch.randn(n, 6, 5, generator=made), torch.randn(n, 6, 3, generator=made)
-        x[0, 1::2], g[0, 1::2] = x[0, ::2], -g[0, ::2]
-        g[0] *= 1e6
-        g[0, 0] += 1
+        g *= 10 ** (3 + 4 * torch.rand(n, 1, 1, generator=made))
+        x[:, 1::2], g[:, 1::2] = x[:, ::2], -g[:, ::2]
+        g[:, 0] += 1
         return {"x": x, "target": g}
 
     at = batched_lab.lab(Tokens(), data, lambda o, t: (o * t).flatten(1).sum(1))

@@ -41,6 +41,9 @@ def _epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
     curves = [rdp.curve(e) for e in events]
     rough = rdp.epsilon(tuple(map(sum, zip(*curves, strict=True))), delta) if curves else 0.0
     interval = max(5e-4 / math.sqrt(max(1.0, steps / 1000)), 2e-5 * rough)
+    # Not above the size of one step's loss, where rounding would outweigh it.
+    least = min((e.rate / e.noise_multiplier for e in events), default=1.0)
+    interval = min(interval, max(5e-5, least / 2))
     total = None
     for event in events:
         one = pld.from_gaussian_mechanism(

@@ -1,0 +1,841 @@
+"""Privacy bugs put in on purpose, over the real code: each has to be caught by the battery.
+
+A bug is a function of a ``pytest.MonkeyPatch``. Where the real thing is native code, the bug sits
+at the Python seam in front of it; its name says what a build with it would do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+
+from audit import battery, lab, rest
+from casemate.accounting import calibrate, filters, pld, rdp
+from casemate.accounting.filters import RdpFilter
+from casemate.engine import (
+    batched,
+    clip,
+    draws,
+    forms,
+    grid,
+    kernels,
+    keystream,
+    noise,
+    optim,
+    private,
+    products,
+    sampling,
+    small,
+    state,
+    train,
+)
+from casemate.ledger import catalog, ledger
+from casemate.plan import compile as plans
+from casemate.spec import codec
+from casemate.spec.job import Charge
+from casemate.worker import session
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Bug:
+    """seed: puts it in. checks: those meant to catch it, tried first."""
+
+    name: str
+    checks: tuple[str, ...]
+    seed: Callable[[Patch], None]
+
+
+BUGS: Final[dict[str, Bug]] = {}
+
+
+def bug(name: str, *checks: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    def add(seed: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        assert name not in BUGS and set(checks) <= set(battery.CHECKS)
+        BUGS[name] = Bug(name, checks, seed)
+        return seed
+
+    return add
+
+
+def forget() -> None:
+    """Nothing that was computed with or without a bug is taken for the other."""
+    lab.forget()
+    rest._worker_kept.cache_clear()
+    for kept in (
+        calibrate.noise_multiplier, filters.capacities, rdp.step_curve, pld._epsilon,
+        noise._subkeys,
+    ):  # fmt: skip
+        with contextlib.suppress(AttributeError):
+            kept.cache_clear()
+
+
+@contextlib.contextmanager
+def seeded(name: str) -> Iterator[None]:
+    """The bug is in, for the time being."""
+    forget()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            BUGS[name].seed(patch)
+            yield
+    finally:
+        forget()
+
+
+def find(name: str, seed: int = 1, steps: int = 4000) -> battery.Finding | None:
+    """By which check a bug is caught: those meant for it, then all others."""
+    first = BUGS[name].checks
+    with seeded(name):
+        for check in (*first, *(c for c in battery.CHECKS if c not in first)):
+            if (found := battery.one(check, seed, steps)) is not None:
+                return found
+    return None
+
+
+def _rng(key: bytes, *more: int) -> np.random.Generator:
+    raw = hashlib.sha256(key + repr(more).encode()).digest()
+    return np.random.default_rng(np.frombuffer(raw, dtype="<u4"))
+
+
+# --- samples
+
+Sample = Callable[[bytes, int, int, float], np.ndarray]
+
+
+def _sampled(name: str, change: Callable[[Sample], Sample]) -> None:
+    @bug(name, "sampling")
+    def seed(patch: Patch) -> None:
+        patch.setattr(sampling, "sample", change(sampling.sample))
+
+
+def _shuffled(key: bytes, step: int, units: int, rate: float) -> np.ndarray:
+    epoch = max(1, round(1 / rate))
+    turn, part = divmod(step, epoch)
+    return np.sort(_rng(key, turn).permutation(units)[part::epoch])
+
+
+def _of_one_size(key: bytes, step: int, units: int, rate: float) -> np.ndarray:
+    size = round(units * rate)
+    return np.sort(_rng(key, step).choice(units, size, replace=False)).astype(np.int64)
+
+
+def _with_replacement(key: bytes, step: int, units: int, rate: float) -> np.ndarray:
+    return np.unique(_rng(key, step).integers(0, units, round(units * rate)))
+
+
+_sampled("batches are shuffled, not sampled", lambda real: _shuffled)
+_sampled("batches have one size", lambda real: _of_one_size)
+_sampled("batches are drawn with replacement", lambda real: _with_replacement)
+_sampled(
+    "the rate is a tenth too high", lambda real: lambda k, t, n, q: real(k, t, n, min(1.0, q * 1.1))
+)
+_sampled(
+    "the rate is rounded up to sixteenths",
+    lambda real: lambda k, t, n, q: real(k, t, n, math.ceil(q * 16) / 16),
+)
+_sampled("a sample is used for two steps", lambda real: lambda k, t, n, q: real(k, t // 2, n, q))
+_sampled(
+    "who was in the last step is left out",
+    lambda real: (
+        lambda k, t, n, q: np.setdiff1d(real(k, t, n, q), real(k, t - 1, n, q) if t else [])
+    ),
+)
+_sampled(
+    "neighbours are sampled together",
+    lambda real: (
+        lambda k, t, n, q: np.array(
+            [u for p in real(k, t, (n + 1) // 2, q) for u in (2 * p, 2 * p + 1) if u < n],
+            dtype=np.int64,
+        )
+    ),
+)
+_sampled(
+    "no batch is empty",
+    lambda real: (
+        lambda k, t, n, q: (
+            found if len(found := real(k, t, n, q)) else np.array([t % n], dtype=np.int64)
+        )
+    ),
+)
+_sampled(
+    "the first unit is in every sample",
+    lambda real: lambda k, t, n, q: np.union1d(real(k, t, n, q), [0]),
+)
+
+
+@bug("noise and samples come from one stream", "sampling")
+def _one_stream(patch: Patch) -> None:
+    real = keystream.subkey
+    patch.setattr(keystream, "subkey", lambda key, purpose: real(key, "all"))
+
+
+# --- noise
+
+Add = Callable[..., None]
+
+
+def _noised(name: str, change: Callable[[Add], Add], *checks: str) -> None:
+    @bug(name, *(checks or ("noise", "sampling")))
+    def seed(patch: Patch) -> None:
+        patch.setattr(noise, "add_gaussian", change(noise.add_gaussian))
+
+
+def _some(real: Add, where: Callable[[int], slice]) -> Add:
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        made = np.zeros_like(total)
+        real(made, key, step, scale, first)
+        part = where(len(total))
+        total[part] += made[part]
+
+    return add
+
+
+def _instead(draw: Callable[[np.random.Generator, int], np.ndarray]) -> Callable[[Add], Add]:
+    def change(real: Add) -> Add:
+        def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+            made = draw(_rng(key, step, first), len(total))
+            total += np.rint(made * scale).astype(np.int64)
+
+        return add
+
+    return change
+
+
+def _twins(real: Add) -> Add:
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        made = np.zeros_like(total)
+        real(made, key, step, scale, first)
+        made[1::2] = made[::2][: len(made[1::2])]
+        total += made
+
+    return add
+
+
+def _coarse(real: Add) -> Add:
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        made = np.zeros_like(total)
+        real(made, key, step, scale, first)
+        total += np.rint(made / 8).astype(np.int64) * 8
+
+    return add
+
+
+def _scaled(by: Callable[[int], float]) -> Callable[[Add], Add]:
+    return lambda real: (
+        lambda total, key, step, scale, first=0: real(total, key, step, scale * by(step), first)
+    )
+
+
+_noised("noise is 3% too small", _scaled(lambda step: 0.97))
+_noised("noise is that of the clip, not of the sensitivity", _scaled(lambda step: 1 / 1.0156))
+_noised("noise decays with the steps", _scaled(lambda step: 0.9999**step))
+_noised("every second step has no noise", lambda real: lambda total, key, step, scale, first=0: (
+    real(total, key, step, scale, first) if step % 2 == 0 else None))  # fmt: skip
+_noised("each step has the same noise", lambda real: lambda total, key, step, scale, first=0: real(
+    total, key, 0, scale, first))  # fmt: skip
+_noised("each window has the same noise", lambda real: lambda total, key, step, scale, first=0: (
+    real(total, key, step, scale, 0)))  # fmt: skip
+_noised("only the first window has noise", lambda real: lambda total, key, step, scale, first=0: (
+    real(total, key, step, scale, 0) if first == 0 else None))  # fmt: skip
+_noised("the first tensors have no noise", lambda real: _some(real, lambda n: slice(6, None)))
+_noised("the last entry has no noise", lambda real: _some(real, lambda n: slice(0, n - n % 2)))
+_noised("every tenth entry has no noise", lambda real: lambda total, *a: [
+    _some(real, lambda n, i=i: slice(i, None, 10))(total, *a) for i in range(9)])  # fmt: skip
+_noised("two entries share one draw", _twins)
+_noised("noise is coarser than the grid", _coarse, "sampling")
+_noised("noise is Laplace's", _instead(lambda rng, n: rng.laplace(0, math.sqrt(0.5), n)))
+_noised("noise is uniform", _instead(lambda rng, n: rng.uniform(-math.sqrt(3), math.sqrt(3), n)))
+_noised("noise is cut off at three sigma", _instead(
+    lambda rng, n: np.clip(rng.normal(size=n), -3, 3)))  # fmt: skip
+_noised("the noise of a run is that of any other", lambda real: (
+    lambda total, key, step, scale, first=0: real(total, bytes(32), step, scale, first)),
+    "noise", "keys")  # fmt: skip
+
+
+@bug("noise is added to the mean, in floating point", "sampling")
+def _float_noise(patch: Patch) -> None:
+    real, held = optim.optimizer, dict[str, Any]()
+
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        held["draw"] = _rng(key, step, first).normal(size=len(total)) * scale
+
+    applied = train.applied
+
+    def apply(weights: Any, add: Any, update: Any, factor: float) -> Any:
+        held["factor"] = factor
+        return applied(weights, add, update, factor)
+
+    def optimizer(*args: Any) -> optim.Update:
+        made = real(*args)
+
+        def update(weights: Any, gradient: torch.Tensor, step: int, first: int) -> None:
+            if "factor" in held:
+                drawn = held["draw"] * held["factor"]
+                gradient = gradient + torch.from_numpy(drawn).float()
+            made.apply(weights, gradient, step, first)
+
+        return optim.Update(update, made.state)
+
+    patch.setattr(noise, "add_gaussian", add)
+    patch.setattr(train, "applied", apply)
+    patch.setattr(optim, "optimizer", optimizer)
+
+
+class _Sizes:
+    """What the last sample was, for bugs that use it."""
+
+    def __init__(self, patch: Patch) -> None:
+        self.size, self.mean = 0, 1.0
+        real = sampling.sample
+
+        def sample(key: bytes, step: int, units: int, rate: float) -> np.ndarray:
+            found = real(key, step, units, rate)
+            self.size, self.mean = len(found), units * rate
+            return found
+
+        patch.setattr(sampling, "sample", sample)
+
+
+@bug("empty batches have no noise", "sampling")
+def _empty(patch: Patch) -> None:
+    sizes, real = _Sizes(patch), noise.add_gaussian
+    patch.setattr(noise, "add_gaussian", lambda *a: real(*a) if sizes.size else None)
+
+
+@bug("noise follows the batch that was sampled", "sampling")
+def _by_size(patch: Patch) -> None:
+    sizes, real = _Sizes(patch), noise.add_gaussian
+
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        real(total, key, step, scale * math.sqrt(max(1, sizes.size) / sizes.mean), first)
+
+    patch.setattr(noise, "add_gaussian", add)
+
+
+def _updated(patch: Patch, change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    """The gradient that the optimizer sees is another."""
+    real = optim.optimizer
+
+    def optimizer(*args: Any) -> optim.Update:
+        made = real(*args)
+
+        def update(weights: Any, gradient: torch.Tensor, step: int, first: int) -> None:
+            made.apply(weights, change(gradient, step), step, first)
+
+        return optim.Update(update, made.state)
+
+    patch.setattr(optim, "optimizer", optimizer)
+
+
+@bug("the sum is divided by the batch that was sampled", "sampling")
+def _data_dependent(patch: Patch) -> None:
+    sizes = _Sizes(patch)
+    _updated(patch, lambda g, step: g * (sizes.mean / max(1, sizes.size)))
+
+
+@bug("the batch's size is in one entry", "sampling")
+def _size_leaks(patch: Patch) -> None:
+    sizes = _Sizes(patch)
+
+    def change(gradient: torch.Tensor, step: int) -> torch.Tensor:
+        out = gradient.clone()
+        out[0] += 1e-3 * sizes.size
+        return out
+
+    _updated(patch, change)
+
+
+# --- what a unit adds
+
+
+def _clipping(name: str, form: str, made: Callable[..., clip.Clip], *checks: str) -> None:
+    @bug(name, *(checks or ("sensitivity",)))
+    def seed(patch: Patch) -> None:
+        patch.setattr(clip, "FORMS", {**clip.FORMS, form: made})
+
+
+def _half(x: torch.Tensor, bound: float) -> None:
+    if not bool(torch.isfinite(x).all()):
+        x.zero_()
+    norm = float(torch.linalg.vector_norm(x.half()))
+    if norm > bound:
+        x.mul_(bound / norm)
+
+
+def _by_largest(x: torch.Tensor, bound: float) -> None:
+    if not bool(torch.isfinite(x).all()):
+        x.zero_()
+    norm = float(x.abs().max())
+    if norm > bound:
+        x.mul_(bound / norm)
+
+
+_clipping("nothing is clipped", "flat", lambda sizes, gamma: lambda x, bound: None)
+_clipping("norms are in half precision", "flat", lambda sizes, gamma: _half)
+_clipping("the norm is the largest entry", "flat", lambda sizes, gamma: _by_largest)
+_clipping("the clip is twice the bound", "flat", lambda s, g: lambda x, b: clip.clip(x, 2 * b))
+_clipping("automatic clipping forgets the norm", "automatic",
+          lambda sizes, gamma: lambda x, bound: x.mul_(bound / gamma))  # fmt: skip
+
+
+@bug("each layer has the whole bound", "sensitivity")
+def _whole_bound(patch: Patch) -> None:
+    for module in (clip, batched):
+        patch.setattr(module, "share", lambda bound, tensors: bound)
+
+
+@bug("the sum is clipped, not its parts", "sensitivity", "algorithm")
+def _after_the_sum(patch: Patch) -> None:
+    def clipped_sum(count: int, bound: float, step: float, gradients: Any, rows: Any, chosen: Any,
+                    dimension: int, how: Any = None) -> torch.Tensor:  # fmt: skip
+        total = torch.zeros(dimension, dtype=torch.float64)
+        for real, contribution in train._slots(count, gradients, rows, chosen, dimension):
+            if real and bool(torch.isfinite(contribution).all()):
+                total += contribution
+        (how or clip.clip)(total, bound * max(1, len(chosen)))
+        return grid.to_grid(total, step)
+
+    patch.setattr(train, "clipped_sum", clipped_sum)
+
+
+@bug("rows are clipped, not units", "units")
+def _rows_not_units(patch: Patch) -> None:
+    def slots(count: int, gradients: Any, rows: Any, chosen: Any, dimension: int) -> Any:
+        one, out = torch.empty(dimension), torch.empty(dimension, dtype=torch.float64)
+        for unit in chosen[:count]:
+            for row in rows.of_unit(int(unit)):
+                gradients(int(row), one)
+                out.copy_(one)
+                yield True, out
+
+    patch.setattr(train, "_slots", slots)
+
+
+@bug("free places count", "algorithm")
+def _free_places(patch: Patch) -> None:
+    real = train._slots
+
+    def slots(count: int, gradients: Any, rows: Any, chosen: Any, dimension: int) -> Any:
+        one = torch.empty(dimension)
+        for taken, made in real(count, gradients, rows, chosen, dimension):
+            if not taken:
+                gradients(-1, one)
+                made.copy_(one)
+            yield True, made
+
+    patch.setattr(train, "_slots", slots)
+
+
+@bug("free places count, in a microbatch", "algorithm")
+def _seed_of_ones(patch: Patch) -> None:
+    real = batched.Batched._evaluate
+    patch.setattr(
+        batched.Batched, "_evaluate", lambda self, seed: real(self, torch.ones_like(seed))
+    )
+
+
+@bug("what is not a number is let through", "sensitivity", "no numbers")
+def _not_a_number(patch: Patch) -> None:
+    def squared(contribution: torch.Tensor) -> float:
+        found = float(torch.dot(contribution, contribution))
+        return found if math.isfinite(found) else 0.0
+
+    patch.setattr(clip, "_squared", squared)
+
+
+def _factors(name: str, change: Callable[[Any, Any], tuple[Any, Any]], *checks: str) -> None:
+    """Of the path ``graph``, whose smallest native step is left out for that."""
+
+    @bug(name, *(checks or ("sensitivity",)))
+    def seed(patch: Patch) -> None:
+        real = batched.factors
+        patch.setattr(batched, "factors", lambda *a: change(*real(*a)))
+        patch.setattr(small, "build", lambda *a: None)
+
+
+_factors("clip factors are not applied", lambda c, good: (torch.ones_like(c), good))
+_factors("clip factors are in bfloat16", lambda c, good: (c.bfloat16().float(), good))
+_factors("clip factors are the neighbour's", lambda c, good: (c.roll(1), good))
+_factors("clip factors are rounded up by a thousandth", lambda c, good: (c * 1.001, good))
+_factors("infinite records are not blanked", lambda c, good: (c, torch.ones_like(good)))
+
+
+@bug("the native step clips at 1.02 of the bound", "sensitivity")
+def _native(patch: Patch) -> None:
+    real = small.Small.__call__
+    patch.setattr(
+        small.Small, "__call__",
+        lambda self, env, bound, *rest: real(self, env, bound * 1.02, *rest),
+    )  # fmt: skip
+
+
+@bug("norms by cancellation are trusted", "cancellation")
+def _no_gamma(patch: Patch) -> None:
+    real = batched.factors
+
+    def careless(found: Any, norms: Any, bound: float, units: int, *more: Any) -> Any:
+        for site in found:
+            site.way = dataclasses.replace(site.way, gamma=0.0, error=1e-30, scaled=False)
+        n2 = [forms.Norm(n.squared.clamp(min=1e-30), n.spread) for n in norms]
+        return real(found, n2, bound, units, *more)
+
+    patch.setattr(batched, "factors", careless)
+
+
+@bug("kernels depend on the slot", "slots")
+def _never_probed(patch: Patch) -> None:
+    patch.setattr(batched, "prober", lambda *a: lambda *b: None)
+    patch.setattr(products, "chooser", lambda *a: lambda *b: None)
+
+
+@bug("the sum is not put on the grid", "sampling")
+def _no_grid(patch: Patch) -> None:
+    """What rounding takes from the sum comes back after the noise."""
+    real, finish, rest_ = grid.to_grid, kernels.finish, {}
+
+    def to_grid(contribution: torch.Tensor, step: float) -> torch.Tensor:
+        exact = contribution / step
+        made = real(contribution, step)
+        rest_["left"] = rest_.get("left", 0) + exact - made
+        return made
+
+    def finished(total: torch.Tensor, factor: float, mean: torch.Tensor) -> None:
+        finish(total, factor, mean)
+        mean += (rest_.pop("left", torch.zeros(len(mean))) * factor).float()
+
+    patch.setattr(grid, "to_grid", to_grid)
+    patch.setattr(kernels, "finish", finished)
+
+
+@bug("the grid's rounding is not accounted", "rounding")
+def _no_rounding(patch: Patch) -> None:
+    for path in ("graph", "record"):
+        patch.setitem(train.SENSITIVITY, path, lambda bound, dimension, step: bound * (1 + 1e-6))
+
+
+@bug("each view has a clip of its own", "random inputs")
+def _clip_by_view(patch: Patch) -> None:
+    real = train._sums
+
+    def sums(
+        plan: Any, path: str, program: Any, rows: Any, keep: bool, fast: Any, drawn: Any
+    ) -> Any:
+        count = 1 if drawn is None else drawn.views
+        more = dataclasses.replace(plan, clip=plan.clip * count)
+        return real(more, path, program, rows, keep, fast, drawn)
+
+    patch.setattr(train, "_sums", sums)
+
+
+@bug("dropout's masks go by the slot", "random inputs")
+def _masks_by_slot(patch: Patch) -> None:
+    real = draws.Draws.fill
+
+    def fill(self: Any, buffers: Any, rows: np.ndarray, view: np.ndarray) -> None:
+        inner = (rows >= 0).cumsum() - 1
+        real(self, buffers, np.where(rows >= 0, inner, -1), view)
+
+    patch.setattr(draws.Draws, "fill", fill)
+
+
+@bug("the clip follows the last record's norm", "sensitivity", "state")
+def _adaptive(patch: Patch) -> None:
+    held = {"norm": 0.0}
+
+    def adaptive(x: torch.Tensor, bound: float) -> None:
+        norm = float(torch.linalg.vector_norm(x))
+        clip.clip(x, bound * (1 + 0.1 * math.tanh(held["norm"])))
+        held["norm"] = norm if math.isfinite(norm) else 0.0
+
+    patch.setattr(clip, "FORMS", {**clip.FORMS, "flat": lambda sizes, gamma: adaptive})
+
+
+# --- what is kept and what leaves
+
+
+class _Raw:
+    """The last step's sum before its noise, in units of the mean."""
+
+    def __init__(self, patch: Patch) -> None:
+        self.raw: torch.Tensor = torch.zeros(1)
+        self.factor = 1.0
+        add, applied = noise.add_gaussian, train.applied
+
+        def noised(total: np.ndarray, *rest: Any) -> None:
+            self.raw = torch.from_numpy(total.astype(np.float32))
+            add(total, *rest)
+
+        def apply(weights: Any, add: Any, update: Any, factor: float) -> Any:
+            self.factor = factor
+            return applied(weights, add, update, factor)
+
+        patch.setattr(noise, "add_gaussian", noised)
+        patch.setattr(train, "applied", apply)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.raw * self.factor
+
+
+@bug("momentum is of raw gradients", "optimizer")
+def _raw_momentum(patch: Patch) -> None:
+    raw, real = _Raw(patch), optim.optimizer
+
+    def optimizer(*args: Any) -> optim.Update:
+        made = real(*args)
+
+        def update(weights: Any, gradient: torch.Tensor, step: int, first: int) -> None:
+            made.apply(weights, gradient, step, first)
+            for vector in made.state.values():
+                vector[first : first + len(gradient)] += 0.1 * (raw.mean - gradient)
+
+        return optim.Update(update, made.state)
+
+    patch.setattr(optim, "optimizer", optimizer)
+
+
+@bug("the average takes raw gradients in", "optimizer")
+def _raw_average(patch: Patch) -> None:
+    raw, real = _Raw(patch), optim.Average.add
+    patch.setattr(optim.Average, "add", lambda self, w: real(self, w - raw.mean * 0.1))
+
+
+@bug("the state keeps the raw sum", "state")
+def _raw_state(patch: Patch) -> None:
+    raw, real = _Raw(patch), state.write
+
+    def write(plan: Any, spec: Any, step: int, vectors: Mapping[str, torch.Tensor]) -> Any:
+        weights = vectors["weights"].detach()
+        return real(plan, spec, step, {**vectors, "weights": weights + raw.mean * 1e-3})
+
+    patch.setattr(state, "write", write)
+
+
+def _with_rows(patch: Patch) -> dict[str, Any]:
+    held: dict[str, Any] = {}
+    real = train._sums
+
+    def sums(plan: Any, path: str, program: Any, rows: Any, *more: Any) -> Any:
+        held["rows"], held["program"] = rows, program
+        return real(plan, path, program, rows, *more)
+
+    patch.setattr(train, "_sums", sums)
+    return held
+
+
+@bug("the loss is in the weights' last bits", "state")
+def _loss_leaks(patch: Patch) -> None:
+    held, real = _with_rows(patch), train.Run.__call__
+
+    def call(self: train.Run, step: int) -> None:
+        real(self, step)
+        with torch.no_grad():
+            self.program.flat[0] += 1e-6 * float(held["rows"].inputs["target"].sum())
+
+    patch.setattr(train.Run, "__call__", call)
+
+
+@bug("buffers follow the data", "state")
+def _buffers(patch: Patch) -> None:
+    held, real = _with_rows(patch), train.Run.__call__
+
+    def call(self: train.Run, step: int) -> None:
+        real(self, step)
+        trained = {s.tensor for s in self.program.trained}
+        for name, tensor in self.program.weights.items():
+            if name not in trained:
+                tensor.mul_(0.9).add_(0.1 * float(held["rows"].inputs["x"].nanmean()))
+
+    patch.setattr(train.Run, "__call__", call)
+
+
+@bug("the result has one tensor more", "state")
+def _more_leaves(patch: Patch) -> None:
+    real = train.Run.result
+    patch.setattr(train.Run, "result", lambda self: {**real(self), "loss": torch.zeros(1)})
+
+
+@bug("the last step has no noise", "noise")
+def _last_step(patch: Patch) -> None:
+    real = train.loop
+
+    def loop(plan: Any, execution: Any, spec: Any, program: Any, rows: Any, key: bytes, add: Any,
+             *more: Any) -> Any:  # fmt: skip
+        def but_last(step: int, first: int, total: np.ndarray) -> None:
+            if step < plan.steps - 1:
+                add(step, first, total)
+
+        return real(plan, execution, spec, program, rows, key, but_last, *more)
+
+    patch.setattr(train, "loop", loop)
+
+
+class _Fixed:
+    def bytes(self, count: int) -> bytes:
+        return b"\x01" * count
+
+
+@bug("every job of the worker has the same key", "keys")
+def _worker_key(patch: Patch) -> None:
+    patch.setattr(session, "OsRng", _Fixed)
+
+
+@bug("every run of the library has the same key", "keys")
+def _library_key(patch: Patch) -> None:
+    patch.setattr(private, "OsRng", _Fixed)
+
+
+# --- what is accounted
+
+
+def _accounting(name: str, *checks: str) -> Callable[[Callable[[Patch], None]], Any]:
+    return bug(name, *(checks or ("accounting",)))
+
+
+@_accounting("the accountant counts half of the steps")
+def _half_steps(patch: Patch) -> None:
+    real = filters.nano
+    patch.setattr(filters, "nano", lambda events: real(
+        [dataclasses.replace(e, steps=max(1, e.steps // 2)) for e in events]))  # fmt: skip
+
+
+@_accounting("steps compose as their root")
+def _root(patch: Patch) -> None:
+    real = filters.nano
+    patch.setattr(filters, "nano", lambda events: real(
+        [dataclasses.replace(e, steps=math.isqrt(e.steps)) for e in events]))  # fmt: skip
+
+
+@_accounting("the accountant amplifies twice")
+def _twice(patch: Patch) -> None:
+    real = rdp.step_curve
+    patch.setattr(rdp, "step_curve", lambda rate, s: real(rate * rate, s))
+
+
+@_accounting("the accountant takes more noise than there is")
+def _more_noise(patch: Patch) -> None:
+    real = rdp.step_curve
+    patch.setattr(rdp, "step_curve", lambda rate, s: real(rate, min(s * 1.25, rdp.MAX_NOISE)))
+
+
+@_accounting("the curve lacks its factor of a half")
+def _curve_halved(patch: Patch) -> None:
+    real = rdp.step_curve
+    patch.setattr(rdp, "step_curve", lambda rate, s: tuple(x / 2 for x in real(rate, s)))
+
+
+@_accounting("delta is not paid for")
+def _no_delta(patch: Patch) -> None:
+    real = filters.capacities
+    patch.setattr(filters, "capacities", lambda epsilon, delta: real(epsilon, 1e-2))
+
+
+@_accounting("the noise is 5% below what epsilon asks")
+def _calibrated_low(patch: Patch) -> None:
+    for module in (calibrate, plans):
+        real = module.noise_multiplier
+        patch.setattr(module, "noise_multiplier", lambda *a, real=real: real(*a) * 0.95)
+
+
+@_accounting("the tight epsilon forgets one step in ten")
+def _pld_steps(patch: Patch) -> None:
+    real = pld._compose
+    patch.setattr(pld, "_compose", lambda one, steps: real(one, max(1, steps * 9 // 10)))
+
+
+@_accounting("the tight epsilon is rounded the wrong way")
+def _optimistic(patch: Patch) -> None:
+    from dp_accounting.pld import privacy_loss_distribution as theirs
+
+    real = theirs.from_gaussian_mechanism
+
+    def made(**given: Any) -> Any:
+        given |= {"pessimistic_estimate": False, "use_connect_dots": False}
+        return real(**given)
+
+    patch.setattr(theirs, "from_gaussian_mechanism", made)
+
+
+@_accounting("the library counts one step less")
+def _library_steps(patch: Patch) -> None:
+    real = private.Private.spent
+    patch.setattr(
+        private.Private, "spent", lambda self, steps, *a: real(self, max(0, steps - 1), *a)
+    )
+
+
+@_accounting("the library's noise is for another delta")
+def _library_delta(patch: Patch) -> None:
+    real = private.noise_for
+    patch.setattr(private, "noise_for", lambda q, n, e, d, *a: real(q, n, e, d * 100, *a))
+    patch.setattr(private, "MAX_EPSILON", 1000.0)
+
+
+@_accounting("the plan accounts half of its rate")
+def _half_rate(patch: Patch) -> None:
+    real = plans.compile_plan
+
+    def compile_plan(*a: Any) -> Any:
+        plan = real(*a)
+        events = tuple(dataclasses.replace(e, rate=e.rate / 2) for e in plan.events)
+        return dataclasses.replace(plan, events=events)
+
+    patch.setattr(plans, "compile_plan", compile_plan)
+    patch.setattr(train, "check_plan", lambda *a: None)
+
+
+@bug("plans are not checked", "plans")
+def _unchecked(patch: Patch) -> None:
+    patch.setattr(train, "check_plan", lambda *a: None)
+
+
+@bug("a step has room for the mean batch only", "plans")
+def _little_room(patch: Patch) -> None:
+    patch.setattr(
+        plans, "capacity", lambda units, rate, steps, part: max(1, math.ceil(units * rate))
+    )
+
+
+@bug("the filter forgets earlier jobs", "accounting", "charges")
+def _forgets(patch: Patch) -> None:
+    real = RdpFilter.admits
+    patch.setattr(
+        RdpFilter, "admits", lambda self, spent, delta, charge: real(self, self.empty(), 0, charge)
+    )
+
+
+@bug("a job that fails is refunded", "charges")
+def _refunds(patch: Patch) -> None:
+    real = ledger.abandon
+
+    def abandon(store: Any, id: str, *rest_: Any, **more: Any) -> Any:
+        sql = (
+            "SELECT lineage, charge, scientist FROM job_datasets JOIN jobs ON id = job"
+            " WHERE job = ?"
+        )
+        for lineage, raw, scientist in store.all(sql, id):
+            charge = codec.decode(Charge, raw)
+            for whose in (catalog.EVERYONE, scientist):
+                had = catalog.account(store, lineage, whose)
+                left = tuple(a - b for a, b in zip(had.rdp_nano, charge.rdp_nano, strict=True))
+                back = catalog.Account(left, had.delta_femto - charge.delta_femto, had.jobs - 1)
+                with store.transaction():
+                    catalog.set_account(store, lineage, whose, back)
+        return real(store, id, *rest_, **more)
+
+    patch.setattr(ledger, "abandon", abandon)
+
+
+@bug("jobs are charged for nothing", "charges")
+def _free(patch: Patch) -> None:
+    patch.setattr(catalog, "set_account", lambda *a: None)
