@@ -166,7 +166,7 @@ def test_it_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         names = [n for n in told.split("]")[0].strip("([").split(", ") if "LC_CTYPE" not in n]
         assert names == [f"'{name}'" for name in (
             "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_",
-            "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+            "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TMPDIR",
         )]  # fmt: skip
         rest = told.split("], ")[1]
         assert rest == "5, '/', True, (0, 0), '/dev/null')"  # three streams, socket, listing
@@ -214,9 +214,27 @@ def test_a_refusal_counts_only_for_the_phase_that_is_due(phase: str) -> None:
     assert refusal(inner, (phase,)).code == "job.worker-failed"
 
 
-def test_the_watched_numbers_are_the_kernels() -> None:
+def test_what_a_worker_wrote_is_gone_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = (
+        "f = os.environ['TMPDIR'] + '/left'\nopen(f, 'w').write('x')\n"
+        'm = (\'{"dataset":"\' + f + \'","type":"w-checked/v1"}\').encode()\n'
+        "s.sendall(len(m).to_bytes(4, 'big') + m)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(pool, "command", _script(body))
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        left = Path((await worker.expect([Checked], 30.0)).dataset)
+        assert left.exists()
+        await worker.end()
+        assert not left.parent.exists()
+
+    run_async(work())
+
+
+def test_the_watched_numbers_are_the_kernels(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    worker = Worker(process, socket.socket())
+    worker = Worker(process, socket.socket(), tmp_path)
     try:
         assert 0 < worker.resident() < 1 << 30
         assert resource.getpagesize() == pool._PAGE

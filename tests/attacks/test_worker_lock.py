@@ -17,15 +17,17 @@ from support import engine_lab as lab
 
 LOCK = """
 import os, sys
-import ctypes, pickle, socket, resource, subprocess
-from casemate.worker.lock import lock
+import ctypes, pickle, socket, resource, subprocess, tempfile
+from pathlib import Path
+from casemate.worker.lock import enter, lock
 os.environ["SECRET"] = "x"
 spare = os.open("/etc/hostname", os.O_RDONLY)
 out = os.dup(1)
 keep = [out]
 def say(text):
     os.write(out, text.encode())
-layers = lock(keep, memory_bytes=1 << 28, file_bytes=4096)
+entered = enter(Path(tempfile.mkdtemp()))
+layers = lock(keep, entered, memory_bytes=1 << 28, file_bytes=4096)
 try:
     {attempt}
 except {refusal} as e:
@@ -70,17 +72,21 @@ def test_refused_once_locked(attempt):
     "attempt",
     [
         "assert not os.environ",
-        "assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)",
+        "assert LIMITS['core file'] == LIMITS['processes'] == ['0', '0']",
         "assert b'NoNewPrivs:\\t1' in STATUS",
         "assert {'environment', 'rlimits', 'descriptors', 'no-import'} <= set(layers)",
         "print('secrets'); sys.stderr.write('secrets')",
     ],
 )
 def test_what_holds_once_locked(attempt):
-    prepared = "f = os.open('/proc/self/status', os.O_RDONLY); keep.append(f)\n"
-    code = LOCK.replace("def say", prepared + "def say", 1).replace(
-        "try:", "STATUS = os.pread(f, 1 << 16, 0)\ntry:", 1
+    opened = "files = [os.open('/proc/self/' + n, os.O_RDONLY) for n in ('status', 'limits')]\n"
+    read = (
+        "STATUS, lines = (os.pread(f, 1 << 16, 0) for f in files)\n"
+        "LIMITS = {{x[4:26].strip().removesuffix(' size'): x[26:].split()[:2]"
+        " for x in lines.decode().splitlines()}}\n"
     )
+    code = LOCK.replace("def say", opened + "keep += files\ndef say", 1)
+    code = code.replace("try:", read + "try:", 1)
     done = subprocess.run(
         [sys.executable, "-c", code.format(attempt=attempt, refusal="ZeroDivisionError")],
         capture_output=True,

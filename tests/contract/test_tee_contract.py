@@ -1,5 +1,6 @@
 """Every attester through one suite: what it makes, the verifier takes; what it seals, it opens."""
 
+
 import pytest
 
 from casemate import tee
@@ -10,7 +11,7 @@ from casemate.spec.errors import EvidenceError
 from casemate.spec.evidence import Attestation, Evidence
 from casemate.tee.sealing import KINDS as SEALING
 from support import tees
-from support.evidence import NONCE, NONCES, NOW, bound
+from support.evidence import NONCE, NONCES, NOW, PROMISES, bound
 
 # Each attester on a machine of its own (support.tees): the simulated one, software TPMs, and
 # faithful fakes of the devices that the test machine lacks.
@@ -29,6 +30,7 @@ def attester(request, tmp_path_factory):
 def answer(maker, what, nonces=NONCES, index=3) -> Attestation:
     return Attestation(
         binding=what,
+        policy=PROMISES,
         index=index,
         count=len(nonces),
         path=binding.nonce_path(nonces, index),
@@ -56,7 +58,12 @@ def test_one_report_answers_many(attester):
     for i, nonce in enumerate(NONCES):
         path = binding.nonce_path(NONCES, i)
         given = Attestation(
-            binding=bound(), index=i, count=len(NONCES), path=path, evidence=evidence
+            binding=bound(),
+            policy=PROMISES,
+            index=i,
+            count=len(NONCES),
+            path=path,
+            evidence=evidence,
         )
         verify_attestation(given, nonce, trust, now=NOW)
 
@@ -65,7 +72,9 @@ def test_evidence_is_of_what_was_bound(attester):
     _, _, maker, trust = attester
     other = answer(maker, bound(boot=b"B" * 16))
     verify_attestation(other, NONCE, trust, now=NOW)
-    mixed = Attestation(binding=bound(), index=3, count=5, path=other.path, evidence=other.evidence)
+    mixed = Attestation(
+        binding=bound(), policy=PROMISES, index=3, count=5, path=other.path, evidence=other.evidence
+    )
     with pytest.raises(EvidenceError) as e:
         verify_attestation(mixed, NONCE, trust, now=NOW)
     assert e.value.code == "evidence.binding-mismatch"

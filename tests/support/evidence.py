@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from casemate.attest import binding
 from casemate.attest.snp import abi
 from casemate.seams import OsRng
-from casemate.spec.evidence import Attestation, Binding, Evidence
+from casemate.spec import codec
+from casemate.spec.evidence import Attestation, Binding, Evidence, ServerPolicy
 from casemate.tee import simulated
 from support.disk import SimDisk
 
@@ -46,6 +47,12 @@ def stranger() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 4096)
 
 
+PROMISES = ServerPolicy(
+    software="casemate", dev=False, filter="rdp/v1", release_owner="",
+    sandbox=("landlock", "seccomp"),
+)  # fmt: skip
+
+
 def bound(boot: bytes = b"b" * 16, nonces: list[bytes] = NONCES) -> Binding:
     return Binding(
         boot=boot,
@@ -53,7 +60,7 @@ def bound(boot: bytes = b"b" * 16, nonces: list[bytes] = NONCES) -> Binding:
         hpke_key=b"h" * 1216,
         receipt_key=b"r" * 32,
         log_key=b"l" * 32,
-        server_policy="sha256:" + "5" * 64,
+        server_policy=codec.digest(PROMISES),
         nonce_root=binding.nonce_root(nonces),
     )
 
@@ -66,6 +73,7 @@ def attestation(
     report = maker._fields(binding.report_data(what)) | fields
     return Attestation(
         binding=what,
+        policy=PROMISES,
         index=NONCES.index(NONCE),
         count=len(NONCES),
         path=binding.nonce_path(NONCES, NONCES.index(NONCE)),

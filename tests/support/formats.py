@@ -38,7 +38,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "policy/v1": {"scientists": (IDENTITY,), "nonprivate": "I permit training without privacy"},
     "budget/v1": {"delta": 1e-5},
     "release-request/v1": {"owner": b"o" * 32, "hpke_key": b"h" * 1216},
-    "handover-request/v1": {"hpke_key": b"h" * 1216},
+    "handover-request/v2": {"hpke_key": b"h" * 1216},
     "backup-file/v1": {"path": "ledger/store.db", "sha256": bytes(range(32))},
     "head/v1": {"root": bytes(range(32))},
     "consent-software/v1": {"measurement": "ab" * 48},

@@ -19,7 +19,7 @@ from casemate.server.keys import BootKeys, SignKey
 from casemate.spec import codec
 from casemate.spec.data import Budget, Column, DatasetKey, DatasetSchema, Policy, Registration
 from casemate.spec.errors import CasemateError
-from casemate.spec.evidence import Attestation, Binding, Evidence
+from casemate.spec.evidence import Attestation, Binding, Evidence, ServerPolicy
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import (
     Charge,
@@ -101,7 +101,10 @@ def attestation(store: Store) -> Attestation:
         nonce_root=b"",
     )
     evidence = Evidence(tee="simulated", simulated=True, files={})
-    return Attestation(binding=binding, index=0, count=1, path=(), evidence=evidence)
+    promises = ServerPolicy(software="", dev=True, filter="rdp/v1", release_owner="", sandbox=())
+    return Attestation(
+        binding=binding, policy=promises, index=0, count=1, path=(), evidence=evidence
+    )
 
 
 def receipt_key(boot: bytes) -> SignKey:

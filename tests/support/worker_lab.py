@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,24 +41,25 @@ FEATURES, CLASSES, ROWS = 4, 2, 40
 
 
 @contextlib.contextmanager
-def worker() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+def worker(threads: str = "1") -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     """A process that is ready."""
     ours, theirs = socket.socketpair()
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "casemate.worker", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        env={**env, "OMP_NUM_THREADS": "1"},
-    )
-    theirs.close()
-    try:
-        ready, _ = frames.receive(ours, (Ready,), timeout=120)
-        assert ready.pid == process.pid
-        yield ours, process
-    finally:
-        ours.close()
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryDirectory() as scratch:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "casemate.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**env, "OMP_NUM_THREADS": threads, "TMPDIR": scratch},
+        )
+        theirs.close()
+        try:
+            ready, _ = frames.receive(ours, (Ready,), timeout=120)
+            assert ready.pid > 0
+            yield ours, process
+        finally:
+            ours.close()
+            process.kill()
+            process.wait()
 
 
 def ask(sock: socket.socket, message: object, *fds: int) -> Any:

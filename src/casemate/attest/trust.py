@@ -12,6 +12,7 @@ section names a kind (``casemate.attest.kinds``) and has all fields of its polic
     gpu = { unchecked = "no GPU is used" }
     independent_roots = { unchecked = "AMD's word is enough" }
     server_policies = { unchecked = "any policy of a casemate server" }
+    sandbox = ["seccomp", "landlock"]
 
     [sev-snp]
     products = ["Genoa", "Turin"]
@@ -70,6 +71,7 @@ from casemate.attest.kinds import KINDS
 from casemate.attest.roots import AMD
 from casemate.attest.snp.policy import SnpPolicy
 from casemate.attest.verdict import Unchecked
+from casemate.spec.evidence import SANDBOX
 
 __all__ = ["PRESETS", "SnpPolicy", "Trust", "Unchecked"]
 
@@ -92,7 +94,7 @@ class Trust:
     show evidence, asked with a nonce that follows from the CPU's report. independent_roots: how
     many vendors' evidence must bind the same keys, 2 to 4. server_policies: admitted digests
     (``sha256:<hex>``) of what the server promises of itself, who may release its sealing key
-    among it.
+    among it. sandbox: the layers that must hold around each of its workers (docs/sandbox.md).
 
     Raises ``usage.trust`` where the policy contradicts itself:
 
@@ -111,6 +113,7 @@ class Trust:
     gpu: bool | Unchecked
     independent_roots: int | Unchecked
     server_policies: tuple[str, ...] | Unchecked
+    sandbox: tuple[str, ...] | Unchecked
 
     def __post_init__(self) -> None:
         fields.integer(self.collateral_age, range(1, 3660), "collateral_age")
@@ -119,6 +122,7 @@ class Trust:
         fields.flag(self.gpu, "gpu")
         fields.integer(self.independent_roots, range(2, 5), "independent_roots")
         fields.words(self.server_policies, None, "server_policies")
+        fields.words(self.sandbox, SANDBOX, "sandbox")
         if not self.simulation:
             for tee, policy in self.policies.items():
                 _pinned(tee, policy)
@@ -234,6 +238,7 @@ TERMS: Final[dict[str, Any]] = {
     "gpu": Unchecked("nothing was said of GPUs"),
     "independent_roots": Unchecked("one vendor's word is enough"),
     "server_policies": Unchecked("any policy of a casemate server is accepted"),
+    "sandbox": Unchecked("no layer of the workers' sandbox is demanded"),
 }
 PRESETS: Final = tuple(
     sorted(

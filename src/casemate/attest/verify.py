@@ -41,7 +41,8 @@ from casemate.attest.verdict import (
     decision,
     refusal,
 )
-from casemate.spec.evidence import Attestation, Evidence
+from casemate.spec import codec
+from casemate.spec.evidence import Attestation, Evidence, ServerPolicy
 
 __all__ = [
     "Check", "Claims", "Refused", "Unchecked", "Verdict", "appraise_terms", "verify_attestation",
@@ -339,6 +340,13 @@ def _binding(attestation: Attestation, bound: bytes, step: Step) -> None:
             kind.field,
             _RELAYED,
         )
+    if codec.digest(attestation.policy) != attestation.binding.server_policy:
+        raise refusal(
+            "binding-policy",
+            "The evidence binds another server policy than the server shows.",
+            "server-policy",
+            _RELAYED,
+        )
     step.detail = kind.field
 
 
@@ -354,6 +362,29 @@ def _server_policy(found: str, admitted: tuple[str, ...] | Unchecked, step: Step
         )
     else:
         step.detail = found
+
+
+def _sandbox(found: tuple[str, ...], asked: tuple[str, ...] | Unchecked, step: Step) -> None:
+    held = ", ".join(found) or "no layer"
+    if isinstance(asked, Unchecked):
+        step.unchecked(f"{asked.reason} ({held})")
+    elif missing := sorted(set(asked) - set(found)):
+        raise refusal(
+            "appraise-sandbox",
+            f"The server's workers run without {', '.join(missing)}.",
+            "sandbox",
+            "Ask the operator to run `casemate doctor`, or demand less knowingly.",
+        )
+    else:
+        step.detail = held
+
+
+def verify_policy(policy: ServerPolicy, trust: Trust, *, checks: Checks) -> None:
+    """What a server promises of itself, by the policy whose digest its evidence binds."""
+    with checks.step("server-policy") as step:
+        _server_policy(codec.digest(policy), trust.server_policies, step)
+    with checks.step("sandbox") as step:
+        _sandbox(policy.sandbox, trust.sandbox, step)
 
 
 def _tls(attestation: Attestation, tls_spki: bytes | Unchecked, step: Step) -> None:
@@ -408,8 +439,7 @@ def verify_attestation(
     parts = verify_parts(evidence, claims, trust, now=now, checks=checks)
     with checks.step("binding") as step:
         _binding(attestation, claims.bound, step)
-    with checks.step("server-policy") as step:
-        _server_policy(attestation.binding.server_policy, trust.server_policies, step)
+    verify_policy(attestation.policy, trust, checks=checks)
     with checks.step("tls-key") as step:
         _tls(attestation, tls_spki, step)
     with checks.step("freshness") as step:

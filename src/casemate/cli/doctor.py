@@ -211,30 +211,33 @@ def _tee(machine: Machine | None = None, state: Path | None = None) -> Iterator[
         yield from _opened(here, OsDisk(folder))
 
 
-def _landlock() -> Finding:
-    """landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) gives the ABI."""
-    import ctypes
+# The layers around a worker (docs/sandbox.md), each with its mend.
+_LAYERS: Final = {
+    "capabilities": "Use Linux on x86-64 or 64-bit ARM.",
+    "descriptors": "Use Linux with /proc mounted.",
+    "environment": "Report this.",
+    "landlock": "Use Linux 5.13 or later with landlock among its LSMs (lsm=landlock,...).",
+    "memory-lock": "Set LimitMEMLOCK=infinity, or ulimit -l unlimited, or run without swap.",
+    "no-import": "Report this.",
+    "no-new-privileges": "Use Linux 3.5 or later.",
+    "not-dumpable": "Use Linux with /proc mounted.",
+    "rlimits": "Allow the service to lower its own limits.",
+    "seccomp": "Use Linux 4.14 or later, x86-64 or 64-bit ARM, with CONFIG_SECCOMP_FILTER.",
+}
+
+
+def _sandbox() -> Iterator[Finding]:
+    """What holds around a worker here, found by shutting one in."""
+    from casemate.server import pool
 
     if sys.platform != "linux":
-        return Finding(
-            "landlock", "missing", sys.platform, "Run the server on Linux 5.13 or later."
-        )
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(444, None, 0, 1)
-    if abi >= 1:
-        return Finding("landlock", "ok", f"ABI {abi}")
-    reason = os.strerror(ctypes.get_errno())
-    return Finding("landlock", "missing", reason, "Use Linux 5.13 or later with landlock enabled.")
-
-
-def _seccomp() -> Finding:
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        text = ""
-    if "Seccomp_filters:" in text or "Seccomp:" in text:
-        return Finding("seccomp", "ok", "filters available")
-    return Finding("seccomp", "missing", "not in /proc/self/status", "Use a kernel with seccomp.")
+        yield Finding("sandbox", "missing", sys.platform, "Run the server on Linux.")
+        return
+    held = pool.layers()
+    yield Finding("sandbox", "ok" if held else "failed", ", ".join(held) or "no worker starts")
+    for name, mend in _LAYERS.items():
+        if name not in held:
+            yield Finding(f"sandbox: {name}", "missing", "does not hold on this machine", mend)
 
 
 def _disk() -> Finding:
@@ -278,14 +281,14 @@ def _identity() -> Finding:
 
 
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
-    _python, _tls, _sealing, _disk, _memory, _identity, _landlock, _seccomp,
+    _python, _tls, _sealing, _disk, _memory, _identity,
 )  # fmt: skip
 
 
 def examine(machine: Machine | None = None, state: Path | None = None) -> list[Finding]:
     """Every finding, in the order to show. ``machine``: this one, unless tests give another;
     ``state``: the server's folder, whose collateral is looked at."""
-    return [*(check() for check in CHECKS), *_tee(machine, state), *_extras()]
+    return [*(check() for check in CHECKS), *_sandbox(), *_tee(machine, state), *_extras()]
 
 
 @click.command()

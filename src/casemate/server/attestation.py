@@ -15,17 +15,21 @@ from casemate.seams import Clock
 from casemate.server.keys import BootKeys
 from casemate.server.metrics import Metrics
 from casemate.server.throttle import Busy
-from casemate.spec.evidence import Attestation
+from casemate.spec import codec
+from casemate.spec.evidence import Attestation, ServerPolicy
 from casemate.tee import Tee
 
 
-def attest_now(tee: Tee, keys: BootKeys, policy: str, nonces: Sequence[bytes]) -> list[Attestation]:
+def attest_now(
+    tee: Tee, keys: BootKeys, policy: ServerPolicy, nonces: Sequence[bytes]
+) -> list[Attestation]:
     """One report for 1 to 2^20 nonces of 32 bytes; an attestation for each, in order. Blocks."""
-    binding = keys.binding(policy, bound.nonce_root(nonces))
+    binding = keys.binding(codec.digest(policy), bound.nonce_root(nonces))
     evidence = tee.attest(bound.report_data(binding))
     return [
         Attestation(
             binding=binding,
+            policy=policy,
             index=index,
             count=len(nonces),
             path=bound.nonce_path(nonces, index),
@@ -47,7 +51,7 @@ class Attester:
         self,
         tee: Tee,
         keys: BootKeys,
-        policy: str,
+        policy: ServerPolicy,
         clock: Clock,
         metrics: Metrics,
         *,

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from casemate.spec import canonical
+from casemate.spec.evidence import ServerPolicy
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
@@ -80,7 +80,8 @@ class Config:
     ``anchor``: the TPM's NV index (hex) that tells an older state, ``auto`` for the usual one where
     there is a TPM, ``none``; a state that was anchored once does not start without it.
     ``release_owner``: the Ed25519 key, in hex, of who releases the sealing key where no hardware
-    holds one; "" for nobody.
+    holds one; "" for nobody. ``sandbox``: the layers that must hold around every worker, by name
+    (:func:`casemate.server.pool.layers`).
     """
 
     state: Path
@@ -95,6 +96,7 @@ class Config:
     release_owner: str = ""
     witnesses: tuple[str, ...] = ()
     anchor: str = "auto"
+    sandbox: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     rates: Rates = field(default_factory=Rates)
 
@@ -114,11 +116,12 @@ def software() -> str:
         return "casemate (source)"
 
 
-def policy_digest(config: Config) -> str:
-    """Digest of what a client is promised beyond the measurement; bound in evidence."""
-    policy = {
-        "type": "server-policy/v1", "software": software(), "dev": config.dev, "filter": "rdp/v1",
-    }  # fmt: skip
-    if config.release_owner:  # whoever releases the sealing key can open the state
-        policy["release_owner"] = config.release_owner
-    return canonical.digest(policy)
+def server_policy(config: Config) -> ServerPolicy:
+    """What a client is promised beyond the measurement; its digest is bound in evidence."""
+    return ServerPolicy(
+        software=software(),
+        dev=config.dev,
+        filter="rdp/v1",
+        release_owner=config.release_owner,
+        sandbox=config.sandbox,
+    )

@@ -28,20 +28,21 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from casemate.attest.binding import carried, item
 from casemate.attest.trust import Trust
-from casemate.attest.verdict import Checks, Unchecked, refusal
-from casemate.attest.verify import verify_claims, verify_parts
+from casemate.attest.verdict import Checks, refusal
+from casemate.attest.verify import verify_claims, verify_parts, verify_policy
 from casemate.ledger import catalog, consent, handover, rekey
 from casemate.ledger.store import Store
 from casemate.seal import hpke
 from casemate.seams.files import load, remove, store
 from casemate.server import keeping, keys, machine
-from casemate.server.config import policy_digest
+from casemate.server.config import server_policy
 from casemate.server.consents import parse_trust
 from casemate.server.state import Place
 from casemate.spec import codec
 from casemate.spec.codec import value
 from casemate.spec.consent import HandedOver, HandoverRequest, SoftwareConsent
 from casemate.spec.errors import CasemateError, FormatError, LedgerError
+from casemate.spec.evidence import ServerPolicy
 from casemate.spec.receipt import LogEntry
 from casemate.tee import Tee
 
@@ -70,9 +71,9 @@ class Handed:
     refused: dict[str, str]
 
 
-def report_data(hpke_key: bytes, server_policy: str, anchor: str) -> bytes:
+def report_data(hpke_key: bytes, policy: ServerPolicy, anchor: str) -> bytes:
     """The 64 bytes that a request's evidence is over."""
-    items = (TAG, hpke_key, server_policy.encode(), anchor.encode())
+    items = (TAG, hpke_key, codec.digest(policy).encode(), anchor.encode())
     return hashlib.sha512(b"".join(map(item, items))).digest()
 
 
@@ -100,11 +101,9 @@ def _anchor(place: Place) -> str:
 def request(place: Place) -> bytes:
     """A request's bytes, also kept as :data:`REQUEST_FILE`; the same HPKE key each time. Raises
     ``usage.tee-*``."""
-    key, policy, anchor = _seal_key(place.tee), policy_digest(place.config), _anchor(place)
+    key, policy, anchor = _seal_key(place.tee), server_policy(place.config), _anchor(place)
     evidence = place.tee.attest(report_data(key.public, policy, anchor))
-    asked = HandoverRequest(
-        hpke_key=key.public, server_policy=policy, anchor=anchor, evidence=evidence
-    )
+    asked = HandoverRequest(hpke_key=key.public, policy=policy, anchor=anchor, evidence=evidence)
     raw = codec.encode(asked)
     store(place.disk, REQUEST_FILE, raw)
     return raw
@@ -116,13 +115,12 @@ def request(place: Place) -> bytes:
 def verify(asked: HandoverRequest, trust: Trust, *, now: float) -> str:
     """The measurement that a request's evidence shows, under an owner's policy.
 
-    Raises EvidenceError as verification does, and ``binding-mismatch``,
-    ``appraise-server-policy``.
+    Raises EvidenceError as verification does.
     """
     checks = Checks()
     claims = verify_claims(asked.evidence, trust, now=now, checks=checks)
     verify_parts(asked.evidence, claims, trust, now=now, checks=checks)
-    bound = report_data(asked.hpke_key, asked.server_policy, asked.anchor)
+    bound = report_data(asked.hpke_key, asked.policy, asked.anchor)
     if claims.bound != carried(asked.evidence.tee, bound):
         raise refusal(
             "binding-mismatch",
@@ -130,15 +128,7 @@ def verify(asked: HandoverRequest, trust: Trust, *, now: float) -> str:
             "handover",
             "Hand nothing over: something stands between you and the enclave.",
         )
-    admitted = trust.server_policies
-    if not isinstance(admitted, Unchecked) and asked.server_policy not in admitted:
-        raise refusal(
-            "appraise-server-policy",
-            f"The successor's server policy is {asked.server_policy}, which the owner does not"
-            " list.",
-            "server-policy",
-            "Start the successor with the release owner that the dataset's owner knows.",
-        )
+    verify_policy(asked.policy, trust, checks=checks)
     return claims.measurement
 
 

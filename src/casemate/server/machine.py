@@ -1,12 +1,14 @@
-"""This machine as the settings name it: its TEE, and the anchor beside it."""
+"""This machine as the settings name it: its TEE, the anchor beside it, its workers' sandbox."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from casemate.ledger.anchor import Anchor
 from casemate.ledger.store import Store
 from casemate.seams import Clock, Disk, Rng
+from casemate.server import pool
 from casemate.server.config import Config
 from casemate.spec.errors import UsageError
 from casemate.tee import Machine, Tee, open_anchor
@@ -36,6 +38,11 @@ def open_tee(config: Config, *, disk: Disk, rng: Rng, clock: Clock) -> Tee:
         clock=clock,
         machine=Machine(owner=owner(config.release_owner)),
     )
+
+
+def sandboxed(config: Config) -> Config:
+    """With the layers of the sandbox that hold on this machine."""
+    return replace(config, sandbox=pool.layers())
 
 
 def anchor(config: Config, tee: Tee, secret: bytes) -> Anchor | None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import json
 import resource
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -62,9 +65,11 @@ def refusal(failed: Failed, phases: Sequence[str]) -> CasemateError:
 class Worker:
     """One process and its socket. Every wait has a limit in seconds."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, scratch: Path
+    ) -> None:
         self.pid = process.pid
-        self._process = process
+        self._process, self._scratch = process, scratch
         self._sock = sock
         self._over: str | None = None
 
@@ -127,16 +132,19 @@ class Worker:
             self._process.kill()
 
     async def end(self, reason: str = "done") -> None:
-        """Kill, wait until the kernel has taken it away, close the socket."""
+        """Kill, wait until the kernel has taken it away; nothing that it wrote stays."""
         self.kill(reason)
         await asyncio.to_thread(self._process.wait)
         self._sock.close()
+        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """All that a worker inherits: no path, no home, no locale, nothing an operator set."""
+def _environment(threads: int, scratch: Path) -> dict[str, str]:
+    """All that a worker inherits: no path, no home, no locale, nothing an operator set but where
+    temporary files lie; ``scratch`` is its own folder there."""
     count = str(threads)
     return {
+        "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
@@ -148,17 +156,28 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def command(fd: int) -> list[str]:
+def command(what: int | str) -> list[str]:
     """The worker's program, told its end of the socket pair."""
-    return [sys.executable, "-I", "-B", "-m", "casemate.worker", str(fd)]
+    return [sys.executable, "-I", "-B", "-m", "casemate.worker", str(what)]
+
+
+def layers() -> tuple[str, ...]:
+    """The layers of the sandbox that hold on this machine, as a worker finds them."""
+    with tempfile.TemporaryDirectory(prefix="casemate-worker-") as scratch:
+        done = subprocess.run(
+            command("layers"), env=_environment(1, Path(scratch)), cwd="/", capture_output=True,
+            timeout=START_SECONDS, check=False,
+        )  # fmt: skip
+    return tuple(sorted(json.loads(done.stdout))) if done.returncode == 0 else ()
 
 
 def spawn(threads: int, file_bytes: int) -> Worker:
-    """Start :func:`command` with nothing but one end of a socket pair.
+    """Start :func:`command` with nothing but one end of a socket pair and an empty folder.
 
     Its standard streams are /dev/null: a traceback could hold rows. No file of its, the result's
     memfd included, can grow past ``file_bytes``.
     """
+    scratch = Path(tempfile.mkdtemp(prefix="casemate-worker-"))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         ours.setblocking(False)
@@ -168,7 +187,7 @@ def spawn(threads: int, file_bytes: int) -> Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=_environment(threads),
+            env=_environment(threads, scratch),
             cwd="/",
             pass_fds=(fd,),
             start_new_session=True,
@@ -178,7 +197,7 @@ def spawn(threads: int, file_bytes: int) -> Worker:
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
-    return Worker(process, ours)
+    return Worker(process, ours, scratch)
 
 
 class Pool:

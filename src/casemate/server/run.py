@@ -84,6 +84,7 @@ async def prepare(
         threads=threads,
         compile_seconds=min(limits.compile_seconds, COMPILE_PART * limits.prepare_seconds),
         compiled=compiled,
+        sandbox=service.config.sandbox,
     )
     try:
         await _tell(worker, message, lambda: service.uploads.descriptor(upload))
@@ -115,8 +116,9 @@ async def check_dataset(service: Service, dataset: str) -> None:
     found = catalog.dataset(service.store, dataset)
     key = catalog.checking_key(service.store, dataset)
     message = CheckDataset(
-        dataset=dataset, schema=found.registration.schema, key=key.key, salt=key.salt
-    )
+        dataset=dataset, schema=found.registration.schema, key=key.key, salt=key.salt,
+        sandbox=service.config.sandbox,
+    )  # fmt: skip
     error: str | None = None
     try:
         async with service.pool.worker() as (worker, _):

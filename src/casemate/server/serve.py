@@ -22,7 +22,7 @@ from casemate.ledger import log as ledger_log
 from casemate.ledger import recovery
 from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock, files
 from casemate.server import app, attestation, keeping, keys, machine, release, states
-from casemate.server.config import Config, policy_digest, software
+from casemate.server.config import Config, server_policy, software
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
 from casemate.server.pool import Pool
@@ -73,7 +73,7 @@ def assemble(
     log_key = ledger_log.key(store)
     hosts = [config.host, "localhost", "127.0.0.1", "::1"]
     boot = keys.make(rng, hosts, instance, keys.SignKey(log_key.public, log_key.private.sign))
-    policy = policy_digest(config)
+    policy = server_policy(config)
     metrics = Metrics()
     limits, rates = config.limits, config.rates
     attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
@@ -277,6 +277,7 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
     the store stopped under it, since only a new start sees what the disk really holds.
     """
     forbid_unpickling()
+    config = machine.sandboxed(config)
     disk = OsDisk(config.state)
 
     def write_log(line: str) -> None:

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from casemate.spec.codec import value
 from casemate.spec.data import BudgetState
-from casemate.spec.evidence import Evidence
+from casemate.spec.evidence import Evidence, ServerPolicy
 from casemate.spec.identity import SEAL_KEY_BYTES, SIGN_KEY_BYTES
 from casemate.spec.job import Charge
 
@@ -104,14 +104,14 @@ class RecoveryRequest:
     datasets: tuple[RecoveryDataset, ...]
 
 
-@value("handover-request/v1")
+@value("handover-request/v2")
 class HandoverRequest:
-    """An enclave asks for another one's state. ``hpke_key``: to seal to; ``server_policy``: the
-    digest of its server's policy; ``anchor``: the name of what its machine has against rollback, or
+    """An enclave asks for another one's state. ``hpke_key``: to seal to; ``policy``: what its
+    server promises of itself; ``anchor``: the name of what its machine has against rollback, or
     ""; ``evidence`` binds them (``server.handover``)."""
 
     hpke_key: bytes
-    server_policy: str
+    policy: ServerPolicy
     anchor: str
     evidence: Evidence
 

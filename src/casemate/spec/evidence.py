@@ -7,6 +7,11 @@ from typing import Final
 from casemate.spec.codec import value
 
 NONCE_BYTES: Final = 32
+# The layers of the sandbox around a worker (docs/sandbox.md).
+SANDBOX: Final = (
+    "capabilities", "descriptors", "environment", "landlock", "memory-lock", "no-import",
+    "no-new-privileges", "not-dumpable", "rlimits", "seccomp",
+)  # fmt: skip
 
 
 @value("binding/v1")
@@ -27,6 +32,23 @@ class Binding:
     nonce_root: bytes
 
 
+@value("server-policy/v2")
+class ServerPolicy:
+    """What a server promises of itself beyond its measurement; evidence binds its digest.
+
+    filter: the privacy filter of its ledger. release_owner: the Ed25519 key, in hex, of who can
+    release its sealing key, and so open its state; "" where hardware holds that key. sandbox: the
+    layers that hold around each worker, by name (docs/sandbox.md); a job whose worker lacks one
+    ends before it gets a key.
+    """
+
+    software: str
+    dev: bool
+    filter: str
+    release_owner: str
+    sandbox: tuple[str, ...]
+
+
 @value("evidence/v1")
 class Evidence:
     """A TEE's evidence and its collateral as files, named as in an evidence folder."""
@@ -36,11 +58,13 @@ class Evidence:
     files: dict[str, bytes]
 
 
-@value("attestation/v1")
+@value("attestation/v2")
 class Attestation:
-    """The answer to a nonce: what is bound, the nonce's audit path to ``nonce_root``, evidence."""
+    """The answer to a nonce: what is bound, the policy whose digest is, the nonce's audit path to
+    ``nonce_root``, evidence."""
 
     binding: Binding
+    policy: ServerPolicy
     index: int
     count: int
     path: tuple[bytes, ...]

@@ -20,22 +20,26 @@ MAX_FRAME: Final = 1 << 20
 # From the server to the worker.
 
 
-@value("w-check/v1")
+@value("w-check/v1", later=("sandbox",))
 class CheckDataset:
-    """Check a pushed dataset. Descriptors: the sealed stream."""
+    """Check a pushed dataset. Descriptors: the sealed stream.
+
+    sandbox: layers without which the worker does not look at it."""
 
     dataset: str
     schema: DatasetSchema
     key: bytes
     salt: bytes
+    sandbox: tuple[str, ...] = ()
 
 
-@value("w-prepare/v1", later=("compile_seconds", "compiled"))
+@value("w-prepare/v1", later=("compile_seconds", "compiled", "sandbox"))
 class Prepare:
     """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model.
 
     compile_seconds: from then on no part of it is compiled. compiled: what the quote's execution
-    says; ``None`` where there is no quote yet and the worker decides."""
+    says; ``None`` where there is no quote yet and the worker decides. sandbox: layers without
+    which the worker takes no data."""
 
     key: bytes
     model_digest: str
@@ -46,6 +50,7 @@ class Prepare:
     threads: int
     compile_seconds: float = 0.0
     compiled: bool | None = None
+    sandbox: tuple[str, ...] = ()
 
 
 @value("w-dataset/v1")

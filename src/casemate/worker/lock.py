@@ -1,7 +1,8 @@
-"""Phase ``lock``: what the worker can no longer do once data may come.
+"""What a worker can no longer do: from its start on (:func:`enter`), and once data may come
+(:func:`lock`).
 
-Each layer is applied, then named in ``Locked``; one that this machine lacks is left out, so that
-the server can insist. The full sandbox (seccomp allow-list, landlock) has its place here.
+Both name the layers that hold. One that this machine lacks is left out, so that whoever reads the
+names can insist (docs/adr/0014).
 """
 
 from __future__ import annotations
@@ -11,12 +12,25 @@ import ctypes
 import gc
 import os
 import resource
+import shutil
+import struct
 import sys
+import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from casemate.worker import landlock, seccomp
+
 _PR_SET_DUMPABLE: Final = 4
+_PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT, _CLEAR_ALL = 47, 4
+_LAST_CAPABILITY: Final = 63
+_CAPSET: Final = {"x86_64": 126, "aarch64": 91}
+_CAPABILITY_V3: Final = 0x20080522
+_MCL_ALL: Final = 1 | 2 | 4  # current, future, on fault
 
 # Audit events that are refused for ever from the lock on (docs.python.org, audit events table).
 _REFUSED: Final = frozenset(
@@ -28,15 +42,84 @@ _REFUSED: Final = frozenset(
     }
 )  # fmt: skip
 
+# What Python, torch and a compiler read; a folder with all beneath it.
+_READ: Final = (
+    "/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/passwd", "/etc/localtime",
+    "/proc", "/sys/devices/system", "/dev/urandom",
+)  # fmt: skip
 
-def _prctl(option: int, value: int) -> bool:
+
+def _prctl(option: int, *values: int) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.prctl(option, value, 0, 0, 0) == 0)
+    long = [ctypes.c_ulong(v) for v in (*values, 0, 0, 0, 0)[:4]]
+    return bool(libc.prctl(ctypes.c_int(option), *long) == 0)
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event in _REFUSED:
         raise PermissionError(f"the worker is locked: {event}")
+
+
+def _keep_in_memory() -> bool:
+    """No page to the swap. Only where there is no limit: with one, memory would end there."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).mlockall(_MCL_ALL) == 0)
+
+
+def _drop_capabilities() -> bool:
+    """None is left, nor can a program that is started bring one back."""
+    for capability in range(_LAST_CAPABILITY + 1):
+        _prctl(_PR_CAPBSET_DROP, capability)  # refused where there is none to drop
+    _prctl(_PR_CAP_AMBIENT, _CLEAR_ALL)
+    number = _CAPSET.get(os.uname().machine)
+    if number is None:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
+    if libc.syscall(ctypes.c_long(number), header, bytes(24)) != 0:
+        return False
+    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
+        held = [line.split()[1] for line in status if line.startswith("Cap")]
+    return all(int(word, 16) == 0 for word in held)
+
+
+ENTERED: Final = (
+    "memory-lock", "not-dumpable", "capabilities", "no-new-privileges", "landlock", "seccomp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """Where a worker may write until it is locked, and the layers that hold so far."""
+
+    scratch: Path
+    layers: tuple[str, ...]
+
+
+def enter(scratch: Path, read: Iterable[Path] = ()) -> Entered:
+    """Keep a process that has one thread to itself: code can still be loaded and a compiler run,
+    with ``scratch`` as the one place to write.
+
+    read: what is read beside the system's libraries and Python's.
+    """
+    tempfile.tempdir = str(scratch)
+    os.environ["TMPDIR"] = str(scratch)
+    own = [Path(p) for p in (sys.prefix, sys.base_prefix, *sys.path) if p]
+    rights = dict.fromkeys([*map(Path, _READ), *own, *read], landlock.CODE)
+    rights[Path("/dev/null")] = landlock.READ | landlock.WRITE
+    rights[scratch] = landlock.every()
+    held = {
+        "memory-lock": _keep_in_memory(),
+        "not-dumpable": _prctl(_PR_SET_DUMPABLE, 0),
+        "capabilities": _drop_capabilities(),
+        "no-new-privileges": (alone := _prctl(_PR_SET_NO_NEW_PRIVS, 1)),
+        "landlock": alone and landlock.restrict(rights),
+        "seccomp": alone and seccomp.refuse(),
+    }
+    return Entered(scratch, tuple(name for name, holds in held.items() if holds))
 
 
 def _close_others(keep: Iterable[int]) -> None:
@@ -66,24 +149,28 @@ def _limits(memory_bytes: int, file_bytes: int) -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def lock(keep: Iterable[int], *, memory_bytes: int, file_bytes: int) -> tuple[str, ...]:
-    """Shut the process in; returns the layers that hold.
+def lock(
+    keep: Iterable[int], entered: Entered, *, memory_bytes: int, file_bytes: int
+) -> tuple[str, ...]:
+    """Shut the process in for good; returns the layers that hold.
 
     keep: descriptors that stay open. memory_bytes: how much more data memory it may take.
     file_bytes: the largest file (the result's memfd) it may write.
     """
-    layers = []
-    os.environ.clear()
-    layers.append("environment")
     gc.collect()
     _limits(memory_bytes, file_bytes)
-    layers.append("rlimits")
     _close_others(list(keep))
-    layers.append("descriptors")
-    if _prctl(_PR_SET_DUMPABLE, 0):
-        layers.append("not-dumpable")
-    if _prctl(_PR_SET_NO_NEW_PRIVS, 1):
-        layers.append("no-new-privileges")
+    shutil.rmtree(entered.scratch, ignore_errors=True)
+    os.environ.clear()
+    held = {
+        **dict.fromkeys(ENTERED, True),
+        "environment": True,
+        "rlimits": True,
+        "descriptors": True,
+        "landlock": landlock.restrict({}),
+        "seccomp": seccomp.allow(),  # from here on nothing is opened or loaded
+        "no-import": True,
+    }
     sys.addaudithook(_hook)
-    layers.append("no-import")
-    return tuple(layers)
+    early = entered.layers
+    return tuple(n for n, holds in held.items() if holds and (n in early or n not in ENTERED))

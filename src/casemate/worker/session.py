@@ -32,15 +32,16 @@ from casemate.spec.messages import (
     State,
 )
 from casemate.worker import dataset
-from casemate.worker.lock import lock
+from casemate.worker.lock import Entered, lock
 
 MAX_DATASETS = 64
 _HEADROOM = 64 << 20
 Phase = Literal["check", "prepare", "lock", "run"]
 
 
-def serve(sock: socket.socket) -> int:
-    """Speak ``spec.messages`` until the job ends; the process's exit code. Every failure but a lost
+def serve(sock: socket.socket, entered: Entered) -> int:
+    """Speak ``spec.messages`` until the job ends; the process's exit code. entered: what
+    ``worker.lock.enter`` returned. Every failure but a lost
     peer is told as ``Failed``; in phase ``run`` it says nothing more than that (P6)."""
     warm()
     frames.send(sock, Ready(pid=os.getpid()))
@@ -51,14 +52,16 @@ def serve(sock: socket.socket) -> int:
             raise _protocol("one descriptor must come with the first message")
         if isinstance(message, CheckDataset):
             phase = "check"
-            _check(sock, message, fds[0])
+            _check(sock, message, fds[0], entered)
             return 0
         assert isinstance(message, Prepare)
         ready = _prepare(message, fds[0])
         frames.send(sock, ready.prepared)
         phase = "lock"
-        layers = lock(
+        layers = _shut_in(
+            message,
             [sock.fileno()],
+            entered,
             memory_bytes=message.memory_bytes,
             file_bytes=_file_bytes(message, ready.prepared.dimension),
         )
@@ -113,9 +116,28 @@ def _failed(phase: Phase, error: Exception) -> Failed:
     )
 
 
-def _check(sock: socket.socket, message: CheckDataset, fd: int) -> None:
+def _shut_in(
+    message: CheckDataset | Prepare,
+    keep: list[int],
+    entered: Entered,
+    *,
+    memory_bytes: int,
+    file_bytes: int,
+) -> tuple[str, ...]:
+    """Lock, with all layers that the server promised its clients."""
+    layers = lock(keep, entered, memory_bytes=memory_bytes, file_bytes=file_bytes)
+    if missing := sorted(set(message.sandbox) - set(layers)):
+        raise InternalError(
+            "internal.sandbox",
+            f"The worker would run without {', '.join(missing)}, which its server promises.",
+            mend="Run casemate doctor, and start the server again.",
+        )
+    return layers
+
+
+def _check(sock: socket.socket, message: CheckDataset, fd: int, entered: Entered) -> None:
     # The table is the owner's, so what parses it is shut in as well.
-    lock([sock.fileno(), fd], memory_bytes=1 << 62, file_bytes=0)
+    _shut_in(message, [sock.fileno(), fd], entered, memory_bytes=1 << 62, file_bytes=0)
     columns = dataset.load(message.dataset, message.schema, message.key, message.salt, fd)
     dataset.check(message.schema, columns)
     frames.send(sock, Checked(dataset=message.dataset))

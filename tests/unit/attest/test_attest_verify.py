@@ -17,10 +17,10 @@ from casemate.attest.roots import AMD
 from casemate.attest.trust import Trust, Unchecked
 from casemate.attest.verdict import Checks
 from casemate.attest.verify import appraise_terms, verify_attestation
-from casemate.spec.errors import EvidenceError
+from casemate.spec.errors import EvidenceError, UsageError
 from casemate.spec.evidence import Evidence
 from support import nvidia
-from support.evidence import NONCE, NOW, attestation, bound, tee
+from support.evidence import NONCE, NOW, PROMISES, attestation, bound, tee
 
 DAY = 86400
 
@@ -182,6 +182,24 @@ def test_the_servers_own_policy():
     assert refused(attestation(), other) == "appraise-server-policy"
     (check,) = [c for c in judge(attestation(), trusting()).checks if c.name == "server-policy"]
     assert (check.outcome, found in check.detail) == ("unchecked", True)
+
+
+def test_the_layers_of_the_workers_sandbox():
+    for asked in (("seccomp",), ("landlock", "seccomp")):
+        assert judge(attestation(), trusting(sandbox=asked))
+    with pytest.raises(EvidenceError) as e:
+        judge(attestation(), trusting(sandbox=("seccomp", "memory-lock", "capabilities")))
+    assert e.value.code == "evidence.appraise-sandbox"
+    assert "without capabilities, memory-lock." in e.value.message
+    with pytest.raises(UsageError, match="sandbox must be of capabilities"):
+        trusting(sandbox=("secomp",))
+    (check,) = [c for c in judge(attestation(), trusting()).checks if c.name == "sandbox"]
+    assert (check.outcome, "landlock, seccomp" in check.detail) == ("unchecked", True)
+
+
+def test_a_policy_that_the_evidence_does_not_bind():
+    more = replace(PROMISES, sandbox=(*PROMISES.sandbox, "memory-lock"))
+    assert refused(replace(attestation(), policy=more), trusting()) == "binding-policy"
 
 
 def test_azures_evidence_and_the_chips_own_are_one_vendors_word():

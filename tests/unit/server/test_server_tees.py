@@ -6,14 +6,15 @@ import pytest
 
 from casemate.attest.verify import verify_attestation
 from casemate.server import attestation, keys
-from casemate.server.config import Config, policy_digest
+from casemate.server.config import Config, server_policy
 from casemate.server.machine import owner
+from casemate.spec import codec
 from casemate.spec.errors import UsageError
 from support import tees
 from support.disk import SimDisk
 from support.evidence import NOW
 
-POLICY = "sha256:" + "5" * 64
+POLICY = server_policy(Config(state=Path("x"), sandbox=("seccomp",)))
 NONCES = [bytes([i]) * 32 for i in range(20)]
 
 
@@ -29,14 +30,15 @@ def test_one_report_of_hardware_answers_all_who_wait(tmp_path, name):
         for nonce, answer in zip(NONCES, answers, strict=True):
             verdict = verify_attestation(answer, nonce, place.trust(maker), now=NOW)
             assert not verdict.simulated
-            assert verdict.binding.server_policy == POLICY
+            assert verdict.binding.server_policy == codec.digest(POLICY)
 
 
 def test_the_owner_who_releases_keys_is_in_the_policy_that_evidence_binds():
     plain = Config(state=Path("x"))
     first, second = (Config(state=Path("x"), release_owner=c * 64) for c in "ab")
-    assert len({policy_digest(c) for c in (plain, first, second)}) == 3
-    assert policy_digest(plain) == policy_digest(Config(state=Path("y"), release_owner=""))
+    less = Config(state=Path("x"), sandbox=("seccomp",))
+    assert len({codec.digest(server_policy(c)) for c in (plain, first, second, less)}) == 4
+    assert server_policy(plain) == server_policy(Config(state=Path("y"), release_owner=""))
 
 
 def test_an_owners_key_is_64_hex_digits():

@@ -25,7 +25,7 @@ from casemate.spec.data import (
     Registration,
 )
 from casemate.spec.errors import FormatError
-from casemate.spec.evidence import Evidence
+from casemate.spec.evidence import Evidence, ServerPolicy
 from casemate.spec.job import Charge
 
 OPEN = Policy(scientists=(ANYONE,))
@@ -175,8 +175,9 @@ def test_keys_of_consents_and_hand_overs() -> None:
     for bad in ({"sign_key": b"s" * 31}, {"seal_key": b"k" * 1215}):
         with pytest.raises(ValueError, match="wrong length"):
             replace(consented, **bad)
+    promises = ServerPolicy(software="", dev=True, filter="", release_owner="", sandbox=())
     request = HandoverRequest(
-        hpke_key=b"k" * 1216, server_policy="", anchor="",
+        hpke_key=b"k" * 1216, policy=promises, anchor="",
         evidence=Evidence(tee="simulated", simulated=True, files={}),
     )  # fmt: skip
     with pytest.raises(ValueError, match="wrong length"):

@@ -14,7 +14,7 @@ from casemate.tee import azure, collateral, errors, hardware, nvidia, sealing, t
 from casemate.tee.fetch import Reply
 from support import dcap, snp, tees
 from support import nvidia as gpu
-from support.evidence import CAPTURED, NONCE, NONCES, NOW, FixedClock, bound
+from support.evidence import CAPTURED, NONCE, NONCES, NOW, PROMISES, FixedClock, bound
 
 NO_KEY = sealing.unavailable("None here.", "None.")
 
@@ -48,7 +48,8 @@ def trust(**terms):
 def attested(maker, what=None, evidence=None):
     what = what or bound()
     return Attestation(
-        binding=what, index=3, count=len(NONCES), path=binding.nonce_path(NONCES, 3),
+        binding=what, policy=PROMISES, index=3, count=len(NONCES),
+        path=binding.nonce_path(NONCES, 3),
         evidence=evidence or maker.attest(binding.report_data(what)),
     )  # fmt: skip
 

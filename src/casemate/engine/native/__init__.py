@@ -35,6 +35,7 @@ FLAGS: Final = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno"),
     *("-pipe", "-x", "c++", "-"),
 )
+HELPERS: Final = ("noise", "norms", "step")
 COMPILERS: Final = ("c++", "g++", "clang++")
 _SOURCES: Final = Path(__file__).parent
 _BUILD_SECONDS: Final = 120
