@@ -31,10 +31,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@PYTHONDONTWRITEBYTECODE= $(PY) -c '$(WARM)'
 	@touch $@
 
-# Every version that setup installs, from pyproject.toml.
+# Every version that setup installs, from pyproject.toml, with the hashes of its files; uv refuses a
+# file of another hash. torch has none: its builds differ by machine.
 lock: setup
 	@$(UV_ENV); $(VENV)/bin/uv pip compile --quiet --python $(PY) --extra dev --no-header --no-annotate \
-	  pyproject.toml | sed 's/^torch==.*/torch==2.13.0/' > constraints.txt.new
+	  --generate-hashes pyproject.toml | sed '/^torch==/,/[^\\]$$/c torch==2.13.0' > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 
 demo: setup
@@ -83,6 +84,30 @@ bench-engine: setup
 .PHONY: bench-utility
 bench-utility: setup
 	@$(PY) -m benchmarks.utility --write
+
+# A release: 1,000,000 inputs to every parser (20,000 in the test run), one core for some hours.
+FUZZ ?= 1000000
+.PHONY: fuzz
+fuzz: setup
+	@CASEMATE_FUZZ=$(FUZZ) $(PY) -m pytest -n 2 --timeout=0 -k "fuzz or within_its_limits" tests
+
+# A release: dependencies with known weaknesses (a package that cannot be looked up fails too), what
+# the wheel stands on (dist/sbom.cdx.json, CycloneDX 1.6), and the wheel, built twice, one digest.
+.PHONY: audit-deps sbom wheel
+audit-deps: setup build/release/.ready
+	@$(PY) deploy/audit_deps.py build/release/bin/pip-audit
+
+sbom: setup build/release/.ready
+	@$(PY) deploy/sbom.py build/release/bin/cyclonedx-py dist/sbom.cdx.json
+
+wheel: setup
+	@$(PY) deploy/wheel.py dist
+
+# Tools of a release, which stand in an environment of their own.
+build/release/.ready: deploy/tools.txt
+	@$(PY) -m venv build/release
+	@$(VENV)/bin/uv pip install --quiet --require-hashes --python build/release/bin/python -r deploy/tools.txt
+	@touch $@
 
 # docs/ledger.md: the server under crashes, disk errors, restored state and races; one line of
 # figures, exit status 1 on any violation. A release: KILLS=10000 FORKS=1000 SIMS=100000.
