@@ -375,14 +375,17 @@ class World:
     # What must hold.
 
     async def remember(self, who: Identity) -> None:
-        """A client asks for the log's head and keeps it, as one that looks at the whole log."""
+        """A client asks for the log's head and keeps it, as one that looks at the whole log; one
+        that the log does not extend stays, as what it has against the operator."""
+        held = self.heads.get(who.name)
         answer = await self.send(who, "GET", "/log/checkpoint")
         if answer is None or answer.status >= 400:
             return
         told = checkpoint.read(note.parse(answer.body).text)
         true = self.look(extends, (told.size, told.root))
         demand(true is not False, "the checkpoint is not that of the entries")
-        if true:
+        lost = held is not None and self.look(extends, (held.size, held.root)) is False
+        if true and not lost:
             self.heads[who.name] = Seen(told.size, told.root, answer.body)
             self.known |= set(self.look(charged, told.size) or ())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -148,9 +148,9 @@ class Queue:
                 return job
         return ledger.next_queued(store, self._aside.jobs())
 
-    async def _serve(self, job: str, work: Coroutine[Any, Any, int | None]) -> None:
+    async def _serve(self, job: str, work: Callable[[], Awaitable[int | None]]) -> None:
         """Take a job to its end, or until it has to wait for witnesses."""
-        sequence = await work
+        sequence = await work()
         if sequence is not None:
             self._left.append(job)
             self._aside.put(job, sequence)
@@ -167,12 +167,13 @@ class Queue:
         if job is None:
             return False
         left = asyncio.Event()
+        work: Callable[[], Awaitable[int | None]]
         if job.state == "committed":
-            work = run.release_job(self._service, job.id)
+            work = partial(run.release_job, self._service, job.id)
             left.set()
         else:
             tick = partial(self._tick, job.id)
-            work = run.execute(self._service, job.id, tick, left.set)
+            work = partial(run.execute, self._service, job.id, tick, left.set)
         task = self._start(self._running, job.id, self._serve(job.id, work))
 
         def ended(task: asyncio.Task[None]) -> None:
