@@ -29,10 +29,11 @@ from casemate.seal.identity import Identity
 from casemate.seams import OsRng
 from casemate.server import keys as boot_keys
 from casemate.server.attestation import attest_now
+from casemate.spec import codec
 from casemate.spec.errors import EvidenceError, FormatError
 from casemate.tee import simulated
-from support.evidence import NOW, tee
-from support.fake_enclave import POLICY, FakeEnclave
+from support.evidence import NOW, PROMISES, tee
+from support.fake_enclave import FakeEnclave
 
 SECRET = {"secret": "model"}
 nothing = lambda *_, **__: None  # noqa: E731
@@ -45,7 +46,7 @@ def boot() -> boot_keys.BootKeys:
 
 def evidence(keys, of=None) -> Callable:
     """What an enclave with these keys answers to a nonce."""
-    return lambda nonce: attest_now(of or tee(), keys, POLICY, [nonce])[0]
+    return lambda nonce: attest_now(of or tee(), keys, PROMISES, [nonce])[0]
 
 
 @dataclass
@@ -124,7 +125,8 @@ def old_keys_under_evidence_of_the_present_boot(lab: Lab):
 
     def answer(nonce):
         true = evidence(present)(nonce)
-        return replace(true, binding=leaked.binding(POLICY, true.binding.nonce_root))
+        policy = codec.digest(PROMISES)
+        return replace(true, binding=leaked.binding(policy, true.binding.nonce_root))
 
     attacker = lab.serve(leaked, answer)
     return attacker, lambda: lab.send(attacker)
@@ -218,7 +220,7 @@ def swapped_key(part: str):
 
     def answer(nonce):
         true = evidence(genuine)(nonce)
-        mine = getattr(own.binding(POLICY, bytes(32)), part)
+        mine = getattr(own.binding(codec.digest(PROMISES), bytes(32)), part)
         return replace(true, binding=replace(true.binding, **{part: mine}))
 
     return own, genuine, answer

@@ -14,8 +14,6 @@ from casemate.spec import canonical, codec
 from casemate.spec.errors import FormatError
 from support.publog import PublicLog
 
-POLICY = "sha256:" + "0" * 64
-
 
 @dataclass
 class Seen:

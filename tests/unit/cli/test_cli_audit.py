@@ -16,7 +16,8 @@ from casemate.spec import codec
 from casemate.spec.errors import UsageError
 from casemate.spec.log import Enrolled, Started
 from casemate.tee.simulated import SimulatedTee
-from support.fake_enclave import POLICY, FakeEnclave
+from support.evidence import PROMISES
+from support.fake_enclave import FakeEnclave
 from support.publog import PublicLog, Witness, keys_of
 
 
@@ -40,7 +41,7 @@ class Lab:
         self.tee, self.log = tee, PublicLog()
         self.start()
         self.fake = FakeEnclave(
-            attest=lambda nonce: attest_now(tee, self.keys, POLICY, [nonce])[0],
+            attest=lambda nonce: attest_now(tee, self.keys, PROMISES, [nonce])[0],
             context=self.keys.tls.context,
             log=self.log,
         ).start()
@@ -49,7 +50,7 @@ class Lab:
         """A start, by its own keys or with something amiss."""
         self.keys = keys_of(self.log)
         shown = self.keys if log is None else keys_of(log, self.keys.boot)
-        attestation = attest_now(self.tee, shown, POLICY, [boot_nonce(shown.boot)])[0]
+        attestation = attest_now(self.tee, shown, PROMISES, [boot_nonce(shown.boot)])[0]
         raw = codec.encode(attestation)
         said = digest or codec.digest(attestation)
         self.log.files[f"attestation/{said.removeprefix('sha256:')}"] = raw

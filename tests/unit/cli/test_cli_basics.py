@@ -271,7 +271,7 @@ def test_doctor_says_what_is_missing(capsys, monkeypatch):
     assert code == 0
     assert found["usable"] is True
     names = {c["name"]: c for c in found["checks"]}
-    assert {"python", "TLS 1.3", "sealing", "disk", "memory", "TEE", "landlock"} <= set(names)
+    assert {"python", "TLS 1.3", "sealing", "disk", "memory", "TEE", "sandbox"} <= set(names)
     assert all(c["mend"] for c in found["checks"] if c["state"] != "ok")
 
     installed = doctor._installed
@@ -284,6 +284,18 @@ def test_doctor_says_what_is_missing(capsys, monkeypatch):
     assert "pyarrow" in names["extra data"]["found"]
     assert "casemate[data]" in names["extra data"]["mend"]
     assert names["TLS 1.3"]["state"] == "failed"
+
+
+def test_doctor_names_each_layer_that_does_not_hold(monkeypatch):
+    from casemate.server import pool
+    from casemate.spec.evidence import SANDBOX
+
+    for held in (SANDBOX, ("rlimits", "seccomp"), ()):
+        monkeypatch.setattr(pool, "layers", lambda held=held: held)
+        first, *missing = doctor._sandbox()
+        assert first.state == ("ok" if held else "failed")
+        assert {f.name for f in missing} == {f"sandbox: {n}" for n in SANDBOX if n not in held}
+        assert all(f.mend for f in missing)
 
 
 def test_a_model_file_that_fails_is_the_users(tmp_path, capsys):

@@ -13,7 +13,8 @@ from casemate.seams import OsDisk, OsRng, SystemClock
 from casemate.server import keys as boot_keys
 from casemate.server.attestation import attest_now
 from casemate.tee.simulated import SimulatedTee
-from support.fake_enclave import POLICY, FakeEnclave
+from support.evidence import PROMISES
+from support.fake_enclave import FakeEnclave
 from support.publog import PublicLog, keys_of
 
 
@@ -39,7 +40,7 @@ def fakes(tee: SimulatedTee) -> Iterator[Callable[..., FakeEnclave]]:
     made: list[FakeEnclave] = []
 
     def start(keys: boot_keys.BootKeys, port: int = 0, **settings: Any) -> FakeEnclave:
-        settings.setdefault("attest", lambda nonce: attest_now(tee, keys, POLICY, [nonce])[0])
+        settings.setdefault("attest", lambda nonce: attest_now(tee, keys, PROMISES, [nonce])[0])
         settings.setdefault("context", keys.tls.context)
         made.append(FakeEnclave(port=port, **settings).start())
         return made[-1]

@@ -19,9 +19,8 @@ from casemate.spec.errors import (
     NetError,
     UsageError,
 )
+from support.evidence import PROMISES
 from support.publog import PublicLog, keys_of
-
-POLICY = "sha256:" + "0" * 64
 
 
 def connect(fake, trust, someone, **settings):
@@ -85,7 +84,7 @@ def swapped(fakes, keys, trust, someone, tee):
     true.stop()
     other = keys_of(PublicLog())
     impostor = fakes(
-        other, port=true.port, attest=lambda nonce: attest_now(tee, keys, POLICY, [nonce])[0]
+        other, port=true.port, attest=lambda nonce: attest_now(tee, keys, PROMISES, [nonce])[0]
     )
     return connection, impostor
 
@@ -108,7 +107,7 @@ def test_the_swap_is_seen_by_the_live_session_alone(fakes, keys, trust, someone,
 
 
 def test_replayed_evidence_is_refused(fakes, keys, trust, someone, tee):
-    old = attest_now(tee, keys, POLICY, [bytes(32)])[0]
+    old = attest_now(tee, keys, PROMISES, [bytes(32)])[0]
     fake = fakes(keys, attest=lambda _: old)
     with pytest.raises(EvidenceError) as caught:
         connect(fake, trust, someone).request("GET", "/v1/jobs")

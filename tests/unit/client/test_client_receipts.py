@@ -32,6 +32,7 @@ from casemate.spec.receipt import (
     ReceiptBundle,
     ReceiptDataset,
 )
+from support.evidence import PROMISES
 from support.publog import PublicLog, Witness, keys_of, origin
 
 POLICY = "sha256:" + "0" * 64
@@ -90,7 +91,7 @@ SALT = bytes(range(32))
 @pytest.fixture
 def bundle(keys, tee, public):
     """A bundle of a receipt, or of any statement, signed by the boot's own key and logged."""
-    attestation = attest_now(tee, keys, POLICY, [boot_nonce(keys.boot)])[0]
+    attestation = attest_now(tee, keys, PROMISES, [boot_nonce(keys.boot)])[0]
 
     def make(found, *, sign=keys.receipt.sign, kind=PAYLOAD_TYPE, said=None, boot=keys.boot,
              what="commit", witnesses=()) -> ReceiptBundle:  # fmt: skip
@@ -233,14 +234,14 @@ def test_another_key_cannot_sign(bundle, keys, trust):
 
 def test_an_attestation_for_another_nonce_is_refused(bundle, keys, tee, trust):
     made = bundle(receipt(keys))
-    other = attest_now(tee, keys, POLICY, [bytes(32)])[0]
+    other = attest_now(tee, keys, PROMISES, [bytes(32)])[0]
     with pytest.raises(EvidenceError):
         verify_receipt(dataclasses.replace(made, attestation=other), trust=trust)
 
 
 def test_another_boots_evidence_is_refused(bundle, keys, tee, trust, public):
     made, other = bundle(receipt(keys)), keys_of(public)
-    foreign = attest_now(tee, other, POLICY, [boot_nonce(other.boot)])[0]
+    foreign = attest_now(tee, other, PROMISES, [boot_nonce(other.boot)])[0]
     with pytest.raises(ReceiptError) as caught:
         verify_receipt(dataclasses.replace(made, attestation=foreign), trust=trust)
     assert caught.value.code == "receipt.signer"
