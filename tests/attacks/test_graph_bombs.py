@@ -228,12 +228,12 @@ def test_too_many_nodes_and_inputs() -> None:
 # As the worker meets them.
 
 
-def offered(nodes: list[Node], memory: int) -> CasemateError:
-    """What phase ``prepare`` answers to a model of these nodes."""
+def offered(nodes: list[Node], memory: int, units: int = 16) -> CasemateError:
+    """What phase ``prepare`` answers to a model of these nodes, on a dataset of so many units."""
     g, weights = lab.mlp([4, 2])
     g = dataclasses.replace(g, nodes=(*nodes, *g.nodes))
     packed = lab.packed(g, weights)
-    schema = lab.schema(4, 2, 16)
+    schema = dataclasses.replace(lab.schema(4, 2, 16), units=units)
     with pytest.raises(CasemateError) as e:
         prepare_.prepare(
             packed, "sha256:" + hashlib.sha256(packed).hexdigest(), (schema,), lab.BINDINGS,
@@ -255,6 +255,14 @@ def test_takes_the_workers_memory_before_it_is_asked(monkeypatch: pytest.MonkeyP
     assert isinstance(error, LimitError)
     assert error.code == "limit.memory"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
+
+
+@pytest.mark.parametrize("units", [2**28, 2**40])
+def test_burns_everybodys_budget_by_units_that_are_not_there(units: int) -> None:
+    """An owner may pad the number of units. Padded to where the places of all units do not fit, a
+    job over several datasets would be charged to all, and then fail."""
+    error = offered([], 4 << 30, units)
+    assert error.code == "limit.memory"
 
 
 def test_a_graph_of_empty_lists_is_refused_before_it_is_read() -> None:

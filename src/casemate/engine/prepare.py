@@ -104,18 +104,23 @@ def prepare(
     bounds = graph_check.known_bounds(graph, view, inputs, schemas)
     infos = {name: info for name, (info, _) in view.items()}
     checked = graph_check.check(graph, infos, bounds=bounds)
-    # What one record needs for certain, before any of it is tried.
-    least = checked.saved_bytes + checked.workspace_bytes + checked.fixed_bytes
-    _require_memory(least, memory_bytes)
-    weights = weights_of(view)
     units = sum(s.units for s in schemas)
+    per_unit = max(s.rows_per_unit for s in schemas)
+    # Rows twice, and the places of all units (:mod:`casemate.engine.rows`), padded ones too.
+    row_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
+    row_bytes += units * (32 + 32 * per_unit)
+    # What is needed for certain, before any of it is tried: by a record, and by weights, gradient
+    # and sum.
+    least = checked.saved_bytes + checked.workspace_bytes + checked.fixed_bytes
+    least += 16 * checked.dimension
+    _require_memory(least + row_bytes, memory_bytes)
+    weights = weights_of(view)
     check_generator(train, units, checked.dimension)
     program = Program(graph, weights)
     samples = _samples(program, schemas, inputs) | draws.samples(program.random, _PROBES)
     probe(program, samples)
-    row_bytes = sum(2 * s.rows * sum(c.row_bytes for c in s.columns) for s in schemas)
     rows = sum(s.rows for s in schemas)
-    each = max(s.rows_per_unit for s in schemas) * train.views.count
+    each = per_unit * train.views.count
     frontier = program.prefix({k: v[:1] for k, v in samples.items()})
     kept_bytes = (rows + 1) * sum(v.numel() * v.element_size() for v in frontier[: program.lasting])
     # A prefix that is kept is of the row as it is, not of a view.
@@ -146,7 +151,8 @@ def prepare(
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What a path is to do: ``each`` rows a unit and step, views counted. keep: whether keeping
-    the frozen prefix is worth it, in ``kept_bytes``; ``row_bytes``: of all rows, twice."""
+    the frozen prefix is worth it, in ``kept_bytes``; ``row_bytes``: of all rows, twice, and of the
+    places of units."""
 
     program: Program
     samples: Mapping[str, torch.Tensor]
