@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -268,6 +269,14 @@ def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
     )
 
 
+def _forbid_core_files() -> None:
+    """A core file would hold keys. A limit of 1 byte: with 0 the kernel would still pipe one to the
+    program of core(5)'s core_pattern (Linux, fs/coredump.c)."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
     """Run a server until SIGINT or SIGTERM.
 
@@ -277,6 +286,7 @@ def serve(config: Config, *, say: Callable[[str], None] | None = None) -> None:
     the store stopped under it, since only a new start sees what the disk really holds.
     """
     forbid_unpickling()
+    _forbid_core_files()
     config = machine.sandboxed(config)
     disk = OsDisk(config.state)
 
