@@ -226,7 +226,8 @@ def _library(seed: int) -> np.ndarray:
     data = {"input": torch.zeros(6, 64), "target": torch.zeros(6, 8)}
     run = Private(
         module, loss=lambda o, t: (o * t).sum(1), data=data,
-        optimizer=torch.optim.SGD(module.parameters(), 1.0), batch_size=3, steps=1, noise_multiplier=1.0, delta=1e-5, compile_seconds=0,
+        optimizer=torch.optim.SGD(module.parameters(), 1.0), batch_size=3, steps=1,
+        noise_multiplier=1.0, delta=1e-5, compile_seconds=0,
         path="record",
     )  # fmt: skip
     run.train()
