@@ -18,10 +18,12 @@ import torch
 from casemate.engine import prepare as prepare_
 from casemate.engine.program import Program
 from casemate.graph import check, pack
-from casemate.graph.model import Graph, ListArg, Node
+from casemate.graph.model import Graph, ListArg, Node, Ref
+from casemate.graph.ops import TABLE
 from casemate.spec.errors import CasemateError, LimitError, ModelError
 from support import engine_lab as lab
-from support.rawgraph import INPUTS, data, graph, infos, ls, node, r, run, weight
+from support.graphs import interpret
+from support.rawgraph import INPUTS, B, data, graph, infos, ls, node, r, run, weight
 
 BIG = 2**28
 
@@ -105,6 +107,128 @@ def test_takes_hours_by_windows_as_large_as_the_image() -> None:
         refused(graph(pool, inputs=inputs), "p")
     usual = graph(node("p", "max_pool2d.default", r("big"), ls(3, 3), ls(1, 1)), inputs=inputs)
     check.check(usual, infos(usual))
+
+
+def peak(work: Any) -> int:
+    """The most bytes of tensors alive at once while ``work`` runs, beside those there before."""
+    now = most = 0
+    with torch.profiler.profile(profile_memory=True) as seen:
+        work()
+    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+N = 2**16
+SQUARE = (256, 256)
+COSTLY = {
+    "product of rows": ("prod.dim_int", r("sq"), 1),
+    "running product": ("cumprod.default", r("sq"), 1),
+    "running sum": ("cumsum.default", r("sq"), 1),
+    "running sum of exponentials": ("logcumsumexp.default", r("sq"), 1),
+    "a power of weights": ("pow.Tensor_Tensor", r("sq"), r("sq")),
+    "a root of an angle": ("atan2.default", r("sq"), r("sq")),
+    "sorted": ("sort.default", r("sq"), 1),
+    "largest": ("topk.default", r("sq"), 128, 1),
+    "softmax": ("log_softmax.int", r("sq"), 1),
+    "norm of rows": ("linalg_vector_norm.default", r("sq"), 2, ls(1)),
+    "layer norm": ("layer_norm.default", r("sq"), ls(256)),
+    "variance": ("var.correction", r("sq"), ls(1)),
+    "product of matrices": ("matmul.default", r("sq"), r("sq")),
+    "broadcast product": ("matmul.default", r("lead"), r("mat")),
+    "windows": ("unfold.default", r("sq"), 1, 64, 8),
+    "columns": ("im2col.default", r("image"), ls(5, 5), ls(1, 1), ls(0, 0), ls(1, 1)),
+    "convolution": ("conv2d.default", r("image"), r("kernel")),
+    "transposed convolution": ("conv_transpose2d.input", r("image"), r("kernel"), None, ls(2, 2)),
+    "pool": ("max_pool2d.default", r("image"), ls(5, 5), ls(1, 1)),
+    "mean pool": ("avg_pool2d.default", r("image"), ls(5, 5), ls(1, 1)),
+    "enlarged": ("upsample_bicubic2d.vec", r("image"), ls(512, 512), False, None),
+    "one place": ("select.int", r("sq"), 0, 3),
+    "one place of a view": ("select.int", r("seen"), 0, 3),
+    "one row written": ("select_scatter.default", r("sq"), r("one"), 0, 3),
+    "picked": ("index_select.default", r("sq"), 0, r("places")),
+    "looked up": ("embedding.default", r("sq"), r("places")),
+    "attention": ("scaled_dot_product_attention.default", r("tokens"), r("tokens"), r("tokens")),
+    "joined": ("cat.default", ls(r("sq"), r("sq")), 0),
+    "reflected": ("reflection_pad2d.default", r("image"), ls(9, 9, 9, 9)),
+    "gated": ("glu.default", r("sq"), 1),
+    "recurrent": (
+        "lstm.input", r("words"), ls(r("h0"), r("h0")), ls(r("ih"), r("hh")), False, 1, 0.0, False,
+        False, True),
+    "hyperbolic": ("mish.default", r("sq")),
+}  # fmt: skip
+COST_INPUTS = (
+    data("x", 4), weight("sq", *SQUARE), weight("image", 1, 1, *SQUARE),
+    weight("kernel", 1, 1, 5, 5), weight("lead", 64, 1, 64), weight("mat", 1, 64, 64),
+    weight("one", 256), weight("tokens", 4, 256, 64), data("words", 128, 64),
+    weight("places", 512, dtype="i64", kind="frozen"), weight("ih", 256, 64), weight("hh", 256, 64),
+)  # fmt: skip
+
+
+def measured(what: str) -> tuple[int, int]:
+    """Bytes that torch takes for forward and backward of one node, and the bytes counted."""
+    op, *args = COSTLY[what]
+    several = op in ("sort.default", "topk.default", "lstm.input")
+    before = {
+        "one place of a view": node("seen", "expand.default", r("sq"), ls(8, -1, -1)),
+        "recurrent": node("h0", "zeros.default", ls(1, B, 64)),
+    }
+    nodes = (
+        *([before[what]] if what in before else []),
+        node("p", op, *args),
+        node("end", "sum.dim_IntList", r("p.0"), ls(1, 2)) if what == "recurrent"
+        else node("end", "sum.default", r("p.0" if several else "p")),
+        *([] if what == "recurrent" else [
+            node("l0", "mul.Tensor", r("x"), r("end")),
+            node("loss", "sum.dim_IntList", r("l0"), ls(1)),
+        ]),
+    )  # fmt: skip
+    used = {a.name for n in nodes for a in _refs(n)} | {"x"}
+    inputs = tuple(i for i in COST_INPUTS if i.name in used)
+    g = Graph(inputs=inputs, nodes=nodes, loss="end" if what == "recurrent" else "loss")
+    found = check.check(g, infos(g))
+    made = torch.Generator().manual_seed(1)
+    weights = {
+        i.tensor: torch.rand(tuple(d for d in i.shape if isinstance(d, int)), generator=made)
+        for i in inputs if i.kind == "param"
+    }  # fmt: skip
+    for t in weights.values():
+        t.requires_grad_()
+    fixed = {"places": torch.arange(512) % 256}
+    row = {"x": torch.ones(1, 4), "words": torch.ones(1, 128, 64)}
+    taken = peak(lambda: interpret(g, weights | fixed, row)[g.loss].sum().backward())
+    counted = found.saved_bytes + found.fixed_bytes + found.workspace_bytes + 4 * found.dimension
+    return taken, counted
+
+
+def bounded(taken: int, counted: int) -> bool:
+    return taken <= 1.1 * counted + (64 << 10)
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_what_is_counted_bounds_what_torch_takes(what: str) -> None:
+    """Measured, so that no count is a wish; and not counted far above."""
+    taken, counted = measured(what)
+    assert bounded(taken, counted), f"{taken} bytes, {counted} counted"
+    assert counted <= 10 * max(taken, 4 * N)
+
+
+@pytest.mark.parametrize("what", ["running sum of exponentials", "attention", "convolution"])
+def test_a_count_without_backwards_workspace_is_seen(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"aten.{COSTLY[what][0]}"
+    bare = dataclasses.replace(TABLE[name], workspace=lambda call, out: 0)
+    monkeypatch.setitem(TABLE, name, bare)
+    assert not bounded(*measured(what))
+
+
+def _refs(of: Node) -> list[Any]:
+    flat = [x for a in of.args for x in (a.items if isinstance(a, ListArg) else (a,))]
+    return [x for x in flat if isinstance(x, Ref)]
 
 
 # What is too large to be.

@@ -269,7 +269,6 @@ class _Walk:
         self.names = set(values)
         # Names of values that depend on a trained parameter.
         self.trained = {s.name for s in graph.inputs if s.kind == "param"}
-        self.weights = frozenset(self.trained)
         # And of those that depend on a draw, which is another one in each step.
         self.drawn = {s.name for s in graph.inputs if s.kind == "random"}
         self.prefix: set[str] = set()
@@ -319,16 +318,13 @@ class _Walk:
         made_bytes = sum(v.nbytes for v in outs)
         extra = entry.workspace(call, outs)
         # A view may have to be copied. Backward each output has a gradient, and so has each value
-        # that it was made of, whole, though one element was looked at; those of parameters are kept
-        # for the step, and counted there.
-        back = [n for n in reads if n in self.trained]
-        whole = sum(self.values[n].nbytes for n in back if n not in self.weights)
+        # that it was made of, whole, though one element was looked at.
+        back = [self.values[n] for n in reads if n in self.trained]
+        whole = made_bytes + sum(v.nbytes for v in back)
         cost.nbytes += 0 if entry.view else made_bytes
-        cost.workspace = max(
-            cost.workspace, extra, entry.view * made_bytes, trains * (made_bytes + whole)
-        )
+        cost.workspace = max(cost.workspace, extra + trains * whole, entry.view * made_bytes)
         cost.moved += sum(v.numel for v in outs) * (1 + trains) + extra // 4
-        cost.moved += sum(self.values[n].numel for n in back)
+        cost.moved += sum(v.numel for v in back)
         self._afford(node)
 
     def _afford(self, node: Node) -> None:

@@ -116,7 +116,7 @@ def _recurrent_flops(call: Call, out: tuple[Value, ...]) -> int:
 def _recurrent_bytes(call: Call, out: tuple[Value, ...]) -> int:
     x = call["input"]
     steps: int = x.dims[0] * x.dims[1]
-    return 4 * steps * sum(int(w.dims[0]) for w in call["params"] if w.rank == 2)
+    return 12 * steps * sum(int(w.dims[0]) for w in call["params"] if w.rank == 2)
 
 
 _RNN: Final = (
@@ -129,7 +129,7 @@ TABLE: Final[tuple[Op, ...]] = (
         "aten::scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, "
         "Tensor? attn_mask=None, float dropout_p=0., bool is_causal=False, *, float? scale=None, "
         "bool enable_gqa=False) -> Tensor",
-        _attention, flops=_attention_flops, workspace=lambda c, out: 8 * _scores(c, out),
+        _attention, flops=_attention_flops, workspace=lambda c, out: 12 * _scores(c, out),
     ),
     op(
         f"aten::lstm.input(Tensor input, Tensor[] hx, {_RNN} -> (Tensor, Tensor, Tensor)",

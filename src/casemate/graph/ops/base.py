@@ -279,6 +279,11 @@ def per_input(flops: int) -> Count:
     return lambda call, out: flops * sum(v.numel for v in call.tensors())
 
 
+def temporaries(count: int) -> Count:
+    """Bytes of so many float32 values as large as each output, alive at once in backward."""
+    return lambda call, out: 4 * count * sum(v.numel for v in out)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One entry of the table.

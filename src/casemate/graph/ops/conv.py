@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from casemate.graph.ops.base import Call, Count, Op, Rule, Value, op
+from casemate.graph.ops.base import Call, Count, Op, Rule, Value, op, temporaries
 from casemate.graph.ops.common import constant, floats, off_batch, static
 
 # Kernels compute with the extents of windows in 32 bits here and there.
@@ -99,10 +99,10 @@ def _conv_flops(call: Call, out: tuple[Value, ...]) -> int:
 
 
 def _columns(call: Call, out: tuple[Value, ...]) -> int:
-    """Bytes of an unfolded input, the most that a convolution's workspace may be."""
+    """Bytes of an unfolded input, and a quarter: the most that a convolution's workspace may be."""
     w = call["weight"]
     space = math.prod(out[0].dims[2:]) * out[0].dims[0]
-    return 4 * space * int(math.prod(w.dims[1:]))
+    return 5 * space * int(math.prod(w.dims[1:]))
 
 
 def windows(n: int) -> Count:
@@ -196,7 +196,7 @@ def _schemas(n: int) -> list[Op]:
         ),
         op(
             f"aten::max_pool{n}d{pool}, int[{n}] dilation={one_default}, bool ceil_mode=False) -> Tensor",
-            pooling(n), flops=windows(n),
+            pooling(n), flops=windows(n), workspace=temporaries(2),
         ),
         op(f"aten::avg_pool{n}d{pool}, {average}) -> Tensor", pooling(n), flops=windows(n)),
         op(f"aten::adaptive_avg_pool{n}d(Tensor self, {size} output_size) -> Tensor", adaptive(n, 1), flops=adaptive_windows(n)),

@@ -6,7 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from casemate.graph.ops.base import INTEGER_RANGE, Call, Op, Rule, Value, held, op, per_element
+from casemate.graph.ops.base import (
+    INTEGER_RANGE,
+    Call,
+    Op,
+    Rule,
+    Value,
+    held,
+    op,
+    per_element,
+    temporaries,
+)
 from casemate.graph.ops.common import broadcast, floats, promote
 
 Range: TypeAlias = "tuple[int, int] | None"
@@ -281,15 +291,15 @@ TABLE: Final[tuple[Op, ...]] = (
     *_binary("other", "min max", _MAXIMUM),
     *_binary("Tensor", "xlogy", _TRUE_DIVIDE, 5, linear="first"),
     *(
-        op(f"aten::{n}(Tensor self, Tensor other) -> Tensor", rule, flops=_ONE)
+        op(f"aten::{n}(Tensor self, Tensor other) -> Tensor", rule, flops=_ONE, workspace=temporaries(3))
         for n, rule in (
             ("maximum", _MAXIMUM), ("minimum", _MAXIMUM), ("atan2", _TRUE_DIVIDE),
             ("logical_and", _LOGIC), ("logical_or", _LOGIC), ("logical_xor", _LOGIC),
         )
     ),
-    op("aten::pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor", _power, flops=_FEW),
-    op("aten::pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor", _power, flops=_FEW),
-    op("aten::pow.Scalar(Scalar self, Tensor exponent) -> Tensor", _power, flops=_FEW),
+    op("aten::pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor", _power, flops=_FEW, workspace=temporaries(2)),
+    op("aten::pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor", _power, flops=_FEW, workspace=temporaries(2)),
+    op("aten::pow.Scalar(Scalar self, Tensor exponent) -> Tensor", _power, flops=_FEW, workspace=temporaries(2)),
     op("aten::clamp(Tensor self, Scalar? min=None, Scalar? max=None) -> Tensor", pointwise("self", "min", "max", bounds=_clamped), flops=_ONE),
     op("aten::clamp_min(Tensor self, Scalar min) -> Tensor", pointwise("self", "min", bounds=_clamped), flops=_ONE),
     op("aten::clamp_max(Tensor self, Scalar max) -> Tensor", pointwise("self", "max", bounds=_clamped), flops=_ONE),

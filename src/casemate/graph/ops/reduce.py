@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from casemate.graph.ops.base import Call, Op, Rule, Value, held, op, per_input
+from casemate.graph.ops.base import Call, Op, Rule, Value, held, op, per_input, temporaries
 from casemate.graph.ops.common import drop, floats, off_batch, static
 
 _OVER: Final = "reduces over the batch"
@@ -179,8 +179,8 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor", along(), flops=_FEW),
     op("aten::log_softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor", along(), flops=_FEW),
     op("aten::cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor", along(integers="i64", only_floats=False), flops=_ONE),
-    op("aten::cumprod(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor", along(), flops=_ONE),
-    op("aten::logcumsumexp(Tensor self, int dim) -> Tensor", along(), flops=_FEW),
+    op("aten::cumprod(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor", along(), flops=_ONE, workspace=temporaries(2)),
+    op("aten::logcumsumexp(Tensor self, int dim) -> Tensor", along(), flops=_FEW, workspace=temporaries(5)),
     op("aten::sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)", _sort, flops=per_input(20)),
     op("aten::sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)", _sort, flops=per_input(20)),
     op("aten::topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)", _topk, flops=per_input(20)),

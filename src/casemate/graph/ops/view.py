@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from casemate.graph.model import Size
-from casemate.graph.ops.base import Batch, Call, Op, Rule, Value, op, per_element
+from casemate.graph.ops.base import Batch, Call, Op, Rule, Value, op, per_element, temporaries
 from casemate.graph.ops.common import drop, floats, off_batch, refold, static
 
 MAX_PARTS: Final = 4096
@@ -501,7 +501,7 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::triu(Tensor self, SymInt diagonal=0) -> Tensor", _triangle, linear="first"),
     op("aten::pixel_shuffle(Tensor self, int upscale_factor) -> Tensor", _shuffle, linear="first", isometric=True),
     op("aten::pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor", _shuffle, linear="first", isometric=True),
-    op("aten::im2col(Tensor self, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor", _im2col, linear="first"),
+    op("aten::im2col(Tensor self, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor", _im2col, linear="first", workspace=temporaries(1)),
     *(
         op(f"aten::upsample_nearest{n}d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor", upsample(n))
         for n in (1, 2, 3)
