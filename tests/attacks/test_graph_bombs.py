@@ -22,8 +22,10 @@ from casemate.graph.model import Graph, ListArg, Node, Ref
 from casemate.graph.ops import TABLE
 from casemate.spec.errors import CasemateError, LimitError, ModelError
 from support import engine_lab as lab
+from support.desk import Desk, Refused, run_async
 from support.graphs import interpret
 from support.rawgraph import INPUTS, B, data, graph, infos, ls, node, r, run, weight
+from support.server import mlp
 
 BIG = 2**28
 
@@ -396,6 +398,27 @@ def test_a_graph_of_empty_lists_is_refused_before_it_is_read() -> None:
     with pytest.raises(CasemateError) as e:
         pack.unpack(len(body).to_bytes(8, "little") + body)
     assert e.value.code == "format.too-large"
+
+
+@pytest.mark.parametrize("what", ["table", "model"])
+def test_an_upload_that_no_worker_can_hold_starts_none(what: str) -> None:
+    """64 GiB may be uploaded; they are refused by their size, before a worker opens them."""
+
+    async def work() -> None:
+        async with Desk(worker_bytes=2500) as desk:
+            person = await desk.person("someone")
+            info = await person.push(rows=64)
+            assert info.state == "ready"
+            told = len(desk.script.told)
+            with pytest.raises(Refused) as e:
+                if what == "table":
+                    await person.push(rows=128)
+                else:
+                    await person.quote(info, model=mlp(hidden=64))
+            assert (e.value.code, e.value.error["where"]) == ("limit.memory", "upload")
+            assert len(desk.script.told) == told
+
+    run_async(work())
 
 
 # Seeded bugs.
