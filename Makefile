@@ -121,6 +121,16 @@ torture: setup
 	@PYTHONPATH=tests PYTHONHASHSEED=0 $(PY) -m torture --kills $(KILLS) --forks $(FORKS) \
 	  --sims $(SIMS) --seed $(SEED) $(TORTURE)
 
+# docs/audit.md: the claimed epsilon under attack; one line of figures, exit status 1 on any
+# violation. audit-full: the counts of a release, some hours.
+AUDIT ?=
+.PHONY: audit audit-full
+audit: setup
+	@PYTHONPATH=tests $(PY) -m audit --seed $(SEED) $(AUDIT)
+
+audit-full: setup
+	@PYTHONPATH=tests $(PY) -m audit --full --seed $(SEED) $(AUDIT)
+
 # The ledger, policy and log code: every branch by quick tests (fails below 100%).
 LEDGER_CODE := src/casemate/ledger/*,src/casemate/spec/log.py,src/casemate/spec/data.py,$\
 src/casemate/spec/merkle.py,src/casemate/spec/consent.py,src/casemate/seal/note.py,$\

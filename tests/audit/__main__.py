@@ -48,6 +48,8 @@ def main() -> int:
             for what in part.wrong:
                 wrong += 1
                 print(f"VIOLATION {what}", flush=True)
+        pool.close()
+        pool.join()
     seconds = time.monotonic() - begun
     for line in page.lines(done):
         print(line)
