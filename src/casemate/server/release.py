@@ -1,4 +1,12 @@
-"""What leaves after a run: the sealed weights and the receipt; nothing else.
+"""What leaves once a worker has read rows: the closed list, and where each entry is held to it.
+
+- the weights, in a form with room for nothing else (:func:`check_result`), sealed;
+- the receipt, of public constants and the weights' digest (:func:`receipt`);
+- that the run ended, and whether well, at a public moment (``server.run.Ticks``); of a failure no
+  more than :func:`end` shows;
+- on the Disk alone, training states of constant size at public steps (``server.states``).
+
+Nothing else that a worker says is stored, answered, logged or counted (P6).
 
 The result is sealed to the scientist's own key (ARCHITECTURE.md, the result's route); the receipt
 is an in-toto Statement v1 in a DSSE envelope, signed by the boot's receipt key.
@@ -21,7 +29,7 @@ from casemate.server.config import software
 from casemate.server.keys import BootKeys
 from casemate.spec import canonical, codec, tensors
 from casemate.spec.canonical import Json
-from casemate.spec.errors import FormatError, InternalError, JobError
+from casemate.spec.errors import CasemateError, FormatError, InternalError, JobError
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
 from casemate.spec.receipt import (
@@ -34,7 +42,17 @@ from casemate.spec.receipt import (
 )
 
 FOLDER: Final = "results"
+# Of errors after the first row was read, those that no row can cause.
+SHOWN: Final = frozenset({"policy.revoked", "job.state"})
+FAILED: Final = "The run failed. For the sake of the rows, nothing more is said."
 UNIT: Final = "one privacy unit of one dataset (zero-out)"
+
+
+def end(error: CasemateError, *, read: bool) -> tuple[str, str]:
+    """Code and message that are shown of a run that failed. read: whether rows were read."""
+    if read and error.code not in SHOWN:
+        return "job.failed", FAILED
+    return error.code, error.message
 
 
 def blob_path(job: str) -> str:

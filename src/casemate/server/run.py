@@ -38,7 +38,6 @@ from casemate.spec.messages import (
 
 # Of prepare_seconds: what was begun by then has the rest to end in.
 COMPILE_PART = 0.5
-FAILED = "The run failed. For the sake of the rows, nothing more is said."
 
 
 def worker_gone(gone: WorkerGone) -> JobError:
@@ -133,7 +132,7 @@ async def check_dataset(service: Service, dataset: str) -> None:
     except WorkerGone as e:
         error = worker_gone(e).code
     settled = catalog.settle(service.store, dataset, error)
-    service.log.event("dataset", dataset=dataset, state=settled.state, code=error)
+    service.log.event("dataset", dataset=dataset, state=settled.state)  # why: to its owner alone
     if settled.state in ("refused", "revoked"):
         await asyncio.to_thread(service.uploads.drop, settled.registration.upload)
 
@@ -207,20 +206,13 @@ async def execute(
         return await release_job(service, job)
     except asyncio.CancelledError:
         raise
-    except CasemateError as e:
-        # After the reservation only codes that do not depend on rows may be shown.
-        shown = ticks is None or e.code in ("policy.revoked", "job.state")
-        code, message = (e.code, e.message) if shown else ("job.failed", FAILED)
-        await _fail(service, job, ticks, code, message)
-        if not shown:  # the server's own refusal of what came back; the worker cannot choose it
-            service.log.event("worker-end", job=job, code=e.code)
-    except WorkerGone as e:
-        early = worker_gone(e)
-        code, message = (early.code, early.message) if ticks is None else ("job.failed", FAILED)
-        await _fail(service, job, ticks, code, message)
-        service.log.event("worker-end", job=job, state=e.reason)
+    except (CasemateError, WorkerGone) as e:
+        error = worker_gone(e) if isinstance(e, WorkerGone) else e
+        await _fail(service, job, ticks, *release.end(error, read=ticks is not None))
+        if ticks is None and isinstance(e, WorkerGone):
+            service.log.event("worker-end", job=job, state=e.reason)
     except Exception as e:
-        await _fail(service, job, ticks, "job.failed", FAILED)
+        await _fail(service, job, ticks, "job.failed", release.FAILED)
         service.log.fault(e, job=job)
     return None
 
