@@ -17,6 +17,7 @@ Tensor: TypeAlias = tuple[str, tuple[int, ...], bytes]
 Weights: TypeAlias = dict[str, tuple[tensors.TensorInfo, memoryview]]
 
 MAX_GRAPH: Final = 32 << 20
+MAX_VALUES: Final = 1 << 22  # 40 for each of the nodes admitted
 MAX_BYTES: Final = (8 << 30) + MAX_GRAPH + tensors.MAX_HEADER + 16
 
 
@@ -43,7 +44,8 @@ def unpack(data: bytes | memoryview) -> tuple[Graph, Weights]:
     text = raw.rstrip(b" ")
     if len(raw) - len(text) != -len(text) % 8:
         raise _refuse("The graph is not padded in the canonical way.")
-    return codec.decode(Graph, text, limit=MAX_GRAPH), tensors.load(view[8 + length :])
+    graph = codec.decode(Graph, text, limit=MAX_GRAPH, values=MAX_VALUES)
+    return graph, tensors.load(view[8 + length :])
 
 
 def _refuse(message: str) -> FormatError:

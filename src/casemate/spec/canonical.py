@@ -19,7 +19,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 MAX_BYTES: Final = 64 << 20
 MAX_DEPTH: Final = 64
-MAX_VALUES: Final = 1 << 22
+MAX_VALUES: Final = 1 << 23
 MAX_INT: Final = 2**53 - 1
 
 

@@ -18,6 +18,7 @@ from casemate.spec.errors import FormatError
 
 MAX_HEADER: Final = 16 << 20
 MAX_TENSORS: Final = 65_536
+_VALUES: Final = 24 * MAX_TENSORS  # a header's, each shape of 8 sizes
 DTYPES: Final[dict[str, tuple[str, int]]] = {
     "bool": ("BOOL", 1),
     "u8": ("U8", 1),
@@ -111,7 +112,7 @@ def read_header(prefix: bytes | memoryview, total: int) -> dict[str, TensorInfo]
     text = raw.rstrip(b" ")
     if len(raw) - len(text) != -len(text) % 8:
         raise _refuse("The header is not padded in the canonical way.")
-    header = canonical.decode(text, limit=MAX_HEADER)
+    header = canonical.decode(text, limit=MAX_HEADER, values=_VALUES)
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise _refuse("The header is not an object of admitted size.")
     out: dict[str, TensorInfo] = {}
