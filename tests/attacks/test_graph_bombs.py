@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import resource
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -170,9 +171,10 @@ COST_INPUTS = (
 )  # fmt: skip
 
 
-def measured(what: str) -> tuple[int, int]:
-    """Bytes that torch takes for forward and backward of one node, and the bytes counted."""
-    op, *args = COSTLY[what]
+def measured(what: str, args: Sequence[Any] = ()) -> tuple[int, int]:
+    """Bytes that torch takes for forward and backward of one node, and the bytes counted; ``what``
+    is a case, or an op with its arguments."""
+    op, *args = (what, *args) if args else COSTLY[what]
     several = op in ("sort.default", "topk.default", "lstm.input")
     before = {
         "one place of a view": node("seen", "expand.default", r("sq"), ls(8, -1, -1)),
@@ -216,6 +218,28 @@ def test_what_is_counted_bounds_what_torch_takes(what: str) -> None:
     taken, counted = measured(what)
     assert bounded(taken, counted), f"{taken} bytes, {counted} counted"
     assert counted <= 10 * max(taken, 4 * N)
+
+
+GIVEN = {"Tensor": r("sq"), "Scalar": 0.5, "float": 0.5, "int": 1, "int[]": ls(1)}
+
+
+@pytest.mark.full
+def test_every_op_that_takes_a_square_is_counted() -> None:
+    """All of the table that can be called with nothing but this."""
+    tried, beyond = 0, []
+    for name, entry in TABLE.items():
+        kinds = [p.kind for p in entry.schema.params if p.required]
+        if not set(kinds) <= GIVEN.keys():
+            continue
+        try:
+            taken, counted = measured(name.removeprefix("aten."), [GIVEN[k] for k in kinds])
+        except (ModelError, RuntimeError):  # it wants other shapes or dtypes
+            continue
+        tried += 1
+        if not bounded(taken, counted):
+            beyond.append((name, taken, counted))
+    assert not beyond
+    assert tried > 100
 
 
 @pytest.mark.parametrize("what", ["running sum of exponentials", "attention", "convolution"])

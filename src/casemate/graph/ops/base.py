@@ -280,8 +280,8 @@ def per_input(flops: int) -> Count:
 
 
 def temporaries(count: int) -> Count:
-    """Bytes of so many float32 values as large as each output, alive at once in backward."""
-    return lambda call, out: 4 * count * sum(v.numel for v in out)
+    """Bytes of so many float32 values as large as the largest, alive at once in backward."""
+    return lambda call, out: 4 * count * max(v.numel for v in (*call.tensors(), *out))
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,10 +247,11 @@ TABLE: Final[tuple[Op, ...]] = (
     *_unary("neg", _SAME, 1, linear="first", isometric=True),
     *_unary("relu abs sign sgn floor ceil trunc round square", _SAME, 1),
     *_unary(
-        "sigmoid tanh exp exp2 expm1 log log1p log2 log10 sqrt rsqrt reciprocal sin cos tan asin "
-        "acos atan sinh cosh asinh acosh atanh erf erfc lgamma",
+        "sigmoid tanh exp exp2 expm1 log log1p log2 log10 sqrt rsqrt reciprocal sin cos tan atan "
+        "sinh cosh lgamma",
         _MATH, 5,
     ),
+    *_unary("asin acos asinh acosh atanh erf erfc", _MATH, 5, workspace=temporaries(3)),
     *_unary("silu mish hardswish hardsigmoid log_sigmoid selu", _FLOAT, 5),
     *_unary("isnan isinf isfinite logical_not", pointwise("self", out="bool"), 1),
     *_unary("bitwise_not", pointwise("self", only=_INTS), 1),
@@ -316,7 +317,7 @@ TABLE: Final[tuple[Op, ...]] = (
     op("aten::lerp.Scalar(Tensor self, Tensor end, Scalar weight) -> Tensor", pointwise("self", "end", only=("f32",)), flops=_FEW),
     op("aten::lerp.Tensor(Tensor self, Tensor end, Tensor weight) -> Tensor", pointwise("self", "end", "weight", only=("f32",)), flops=_FEW),
     *(
-        op(f"aten::{n}(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor", pointwise("self", "tensor1", "tensor2", only=("f32",)), flops=per_element(3))
+        op(f"aten::{n}(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor", pointwise("self", "tensor1", "tensor2", only=("f32",)), flops=per_element(3), workspace=temporaries(1))
         for n in ("addcmul", "addcdiv")
     ),
     op(

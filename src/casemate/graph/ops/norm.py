@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from casemate.graph.ops.base import Call, Op, Value, op, per_input
+from casemate.graph.ops.base import Call, Op, Value, op, per_input, temporaries
 from casemate.graph.ops.common import constant, floats, off_batch, static
 
 _GROUPNORM: Final = "Replace it by GroupNorm, or freeze it with .eval()."
@@ -77,7 +77,7 @@ _FLOPS: Final = per_input(8)
 TABLE: Final[tuple[Op, ...]] = (
     op(f"aten::layer_norm(Tensor input, SymInt[] normalized_shape, {_W}, bool cudnn_enable=True) -> Tensor", _last_axes, flops=_FLOPS),
     op("aten::rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor", _last_axes, flops=_FLOPS),
-    op(f"aten::group_norm(Tensor input, int num_groups, {_W}, bool cudnn_enabled=True) -> Tensor", _group_norm, flops=_FLOPS),
-    op(f"aten::instance_norm({_R}, bool use_input_stats, float momentum, float eps, bool cudnn_enabled) -> Tensor", _instance_norm, flops=_FLOPS),
+    op(f"aten::group_norm(Tensor input, int num_groups, {_W}, bool cudnn_enabled=True) -> Tensor", _group_norm, flops=_FLOPS, workspace=temporaries(1)),
+    op(f"aten::instance_norm({_R}, bool use_input_stats, float momentum, float eps, bool cudnn_enabled) -> Tensor", _instance_norm, flops=_FLOPS, workspace=temporaries(1)),
     op(f"aten::batch_norm({_R}, bool training, float momentum, float eps, bool cudnn_enabled) -> Tensor", _batch_norm, flops=_FLOPS),
 )  # fmt: skip

@@ -162,8 +162,8 @@ TABLE: Final[tuple[Op, ...]] = (
         for n in ("all", "any")
         for o, d, e in (("dim", "int", ""), ("dims", "int[]?", "=None"))
     ),
-    op("aten::max(Tensor self) -> Tensor", reduction(), flops=_ONE),
-    op("aten::min(Tensor self) -> Tensor", reduction(), flops=_ONE),
+    op("aten::max(Tensor self) -> Tensor", reduction(), flops=_ONE, workspace=temporaries(2)),
+    op("aten::min(Tensor self) -> Tensor", reduction(), flops=_ONE, workspace=temporaries(2)),
     op("aten::all(Tensor self) -> Tensor", reduction(dtype="bool"), flops=_ONE),
     op("aten::any(Tensor self) -> Tensor", reduction(dtype="bool"), flops=_ONE),
     op(f"aten::max.dim{_I}", _with_indices, flops=_ONE),
@@ -174,7 +174,7 @@ TABLE: Final[tuple[Op, ...]] = (
     op(f"aten::std.correction{_C} -> Tensor", _variance(1), flops=_FEW),
     op(f"aten::var_mean.correction{_C} -> (Tensor, Tensor)", _variance(2), flops=_FEW),
     op(f"aten::std_mean.correction{_C} -> (Tensor, Tensor)", _variance(2), flops=_FEW),
-    op("aten::logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor", reduction(only_floats=True), flops=_FEW),
+    op("aten::logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor", reduction(only_floats=True), flops=_FEW, workspace=temporaries(1)),
     op("aten::linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor", reduction(only_floats=True), flops=_FEW),
     op("aten::softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor", along(), flops=_FEW),
     op("aten::log_softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor", along(), flops=_FEW),
