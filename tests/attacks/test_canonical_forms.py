@@ -430,6 +430,10 @@ def test_a_csv_is_checked_as_push_checks_it(tmp_path: Path, capsys: Any) -> None
         (tmp_path / "t.csv").write_text(f"age,sick\n{rows}")
         given = (str(tmp_path / "t.csv"), "--schema", str(tmp_path / "t.toml"))
         assert said_here(capsys, "dataset", "check", *given)[1] == code
+    assert said_here(capsys, "dataset", "check", given[0])[1] == "data.bounds-missing"
+    (tmp_path / "t.safetensors").write_bytes(wire())
+    bare = said_here(capsys, "dataset", "check", str(tmp_path / "t.safetensors"))
+    assert bare[:2] == (2, "usage.arguments")
 
 
 def test_what_is_checked_here_imports_no_torch() -> None:

@@ -148,13 +148,12 @@ def template(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--schema",
-    required=True,
     type=click.Path(exists=True, dir_okay=False),
     help="A file that `dataset template` wrote, filled in; for a .safetensors FILE the schema in"
     " JSON, as `dataset show --format json` prints it.",
 )
 @output.format_option
-def check(file: str, schema: str, form: str) -> None:
+def check(file: str, schema: str | None, form: str) -> None:
     """Check FILE on this machine: as `push` will, and then as the enclave will.
 
     FILE: a CSV or Parquet table, or the wire form (.safetensors). Refused with the same codes.
@@ -165,10 +164,13 @@ def check(file: str, schema: str, form: str) -> None:
 
     path, dropped = Path(file), 0
     if path.suffix == ".safetensors":
+        if schema is None:
+            raise click.UsageError("Give --schema FILE: a wire form says nothing of its bounds.")
         declared, wire = read_schema(schema), path.read_bytes()
     else:
-        columns = data.load_schema(schema)
-        encoded = data.encode(path, columns=columns, name=columns.name or path.stem)
+        columns = None if schema is None else data.load_schema(schema)
+        name = (columns.name if columns is not None else None) or path.stem
+        encoded = data.encode(path, columns=columns, name=name)
         declared, wire, dropped = encoded.schema, b"".join(encoded.chunks()), encoded.dropped
     table.check(declared, wire)
     shape = {
