@@ -24,9 +24,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
-from casemate.attest import jws, x509
+from casemate.attest import cbor, jws, x509
 from casemate.attest.snp import abi as snp_abi
 from casemate.attest.snp import uvm
 from casemate.attest.trust import Trust
@@ -410,6 +411,9 @@ def _attestation() -> Parser:
     return Parser(read, [codec.encode(made)], (reformed,), part=0.1)
 
 
+CBOR = {"a": [1, -(2**40), b"xyz", "é", {"b": None, "c": True}], 7: 2**63, "n": [[[]]]}
+
+
 def _plain(parse: fuzzing.Parse, seeds: Callable[[], Sequence[bytes]],
            *changes: Change) -> Callable[[], Parser]:  # fmt: skip
     return lambda: Parser(parse, seeds(), changes or (mutated,))
@@ -451,6 +455,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "certificate": _plain(lambda d: x509.parse(d, "it"),
                           lambda: [snp.leaf("Genoa", tcb=snp.TCB["Genoa"])]),
     "jws": _plain(text(lambda d: jws.parse(d, "it")), lambda: [b"eyJhbGciOiJSUzI1NiJ9.e30.AAAA"]),
+    "cbor": lambda: Parser(cbor.decode, [cbor2.dumps(CBOR)], refusals=(cbor.CborError,)),
     "endorsement": lambda: Parser(uvm.parse, [snp.endorsement()]),
     "trust": lambda: Parser(filed("t.toml", Trust.load), [TRUST],
                             (mutated, partial(scrambled, among=b'"[]{}=.\n\xff')), part=0.25),
@@ -497,7 +502,6 @@ ELSEWHERE = {
     "nvidia": "unit/attest/test_attest_nvidia_abi.py",
     "tpm": "unit/attest/test_attest_tpm_abi.py",
     "tokens": "attacks/test_evidence_tokens.py",
-    "cbor": "unit/attest/test_attest_cbor.py",
     "cose": "unit/attest/test_attest_cose.py",
     "crl": "unit/attest/test_attest_crl.py",
 }
