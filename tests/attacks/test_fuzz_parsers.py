@@ -133,7 +133,8 @@ def _frames() -> Parser:
     def read(data: bytes) -> object:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            theirs.sendall(data)
+            theirs.setblocking(False)
+            theirs.send(data)  # as much as there is room for
             theirs.shutdown(socket.SHUT_WR)
             return frames.receive(ours, kinds, timeout=5.0)
 
