@@ -194,7 +194,7 @@ def _dataset() -> Parser:
         finally:
             os.close(fd)
 
-    return Parser(load, [table(8)], (headed, mutated))
+    return Parser(load, [table(8)], (headed, mutated), part=0.5)
 
 
 def _job() -> Parser:
@@ -205,7 +205,7 @@ def _job() -> Parser:
         made = codec.decode(JobRequest, data)
         return plan_check.check_request(made, [schema()] * len(made.datasets))
 
-    return Parser(read, [codec.encode(request)], (reformed,))
+    return Parser(read, [codec.encode(request)], (reformed,), part=0.25)
 
 
 def _state() -> Parser:
@@ -439,7 +439,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
                                (reformed, mutated), part=0.25),
     "request": _signed_request,
     "dsse": _dsse,
-    "statement": lambda: Parser(receipts.read_statement, [_statement()], (reformed, mutated)),
+    "statement": lambda: Parser(receipts.read_statement, [_statement()], (reformed, mutated), part=0.5),
     "bundle": lambda: Parser(filed("r.json", receipts.load_bundle),
                              golden(receipts.ReceiptBundle), (reformed, mutated), part=0.25),
     **_log(),
