@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -174,6 +175,36 @@ def test_no_private_key_lies_in_the_state_folder(server: RunningServer) -> None:
             data = path.read_bytes()
             assert b"PRIVATE KEY" not in data and b'"x":{' not in data and b"SQLite" not in data
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_server_that_is_stopped_ends_its_job_first(tmp_path: Path) -> None:
+    """As an operator stops it: what runs ends, what waits is run by the next start."""
+    with start(tmp_path / "state", drain_seconds=120.0) as running:
+        owner, scientist = Party(running, "owner"), Party(running, "scientist")
+        info = owner.push(rows=64, budget=Budget(epsilon=20.0, delta=1e-2))
+        quotes = [scientist.quote([info], train=SHORTER) for _ in range(2)]
+        jobs = [scientist.submit(quote).job for quote in quotes]
+        _running(scientist, jobs[0])
+        assert running.stop() == 0
+    with start(tmp_path / "state") as again:
+        for party in (owner, scientist):
+            party.server = again
+            party.connect()
+        assert scientist.status(jobs[0]).state == "done"
+        assert scientist.wait(jobs[1]).state == "done"
+        assert "takeover" not in log_kinds(scientist)
+        again.stop(signal.SIGKILL)
+
+
+def test_a_second_signal_is_not_waited_for(tmp_path: Path) -> None:
+    with start(tmp_path / "state", drain_seconds=1e4) as running:
+        owner, scientist = Party(running, "owner"), Party(running, "scientist")
+        info = owner.push(rows=64, budget=Budget(epsilon=20.0, delta=1e-2))
+        _running(scientist, scientist.submit(scientist.quote([info], train=LONG)).job)
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(3)
+        assert running.stop() == 0
 
 
 def test_a_crash_in_the_run_then_a_restart(

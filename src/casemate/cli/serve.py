@@ -96,6 +96,16 @@ def state_folder() -> Path:
     envvar="CASEMATE_THREADS",
     help="Threads of one worker.",
 )
+@click.option(
+    "--drain",
+    "drain_seconds",
+    type=click.FloatRange(0, 86_400),
+    default=30.0,
+    show_default=True,
+    envvar="CASEMATE_DRAIN",
+    metavar="SECONDS",
+    help="Once stopped, wait so long for jobs that run; a second signal ends the wait.",
+)
 @output.format_option  # fmt: skip
 def serve(
     state: str | None, tee: str, dev: bool, threads: int | None, form: str, **settings: Any

@@ -81,7 +81,8 @@ class Config:
     there is a TPM, ``none``; a state that was anchored once does not start without it.
     ``release_owner``: the Ed25519 key, in hex, of who releases the sealing key where no hardware
     holds one; "" for nobody. ``sandbox``: the layers that must hold around every worker, by name
-    (:func:`casemate.server.pool.layers`).
+    (:func:`casemate.server.pool.layers`). ``drain_seconds``: how long a server that is stopped
+    waits for the jobs that it runs.
     """
 
     state: Path
@@ -97,6 +98,7 @@ class Config:
     witnesses: tuple[str, ...] = ()
     anchor: str = "auto"
     sandbox: tuple[str, ...] = ()
+    drain_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
     rates: Rates = field(default_factory=Rates)
 

@@ -40,6 +40,8 @@ class Queue:
         self._waiting = 0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._left: deque[str] = deque()  # half done: they go first
+        self._draining = False
+        self._hurried = asyncio.Event()
         self._aside = Aside(service.store, service.publisher, service.clock, self.wake)
         self._ticks: dict[str, Ticks] = {}
         self._checking: dict[str, asyncio.Task[None]] = {}
@@ -63,6 +65,30 @@ class Queue:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def drain(self, seconds: float) -> None:
+        """Start nothing more, and wait for what runs: so long at most, or until :meth:`hurry`.
+
+        What is not charged yet stays queued; what is not over then is taken over by the next start.
+        """
+        self._draining = True
+        for job, task in self._running.items():
+            if ledger.job(self._service.store, job).state == "queued":
+                task.cancel()
+        if not self._running:
+            return
+        self._service.log.event("server", state="draining")
+        over = asyncio.ensure_future(
+            asyncio.gather(*self._running.values(), return_exceptions=True)
+        )
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        either: set[asyncio.Future[Any]] = {over, hurried}
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
+    def hurry(self) -> None:
+        """Wait no longer."""
+        self._hurried.set()
 
     def wake(self) -> None:
         """Something may have been queued."""
@@ -138,6 +164,8 @@ class Queue:
 
     def _first(self) -> Job | None:
         store = self._service.store
+        if self._draining:
+            return None
         for _ in range(len(self._left)):
             job = ledger.job(store, self._left.popleft())
             if job.state not in ("reserved", "committed"):

@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -194,9 +195,16 @@ def _announce(service: Service, port: int, say: Callable[[str], None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's server; says when it listens, and takes signals without raising them again."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], hurry: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._hurry = ready, hurry
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # a second signal: jobs are waited for no longer
+            self._hurry()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -240,6 +248,8 @@ def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
         try:
             async with service.queue.serve():
                 yield
+                if service.broken is None:
+                    await service.queue.drain(service.config.drain_seconds)
         finally:
             await service.pool.close()
             await warm
@@ -266,6 +276,7 @@ def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
             ssl_context_factory=context,
         ),
         ready,
+        service.queue.hurry,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -389,6 +390,73 @@ def test_cancel_keeps_the_charge_and_kills_the_worker() -> None:
             again = (await scientist.submit(await scientist.quote(info))).job
             assert (await scientist.finished(again)).state == "done"
             assert (await scientist.ask("DELETE", f"/v1/jobs/{again}"))["state"] == "done"
+
+    run_async(work())
+
+
+def test_a_server_that_is_stopped_ends_what_it_runs_and_starts_nothing() -> None:
+    async def work() -> None:
+        script = Script(hold=asyncio.Event())
+        async with Desk(script=script) as desk:
+            _, scientist, info = await _parties(desk)
+            store, queue = desk.service.store, desk.service.queue
+            first = (await scientist.submit(await scientist.quote(info))).job
+            second = (await scientist.submit(await scientist.quote(info))).job
+            await desk.until(lambda: ledger.job(store, first).state == "running")
+            await queue.drain(0.05)  # too short for it
+            assert ledger.job(store, first).state == "running"
+            drained = asyncio.create_task(queue.drain(30.0))
+            await asyncio.sleep(0.05)
+            assert not drained.done()
+            assert script.hold is not None
+            script.hold.set()
+            await drained
+            queue.wake()
+            await asyncio.sleep(0.05)
+            assert ledger.job(store, first).state == "done"
+            assert ledger.job(store, second).state == "queued"
+
+    run_async(work())
+
+
+def test_a_second_signal_ends_the_wait_for_jobs() -> None:
+    async def work() -> None:
+        script = Script(hold=asyncio.Event())
+        async with Desk(script=script) as desk:
+            _, scientist, info = await _parties(desk)
+            store, queue = desk.service.store, desk.service.queue
+            job = (await scientist.submit(await scientist.quote(info))).job
+            await desk.until(lambda: ledger.job(store, job).state == "running")
+            drained = asyncio.create_task(queue.drain(1e6))
+            await asyncio.sleep(0.05)
+            assert not drained.done()
+            queue.hurry()
+            await drained
+            assert ledger.job(store, job).state == "running"
+
+    run_async(work())
+
+
+def test_what_is_not_charged_when_the_server_is_stopped_stays_queued() -> None:
+    async def work() -> None:
+        gate = asyncio.Event()
+        async with Desk() as desk:
+            _, scientist, info = await _parties(desk)
+            store, pool = desk.service.store, desk.service.pool
+            quote = await scientist.quote(info)
+            taken = pool.worker
+
+            @contextlib.asynccontextmanager
+            async def slow(prepared: str | None = None):
+                await gate.wait()
+                async with taken(prepared) as worker:
+                    yield worker
+
+            pool.worker = slow  # type: ignore[method-assign]
+            job = (await scientist.submit(quote)).job
+            await desk.until(lambda: bool(desk.service.queue._running))
+            await desk.service.queue.drain(30.0)
+            assert ledger.job(store, job).state == "queued"
 
     run_async(work())
 
