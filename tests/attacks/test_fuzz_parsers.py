@@ -17,7 +17,6 @@ import re
 import socket
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -439,7 +438,8 @@ PARSERS: dict[str, Callable[[], Parser]] = {
                                (reformed, mutated), part=0.25),
     "request": _signed_request,
     "dsse": _dsse,
-    "statement": lambda: Parser(receipts.read_statement, [_statement()], (reformed, mutated), part=0.5),
+    "statement": lambda: Parser(receipts.read_statement, [_statement()], (reformed, mutated),
+                                part=0.5),
     "bundle": lambda: Parser(filed("r.json", receipts.load_bundle),
                              golden(receipts.ReceiptBundle), (reformed, mutated), part=0.25),
     **_log(),
@@ -529,38 +529,3 @@ def test_each_kind_of_evidence_is_fuzzed() -> None:
     assert kinds <= ELSEWHERE.keys() | PARSERS.keys()
     for path in ELSEWHERE.values():
         assert re.search("fuzz\\(|mutated\\(", (ROOT / "tests" / path).read_text()), path
-
-
-# The harness bites.
-
-
-def burn(data: bytes) -> None:
-    end = time.process_time() + 0.08
-    while time.process_time() < end:
-        pass
-
-
-def hoard(data: bytes) -> int:
-    return len([bytes(1 << 10) for _ in range(80 << 10)])
-
-
-def hoard_beyond_python(data: bytes) -> object:
-    import torch
-
-    return torch.ones(20 << 20)
-
-
-@pytest.mark.parametrize("parse", [burn, hoard, hoard_beyond_python])
-def test_what_costs_too_much_is_found(parse: fuzzing.Parse) -> None:
-    with pytest.raises(fuzzing.Exceeded):
-        fuzzing.feed(parse, [b"x"], (CasemateError,))
-
-
-def test_a_foreign_exception_is_found() -> None:
-    with pytest.raises(fuzzing.Foreign):
-        fuzzing.feed(lambda data: {}[data], [b"x"], (CasemateError,))
-
-
-def test_one_slow_moment_is_forgiven() -> None:
-    moments = iter([burn])
-    assert fuzzing.feed(lambda data: next(moments, len)(data), [b"x"] * 3, (CasemateError,)) == 3
