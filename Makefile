@@ -102,7 +102,7 @@ audit-deps: setup build/release/.ready
 	@$(PY) deploy/audit_deps.py build/release/bin/pip-audit
 
 sbom: setup build/release/.ready
-	@$(PY) deploy/sbom.py build/release/bin/cyclonedx-py dist/sbom.cdx.json
+	@$(UV_ENV); $(PY) deploy/sbom.py build/release/bin/cyclonedx-py dist/sbom.cdx.json
 
 wheel: setup
 	@$(PY) deploy/wheel.py dist
