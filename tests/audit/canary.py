@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -78,26 +77,19 @@ def releases(job: Job, there: bool, count: int, key: bytes) -> np.ndarray:
 
 def mu_bound(misses: int, alarms: int, draws: int, confidence: float = CONFIDENCE) -> float:
     """The least mu that ``misses`` and ``alarms`` of ``draws`` each do not exclude."""
-    budget = -float(
-        optimize.brentq(lambda c: c + math.log1p(-c) - math.log(confidence), -80, -1e-9)
-    )
+    log = optimize.brentq(lambda c: c + math.log1p(-c) - math.log(confidence), -80, -1e-9)
 
-    def largest(errors: int, log_tail: float) -> float:
-        """The largest rate with P[at most this many errors] >= exp(log_tail)."""
+    def largest(errors: int, log_tails: np.ndarray) -> np.ndarray:
+        """The largest rates with P[at most this many errors] >= exp(log_tail)."""
         if errors >= draws:
-            return 1.0
-        return float(stats.beta.isf(math.exp(log_tail), errors + 1, draws - errors))
+            return np.ones_like(log_tails)
+        return np.asarray(stats.beta.isf(np.exp(log_tails), errors + 1, draws - errors))
 
-    # What is excluded grows with both rates: the worst split of the budget over a fine lattice,
-    # each cell at its worse corner.
+    # What is excluded grows with both rates: all splits of the budget, in cells of which the worse
+    # corner counts.
     cells = np.linspace(0, 1, 201)
-    return min(
-        float(
-            stats.norm.isf(largest(alarms, -budget * high))
-            - stats.norm.ppf(largest(misses, -budget * (1 - low)))
-        )
-        for low, high in itertools.pairwise(cells)
-    )
+    a, b = largest(alarms, log * cells[1:]), largest(misses, log * (1 - cells[:-1]))
+    return float((stats.norm.isf(a) - stats.norm.ppf(b)).min())
 
 
 @dataclass(frozen=True)
