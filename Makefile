@@ -69,6 +69,14 @@ bench-overhead: setup
 bench-install: setup
 	@$(PY) -m benchmarks.install
 
+# 64 clients at once on a real server: lost requests, latency, memory, descriptors (docs/benchmarks.md).
+.PHONY: load
+CLIENTS ?= 64
+DURATION ?= 300
+JOBS ?= 0
+load: setup
+	@$(PY) -m benchmarks.load --clients $(CLIENTS) --seconds $(DURATION) --jobs $(JOBS)
+
 # docs/benchmarks.md: one verification of evidence, kind by kind.
 .PHONY: bench-attest
 bench-attest: setup
