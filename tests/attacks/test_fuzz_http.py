@@ -233,7 +233,7 @@ def test_our_own_requests_are_answered_or_refused() -> None:
     draw = random.Random(4)
     for made in seeds():
         ask(made)
-    count = COUNT if COUNT > 20_000 else COUNT // 8
+    count = COUNT if COUNT > 20_000 else COUNT // 10
     fuzzing.feed(ask, (changed(draw.choice(seeds()), draw) for _ in range(count)), ())
 
 

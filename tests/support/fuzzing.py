@@ -17,7 +17,7 @@ from pathlib import Path
 
 SECONDS = 0.05
 BYTES = 64 << 20
-TRIES = 5
+TRIES = 3
 _BATCH = 256
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
