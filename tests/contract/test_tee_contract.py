@@ -1,6 +1,5 @@
 """Every attester through one suite: what it makes, the verifier takes; what it seals, it opens."""
 
-
 import pytest
 
 from casemate import tee
