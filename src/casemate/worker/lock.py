@@ -86,11 +86,6 @@ def _drop_capabilities() -> bool:
     return all(int(word, 16) == 0 for word in held)
 
 
-ENTERED: Final = (
-    "memory-lock", "not-dumpable", "capabilities", "no-new-privileges", "landlock", "seccomp",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class Entered:
     """Where a worker may write until it is locked, and the layers that hold so far."""
@@ -99,16 +94,13 @@ class Entered:
     layers: tuple[str, ...]
 
 
-def enter(scratch: Path, read: Iterable[Path] = ()) -> Entered:
+def enter(scratch: Path) -> Entered:
     """Keep a process that has one thread to itself: code can still be loaded and a compiler run,
-    with ``scratch`` as the one place to write.
-
-    read: what is read beside the system's libraries and Python's.
-    """
+    with ``scratch`` as the one place to write."""
     tempfile.tempdir = str(scratch)
     os.environ["TMPDIR"] = str(scratch)
     own = [Path(p) for p in (sys.prefix, sys.base_prefix, *sys.path) if p]
-    rights = dict.fromkeys([*map(Path, _READ), *own, *read], landlock.CODE)
+    rights = dict.fromkeys([*map(Path, _READ), *own], landlock.CODE)
     rights[Path("/dev/null")] = landlock.READ | landlock.WRITE
     rights[scratch] = landlock.every()
     held = {
@@ -162,15 +154,11 @@ def lock(
     _close_others(list(keep))
     shutil.rmtree(entered.scratch, ignore_errors=True)
     os.environ.clear()
+    early = entered.layers
     held = {
-        **dict.fromkeys(ENTERED, True),
-        "environment": True,
-        "rlimits": True,
-        "descriptors": True,
-        "landlock": landlock.restrict({}),
-        "seccomp": seccomp.allow(),  # from here on nothing is opened or loaded
-        "no-import": True,
+        **dict.fromkeys((*early, "environment", "rlimits", "descriptors", "no-import"), True),
+        "landlock": landlock.restrict({}) and "landlock" in early,
+        "seccomp": seccomp.allow() and "seccomp" in early,  # nothing is opened or loaded any more
     }
     sys.addaudithook(_hook)
-    early = entered.layers
-    return tuple(n for n, holds in held.items() if holds and (n in early or n not in ENTERED))
+    return tuple(name for name, holds in held.items() if holds)
