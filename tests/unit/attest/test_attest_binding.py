@@ -11,7 +11,7 @@ from support.evidence import NONCE, NONCES, attestation, bound
 
 
 def test_the_bytes_are_those_of_the_docstring():
-    b = bound()
+    b = replace(bound(), server_policy="sha256:" + "5" * 64)
     spelled = b""
     for part in (
         b"casemate/report-data/v1", b.boot, b.tls_spki, b.hpke_key, b.receipt_key, b.log_key,

@@ -206,17 +206,19 @@ def test_without_environment_the_home_folder_is_used(sources, cache, tmp_path, m
 
 LOCKED = """
 import os, sys
+from pathlib import Path
 from casemate.engine import native, noise
-from casemate.worker.lock import lock
+from casemate.worker.lock import enter, lock
 before = noise.gaussian(bytes(32), 0, 1001, 1e6).tolist()
 had = (native.library("noise") is not None)
-lock([], memory_bytes=1 << 30, file_bytes=0)
+lock([], enter(Path(sys.argv[1])), memory_bytes=1 << 30, file_bytes=0)
 same = noise.gaussian(bytes(32), 0, 1001, 1e6).tolist() == before
 kept = (native.library("noise") is not None) == had
 os._exit(0 if same and kept and native.library("absent") is None else 9)
 """
 
 
-def test_a_locked_worker_keeps_what_it_has_and_gets_no_more():
-    done = subprocess.run([sys.executable, "-c", LOCKED], cwd=Path.cwd(), check=False)
+def test_a_locked_worker_keeps_what_it_has_and_gets_no_more(tmp_path):
+    command = [sys.executable, "-c", LOCKED, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path.cwd(), check=False)
     assert done.returncode == 0
