@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import typing
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ ELSEWHERE = {"evidence"}  # docs/evidence.md has its own table and its own test
 FAMILY = "|".join(FAMILIES)
 CODE = re.compile(rf"({FAMILY})\.[a-z0-9]+(-[a-z0-9]+)*")
 PREFIX = re.compile(rf"({FAMILY})\.([a-z0-9]+-)*")
+MAKES = re.compile(rf"""f["']({FAMILY})\.""")  # a module without one has no helper of its own
 # Shaped like codes, but names of files and of fields.
 FILES = re.compile(r".*\.(json|toml|py|csv|tsv|png|svg|der|pem|bin)")
 FIELDS = {"plan.events", "plan.units"}
@@ -114,7 +116,7 @@ def codes(source: str, place: str, imported: Mapping[str, Helper] | None = None)
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             passed |= {id(n) for n in ast.walk(node)}
-    helpers = _helpers(tree, imported or {})
+    helpers = _helpers(tree, imported or {}) if imported or MAKES.search(source) else {}
     given = _given_statuses(tree)
     out = []
 
@@ -149,13 +151,15 @@ def _words(at: ast.expr) -> list[str]:
     return [at.value] if isinstance(at, ast.Constant) and isinstance(at.value, str) else []
 
 
+@functools.cache
 def all_codes() -> list[Site]:
     trees = {
         "casemate." + p.relative_to(SRC).with_suffix("").as_posix().replace("/", "."): p
         for p in sorted(SRC.rglob("*.py"))
     }
-    parsed = {name: ast.parse(path.read_text()) for name, path in trees.items()}
-    helpers = {name: _helpers(tree, {}) for name, tree in parsed.items()}
+    sources = {name: path.read_text() for name, path in trees.items()}
+    parsed = {name: ast.parse(source) for name, source in sources.items()}
+    helpers = {n: _helpers(t, {}) if MAKES.search(sources[n]) else {} for n, t in parsed.items()}
     return [
         site
         for name, path in trees.items()
