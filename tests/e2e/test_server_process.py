@@ -196,6 +196,7 @@ def test_a_server_that_is_stopped_ends_its_job_first(tmp_path: Path) -> None:
         again.stop(signal.SIGKILL)
 
 
+@pytest.mark.full  # test_server_jobs.py has it without processes
 def test_a_second_signal_is_not_waited_for(tmp_path: Path) -> None:
     with start(tmp_path / "state", drain_seconds=1e4) as running:
         owner, scientist = Party(running, "owner"), Party(running, "scientist")

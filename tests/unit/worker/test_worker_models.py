@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Sequence[Column], int]] = {
     "recurrent": (lambda: models.Recurrent("LSTM"), [WORDS], 3),
     "attention": (models.Attention, [WORDS], 3),
 }
-LIGHT = {("convolutions", "2"), ("attention", "1")}
+LIGHT = {("convolutions", "2")}
 
 
 @pytest.mark.parametrize(
