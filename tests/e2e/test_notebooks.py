@@ -9,11 +9,11 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.e2e
-@pytest.mark.timeout(600)
 LONG = {"sms_spam"}  # make demo-sms is the same story
 
 
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "path",
     [
