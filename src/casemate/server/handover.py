@@ -101,7 +101,8 @@ def _anchor(place: Place) -> str:
 def request(place: Place) -> bytes:
     """A request's bytes, also kept as :data:`REQUEST_FILE`; the same HPKE key each time. Raises
     ``usage.tee-*``."""
-    key, policy, anchor = _seal_key(place.tee), server_policy(place.config), _anchor(place)
+    key, anchor = _seal_key(place.tee), _anchor(place)
+    policy = server_policy(machine.sandboxed(place.config))
     evidence = place.tee.attest(report_data(key.public, policy, anchor))
     asked = HandoverRequest(hpke_key=key.public, policy=policy, anchor=anchor, evidence=evidence)
     raw = codec.encode(asked)

@@ -77,7 +77,7 @@ def at(config: Config) -> Iterator[Place]:
     """The folder of ``config``. Raises ``ledger.in-use`` while a server runs, ``usage.tee-*``."""
     disk = OsDisk(config.state)
     with serve.alone(config):
-        yield open_place(machine.sandboxed(config), disk, rng=OsRng(), clock=SystemClock())
+        yield open_place(config, disk, rng=OsRng(), clock=SystemClock())
 
 
 def newest(place: Place) -> str:

@@ -8,13 +8,14 @@ Descriptors that are open stay as they are.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
+
+from casemate.worker.syscall import call
 
 # The same numbers on every architecture.
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
@@ -34,20 +35,10 @@ _SCOPES: Final = ((6, 3),)
 _OF_FILES: Final = EXECUTE | WRITE | READ | _TRUNCATE | _IOCTL
 
 
-def _call(number: int, *arguments: bytes | int | None) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    long = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    found = libc.syscall(ctypes.c_long(number), *long)
-    if found < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(found)
-
-
 def version() -> int:
     """Landlock's version here; 0: none."""
     try:
-        return _call(_CREATE, None, 0, _VERSION)
+        return call(_CREATE, None, 0, _VERSION)
     except OSError:
         return 0
 
@@ -71,14 +62,14 @@ def restrict(rights: Mapping[Path, int]) -> bool:
     asked = struct.pack("=QQQ", files, _up_to(_NETWORK, now), _up_to(_SCOPES, now))
     size = 8 if now < 4 else 16 if now < 6 else 24
     try:
-        ruleset = _call(_CREATE, asked, size, 0)
+        ruleset = call(_CREATE, asked, size, 0)
     except OSError:
         return False
     try:
         for path, allowed in rights.items():
             with contextlib.suppress(FileNotFoundError):
                 _allow(ruleset, path, allowed & files)
-        _call(_RESTRICT, ruleset, 0)
+        call(_RESTRICT, ruleset, 0)
     except OSError:
         return False
     finally:
@@ -91,6 +82,6 @@ def _allow(ruleset: int, path: Path, allowed: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             allowed &= _OF_FILES
-        _call(_ADD, ruleset, _BENEATH, struct.pack("=Qi", allowed, fd), 0)
+        call(_ADD, ruleset, _BENEATH, struct.pack("=Qi", allowed, fd), 0)
     finally:
         os.close(fd)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from casemate.worker import landlock, seccomp
+from casemate.worker.syscall import call
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
@@ -60,6 +61,12 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         raise PermissionError(f"the worker is locked: {event}")
 
 
+def _status(names: str) -> list[str]:
+    """The values of this process's lines that begin so (proc_pid_status(5))."""
+    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
+        return [line.split()[1] for line in status if line.startswith(names)]
+
+
 def _keep_in_memory() -> bool:
     """No page to the swap. Only where there is no limit: with one, memory would end there."""
     with contextlib.suppress(OSError, ValueError):
@@ -77,13 +84,11 @@ def _drop_capabilities() -> bool:
     number = _CAPSET.get(os.uname().machine)
     if number is None:
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
-    if libc.syscall(ctypes.c_long(number), header, bytes(24)) != 0:
+    try:
+        call(number, struct.pack("=Ii", _CAPABILITY_V3, 0), bytes(24))
+    except OSError:
         return False
-    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-        held = [line.split()[1] for line in status if line.startswith("Cap")]
-    return all(int(word, 16) == 0 for word in held)
+    return all(int(word, 16) == 0 for word in _status("Cap"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +132,7 @@ def _close_others(keep: Iterable[int]) -> None:
 
 
 def _limits(memory_bytes: int, file_bytes: int) -> None:
-    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-        held = next(int(line.split()[1]) for line in status if line.startswith("VmData")) * 1024
+    held = 1024 * int(_status("VmData")[0])
     for limit, wanted in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 0),

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from casemate.worker import syscall
+
 _PROT_EXEC: Final = 4
 _AT_EMPTY_PATH: Final = 0x1000
 _CLONE_NEW: Final = 0x7E020080  # every CLONE_NEW* flag
@@ -148,9 +150,10 @@ class _Program(ctypes.Structure):
 def _install(instructions: bytes, number: int) -> bool:
     held = ctypes.create_string_buffer(instructions, len(instructions))
     made = _Program(len(instructions) // 8, ctypes.cast(held, ctypes.c_void_p))
-    libc = ctypes.CDLL(None, use_errno=True)
-    long = map(ctypes.c_long, (number, _SET_MODE_FILTER, _TSYNC))
-    return bool(libc.syscall(*long, ctypes.byref(made)) == 0)
+    try:  # a number above 0 is a thread that could not be shut in
+        return syscall.call(number, _SET_MODE_FILTER, _TSYNC, ctypes.byref(made)) == 0
+    except OSError:
+        return False
 
 
 def _apply(calls: Sequence[Call], hit: int, miss: int) -> bool:
