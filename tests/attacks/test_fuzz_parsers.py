@@ -111,6 +111,7 @@ def filed(name: str, parse: Callable[[Path], object]) -> fuzzing.Parse:
     path = folder() / name
 
     def read(data: bytes) -> object:
+        path.unlink(missing_ok=True)  # a file written over would be waited for by the disk
         path.write_bytes(data)
         return parse(path)
 

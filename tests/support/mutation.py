@@ -114,7 +114,9 @@ def reformed(data: bytes, draw: random.Random) -> bytes:
                     (old + 1, old - 1, -old, old * 2, float(old) if abs(old) < 2**60 else 0)
                 )
             case _:
-                at[key] = [_copy(old) for _ in range(draw.choice((1, 1, 2, 65)))]
+                text = json.dumps(old)
+                many = 65 if len(text) < 500 else 3  # what is long would take all of the time
+                at[key] = [json.loads(text) for _ in range(draw.choice((1, 1, 2, many)))]
                 break
     text = json.dumps(tree[0], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass")
