@@ -36,8 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[RunningServer]:
-    # Without spares the only worker is the run's.
-    with start(folder / "state", spares=0) as running:
+    with start(folder / "state") as running:
         yield running
 
 
@@ -102,7 +101,7 @@ def test_two_owners_one_scientist_one_model(
         assert budget is not None and budget.jobs == 1 and budget.spent_epsilon > 0
 
 
-@pytest.mark.parametrize("form", ["per-layer", "automatic"])
+@pytest.mark.parametrize("form", [pytest.param("per-layer", marks=pytest.mark.full), "automatic"])
 def test_choices_of_a_job_go_through_to_the_receipt(
     server: RunningServer, owner: Party, scientist: Party, form: Clipping
 ) -> None:
@@ -182,7 +181,7 @@ def test_a_server_that_is_stopped_ends_its_job_first(tmp_path: Path) -> None:
     with start(tmp_path / "state", drain_seconds=120.0) as running:
         owner, scientist = Party(running, "owner"), Party(running, "scientist")
         info = owner.push(rows=64, budget=Budget(epsilon=20.0, delta=1e-2))
-        quotes = [scientist.quote([info], train=SHORTER) for _ in range(2)]
+        quotes = [scientist.quote([info], train=t) for t in (SHORTER, train_spec(1.0, steps=10))]
         jobs = [scientist.submit(quote).job for quote in quotes]
         _running(scientist, jobs[0])
         assert running.stop() == 0

@@ -94,8 +94,8 @@ class RunningServer:
 @contextlib.contextmanager
 def start(state: Path, **config: Any) -> Iterator[RunningServer]:
     """Start ``serve`` in a process of its own; stopped at the end, if it still runs, without
-    waiting for its jobs."""
-    config.setdefault("drain_seconds", 0.0)
+    waiting for its jobs. No worker is kept spare: each takes more than a second to start."""
+    config = {"drain_seconds": 0.0, "spares": 0, **config}
     ready = state / "server.json"
     log = state.parent / f"{state.name}.log"
     state.mkdir(parents=True, exist_ok=True)
