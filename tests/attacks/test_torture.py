@@ -26,6 +26,8 @@ pytestmark = [
 ]
 SEED = 1
 PARTS = 8
+QUICK_PARTS = [*range(4), *(pytest.param(i, marks=pytest.mark.full) for i in range(4, PARTS))]
+TWICE = [0, pytest.param(1, marks=pytest.mark.full)]
 
 
 def _sound(part: rows.Part) -> Counter[str]:
@@ -52,7 +54,7 @@ def simulate(part: int, count: int) -> Counter[str]:
     return _sound(rows.play_sim(SEED * rows.SPAN + part * count, count))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", QUICK_PARTS)
 def test_simulated_servers_lose_nothing(part: int) -> None:
     seen = simulate(part, 15)
     assert seen["acknowledged"] > 500 and seen["jobs"] > 5 and seen["crashes"] > 5
@@ -78,7 +80,7 @@ def test_seeded_bug_is_found_by_simulations(name: str) -> None:
 # Copies of the state.
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", TWICE)
 def test_copies_of_the_state_are_refused_or_found(part: int) -> None:
     seen = _sound(rows.play_fork(SEED * rows.SPAN + 10 * part, 10))
     assert sum(seen[by] for by in ("the start", "a witness", "a client", "two clients")) >= 5
@@ -114,7 +116,7 @@ def test_disk_errors_of_a_whole_server(kind: str, fresh: bool) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", TWICE)
 def test_killed_servers_lose_nothing(
     servers: Zygote, template: tuple[Path, Model], part: int
 ) -> None:

@@ -291,6 +291,9 @@ WIRES: dict[str, tuple[bytes, str, Column | None]] = {
     ),
 }
 
+# Of these kinds there is another, and tests/unit/worker has all without a process.
+SLOW_WIRES = ("infinity", "above", "label above", "label huge")
+
 
 def _kept_from_others(owner: Party, scientist: Party, dataset: str) -> None:
     """An admitted scientist cannot tell a refused dataset from one that does not exist."""
@@ -307,7 +310,9 @@ def _kept_from_others(owner: Party, scientist: Party, dataset: str) -> None:
     assert dataset not in str(scientist.request("GET", "/v1/datasets").json())
 
 
-@pytest.mark.parametrize("case", WIRES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.full) if c in SLOW_WIRES else c for c in WIRES]
+)
 def test_the_worker_refuses_what_is_not_as_its_schema_says(
     owner: Party, scientist: Party, case: str
 ) -> None:

@@ -135,8 +135,14 @@ def words(n: int) -> Data:
     return {"input": torch.randint(11, (n, 9)), "target": torch.randint(3, (n,))}
 
 
-@pytest.mark.parametrize("clipping", ["flat", "per-layer", "automatic"])
-@pytest.mark.parametrize("slots", [16, 48])
+@pytest.mark.parametrize(
+    ("clipping", "slots"),
+    [
+        *((c, 16) for c in ("flat", "per-layer", "automatic")),
+        ("flat", 48),
+        *(pytest.param(c, 48, marks=pytest.mark.full) for c in ("per-layer", "automatic")),
+    ],
+)
 def test_what_is_formed_early_and_added_by_windows_is_the_same_to_the_bit(
     clipping: Clipping, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

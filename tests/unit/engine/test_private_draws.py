@@ -40,8 +40,12 @@ def private(model: nn.Module, **how: Any) -> Any:
 FOUR = ce.Views(count=4, transforms=(ce.Flip(), ce.Crop(pixels=1, pad="zeros")))
 
 
-@pytest.mark.parametrize("path", ["auto", "record"])
-@pytest.mark.parametrize("views", [1, 2, FOUR])
+SLOW = pytest.param("record", FOUR, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize(
+    ("path", "views"), [*(("auto", v) for v in (1, 2, FOUR)), ("record", 1), ("record", 2), SLOW]
+)
 def test_it_learns(path: str, views: Any) -> None:
     model = net()
     run = private(model, path=path, views=views, steps=30)
