@@ -48,6 +48,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "registration/v1": {"dataset": DATASET, "previous": DATASET},
     "dataset-use/v1": {"dataset": DATASET},
     "job/v1": {"job": JOB},
+    "metric/v1": {"name": "cross_entropy"},
     "identity/v1": {"sign_key": bytes(range(32)), "seal_key": bytes(i % 256 for i in range(1216))},
     "identity-file/v1": {"salt": bytes(16), "log_n": 17, "secret": bytes(range(156))},
     "train/v1": {"batch_size": 64},

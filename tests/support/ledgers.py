@@ -30,6 +30,7 @@ from casemate.spec.job import (
     Execution,
     InputBinding,
     JobRequest,
+    Metric,
     NonPrivate,
     Plan,
     Quote,
@@ -170,8 +171,10 @@ def make_quote(
     words: str | None = None,
     delta: float = 1e-6,
     extra: float = 1e-9,
+    metrics: tuple[Metric, ...] = (),
 ) -> tuple[Quote, Submission]:
-    """What ``plan`` would make of a job with this event; not yet stored."""
+    """What ``plan`` would make of a job with this event; not yet stored. words: without privacy.
+    metrics: an evaluation."""
     found = [catalog.dataset(store, d) for d in datasets]
     private = words is None
     request = JobRequest(
@@ -184,10 +187,11 @@ def make_quote(
         inputs=(InputBinding(input="x", columns=("x",)),),
         train=TrainSpec(
             batch_size=20,
-            steps=event.steps,
+            steps=1 if metrics else event.steps,
             privacy=Dp(epsilon=4.0, delta=delta) if words is None else NonPrivate(words=words),
-            optimizer=Sgd(lr=0.1),
+            optimizer=Sgd(lr=1.0 if metrics else 0.1),
         ),
+        metrics=metrics,
     )
     plan = Plan(
         request_digest=codec.digest(request),

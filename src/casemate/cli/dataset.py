@@ -28,7 +28,10 @@ def _policy_options(command: Any) -> Any:
         click.option("--nonprivate", metavar="WORDS",
                      help="Permit training without privacy, in your own words."),
         click.option("--last-epoch", type=int, help="Serve while the epoch is at most this."),
-        click.option("--evaluation", is_flag=True, help="For evaluation; nobody trains on it."),
+        click.option("--evaluation", is_flag=True,
+                     help="For evaluation, for ever; nobody trains on it."),
+        click.option("--evaluations", type=int, default=0,
+                     help="How many evaluations of it may be exact, in all."),
         click.option("--scientist-budget", type=float, nargs=2, metavar="EPSILON DELTA",
                      help="The most that the jobs of one scientist may take together."),
         click.option("--witness", "witnesses", multiple=True, metavar="VKEY",
@@ -47,7 +50,7 @@ def _policy(given: dict[str, Any]) -> Policy:
     from casemate.client import values
 
     names = ("scientists", "approval", "max_epsilon", "nonprivate", "last_epoch", "evaluation",
-             "scientist_budget", "witnesses", "cosignatures", "resumes")  # fmt: skip
+             "scientist_budget", "witnesses", "cosignatures", "resumes", "evaluations")  # fmt: skip
     fields = {name: given.pop(name) for name in names}
     if fields["scientist_budget"] is not None:
         fields["scientist_budget"] = values.Budget(*fields["scientist_budget"])

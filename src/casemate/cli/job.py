@@ -146,6 +146,87 @@ def quote(
     output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
 
 
+def _metrics(
+    ctx: click.Context, _: click.Parameter, given: tuple[str, ...]
+) -> dict[str, float | None]:
+    out: dict[str, float | None] = {}
+    for item in given:
+        name, mark, limit = item.partition("=")
+        try:
+            out[name] = float(limit) if mark else None
+        except ValueError:
+            raise click.BadParameter(f"{item!r} is not METRIC[=LIMIT]", ctx=ctx) from None
+    return out
+
+
+@job.command("quote-metrics")
+@click.option(
+    "--model",
+    required=True,
+    metavar="FILE.py:NAME",
+    help="A torch.nn.Module with its weights, or a function that returns one, in your own file.",
+)
+@click.option("--dataset", "datasets", required=True, multiple=True, help="Dataset id; repeatable.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    callback=_metrics,
+    default=["accuracy"],
+    show_default=True,
+    metavar="METRIC[=LIMIT]",
+    help="accuracy, or a loss such as mse with the limit at which a row's value is cut; "
+    "repeatable.",
+)
+@click.option("--epsilon", type=float, help="Privacy of the metrics; with --delta. None: exact.")
+@click.option("--delta", type=float, help="Probability that the bound fails.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=_inputs,
+    metavar="INPUT=COLUMN[,…]",
+    help="Columns that feed a model input, where names do not tell; repeatable.",
+)
+@config.target_options
+@output.format_option  # fmt: skip
+def quote_metrics(
+    model: str,
+    datasets: tuple[str, ...],
+    metrics: dict[str, float | None],
+    target: config.Target,
+    form: str,
+    **job: Any,
+) -> None:
+    """What a model's metrics on the rows would cost; submit starts it, metrics shows them.
+
+    With --epsilon and --delta they are private, and the datasets' budgets pay. Without they are
+    exact, on datasets registered for evaluation alone."""
+    from casemate.cli.model import load_model
+
+    found, limits = load_model(model), {n: x for n, x in metrics.items() if x is not None}
+    with target.connect() as enclave:
+        view = enclave.quote_metrics(
+            found, list(datasets), metrics=list(metrics), limits=limits, **job
+        )
+    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@config.target_options
+@output.format_option
+def metrics(job_id: str, target: config.Target, form: str) -> None:
+    """The metrics that the evaluation JOB measured, its receipt verified."""
+    with target.connect() as enclave:
+        found = enclave.job(job_id).metrics()
+    shape = {name: {"value": m.value, "noise": m.noise} for name, m in found.items()}
+    rows = [(name, f"{m.value:.6g}", f"{m.noise:.2g}") for name, m in found.items()]
+    output.emit(
+        form, shape, lambda: output.rows_table("", ("metric", "mean over rows", "noise"), rows)
+    )
+
+
 def _privacy(
     epsilon: float | None,
     delta: float | None,

@@ -25,6 +25,7 @@ from casemate.spec.job import (
     DatasetUse,
     Dp,
     JobRequest,
+    Metric,
     NonPrivate,
     Quote,
     Submission,
@@ -156,11 +157,7 @@ class Enclave:
         ``False`` leaves it out. ``inputs`` names the columns of each input where names do not say.
         Raises ``ModelError``, ``PlanError`` or ``PolicyError`` before anything is spent.
         """
-        infos = [self._info(d) for d in datasets]
-        if not infos:
-            raise UsageError(
-                "usage.datasets", "No dataset was named.", mend="Give one or several dataset ids."
-            )
+        infos = self._infos(datasets)
         schemas = [i.schema for i in infos]
         exported = models.export(model, schemas, loss=loss, inputs=inputs, dropout=dropout)
         count = _steps(epochs, steps, batch_size, sum(i.schema.units for i in infos))
@@ -174,6 +171,61 @@ class Enclave:
             ema=float(ema),
             views=models.views(views),
         )
+        return self._ask(infos, exported, train)
+
+    def quote_metrics(
+        self,
+        model: Any,
+        datasets: Sequence[str | DatasetInfo | DatasetView],
+        *,
+        metrics: str | Sequence[str] | Mapping[str, Any] = "accuracy",
+        limits: Mapping[str, float] | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        inputs: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> QuoteView:
+        """What the means of ``metrics`` of ``model`` over the rows would cost; no data is touched.
+
+        ``model``: a ``torch.nn.Module`` with its weights; it is evaluated as after ``.eval()``.
+        ``metrics``: ``"accuracy"``, a loss by its name (``"mse"``, ``"cross_entropy"``), or by name
+        functions of (output, label) that give one value for each row. A value is cut to
+        [0, ``limits[name]``]; of accuracy the limit is 1. With ``epsilon`` and ``delta`` the means
+        are private, on any dataset, and its budget pays; without they are exact, on datasets
+        registered for evaluation alone, as often as their policies say.
+        Raises ``UsageError``, ``ModelError``, ``PlanError`` or ``PolicyError``.
+        """
+        infos = self._infos(datasets)
+        schemas = [i.schema for i in infos]
+        asked = models.metrics(metrics, limits)
+        exported = models.export_metrics(model, schemas, asked, inputs=inputs)
+        wanted = tuple(values.make(Metric, name=n, limit=x) for n, (_, x) in asked.items())
+        if (epsilon is None) != (delta is None):
+            raise UsageError(
+                "usage.privacy",
+                "One of epsilon and delta is given.",
+                mend="Give both for private metrics, neither for exact ones.",
+            )
+        privacy: Dp | NonPrivate = NonPrivate(words="")
+        # No row's values are longer than this, so that the clip changes none.
+        clip = math.sqrt(1 + len(wanted)) * max(s.rows_per_unit for s in schemas)
+        if epsilon is not None and delta is not None:
+            privacy = values.DP(epsilon, delta, clip)
+        train = values.make(
+            TrainSpec,
+            batch_size=sum(s.units for s in schemas),
+            steps=1,
+            privacy=privacy,
+            optimizer=values.SGD(1.0),
+        )
+        return self._ask(infos, exported, train, wanted)
+
+    def _ask(
+        self,
+        infos: Sequence[DatasetInfo],
+        exported: models.Exported,
+        train: TrainSpec,
+        metrics: tuple[Metric, ...] = (),
+    ) -> QuoteView:
         request = values.make(
             JobRequest,
             job="job_" + OsRng().bytes(16).hex(),
@@ -185,8 +237,17 @@ class Enclave:
             model_digest=exported.packed.digest,
             inputs=exported.inputs,
             train=train,
+            metrics=metrics,
         )
         return self._quote(request, exported.packed.data)
+
+    def _infos(self, datasets: Sequence[str | DatasetInfo | DatasetView]) -> list[DatasetInfo]:
+        infos = [self._info(d) for d in datasets]
+        if not infos:
+            raise UsageError(
+                "usage.datasets", "No dataset was named.", mend="Give one or several dataset ids."
+            )
+        return infos
 
     def _quote(self, request: JobRequest, packed: bytes) -> QuoteView:
         key = new_key()
@@ -235,7 +296,23 @@ class Enclave:
         ``max_epsilon``: refuse (``budget.cap``) when the quote would charge any dataset more.
         Raises the first dataset's refusal, or ``policy.approval-needed`` naming the quote's digest.
         """
-        quote = self.quote(model, datasets, **job)
+        return self._run(self.quote(model, datasets, **job), max_epsilon)
+
+    def evaluate(
+        self,
+        model: Any,
+        datasets: Sequence[str | DatasetInfo | DatasetView],
+        *,
+        max_epsilon: float | None = None,
+        **job: Any,
+    ) -> Run:
+        """:meth:`quote_metrics`, then submit: ``enclave.evaluate(...).watch().metrics()``.
+
+        ``max_epsilon`` and errors as in :meth:`train`.
+        """
+        return self._run(self.quote_metrics(model, datasets, **job), max_epsilon)
+
+    def _run(self, quote: QuoteView, max_epsilon: float | None) -> Run:
         quote.raise_if_refused()
         refuse_above(quote, max_epsilon)
         if quote.approval_needed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casemate.client import receipts, views, weights
 from casemate.client.connection import Connection
 from casemate.seal import stream
-from casemate.spec import codec
+from casemate.spec import codec, tensors
 from casemate.spec.errors import (
     FAMILIES,
     BudgetError,
@@ -26,7 +28,7 @@ from casemate.spec.errors import (
     ReceiptError,
 )
 from casemate.spec.job import JobStatus, NonPrivate, Plan, Quote
-from casemate.spec.receipt import ReceiptBundle
+from casemate.spec.receipt import Receipt, ReceiptBundle, no_privacy
 
 if TYPE_CHECKING:
     from casemate.attest.trust import Trust
@@ -99,14 +101,16 @@ class QuoteView:
 
     def summary(self) -> list[tuple[str, object]]:
         quote, plan = self.quote, self.quote.plan
-        privacy: object = "no privacy guarantee"
+        privacy: object = no_privacy(quote.request.metrics)
         if self.private:
             privacy = f"epsilon {quote.epsilon:.3f} at delta {quote.delta:g} (this job alone)"
         rows: list[tuple[str, object]] = [
             ("quote", self.digest),
             ("job", self.job),
             ("privacy", privacy),
-            ("steps", f"{plan.steps}, each on {plan.rate:.2%} of {plan.units} units"),
+            ("metrics", ", ".join(m.name for m in quote.request.metrics))
+            if quote.request.metrics
+            else ("steps", f"{plan.steps}, each on {plan.rate:.2%} of {plan.units} units"),
             ("noise", f"multiplier {plan.noise_multiplier:.3f}, {_clip(plan)}"),
             ("parameters", quote.parameters),
             ("time", f"about {quote.seconds:.0f} s"),
@@ -131,6 +135,46 @@ class QuoteView:
 
     def _repr_html_(self) -> str:
         return views.as_html("Quote", (), self.summary())
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A metric's mean over the rows, and the standard deviation of the noise in it: 0 for exact
+    ones."""
+
+    value: float
+    noise: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.5g}" + (f" ± {self.noise:.2g}" if self.noise else "")
+
+
+def measured(receipt: Receipt, result: bytes) -> dict[str, Measured]:
+    """The metrics in an evaluation's result, which the receipt is about.
+
+    The vector is (rows, each metric's sum over its limit) over the normaliser, with the same noise
+    s on each; a mean is a quotient, whose noise is s sqrt(1 + quotient^2) / (rows' part), in first
+    order. Raises ``FormatError`` for a result of another form, ``JobError`` ``job.noise`` where the
+    noise left no rows.
+    """
+    parts = [(info, bytes(view)) for info, view in tensors.load(result).values()]
+    if [(i.dtype, i.shape) for i, _ in parts] != [("f32", (len(receipt.metrics) + 1,))]:
+        raise FormatError(
+            "format.result", "The result holds other things than the metrics.", mend="Report it."
+        )
+    rows, *sums = struct.unpack(f"<{len(receipt.metrics) + 1}f", parts[0][1])
+    if not rows > 0:
+        raise JobError(
+            "job.noise",
+            "The noise is larger than the number of rows.",
+            mend="Ask for the metrics at a larger epsilon, or over more rows.",
+            where=receipt.job,
+        )
+    noise = receipt.plan.sigma / receipt.plan.normaliser
+    return {
+        m.name: Measured(m.limit * part / rows, m.limit * noise * math.hypot(1, part / rows) / rows)
+        for m, part in zip(receipt.metrics, sums, strict=True)
+    }
 
 
 class Jobs:
@@ -318,6 +362,19 @@ class Run:
         it :meth:`save` writes the file.
         """
         return weights.load(self.result(), into)
+
+    def metrics(self) -> dict[str, Measured]:
+        """The means over the rows that an evaluation measured, by the metric's name, with what the
+        noise adds. Raises ``JobError`` ``job.no-metrics`` for a training."""
+        data, receipt = self.result(), self.receipt.receipt
+        if not receipt.metrics:
+            raise JobError(
+                "job.no-metrics",
+                f"{self.job} is no evaluation.",
+                mend="Take its weights: run.weights().",
+                where=self.job,
+            )
+        return measured(receipt, data)
 
     def save(self, path: str | Path) -> Path:
         """Write the weights as a safetensors file."""

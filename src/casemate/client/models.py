@@ -71,6 +71,50 @@ def export(
     return Exported(packed, bindings)
 
 
+def export_metrics(
+    model: Any,
+    schemas: Sequence[DatasetSchema],
+    metrics: Mapping[str, tuple[object, float]],
+    *,
+    inputs: Mapping[str, str | Sequence[str]] | None = None,
+) -> Exported:
+    """Pack an evaluation of a module over datasets of these schemas. A packed model has no scores
+    any more, but its losses. Raises ``UsageError``, ``ModelError``."""
+    if isinstance(model, str | Path | Packed):
+        raise UsageError(
+            "usage.model",
+            "A packed model gives losses and no scores, so that it cannot be evaluated.",
+            mend="Give the torch.nn.Module, with the weights loaded.",
+        )
+    from casemate.client import torch as bridge
+
+    packed, bindings = bridge.export_metrics(model, schemas[0], metrics, inputs=inputs)
+    return Exported(packed, bindings)
+
+
+def metrics(
+    given: str | Sequence[str] | Mapping[str, Any], limits: Mapping[str, float] | None
+) -> dict[str, tuple[object, float]]:
+    """Metrics by name with what makes them and their limits: 1 for accuracy, else as given."""
+    names = {given: given} if isinstance(given, str) else given
+    made = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+    limits = {"accuracy": 1.0, **(limits or {})}
+    missing = sorted(made.keys() - limits.keys())
+    unknown = sorted(limits.keys() - made.keys() - {"accuracy"})
+    if missing or unknown or not made:
+        raise UsageError(
+            "usage.metrics",
+            f"There is no limit for {missing[0]!r}."
+            if missing
+            else f"A limit is given for {unknown[0]!r}, which is no metric."
+            if unknown
+            else "No metric is named.",
+            mend="Name metrics, and for each the limit at which a row's value is cut:"
+            " metrics=['mse'], limits={'mse': 25.0}.",
+        )
+    return {name: (metric, float(limits[name])) for name, metric in made.items()}
+
+
 def views(given: int | Views | None) -> Views:
     """Views from their number, themselves, or ``None`` for one without transforms."""
     if isinstance(given, Views):

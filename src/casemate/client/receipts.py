@@ -35,6 +35,7 @@ from casemate.spec.receipt import (
     LogEntry,
     Receipt,
     ReceiptBundle,
+    no_privacy,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 MAX_BUNDLE: Final = 8 << 20
 # Two accountants differ in the last digits; a claim may not be below what the events give.
 RELATIVE_SLACK: Final = 1e-6
-NO_PRIVACY: Final = "no privacy guarantee"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +217,10 @@ def _agree(receipt: Receipt, bundle: ReceiptBundle) -> None:
     for name, one, other in pairs:
         if one != other:
             raise _refuse("contradiction", f"The receipt contradicts itself in {name}.", name)
-    if not plan.private and receipt.guarantee.statement != NO_PRIVACY:
+    words = no_privacy(receipt.metrics)
+    if not plan.private and receipt.guarantee.statement != words:
         raise _refuse(
-            "guarantee", f"A run without privacy must say {NO_PRIVACY!r}.", "guarantee.statement"
+            "guarantee", f"A run without privacy must say {words!r}.", "guarantee.statement"
         )
 
 
@@ -249,7 +250,7 @@ def _privacy(receipt: Receipt) -> Iterator[Check]:
     if not plan.private:
         if plan.events or plan.noise_multiplier or guarantee.epsilon:
             raise _refuse("guarantee", "A run without privacy claims noise or an epsilon.")
-        yield Check("privacy", NO_PRIVACY)
+        yield Check("privacy", no_privacy(receipt.metrics))
         return
     if not plan.events or plan.steps != sum(e.steps for e in plan.events):
         raise _refuse("events", "The plan's events are not its steps.", "plan.events")

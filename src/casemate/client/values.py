@@ -44,12 +44,15 @@ def Policy(  # noqa: N802
     witnesses: Iterable[str] = (),
     cosignatures: int | None = None,
     resumes: int = data.MAX_RESUMES,
+    evaluations: int = 0,
 ) -> data.Policy:
     """Who may train: identity ids, or ``"*"`` for any enrolled identity.
 
     ``approval=True`` asks for the owner's approval of each quote; ``max_epsilon`` caps one job;
     ``nonprivate`` permits training without privacy, in the owner's own words; ``last_epoch`` ends
-    the service when the dataset's signed epoch passes it; ``evaluation`` forbids training;
+    the service when the dataset's signed epoch passes it; ``evaluation`` registers the
+    rows for evaluation, for ever: nobody trains on them, and ``evaluations`` of all that are made
+    may be exact;
     ``scientist_budget`` caps what the jobs of one scientist take together. ``witnesses`` (verifier
     keys, as `casemate witness show` prints them) must have cosigned the log before a job may use
     the rows and before anything leaves: ``cosignatures`` of them, by default more than half.
@@ -77,6 +80,7 @@ def Policy(  # noqa: N802
         scientist_budget=scientist_budget,
         witnesses=keys,
         resumes=resumes,
+        evaluations=evaluations,
         cosignatures=len(keys) // 2 + 1 if cosignatures is None and keys else cosignatures or 0,
     )
 

@@ -107,6 +107,7 @@ def dataset(info: DatasetInfo) -> tuple[str, Rows]:
         ("approval", policy.approval),
         ("most epsilon of a job", "-" if policy.max_epsilon is None else policy.max_epsilon),
         ("without privacy", policy.nonprivate or "never"),
+        ("for", f"evaluation, {policy.evaluations} exact" if policy.evaluation else "training"),
         ("last epoch", "-" if policy.last_epoch is None else policy.last_epoch),
         ("budget of a scientist", "-" if cap is None else f"{cap.epsilon:g} at {cap.delta:g}"),
         ("witnesses", f"{policy.cosignatures} of {', '.join(names)}" if names else "none"),

@@ -23,6 +23,7 @@ from casemate.engine.train import applied, clipped_sum
 from casemate.engine.views import check_views
 from casemate.graph import check as graph_check
 from casemate.graph import pack
+from casemate.graph.model import Graph
 from casemate.plan.check import check_inputs
 from casemate.plan.compile import EXTRA_PART, slots
 from casemate.spec.data import DatasetSchema
@@ -78,12 +79,14 @@ def prepare(
     memory_bytes: int,
     path: str = "auto",
     compiling: select.Compile = NEVER,
+    released: int | None = None,
 ) -> Ready:
     """Parse, check, build and probe the model. Deterministic but for the measured times.
 
     packed: its bytes, whose digest must be ``model_digest``. memory_bytes: the cap for the run.
     path: ``record``, or ``auto``: ``graph`` where it can be had (:mod:`casemate.engine.select`).
-    compiling: whether and for how long islands of that path are compiled.
+    compiling: whether and for how long islands of that path are compiled. released: where given,
+    the model must train one tensor of so many scalars (an evaluation, ``spec.job.JobRequest``).
     Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding, the delta) or ``LimitError``
     (memory).
     """
@@ -99,6 +102,8 @@ def prepare(
             mend="Submit the job again with its model.",
         )
     graph, view = pack.unpack(packed)
+    if released is not None:
+        check_evaluation(graph, released)
     check_inputs(graph.inputs, inputs, schemas)
     check_views(train.views, graph.inputs, inputs, schemas)
     bounds = graph_check.known_bounds(graph, view, inputs, schemas)
@@ -146,6 +151,21 @@ def prepare(
         compiled=took.compiled,
     )
     return Ready(program, took.keep, prepared, took.fast)
+
+
+def check_evaluation(graph: Graph, released: int) -> None:
+    """Refuse a model from which more would be released than its metrics. Raises ``ModelError``
+    ``model.metrics``."""
+    trained = [(i.name, i.shape) for i in graph.inputs if i.kind == "param"]
+    if [shape for _, shape in trained] != [(released,)]:
+        names = ", ".join(f"{name} {list(shape)}" for name, shape in trained) or "nothing"
+        raise ModelError(
+            "model.metrics",
+            f"An evaluation trains one vector of {released} scalars; this model trains"
+            f" {names[:300]}.",
+            mend="Let casemate make the model: enclave.quote_metrics, casemate job quote-metrics.",
+            where=trained[0][0] if trained else "",
+        )
 
 
 @dataclass(frozen=True, slots=True)

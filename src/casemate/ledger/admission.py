@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger import catalog
@@ -13,6 +14,8 @@ from casemate.spec import codec
 from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError, InternalError, PlanError, PolicyError
 from casemate.spec.job import Charge, DatasetUse, NonPrivate, Quote
+
+NOTHING: Final = Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)
 
 
 def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Dataset, Charge]]:
@@ -28,7 +31,7 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
         charge = charge_of(rdp, stored.quote)
         if (use.dataset, charge) != (offered.dataset, offered.charge):
             raise _bad_quote("its charge is not what the filter takes")
-        _check_policy(found, use, stored, rdp)
+        _check_policy(found, use, stored, rdp, evaluated(store, found.lineage, held=held))
         if found.lineage in lineages:
             raise PlanError(
                 "plan.same-lineage",
@@ -60,15 +63,29 @@ def charge_of(rdp: RdpFilter, quote: Quote) -> Charge:
     """What a filter takes for the quote's plan; nothing for a job without privacy (P10)."""
     plan = quote.plan
     if not plan.private:
-        return Charge(rdp_nano=(0,) * len(rdp.capacity), delta_femto=0, epsilon=0.0)
+        return NOTHING
     extra = plan.delta_truncation + plan.delta_sampler
     return rdp.charge(plan.events, extra, delta_shown=quote.delta)
 
 
-def _check_policy(found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: RdpFilter) -> None:
+def evaluated(store: Store, lineage: str, *, held: bool) -> int:
+    """Exact evaluations of a ledger so far, ``held`` ones in the queue too. Nobody trains on what
+    is for evaluation, so they are its jobs that charge nothing."""
+    sql = (
+        "SELECT count(*) FROM job_datasets JOIN jobs ON id = job WHERE lineage = ? AND charge = ?"
+        " AND (reserved IS NOT NULL OR (? AND state = 'queued'))"
+    )
+    row = store.one(sql, lineage, codec.encode(NOTHING), held)
+    assert row is not None
+    return int(row[0])
+
+
+def _check_policy(
+    found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: RdpFilter, evaluated: int
+) -> None:
     """The owner's rules, one row each: (broken, code, sentence, mend)."""
     policy, quote = found.policy, stored.quote
-    privacy = quote.request.train.privacy
+    request, privacy = quote.request, quote.request.train.privacy
     words = privacy.words if isinstance(privacy, NonPrivate) else None
     verdict = stored.verdicts[found.id]
     ask = "Ask its owner."
@@ -104,9 +121,27 @@ def _check_policy(found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: Rdp
             "has expired",
             ask,
         ),
-        (policy.evaluation, "policy.evaluation-only", "is for evaluation only", ask),
         (
-            not quote.plan.private and (words is None or words != policy.nonprivate),
+            policy.evaluation and not request.metrics,
+            "policy.evaluation-only",
+            "is for evaluation only",
+            ask,
+        ),
+        (
+            request.exact and not policy.evaluation,
+            "policy.not-evaluation",
+            "is not registered for evaluation",
+            "Ask for private metrics, with epsilon and delta.",
+        ),
+        (
+            request.exact and evaluated >= policy.evaluations,
+            "policy.evaluations",
+            f"gives {policy.evaluations} exact evaluations, and gave or holds {evaluated}",
+            "Ask for private metrics, or its owner for more.",
+        ),
+        (
+            not (quote.plan.private or request.exact)
+            and (words is None or words != policy.nonprivate),
             "policy.private-only",
             "does not permit training without privacy in these words",
             "Repeat the policy's words, or train with privacy.",

@@ -259,7 +259,21 @@ def _old_lineage(store: Store, registration: Registration) -> str:
             "A new version keeps the budget and the filter of the first.",
             mend=f"Register it with epsilon {before.budget.epsilon}, delta {before.budget.delta}.",
         )
+    _keep_purpose(previous, registration.policy)
     return previous.lineage
+
+
+def _keep_purpose(before: Dataset, policy: Policy) -> None:
+    """What is for evaluation stays so, and nothing else becomes it: exact metrics would undo what
+    was promised of private jobs on the same rows, and those the other way round (P10)."""
+    if policy.evaluation != before.policy.evaluation:
+        raise PolicyError(
+            "policy.purpose",
+            f"The dataset {before.id} was registered for"
+            f" {'evaluation' if before.policy.evaluation else 'training'}, and stays so.",
+            mend="Register other rows for the other purpose.",
+            where=before.id,
+        )
 
 
 def settle(store: Store, id: str, error: str | None) -> Dataset:
@@ -320,6 +334,7 @@ def set_policy(store: Store, id: str, owner: str, policy: Policy) -> Dataset:
     digest = codec.digest(policy)
     with store.transaction():
         found = owned(store, id, owner)
+        _keep_purpose(found, policy)
         if found.policy_digest != digest:
             store.run(
                 "UPDATE datasets SET policy = ?, policy_digest = ? WHERE id = ?",

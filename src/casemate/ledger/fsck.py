@@ -97,9 +97,12 @@ def _read_quotes(replay: Replay, rows: Rows) -> None:
     for digest, salt, raw in rows("SELECT digest, salt, quote FROM quotes"):
         said = "sha256:" + hashlib.sha256(raw).hexdigest()
         replay.expect(said == digest, f"quote {digest} was changed")
-        datasets = codec.decode(Quote, raw).request.datasets
+        request = codec.decode(Quote, raw).request
         replay.salts[digest] = salt
-        replay.quotes[replay.commit(digest, digest)] = frozenset(d.dataset for d in datasets)
+        commit = replay.commit(digest, digest)
+        replay.quotes[commit] = frozenset(d.dataset for d in request.datasets)
+        if request.metrics:
+            replay.evaluations.add(commit)
 
 
 def _read_policies(replay: Replay, rows: Rows) -> None:

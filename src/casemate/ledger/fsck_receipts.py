@@ -114,6 +114,7 @@ def _claims(
         and receipt.request_digest == codec.digest(quote.request)
         and receipt.model_digest == quote.request.model_digest
         and receipt.plan == quote.plan
+        and receipt.metrics == quote.request.metrics
         and receipt.reserved == said.sequence
         and receipt.log in replay.keys
         and [d.dataset for d in receipt.datasets] == [d.dataset for d in body.debits]

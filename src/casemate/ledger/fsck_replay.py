@@ -43,11 +43,13 @@ def commitment(salt: bytes, digest: str) -> str:
 
 @dataclass
 class Account:
-    """``slack``: by how much each order may differ, where a charge was all that was left."""
+    """``free``: jobs that charged nothing. ``slack``: by how much each order may differ, where a
+    charge was all that was left."""
 
     rdp_nano: tuple[int, ...] = budgets.EMPTY
     delta_femto: int = 0
     jobs: int = 0
+    free: int = 0
     slack: int = 0
 
     def add(self, charge: Charge) -> None:
@@ -55,6 +57,7 @@ class Account:
         self.rdp_nano = tuple(min(a + b, canonical.MAX_INT) for a, b in pairs)
         self.delta_femto += charge.delta_femto
         self.jobs += 1
+        self.free += charge.delta_femto == 0 == max(charge.rdp_nano)
 
 
 @dataclass
@@ -110,6 +113,8 @@ class Replay:
     # Commitment on a quote -> the datasets of it; digest of a quote -> its salt.
     quotes: dict[str, frozenset[str]] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
+    # Commitments on quotes of evaluations.
+    evaluations: set[str] = field(default_factory=set)
     passing: passes.Passing = field(default_factory=passes.Passing)
     # What is known of the policies behind commitments: those of today and of registration.
     policies: dict[str, Policy] = field(default_factory=dict)
@@ -273,27 +278,34 @@ def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
             yield f"it exceeds the budget of {debit.lineage}"
         policy = replay.policies.get(debit.policy)
         if policy is not None:
-            yield from _under(replay, body, debit, policy, lineage.accounts[body.scientist])
+            yield from _under(replay, body, debit, policy, lineage.accounts)
     if replay.recompute:
         yield from costs.charge(body)
     replay.jobs[body.job] = Job(body, entry.boot, entry.sequence, entry.sequence)
 
 
 def _under(
-    replay: Replay, body: Reserved, debit: Debit, policy: Policy, account: Account
+    replay: Replay, body: Reserved, debit: Debit, policy: Policy, accounts: dict[str, Account]
 ) -> Iterator[str]:
-    """What a policy that is known forbids."""
-    cap = policy.scientist_budget
+    """What a policy that is known forbids. What is for evaluation is that from its registration
+    on, so that its free jobs are its exact evaluations."""
+    cap, account = policy.scientist_budget, accounts[body.scientist]
     if cap is not None and not budgets.fits(cap, account.rdp_nano, account.delta_femto):
         yield f"it exceeds what {debit.dataset} allows one scientist"
     said = replay.verdicts.get((body.quote, debit.dataset))
     if said == "reject" or (policy.approval == "each-quote" and said != "approve"):
         yield f"the owner of {debit.dataset} did not approve"
-    if not {"*", body.scientist} & set(policy.scientists) or policy.evaluation:
-        yield f"{debit.dataset} is not for this scientist's training"
+    if not {"*", body.scientist} & set(policy.scientists):
+        yield f"{debit.dataset} is not for this scientist"
     if policy.last_epoch is not None and debit.epoch > policy.last_epoch:
         yield f"{debit.dataset} had expired"
-    if not body.events and policy.nonprivate is None:
+    if policy.evaluation and body.quote not in replay.evaluations:
+        yield f"{debit.dataset} is for evaluation only"
+    if body.events:
+        return
+    if policy.evaluation and accounts[""].free > policy.evaluations:
+        yield f"{debit.dataset} gives no more exact evaluations"
+    if not policy.evaluation and policy.nonprivate is None:
         yield f"{debit.dataset} is not for training without privacy"
 
 

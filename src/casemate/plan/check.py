@@ -33,6 +33,13 @@ def check_request(request: JobRequest, schemas: Sequence[DatasetSchema]) -> None
             f"Use a batch size of at most {units}.",
             "train.batch_size",
         )
+    if request.metrics and request.train.batch_size != units:
+        _refuse(
+            "evaluation",
+            f"An evaluation looks at all {units} privacy units, not {request.train.batch_size}.",
+            f"Use a batch size of {units}.",
+            "train.batch_size",
+        )
     check_schemas(schemas, request.inputs)
 
 

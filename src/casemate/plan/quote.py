@@ -31,7 +31,7 @@ MIN_TICK: Final = 0.25
 class DatasetState:
     """A dataset as the ledger knows it now. ``spent`` in nano-RDP at each order, ``delta_femto`` in
     units of 1e-15; both with what is reserved. ``by_scientist``: both again, of this scientist's
-    jobs alone."""
+    jobs alone. ``evaluated``: exact evaluations so far."""
 
     dataset: str
     owner: str
@@ -44,6 +44,7 @@ class DatasetState:
     spent: tuple[int, ...]
     delta_femto: int
     by_scientist: tuple[tuple[int, ...], int]
+    evaluated: int = 0
 
 
 def recompute(plan: Plan, delta: float) -> tuple[Charge, float]:
@@ -96,9 +97,23 @@ def refusal(
             "policy.expired",
             f"has expired with epoch {policy.last_epoch}",
         ),
-        (policy.evaluation, "policy.evaluation-only", "is for evaluation only"),
         (
-            not plan.private and (words is None or words != policy.nonprivate),
+            policy.evaluation and not request.metrics,
+            "policy.evaluation-only",
+            "is for evaluation only",
+        ),
+        (
+            request.exact and not policy.evaluation,
+            "policy.not-evaluation",
+            "is not registered for evaluation, so that metrics on it must be private",
+        ),
+        (
+            request.exact and now.evaluated >= policy.evaluations,
+            "policy.evaluations",
+            f"gives {policy.evaluations} exact evaluations, and gave {now.evaluated}",
+        ),
+        (
+            not (plan.private or request.exact) and (words is None or words != policy.nonprivate),
             "policy.private-only",
             "does not permit training without privacy in these words",
         ),

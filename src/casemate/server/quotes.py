@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from casemate.accounting.filters import RdpFilter
-from casemate.ledger import catalog, quotes
+from casemate.ledger import admission, catalog, quotes
 from casemate.plan.check import check_request
 from casemate.plan.compile import compile_plan
 from casemate.plan.quote import DatasetState, quote
@@ -37,6 +37,7 @@ def _state(service: Service, use: DatasetUse, scientist: str) -> DatasetState:
         spent=account.rdp_nano,
         delta_femto=account.delta_femto,
         by_scientist=(own.rdp_nano, own.delta_femto),
+        evaluated=admission.evaluated(service.store, found.lineage, held=True),
     )
 
 

@@ -1,6 +1,7 @@
 """What leaves once a worker has read rows: the closed list, and where each entry is held to it.
 
-- the weights, in a form with room for nothing else (:func:`check_result`), sealed;
+- the weights, or an evaluation's metrics, in a form with room for nothing else
+  (:func:`check_result`), sealed;
 - the receipt, of public constants and the weights' digest (:func:`receipt`);
 - that the run ended, and whether well, at a public moment (``server.run.Ticks``); of a failure no
   more than :func:`end` shows;
@@ -39,6 +40,7 @@ from casemate.spec.receipt import (
     Guarantee,
     Receipt,
     ReceiptDataset,
+    no_privacy,
 )
 
 FOLDER: Final = "results"
@@ -74,10 +76,12 @@ def sweep(disk: Disk, store: Store) -> None:
 
 def check_result(weights: bytes, quote: Quote) -> None:
     """The worker's result must be canonical safetensors of no more scalars than the quoted model
-    has: a closed form with no place for anything beside the weights. Raises ``FormatError``."""
+    has, of an evaluation than it releases: a closed form with no place for anything beside the
+    weights. Raises ``FormatError``."""
     infos = tensors.read_header(weights, len(weights)).values()
     scalars = sum(math.prod(info.shape) for info in infos)
-    if scalars > quote.parameters or any(info.dtype != "f32" for info in infos):
+    most = quote.request.released or quote.parameters
+    if scalars > most or any(info.dtype != "f32" for info in infos):
         raise FormatError(
             "format.result",
             "The result is not the quoted model's weights.",
@@ -138,15 +142,17 @@ def guarantee(quote: Quote) -> Guarantee:
     """The claim, in words that hold against who does not see access patterns (P6)."""
     if not quote.plan.private:
         return Guarantee(
-            private=False, epsilon=0.0, delta=0.0, unit=UNIT, statement="no privacy guarantee"
-        )
+            private=False, epsilon=0.0, delta=0.0, unit=UNIT,
+            statement=no_privacy(quote.request.metrics),
+        )  # fmt: skip
+    what = "metrics" if quote.request.metrics else "weights"
     return Guarantee(
         private=True,
         epsilon=quote.epsilon,
         delta=quote.delta,
         unit=UNIT,
         statement=(
-            f"The released weights are ({quote.epsilon:.6g}, {quote.delta:g})-differentially "
+            f"The released {what} are ({quote.epsilon:.6g}, {quote.delta:g})-differentially "
             "private for zeroing out one privacy unit of one dataset. A person with units in m "
             "datasets has m-fold group privacy. No amplification by sampling is claimed against "
             "an observer of the machine's timing or memory accesses."
@@ -192,6 +198,7 @@ def receipt(
         software=software(),
         log=log.key(store).origin,
         reserved=found.reserved,
+        metrics=request.metrics,
     )
     statement: dict[str, Json] = {
         "_type": STATEMENT_TYPE,

@@ -84,6 +84,7 @@ async def prepare(
         compile_seconds=min(limits.compile_seconds, COMPILE_PART * limits.prepare_seconds),
         compiled=compiled,
         sandbox=service.config.sandbox,
+        released=request.released,
     )
     try:
         await _tell(worker, message, lambda: service.uploads.descriptor(upload))

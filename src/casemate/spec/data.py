@@ -19,6 +19,7 @@ ANYONE: Final = "*"
 MAX_DELTA: Final = 0.01
 MAX_WITNESSES: Final = 16
 MAX_RESUMES: Final = 3
+MAX_EVALUATIONS: Final = 1_000_000
 
 
 @value("column/v1")
@@ -123,7 +124,10 @@ class Budget:
             raise ValueError(f"delta must be above 0 and at most {MAX_DELTA}")
 
 
-@value("policy/v1", later=("scientist_budget", "witnesses", "cosignatures", "resumes"))
+@value(
+    "policy/v1",
+    later=("scientist_budget", "witnesses", "cosignatures", "resumes", "evaluations"),
+)
 class Policy:
     """Who may do what with a dataset; every field is stated.
 
@@ -132,7 +136,8 @@ class Policy:
     ``max_epsilon``: the most that one job may charge (in the filter's epsilon), or ``None``.
     ``nonprivate``: the owner's own words that permit training without privacy, or ``None`` (P10).
     ``last_epoch``: the dataset serves while its signed epoch is at most this, or ``None``.
-    ``evaluation``: the dataset is for evaluation; nobody trains on it.
+    ``evaluation``: the dataset is registered for evaluation, for ever: nobody trains on it.
+    ``evaluations``: how many evaluations of such a dataset's ledger may be exact, in all (P10).
     ``scientist_budget``: the most that the jobs of one scientist may charge together, by a filter
     of its own beside the dataset's, or ``None``.
     ``witnesses``: verifier keys (C2SP vkey, cosignature/v1) of which ``cosignatures`` must have
@@ -152,6 +157,7 @@ class Policy:
     witnesses: tuple[str, ...] = ()
     cosignatures: int = 0
     resumes: int = MAX_RESUMES
+    evaluations: int = 0
 
     def __post_init__(self) -> None:
         count = len(self.witnesses)
@@ -159,6 +165,10 @@ class Policy:
             raise ValueError(f"witnesses must be at most {MAX_WITNESSES} different keys")
         if not (count < 2 * self.cosignatures <= 2 * count or count == self.cosignatures == 0):
             raise ValueError("cosignatures must be more than half of the witnesses, and not more")
+        if not 0 <= self.evaluations <= (MAX_EVALUATIONS if self.evaluation else 0):
+            raise ValueError(
+                f"evaluations must be from 0 to {MAX_EVALUATIONS}, and 0 but for evaluation"
+            )
         if not 0 <= self.resumes <= MAX_RESUMES:
             raise ValueError(f"resumes must be from 0 to {MAX_RESUMES}")
         if not self.scientists or len(set(self.scientists)) != len(self.scientists):

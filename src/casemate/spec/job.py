@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from casemate.spec.codec import value
 
 _LARGEST: Final = 1e6
+MAX_METRICS: Final = 16
 
 
 def _between(low: float, high: float, **fields: float) -> None:
@@ -101,7 +102,7 @@ class Dp:
 
 @value("non-private/v1")
 class NonPrivate:
-    """Training without privacy, with the words of the owners' policies repeated (P10)."""
+    """Without privacy (P10). words: of the owners' policies, repeated; of an evaluation, any."""
 
     words: str
 
@@ -189,12 +190,30 @@ class DatasetUse:
     epoch: int
 
 
-@value("job/v1")
+@value("metric/v1")
+class Metric:
+    """A figure that each row has, cut to [0, ``limit``]; its mean over the rows is asked for."""
+
+    name: str
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (1 <= len(self.name) <= 60 and self.name.isascii() and self.name.isprintable()):
+            raise ValueError("a metric's name must have 1 to 60 printable ASCII characters")
+        _between(1e-6, _LARGEST, limit=self.limit)
+
+
+@value("job/v1", later=("metrics",))
 class JobRequest:
-    """One training job over one or several datasets.
+    """One job over one or several datasets: a training, or with ``metrics`` an evaluation.
 
     ``job`` is ``job_`` and 32 hex digits chosen by the client; the same id with another body is
     refused. ``model_digest`` is the SHA-256 of the packed model (graph and initial weights).
+
+    An evaluation is one step of plain SGD, lr 1, on all units, of a graph whose one trained tensor
+    is a vector of zeros, one longer than ``metrics``, and whose loss is minus its product with
+    (1, each metric over its limit): so it becomes the mean of these over units, by the way that
+    clips, sums and noises gradients. Without privacy the metrics are exact (:attr:`exact`).
     """
 
     job: str
@@ -203,6 +222,7 @@ class JobRequest:
     model_digest: str
     inputs: tuple[InputBinding, ...]
     train: TrainSpec
+    metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"job_[0-9a-f]{32}", self.job):
@@ -210,6 +230,29 @@ class JobRequest:
         names = [d.dataset for d in self.datasets]
         if not 1 <= len(names) <= 64 or len(set(names)) != len(names):
             raise ValueError("a job needs 1 to 64 different datasets")
+        if not self.metrics:
+            return
+        different = len({m.name for m in self.metrics}) == len(self.metrics)
+        if not different or len(self.metrics) > MAX_METRICS:
+            raise ValueError(f"metrics must be at most {MAX_METRICS}, with different names")
+        form = TrainSpec(
+            batch_size=self.train.batch_size,
+            steps=1,
+            privacy=self.train.privacy,
+            optimizer=Sgd(lr=1.0),
+        )
+        if self.train != form:
+            raise ValueError("metrics are had by one step of plain SGD with lr 1")
+
+    @property
+    def exact(self) -> bool:
+        """Whether metrics are asked for without privacy (P10)."""
+        return bool(self.metrics) and isinstance(self.train.privacy, NonPrivate)
+
+    @property
+    def released(self) -> int | None:
+        """How many scalars an evaluation releases; ``None``: those of the model."""
+        return len(self.metrics) + 1 if self.metrics else None
 
 
 @value("submission/v1")

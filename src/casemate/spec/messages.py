@@ -33,13 +33,14 @@ class CheckDataset:
     sandbox: tuple[str, ...] = ()
 
 
-@value("w-prepare/v1", later=("compile_seconds", "compiled", "sandbox"))
+@value("w-prepare/v1", later=("compile_seconds", "compiled", "sandbox", "released"))
 class Prepare:
     """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model.
 
     compile_seconds: from then on no part of it is compiled. compiled: what the quote's execution
     says; ``None`` where there is no quote yet and the worker decides. sandbox: layers without
-    which the worker takes no data."""
+    which the worker takes no data. released: scalars of the one tensor that an evaluation may have
+    trained; ``None`` for a training."""
 
     key: bytes
     model_digest: str
@@ -51,6 +52,7 @@ class Prepare:
     compile_seconds: float = 0.0
     compiled: bool | None = None
     sandbox: tuple[str, ...] = ()
+    released: int | None = None
 
 
 @value("w-dataset/v1")

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from casemate.spec.codec import value
 from casemate.spec.evidence import Attestation
-from casemate.spec.job import Charge, Plan
+from casemate.spec.job import Charge, Metric, Plan
 
 PREDICATE_TYPE: Final = "https://casemate.dev/receipt/v1"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -24,9 +24,14 @@ class ReceiptDataset:
     charge: Charge
 
 
+def no_privacy(metrics: tuple[Metric, ...]) -> str:
+    """What the receipt of a job without privacy says (P10)."""
+    return "no privacy guarantee" + (" for these rows" if metrics else "")
+
+
 @value("guarantee/v1")
 class Guarantee:
-    """The claim in words and numbers: "no privacy guarantee" where ``private`` is False."""
+    """The claim in words and numbers: :func:`no_privacy` where ``private`` is False."""
 
     private: bool
     epsilon: float
@@ -35,9 +40,10 @@ class Guarantee:
     statement: str
 
 
-@value("receipt/v2")
+@value("receipt/v2", later=("metrics",))
 class Receipt:
-    """The predicate of the in-toto statement whose subject is the released weights.
+    """The predicate of the in-toto statement whose subject is the released weights; of an
+    evaluation, the vector of its ``metrics`` (``spec.job.JobRequest``).
 
     ``log`` is the origin of the log in which the job was reserved at place ``reserved`` and whose
     commit entry commits to this receipt; ``simulated`` lists what was simulated (P12).
@@ -57,6 +63,7 @@ class Receipt:
     software: str
     log: str
     reserved: int
+    metrics: tuple[Metric, ...] = ()
 
 
 @value("receipt-bundle/v2")

@@ -155,6 +155,7 @@ def _prepare(message: Prepare, fd: int) -> prepare.Ready:
         message.train,
         message.memory_bytes,
         compiling=select.Compile(message.compile_seconds, message.compiled),
+        released=message.released,
     )
 
 

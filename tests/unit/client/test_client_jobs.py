@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import casemate as cm
-from casemate.client import jobs
+from casemate.client import jobs, models
 from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets
 from casemate.client.jobs import Jobs, QuoteView, Run
@@ -295,3 +295,29 @@ def test_impossible_jobs_are_usage_errors(connected, trust, someone, tmp_path, m
     for datasets in ([], ["ds_1", "ds_1"]):
         with pytest.raises(UsageError):
             enclave.quote("model", datasets, **good)
+
+
+@pytest.mark.parametrize(
+    ("given", "limits", "words"),
+    [
+        ("mse", None, "There is no limit for 'mse'"),
+        (["accuracy", "mse"], {"rmse": 1.0}, "There is no limit for 'mse'"),
+        ("accuracy", {"mse": 1.0}, "A limit is given for 'mse'"),
+        ([], None, "No metric is named"),
+    ],
+)
+def test_metrics_have_names_and_limits(given, limits, words):
+    with pytest.raises(UsageError, match=words) as e:
+        models.metrics(given, limits)
+    assert e.value.code == "usage.metrics"
+
+
+def test_metrics_by_name_function_and_limit():
+    assert models.metrics("accuracy", None) == {"accuracy": ("accuracy", 1.0)}
+    found = models.metrics({"near": abs, "mse": "mse"}, {"near": 2, "mse": 3.5})
+    assert found == {"near": (abs, 2.0), "mse": ("mse", 3.5)}
+
+
+def test_a_packed_model_has_no_scores():
+    with pytest.raises(UsageError, match="gives losses and no scores"):
+        models.export_metrics("model.cmm", [], {"accuracy": ("accuracy", 1.0)})

@@ -27,7 +27,7 @@ from casemate.spec.consent import (
 )
 from casemate.spec.errors import LedgerError
 from casemate.spec.identity import PublicIdentity
-from casemate.spec.job import Charge, DpEvent
+from casemate.spec.job import Charge, DpEvent, Metric
 from casemate.spec.log import (
     Abandoned,
     Approval,
@@ -89,7 +89,10 @@ class World:
             OPEN, approval="each-quote", scientists=(SCIENTIST.id,), last_epoch=0,
             scientist_budget=replace(BUDGET, epsilon=0.5), resumes=0, nonprivate=words,
         ))  # fmt: skip
-        self.shown = push(store, "shown", SIGNER, replace(OPEN, evaluation=True))
+        self.shown = push(store, "shown", SIGNER, replace(OPEN, evaluation=True, evaluations=1))
+        metrics = (Metric(name="accuracy"),)
+        self.measured = queue(store, "measured", (self.shown,), words="", metrics=metrics)
+        ledger.reserve(store, self.measured)
 
     def reserved(self, job: str) -> Reserved:
         (entry, *_) = entries(self.store, ledger.job(self.store, job).reserved)
@@ -248,19 +251,17 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
     "another scientist": (
         "reserve",
         lambda w: replace(w.strictly(), scientist=OTHER.id),
-        "is not for this scientist's training",
+        "is not for this scientist",
     ),
-    "on what is for evaluation": (
+    "training on what is for evaluation": (
         "reserve",
-        lambda w: w.debit(
-            dataset=w.shown,
-            lineage=w.shown,
-            policy=commitment(
-                catalog.dataset(w.store, w.shown).salt,
-                catalog.dataset(w.store, w.shown).policy_digest,
-            ),
-        ),
-        "is not for this scientist's training",
+        lambda w: w.again(debits=w.reserved(w.measured).debits),
+        "is for evaluation only",
+    ),
+    "more exact evaluations than there are": (
+        "reserve",
+        lambda w: replace(w.reserved(w.measured), job="job_new"),
+        "gives no more exact evaluations",
     ),
     "without privacy": ("reserve", lambda w: w.again(events=()), "training without privacy"),
     "key back": ("rotate", lambda w: Rotated(generation=0), "the key did not go forward"),

@@ -8,13 +8,13 @@ from dataclasses import replace
 import apsw
 import pytest
 
-from casemate.ledger import anchor, catalog, fsck, ledger, log, quotes
+from casemate.ledger import admission, anchor, catalog, fsck, ledger, log, quotes
 from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import Store
 from casemate.spec import codec, merkle
-from casemate.spec.data import Budget
+from casemate.spec.data import Budget, Policy
 from casemate.spec.errors import CasemateError, InternalError, JobError, LedgerError, LimitError
-from casemate.spec.job import Charge, DpEvent
+from casemate.spec.job import Charge, DpEvent, Metric
 from casemate.spec.log import Abandoned, Committed, Reserved, commitment
 from casemate.spec.receipt import LogEntry
 from support.anchors import NAME, FakeAnchor
@@ -35,6 +35,8 @@ from support.ledgers import (
     person,
     push,
     queue,
+    refused,
+    run,
     secret,
 )
 
@@ -215,9 +217,9 @@ def test_a_running_jobs_newest_state_is_kept(store: Store) -> None:
     job, other = queue(store, "1", (dataset,)), queue(store, "2", (dataset,))
     states = [TrainingState(n, f"states/{job}.{n}", bytes([n]) * 32) for n in (3, 6)]
     ledger.reserve(store, job)
-    for refused in (job, other):
+    for stopped in (job, other):
         with pytest.raises(JobError, match="not running in this boot"):
-            ledger.keep_state(store, refused, states[0])
+            ledger.keep_state(store, stopped, states[0])
     ledger.begin(store, job)
     assert ledger.training_state(store, job) is None
     for state in states:
@@ -354,6 +356,7 @@ def test_a_store_opens_once_and_under_its_key() -> None:
 
 
 WORDS = "It is all public."
+METRICS = (Metric(name="accuracy"),)
 RULES = [
     ("policy.checking", "does not serve", {}, {}),
     ("policy.not-admitted", "does not admit this scientist", {"scientists": (OTHER.id,)}, {}),
@@ -364,6 +367,18 @@ RULES = [
         "does not permit training without privacy in these words",
         {"nonprivate": WORDS},
         {"words": "It is public, all."},
+    ),
+    (
+        "policy.not-evaluation",
+        "is not registered for evaluation",
+        {"nonprivate": WORDS},
+        {"words": WORDS, "metrics": METRICS},
+    ),
+    (
+        "policy.evaluations",
+        "gives 0 exact evaluations, and gave or holds 0",
+        {"evaluation": True},
+        {"words": "", "metrics": METRICS},
     ),
     ("policy.max-epsilon", "allows less epsilon for one job", {"max_epsilon": 0.1}, {}),
     (
@@ -388,6 +403,44 @@ def test_each_rule_says_what_is_wrong(store: Store, code, words, policy, job) ->
     assert shape(e.value) == (code, 403, dataset)
     assert e.value.message == f"The dataset {dataset} {words}."
     assert e.value.mend and e.value.mend[0].isupper()
+
+
+HELD_OUT = replace(OPEN, evaluation=True, evaluations=2)
+
+
+def test_exact_evaluations_are_held_while_they_wait_and_counted_once_reserved(store: Store) -> None:
+    """By the ledger, so that a new version has no new ones; what is cancelled gives its place
+    back."""
+    exact = {"words": "", "metrics": METRICS}
+    dataset = push(store, policy=HELD_OUT)
+    first = queue(store, "1", (dataset,), **exact)
+    second = queue(store, "2", (dataset,), **exact)
+    third = ask(store, "3", (dataset,), **exact)
+    refused("policy.evaluations", store, third)
+    ledger.abandon(store, second, "cancelled", "job.cancelled")
+    run(store, first)
+    assert ledger.submit(store, third, SCIENTIST.id).state == "queued"
+    newer = push(store, "b", policy=HELD_OUT, previous="a")
+    assert admission.evaluated(store, dataset, held=False) == 1
+    assert admission.evaluated(store, dataset, held=True) == 2
+    refused("policy.evaluations", store, ask(store, "4", (newer,), **exact))
+    # Private ones are not counted.
+    queue(store, "5", (newer,), event=SMALL, metrics=METRICS)
+
+
+@pytest.mark.parametrize("before", [OPEN, HELD_OUT])
+def test_rows_keep_their_purpose(store: Store, before: Policy) -> None:
+    other = HELD_OUT if before == OPEN else OPEN
+    dataset = push(store, policy=before)
+    catalog.set_policy(store, dataset, OWNER.id, replace(before, max_epsilon=1.0))
+    for action in (
+        lambda: catalog.set_policy(store, dataset, OWNER.id, other),
+        lambda: push(store, "b", policy=other, previous="a"),
+    ):
+        with pytest.raises(CasemateError) as e:
+            action()
+        assert (e.value.code, e.value.where) == ("policy.purpose", dataset)
+    assert catalog.dataset(store, dataset).policy.evaluation == before.evaluation
 
 
 def test_the_last_epoch_serves_and_a_named_scientist_is_admitted(store: Store) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -12,7 +15,16 @@ from casemate.plan.compile import compile_plan
 from casemate.plan.quote import MIN_TICK, quote, recompute, ticks
 from casemate.spec import codec
 from casemate.spec.data import Budget, Column, DatasetSchema, Policy
-from casemate.spec.job import Dp, Execution, JobRequest, NonPrivate, Quote
+from casemate.spec.job import (
+    Dp,
+    Execution,
+    JobRequest,
+    Metric,
+    NonPrivate,
+    Quote,
+    Sgd,
+    TrainSpec,
+)
 
 
 def made(job: JobRequest, *states: Any) -> Quote:
@@ -73,6 +85,44 @@ def test_refusals(code: str, changes: dict[str, Any]) -> None:
         job = codec.from_json(JobRequest, {**codec.to_json(job), "datasets": [codec.to_json(use)]})  # type: ignore[dict-item]
     (row,) = made(job, state(**changes)).datasets
     assert row.refusal == code and "'north'" in row.message
+
+
+HELD_OUT = Policy(scientists=("*",), evaluation=True, evaluations=3)
+
+
+@pytest.mark.parametrize(
+    ("code", "policy", "evaluated"),
+    [
+        (None, HELD_OUT, 2),
+        ("policy.evaluations", HELD_OUT, 3),
+        ("policy.evaluations", Policy(scientists=("*",), evaluation=True), 0),
+        ("policy.not-evaluation", Policy(scientists=("*",), nonprivate="Anybody may train."), 0),
+    ],
+)
+def test_exact_metrics(code: str | None, policy: Policy, evaluated: int) -> None:
+    job = evaluation(policy, NonPrivate(words="Anybody may train."))
+    (row,) = made(job, state(policy=policy, evaluated=evaluated)).datasets
+    assert row.refusal == code and row.charge.epsilon == 0.0
+
+
+def evaluation(policy: Policy, privacy: Dp | NonPrivate) -> JobRequest:
+    train = TrainSpec(batch_size=schema().units, steps=1, privacy=privacy, optimizer=Sgd(lr=1.0))
+    return replace(request(policy=policy), train=train, metrics=(Metric(name="accuracy"),))
+
+
+@pytest.mark.parametrize("policy", [POLICY, HELD_OUT])
+def test_private_metrics_cost_as_one_step_on_all_rows(policy: Policy) -> None:
+    result = made(evaluation(policy, Dp(epsilon=1.0, delta=1e-5, clip=1.5)), state(policy=policy))
+    (row,) = result.datasets
+    assert row.refusal is None and 0.99 < row.charge.epsilon <= 1.0
+    (event,) = result.plan.events
+    assert (event.rate, event.steps) == (1.0, 1)
+    # The Gaussian mechanism's own curve (Balle and Wang 2018, Theorem 8), at the event's delta.
+    mu = 1 / event.noise_multiplier
+    cdf = NormalDist().cdf
+    eps = result.epsilon
+    delta = cdf(mu / 2 - eps / mu) - math.exp(eps) * cdf(-mu / 2 - eps / mu)
+    assert delta == pytest.approx(1e-5, rel=0.01)
 
 
 def test_approval_is_asked_for_but_refuses_nothing() -> None:

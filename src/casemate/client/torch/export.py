@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from casemate.client import bind
+from casemate.engine.capture import frozen, metrics_head
 from casemate.engine.capture import loss as losses
 from casemate.engine.capture.trace import Specs, capture, module_of, parameters, specs_of
 from casemate.graph.model import LABEL_NAMES, Graph, InputSpec, Packed
@@ -50,6 +51,25 @@ def export(
         return capture(module, made, specs, dropout=dropout), bindings
     specs, bindings = _inputs(module, made, data, inputs or {})
     return capture(module, made, specs, bindings, data, dropout), bindings
+
+
+def export_metrics(
+    module: nn.Module,
+    schema: DatasetSchema,
+    metrics: Mapping[str, tuple[object, float]],
+    *,
+    inputs: Inputs | None = None,
+) -> tuple[Packed, tuple[InputBinding, ...]]:
+    """Pack an evaluation of ``module`` (:mod:`casemate.engine.capture.metrics`), in evaluation mode
+    and as it is now; and say which columns feed which input, as :func:`export` does.
+
+    ``metrics``: by name, what :func:`casemate.engine.capture.metrics.make` takes, and the limit
+    above 0 at which a row's value is cut. Raises ``ModelError``.
+    """
+    module, made = module_of(module), metrics_head(metrics)
+    with frozen(module):
+        specs, bindings = _inputs(module, made, schema, inputs or {})
+        return capture(module, made, specs, bindings, schema, dropout=False), bindings
 
 
 def _inputs(

@@ -38,7 +38,7 @@ _INSTEAD: Final[dict[type, str]] = {
 }
 
 
-def _outputs(outputs: Any) -> Any:
+def scores_of(outputs: Any) -> Any:
     """The scores of what a model returns: ``.logits``, else the first of a tuple, else itself."""
     if isinstance(outputs, Tensor):
         return outputs
@@ -71,7 +71,7 @@ class Named(nn.Module):
         self.shift = shift
 
     def forward(self, outputs: Any, target: Tensor) -> Tensor:
-        scores = _outputs(outputs)
+        scores = scores_of(outputs)
         if self.shift:
             scores, target = scores[:, :-1], target[:, 1:]
         if isinstance(self.loss, _CLASSES):

@@ -1,0 +1,287 @@
+"""Evaluation as a way to the rows: exact metrics where none are due, more of them than the owner
+allows, more in them than metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from casemate.client import models, receipts
+from casemate.client.enclave import Enclave
+from casemate.client.jobs import measured
+from casemate.graph.model import Packed
+from casemate.server import release
+from casemate.spec import tensors
+from casemate.spec.data import Budget, DatasetInfo, Policy
+from casemate.spec.errors import CasemateError, FormatError, JobError, ReceiptError
+from casemate.spec.job import (
+    DatasetUse,
+    InputBinding,
+    JobRequest,
+    Metric,
+    NonPrivate,
+    Quote,
+    Sgd,
+    TrainSpec,
+)
+from support.server import CLASSES, FEATURES, Party, RunningServer, mlp, start, table
+
+pytestmark = pytest.mark.e2e
+
+ROWS = 64
+WORDS = "Anybody may train on it."
+EXACT = NonPrivate(words="")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with start(tmp_path_factory.mktemp("evaluation") / "state") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def owner(server: RunningServer) -> Party:
+    return Party(server, "owner")
+
+
+@pytest.fixture(scope="module")
+def scientist(server: RunningServer) -> Party:
+    return Party(server, "scientist")
+
+
+@pytest.fixture(scope="module")
+def enclave(scientist: Party) -> Enclave:
+    return Enclave(scientist.connection, scientist.server.trust, scientist.identity)
+
+
+def held_out(owner: Party, count: int) -> DatasetInfo:
+    policy = Policy(scientists=("*",), evaluation=True, evaluations=count)
+    return owner.push(ROWS, policy=policy, budget=Budget(epsilon=50, delta=1e-2))
+
+
+@pytest.fixture(scope="module")
+def training(owner: Party) -> DatasetInfo:
+    """Even words that permit training without privacy permit no exact metrics."""
+    policy = Policy(scientists=("*",), nonprivate=WORDS)
+    return owner.push(ROWS, policy=policy, budget=Budget(epsilon=50, delta=1e-2))
+
+
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(FEATURES, CLASSES)
+
+
+def packed(data: DatasetInfo) -> Packed:
+    asked = models.metrics("accuracy", None)
+    return models.export_metrics(module(), [data.schema], asked).packed
+
+
+def accuracy(seed: int = 0) -> float:
+    found = {n: bytes(v) for n, (_, v) in tensors.load(table(ROWS, seed)).items()}
+    x = torch.frombuffer(bytearray(found["x"]), dtype=torch.float32).reshape(ROWS, FEATURES)
+    y = torch.frombuffer(bytearray(found["y"]), dtype=torch.int64)
+    with torch.no_grad():
+        return float((module()(x).argmax(1) == y).double().mean())
+
+
+def refused(of: Any, *given: Any, **more: Any) -> CasemateError:
+    with pytest.raises(CasemateError) as e:
+        of(*given, **more)
+    assert e.value.mend
+    return e.value
+
+
+def test_exact_metrics_are_counted_and_their_receipt_says_what_they_are(
+    owner: Party, enclave: Enclave
+) -> None:
+    data = held_out(owner, 2)
+    for _ in range(2):
+        run = enclave.evaluate(module(), [data]).watch(progress=False)
+        assert run.metrics()["accuracy"].value == pytest.approx(accuracy(), abs=1e-6)
+        assert run.metrics()["accuracy"].noise == 0.0
+        said = run.receipt.receipt
+        assert said.guarantee.statement == "no privacy guarantee for these rows"
+        assert said.metrics == (Metric(name="accuracy"),) and not said.guarantee.private
+    assert refused(enclave.evaluate, module(), [data]).code == "policy.evaluations"
+    # Private ones are what is left, and the budget pays.
+    before = owner.dataset(data.dataset).budget
+    run = enclave.evaluate(module(), [data], epsilon=2.0, delta=1e-4).watch(progress=False)
+    after = owner.dataset(data.dataset).budget
+    assert before is not None and after is not None
+    assert after.spent_epsilon > before.spent_epsilon == 0.0
+    assert run.metrics()["accuracy"].noise > 0 and run.receipt.receipt.guarantee.private
+
+
+def test_quotes_taken_together_do_not_multiply_the_evaluations(
+    owner: Party, scientist: Party, enclave: Enclave
+) -> None:
+    """Each quote is allowed when it is made; only as many jobs as are left start."""
+    data = held_out(owner, 3)
+    quotes = [enclave.quote_metrics(module(), [data]) for _ in range(6)]
+    assert all(q.allowed for q in quotes)
+
+    def submit(quote: Any) -> str:
+        party = dataclasses.replace(scientist)
+        party.identity = scientist.identity
+        party.connect()
+        try:
+            return scientist.wait(party.submit(quote.quote).job).state
+        except CasemateError as e:
+            return e.code
+
+    with ThreadPoolExecutor(6) as pool:
+        ends = sorted(pool.map(submit, quotes))
+    assert ends == ["done"] * 3 + ["policy.evaluations"] * 3
+
+
+def test_exact_metrics_of_training_rows_are_refused(
+    enclave: Enclave, scientist: Party, training: DatasetInfo
+) -> None:
+    quote = enclave.quote_metrics(module(), [training])
+    assert quote.quote.datasets[0].refusal == "policy.not-evaluation"
+    assert refused(scientist.submit, quote.quote).code == "policy.not-evaluation"
+    with_words = dataclasses.replace(
+        quote.quote.request,
+        job="job_" + "0" * 32,
+        train=dataclasses.replace(quote.quote.request.train, privacy=NonPrivate(words=WORDS)),
+    )
+    submission = scientist.submission(with_words, packed(training))
+    made = scientist.request("POST", "/v1/quotes", submission).value(Quote)
+    assert made.datasets[0].refusal == "policy.not-evaluation"
+
+
+def test_one_dataset_for_evaluation_does_not_open_another(
+    owner: Party, enclave: Enclave, training: DatasetInfo
+) -> None:
+    data = held_out(owner, 5)
+    error = refused(enclave.evaluate, module(), [data, training])
+    assert (error.code, error.where) == ("policy.not-evaluation", training.dataset)
+
+
+def test_nobody_trains_on_what_is_for_evaluation(owner: Party, scientist: Party) -> None:
+    data = held_out(owner, 5)
+    quote = scientist.quote([data])
+    assert quote.datasets[0].refusal == "policy.evaluation-only"
+    assert refused(scientist.submit, quote).code == "policy.evaluation-only"
+
+
+def evaluation(batch: int = ROWS, **changes: Any) -> TrainSpec:
+    spec = TrainSpec(batch_size=batch, steps=1, privacy=EXACT, optimizer=Sgd(lr=1.0))
+    return dataclasses.replace(spec, **changes)
+
+
+def test_weights_are_no_metrics(owner: Party, scientist: Party) -> None:
+    """A whole network's gradient of the rows, called a metric."""
+    data = held_out(owner, 5)
+    error = refused(
+        scientist.quote, [data], mlp(), train=evaluation(), metrics=(Metric(name="accuracy"),)
+    )
+    assert error.code == "model.metrics" and "w0" in error.message
+
+
+def test_a_few_rows_are_not_measured_alone(owner: Party, scientist: Party) -> None:
+    """A sample of the rows would show what few of them have; by Poisson sampling, even one."""
+    data = held_out(owner, 5)
+    error = refused(
+        scientist.quote,
+        [data],
+        packed(data),
+        train=evaluation(1),
+        metrics=(Metric(name="accuracy"),),
+    )
+    assert error.code == "plan.evaluation"
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        evaluation(steps=2),
+        evaluation(optimizer=Sgd(lr=1.0, momentum=0.5)),
+        evaluation(optimizer=Sgd(lr=2.0)),
+        evaluation(ema=0.5),
+    ],
+)
+def test_other_steps_are_no_evaluation(train: TrainSpec) -> None:
+    with pytest.raises(ValueError, match="one step of plain SGD"):
+        request(train)
+
+
+def request(train: TrainSpec, metrics: tuple[Metric, ...] = (Metric(name="m"),)) -> JobRequest:
+    return JobRequest(
+        job="job_" + "1" * 32,
+        scientist="id_s",
+        datasets=(DatasetUse(dataset="ds_a", policy_digest="sha256:0", epoch=0),),
+        model_digest="sha256:0",
+        inputs=(InputBinding(input="x", columns=("x",)),),
+        train=train,
+        metrics=metrics,
+    )
+
+
+@pytest.mark.parametrize("more", [("a", "a"), tuple(f"m{i}" for i in range(17))])
+def test_metrics_are_few_and_different(more: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="at most 16, with different names"):
+        request(evaluation(), tuple(Metric(name=n) for n in more))
+
+
+def test_a_hostile_worker_gets_no_more_out_than_the_metrics(owner: Party, enclave: Enclave) -> None:
+    data = held_out(owner, 1)
+    quote = enclave.quote_metrics(module(), [data]).quote
+    assert quote.parameters > 2  # of the model, which are not released
+
+    def result(count: int) -> bytes:
+        return tensors.dump({"x": ("f32", (count,), struct.pack(f"<{count}f", *[0.5] * count))})
+
+    release.check_result(result(2), quote)
+    with pytest.raises(FormatError, match="not the quoted model's weights"):
+        release.check_result(result(3), quote)
+
+
+def test_purposes_do_not_change(owner: Party, training: DatasetInfo) -> None:
+    """Exact metrics would undo what private jobs on the same rows were promised."""
+    data = held_out(owner, 5)
+    opened = Policy(scientists=("*",), evaluation=True, evaluations=5)
+    for found, policy in ((training, opened), (data, Policy(scientists=("*",)))):
+        error = refused(owner.request, "PUT", f"/v1/datasets/{found.dataset}/policy", policy)
+        assert error.code == "policy.purpose"
+        error = refused(
+            owner.register, ROWS, policy=policy, budget=Budget(epsilon=50, delta=1e-2),
+            previous=found.dataset,
+        )  # fmt: skip
+        assert error.code == "policy.purpose"
+    more = dataclasses.replace(opened, evaluations=6)
+    answer = owner.request("PUT", f"/v1/datasets/{data.dataset}/policy", more)
+    assert answer.value(DatasetInfo).policy == more
+
+
+def test_a_new_version_does_not_begin_the_count_again(owner: Party, enclave: Enclave) -> None:
+    data = held_out(owner, 1)
+    enclave.evaluate(module(), [data]).watch(progress=False)
+    again = owner.push(
+        ROWS,
+        policy=data.policy,
+        budget=Budget(epsilon=50, delta=1e-2),
+        previous=data.dataset,
+        seed=1,
+    )
+    assert refused(enclave.evaluate, module(), [again]).code == "policy.evaluations"
+
+
+def test_a_receipt_of_metrics_passes_for_no_other(owner: Party, enclave: Enclave) -> None:
+    data = held_out(owner, 1)
+    run = enclave.evaluate(module(), [data]).watch(progress=False)
+    said = dataclasses.replace(run.receipt.receipt, metrics=())
+    with pytest.raises(ReceiptError, match="must say 'no privacy guarantee'"):
+        receipts._agree(said, run.bundle)
+    with pytest.raises(FormatError, match="other things than the metrics"):
+        measured(said, run.result())
+    drowned = tensors.dump({"x": ("f32", (2,), bytes(8))})
+    with pytest.raises(JobError, match="larger than the number of rows"):
+        measured(run.receipt.receipt, drowned)
