@@ -57,10 +57,10 @@ types: setup
 	@$(VENV)/bin/mypy
 
 test: lint types
-	@$(PY) -m pytest -m "not full" -n 3
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not full" -n 3
 
 test-full: lint types
-	@$(PY) -m pytest -n 2
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2
 
 # Figures of docs/benchmarks.md: a one-minute job's time outside the engine; the base install.
 bench-overhead: setup

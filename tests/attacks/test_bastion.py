@@ -12,7 +12,6 @@ import pickle
 import re
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +39,6 @@ pytestmark = pytest.mark.e2e
 
 MARK = struct.pack("<4f", 1.2345678, -2.3456789, 3.3333333, -0.9876543)
 ROWS = 64
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with start(tmp_path_factory.mktemp("bastion") / "state") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def owner(server: RunningServer) -> Party:
-    return Party(server, "owner")
-
-
-@pytest.fixture(scope="module")
-def scientist(server: RunningServer) -> Party:
-    return Party(server, "scientist")
 
 
 @pytest.fixture(scope="module")

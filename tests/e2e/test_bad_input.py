@@ -41,23 +41,12 @@ from casemate.spec.data import (
 )
 from casemate.spec.errors import CasemateError
 from casemate.spec.job import InputBinding
-from support.server import CLASSES, FEATURES, Party, RunningServer, mlp, schema, start
+from support.server import CLASSES, FEATURES, Party, RunningServer, mlp, schema
 
 pytestmark = pytest.mark.e2e
 
 ROWS = 32
 BUDGET = Budget(epsilon=3.0, delta=1e-2)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with start(tmp_path_factory.mktemp("server") / "state") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def owner(server: RunningServer) -> Party:
-    return Party(server, "owner")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,27 +26,6 @@ pytestmark = pytest.mark.e2e
 # Long beside the test; of the other the end is waited for, and shown when its time is over.
 LONG = train_spec(epsilon=1.0, steps=20_000, batch=8)
 SHORTER = train_spec(epsilon=1.0, steps=2_000, batch=8)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[RunningServer]:
-    with start(folder / "state") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def owner(server: RunningServer) -> Party:
-    return Party(server, "owner")
-
-
-@pytest.fixture(scope="module")
-def scientist(server: RunningServer) -> Party:
-    return Party(server, "scientist")
 
 
 def _workers(server: RunningServer) -> set[int]:
