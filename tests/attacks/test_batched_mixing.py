@@ -163,7 +163,7 @@ def test_batches_that_look_like_other_axes(name: str) -> None:
         assert isinstance(refused, Unfit) or refused.code.startswith("model.")
 
 
-@pytest.mark.parametrize("t", [2, pytest.param(3, marks=pytest.mark.full), 16])
+@pytest.mark.parametrize("t", [2, *(pytest.param(t, marks=pytest.mark.full) for t in (3, 16))])
 def test_as_many_tokens_as_records(t: int) -> None:
     """Two and three are the sizes at which the gradient is noted."""
 

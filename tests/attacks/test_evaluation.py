@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,29 +30,13 @@ from casemate.spec.job import (
     Sgd,
     TrainSpec,
 )
-from support.server import CLASSES, FEATURES, Party, RunningServer, mlp, start, table
+from support.server import CLASSES, FEATURES, Party, mlp, table
 
 pytestmark = pytest.mark.e2e
 
 ROWS = 64
 WORDS = "Anybody may train on it."
 EXACT = NonPrivate(words="")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with start(tmp_path_factory.mktemp("evaluation") / "state") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def owner(server: RunningServer) -> Party:
-    return Party(server, "owner")
-
-
-@pytest.fixture(scope="module")
-def scientist(server: RunningServer) -> Party:
-    return Party(server, "scientist")
 
 
 @pytest.fixture(scope="module")

@@ -255,6 +255,45 @@ def test_changed_policies_void_quotes_and_epochs_only_advance(people, dataset):
     assert owner.refused("dataset", "epoch", dataset, "2")[0] in (2, 8)
 
 
+def quote_metrics(scientist, dataset, *more):
+    return scientist(
+        "job", "quote-metrics", "--model", "mine.py:build", "--dataset", dataset,
+        "--metric", "accuracy", "--metric", "cross_entropy=4", *more,
+    )  # fmt: skip
+
+
+def test_metrics_exact_where_the_owner_counts_them_and_private_elsewhere(people, dataset):
+    owner, scientist = people["owner"], people["scientist"]
+    held_out = owner(
+        "dataset", "push", "rows.csv", "--schema", "rows.toml", "--scientist", scientist.id,
+        "--evaluation", "--evaluations", "1", "--epsilon", "4", "--delta", "1e-4",
+    )["dataset"]  # fmt: skip
+    status = scientist("job", "submit", quote_metrics(scientist, held_out)["digest"])
+    exact = scientist("job", "metrics", status["job"])
+    assert 0 <= exact["accuracy"]["value"] <= 1
+    assert 0 < exact["cross_entropy"]["value"] < 4
+    assert exact["accuracy"]["noise"] == 0
+    again = quote_metrics(scientist, held_out)
+    assert again["quote"]["datasets"][0]["refusal"] == "policy.evaluations"
+    refused = quote_metrics(scientist, dataset)
+    assert refused["quote"]["datasets"][0]["refusal"] == "policy.not-evaluation"
+
+    scientist("job", "result", status["job"], "--receipt", "metrics.json")
+    receipt = str(scientist.folder / "metrics.json")
+    said = people["stranger"]("receipt", "verify", receipt, "--trust", "simulated")["receipt"]
+    assert said["guarantee"]["statement"] == "no privacy guarantee for these rows"
+    assert [m["name"] for m in said["metrics"]] == ["accuracy", "cross_entropy"]
+    assert people["stranger"]("audit", "verify", "--receipt", receipt)["entries"] > 0
+
+    private = quote_metrics(scientist, dataset, "--epsilon", "1", "--delta", "1e-5")
+    status = scientist("job", "submit", private["digest"])
+    noisy = scientist("job", "metrics", status["job"])
+    # Ten standard deviations, so 1e-6 with room for the quotient.
+    assert abs(noisy["accuracy"]["value"] - exact["accuracy"]["value"]) < 1
+    assert 0.01 < noisy["accuracy"]["noise"] < 0.2
+    assert owner("dataset", "budget", dataset)["budget"]["jobs"] >= 1
+
+
 def test_revocation_ends_it(people, dataset):
     owner, scientist = people["owner"], people["scientist"]
     assert owner("dataset", "revoke", dataset, "--yes")["state"] == "revoked"

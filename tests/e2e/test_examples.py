@@ -32,6 +32,7 @@ def test_private_training() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.full
 def test_private_lora() -> None:
     pytest.importorskip("peft")
     pytest.importorskip("transformers")

@@ -7,6 +7,7 @@ never overwritten, since a change of a format needs a new version of its name.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import math
 import types
@@ -55,6 +56,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@functools.cache
 def formats() -> dict[str, type]:
     """Every class marked with ``@value`` anywhere in the source, by its name."""
     for path in sorted(SOURCE.rglob("*.py")):

@@ -186,6 +186,7 @@ print(json.dumps([b.there, held, peak, b.tensors() - start]))
     assert abs(left) < 10_000
 
 
+@pytest.mark.full
 def test_a_run_of_processes():
     options = command.arguments(["--quick", "--only=logreg", "--peers=eager", "--seconds=1"])
     (found,) = command.run(options)

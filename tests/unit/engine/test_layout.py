@@ -105,7 +105,7 @@ def test_a_prefix_that_is_kept() -> None:
     assert layout.quicker(at.path, frontier) in (True, False)
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_what_is_quicker_is_taken(monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
     calls: list[bool] = []
 
