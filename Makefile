@@ -57,7 +57,7 @@ types: setup
 	@$(VENV)/bin/mypy
 
 test: lint types
-	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not full" -n 3
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not full" -n 3 --dist worksteal
 
 test-full: lint types
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2

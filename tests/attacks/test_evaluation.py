@@ -4,6 +4,7 @@ allows, more in them than metrics."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +15,7 @@ from torch import nn
 
 from casemate.client import models, receipts
 from casemate.client.enclave import Enclave
-from casemate.client.jobs import measured
-from casemate.graph.model import Packed
+from casemate.client.jobs import Run, measured
 from casemate.server import release
 from casemate.spec import tensors
 from casemate.spec.data import Budget, DatasetInfo, Policy
@@ -30,13 +30,15 @@ from casemate.spec.job import (
     Sgd,
     TrainSpec,
 )
-from support.server import CLASSES, FEATURES, Party, mlp, table
+from support.server import CLASSES, FEATURES, Party, mlp, schema, table
 
 pytestmark = pytest.mark.e2e
 
 ROWS = 64
 WORDS = "Anybody may train on it."
 EXACT = NonPrivate(words="")
+METRICS = (Metric(name="accuracy"),)
+BUDGET = Budget(epsilon=50, delta=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +48,18 @@ def enclave(scientist: Party) -> Enclave:
 
 def held_out(owner: Party, count: int) -> DatasetInfo:
     policy = Policy(scientists=("*",), evaluation=True, evaluations=count)
-    return owner.push(ROWS, policy=policy, budget=Budget(epsilon=50, delta=1e-2))
+    return owner.push(ROWS, policy=policy, budget=BUDGET)
+
+
+@pytest.fixture(scope="module")
+def data(owner: Party) -> DatasetInfo:
+    return held_out(owner, 5)
 
 
 @pytest.fixture(scope="module")
 def training(owner: Party) -> DatasetInfo:
     """Even words that permit training without privacy permit no exact metrics."""
-    policy = Policy(scientists=("*",), nonprivate=WORDS)
-    return owner.push(ROWS, policy=policy, budget=Budget(epsilon=50, delta=1e-2))
+    return owner.push(ROWS, policy=Policy(scientists=("*",), nonprivate=WORDS), budget=BUDGET)
 
 
 def module() -> nn.Module:
@@ -61,9 +67,9 @@ def module() -> nn.Module:
     return nn.Linear(FEATURES, CLASSES)
 
 
-def packed(data: DatasetInfo) -> Packed:
-    asked = models.metrics("accuracy", None)
-    return models.export_metrics(module(), [data.schema], asked).packed
+@functools.cache
+def exported() -> models.Exported:
+    return models.export_metrics(module(), [schema()], models.metrics("accuracy", None))
 
 
 def accuracy(seed: int = 0) -> float:
@@ -74,6 +80,21 @@ def accuracy(seed: int = 0) -> float:
         return float((module()(x).argmax(1) == y).double().mean())
 
 
+def evaluation(batch: int = ROWS, **changes: Any) -> TrainSpec:
+    spec = TrainSpec(batch_size=batch, steps=1, privacy=EXACT, optimizer=Sgd(lr=1.0))
+    return dataclasses.replace(spec, **changes)
+
+
+def ask(scientist: Party, datasets: list[DatasetInfo], train: TrainSpec) -> Quote:
+    made = exported()
+    return scientist.quote(datasets, made.packed, train=train, inputs=made.inputs, metrics=METRICS)
+
+
+def exact(scientist: Party, *datasets: DatasetInfo, **changes: Any) -> Quote:
+    """The quote of exact metrics over several datasets of the same size."""
+    return ask(scientist, list(datasets), evaluation(ROWS * len(datasets), **changes))
+
+
 def refused(of: Any, *given: Any, **more: Any) -> CasemateError:
     with pytest.raises(CasemateError) as e:
         of(*given, **more)
@@ -81,104 +102,93 @@ def refused(of: Any, *given: Any, **more: Any) -> CasemateError:
     return e.value
 
 
+@pytest.fixture(scope="module")
+def counted(owner: Party) -> DatasetInfo:
+    return held_out(owner, 1)
+
+
+@pytest.fixture(scope="module")
+def run(enclave: Enclave, counted: DatasetInfo) -> Run:
+    """The only exact evaluation of a dataset."""
+    return enclave.evaluate(module(), [counted]).watch(progress=False)
+
+
 def test_exact_metrics_are_counted_and_their_receipt_says_what_they_are(
-    owner: Party, enclave: Enclave
+    scientist: Party, counted: DatasetInfo, run: Run
 ) -> None:
-    data = held_out(owner, 2)
-    for _ in range(2):
-        run = enclave.evaluate(module(), [data]).watch(progress=False)
-        assert run.metrics()["accuracy"].value == pytest.approx(accuracy(), abs=1e-6)
-        assert run.metrics()["accuracy"].noise == 0.0
-        said = run.receipt.receipt
-        assert said.guarantee.statement == "no privacy guarantee for these rows"
-        assert said.metrics == (Metric(name="accuracy"),) and not said.guarantee.private
-    assert refused(enclave.evaluate, module(), [data]).code == "policy.evaluations"
-    # Private ones are what is left, and the budget pays.
-    before = owner.dataset(data.dataset).budget
-    run = enclave.evaluate(module(), [data], epsilon=2.0, delta=1e-4).watch(progress=False)
-    after = owner.dataset(data.dataset).budget
+    assert run.metrics()["accuracy"].value == pytest.approx(accuracy(), abs=1e-6)
+    assert run.metrics()["accuracy"].noise == 0.0
+    said = run.receipt.receipt
+    assert said.guarantee.statement == "no privacy guarantee for these rows"
+    assert said.metrics == METRICS and not said.guarantee.private
+    again = exact(scientist, counted)
+    assert again.datasets[0].refusal == "policy.evaluations"
+    assert refused(scientist.submit, again).code == "policy.evaluations"
+
+
+def test_private_metrics_are_what_is_left_and_the_budget_pays(
+    owner: Party, enclave: Enclave, counted: DatasetInfo, run: Run
+) -> None:
+    before = owner.dataset(counted.dataset).budget
+    noisy = enclave.evaluate(module(), [counted], epsilon=2.0, delta=1e-4).watch(progress=False)
+    after = owner.dataset(counted.dataset).budget
     assert before is not None and after is not None
     assert after.spent_epsilon > before.spent_epsilon == 0.0
-    assert run.metrics()["accuracy"].noise > 0 and run.receipt.receipt.guarantee.private
+    assert noisy.metrics()["accuracy"].noise > 0 and noisy.receipt.receipt.guarantee.private
 
 
 def test_quotes_taken_together_do_not_multiply_the_evaluations(
-    owner: Party, scientist: Party, enclave: Enclave
+    owner: Party, scientist: Party
 ) -> None:
     """Each quote is allowed when it is made; only as many jobs as are left start."""
-    data = held_out(owner, 3)
-    quotes = [enclave.quote_metrics(module(), [data]) for _ in range(6)]
-    assert all(q.allowed for q in quotes)
+    few = held_out(owner, 1)
+    quotes = [exact(scientist, few) for _ in range(3)]
+    assert all(q.datasets[0].refusal is None for q in quotes)
 
-    def submit(quote: Any) -> str:
-        party = dataclasses.replace(scientist)
-        party.identity = scientist.identity
-        party.connect()
+    def submit(quote: Quote) -> str:
         try:
-            return scientist.wait(party.submit(quote.quote).job).state
+            return scientist.wait(scientist.submit(quote).job).state
         except CasemateError as e:
             return e.code
 
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(3) as pool:
         ends = sorted(pool.map(submit, quotes))
-    assert ends == ["done"] * 3 + ["policy.evaluations"] * 3
+    assert ends == ["done"] + ["policy.evaluations"] * 2
 
 
 def test_exact_metrics_of_training_rows_are_refused(
-    enclave: Enclave, scientist: Party, training: DatasetInfo
+    scientist: Party, training: DatasetInfo
 ) -> None:
-    quote = enclave.quote_metrics(module(), [training])
-    assert quote.quote.datasets[0].refusal == "policy.not-evaluation"
-    assert refused(scientist.submit, quote.quote).code == "policy.not-evaluation"
-    with_words = dataclasses.replace(
-        quote.quote.request,
-        job="job_" + "0" * 32,
-        train=dataclasses.replace(quote.quote.request.train, privacy=NonPrivate(words=WORDS)),
-    )
-    submission = scientist.submission(with_words, packed(training))
-    made = scientist.request("POST", "/v1/quotes", submission).value(Quote)
-    assert made.datasets[0].refusal == "policy.not-evaluation"
+    for words in ("", WORDS):
+        quote = exact(scientist, training, privacy=NonPrivate(words=words))
+        assert quote.datasets[0].refusal == "policy.not-evaluation"
+        assert refused(scientist.submit, quote).code == "policy.not-evaluation"
 
 
 def test_one_dataset_for_evaluation_does_not_open_another(
-    owner: Party, enclave: Enclave, training: DatasetInfo
+    scientist: Party, data: DatasetInfo, training: DatasetInfo
 ) -> None:
-    data = held_out(owner, 5)
-    error = refused(enclave.evaluate, module(), [data, training])
+    quote = exact(scientist, data, training)
+    assert [d.refusal for d in quote.datasets] == [None, "policy.not-evaluation"]
+    error = refused(scientist.submit, quote)
     assert (error.code, error.where) == ("policy.not-evaluation", training.dataset)
 
 
-def test_nobody_trains_on_what_is_for_evaluation(owner: Party, scientist: Party) -> None:
-    data = held_out(owner, 5)
+def test_nobody_trains_on_what_is_for_evaluation(scientist: Party, data: DatasetInfo) -> None:
     quote = scientist.quote([data])
     assert quote.datasets[0].refusal == "policy.evaluation-only"
     assert refused(scientist.submit, quote).code == "policy.evaluation-only"
 
 
-def evaluation(batch: int = ROWS, **changes: Any) -> TrainSpec:
-    spec = TrainSpec(batch_size=batch, steps=1, privacy=EXACT, optimizer=Sgd(lr=1.0))
-    return dataclasses.replace(spec, **changes)
-
-
-def test_weights_are_no_metrics(owner: Party, scientist: Party) -> None:
+def test_weights_are_no_metrics(scientist: Party, data: DatasetInfo) -> None:
     """A whole network's gradient of the rows, called a metric."""
-    data = held_out(owner, 5)
-    error = refused(
-        scientist.quote, [data], mlp(), train=evaluation(), metrics=(Metric(name="accuracy"),)
-    )
+    error = refused(scientist.quote, [data], mlp(), train=evaluation(), metrics=METRICS)
     assert error.code == "model.metrics" and "w0" in error.message
 
 
-def test_a_few_rows_are_not_measured_alone(owner: Party, scientist: Party) -> None:
+def test_a_few_rows_are_not_measured_alone(scientist: Party, data: DatasetInfo) -> None:
     """A sample of the rows would show what few of them have; by Poisson sampling, even one."""
-    data = held_out(owner, 5)
-    error = refused(
-        scientist.quote,
-        [data],
-        packed(data),
-        train=evaluation(1),
-        metrics=(Metric(name="accuracy"),),
-    )
+    error = refused(ask, scientist, [data], evaluation(1))
     assert error.code == "plan.evaluation"
 
 
@@ -196,7 +206,7 @@ def test_other_steps_are_no_evaluation(train: TrainSpec) -> None:
         request(train)
 
 
-def request(train: TrainSpec, metrics: tuple[Metric, ...] = (Metric(name="m"),)) -> JobRequest:
+def request(train: TrainSpec, metrics: tuple[Metric, ...] = METRICS) -> JobRequest:
     return JobRequest(
         job="job_" + "1" * 32,
         scientist="id_s",
@@ -214,9 +224,8 @@ def test_metrics_are_few_and_different(more: tuple[str, ...]) -> None:
         request(evaluation(), tuple(Metric(name=n) for n in more))
 
 
-def test_a_hostile_worker_gets_no_more_out_than_the_metrics(owner: Party, enclave: Enclave) -> None:
-    data = held_out(owner, 1)
-    quote = enclave.quote_metrics(module(), [data]).quote
+def test_a_hostile_worker_gets_no_more_out_than_the_metrics(enclave: Enclave, run: Run) -> None:
+    quote = enclave.jobs.quote(run.status.quote_digest).quote
     assert quote.parameters > 2  # of the model, which are not released
 
     def result(count: int) -> bytes:
@@ -227,15 +236,14 @@ def test_a_hostile_worker_gets_no_more_out_than_the_metrics(owner: Party, enclav
         release.check_result(result(3), quote)
 
 
-def test_purposes_do_not_change(owner: Party, training: DatasetInfo) -> None:
+def test_purposes_do_not_change(owner: Party, data: DatasetInfo, training: DatasetInfo) -> None:
     """Exact metrics would undo what private jobs on the same rows were promised."""
-    data = held_out(owner, 5)
     opened = Policy(scientists=("*",), evaluation=True, evaluations=5)
     for found, policy in ((training, opened), (data, Policy(scientists=("*",)))):
         error = refused(owner.request, "PUT", f"/v1/datasets/{found.dataset}/policy", policy)
         assert error.code == "policy.purpose"
         error = refused(
-            owner.register, ROWS, policy=policy, budget=Budget(epsilon=50, delta=1e-2),
+            owner.register, ROWS, policy=policy, budget=BUDGET,
             previous=found.dataset,
         )  # fmt: skip
         assert error.code == "policy.purpose"
@@ -244,22 +252,7 @@ def test_purposes_do_not_change(owner: Party, training: DatasetInfo) -> None:
     assert answer.value(DatasetInfo).policy == more
 
 
-def test_a_new_version_does_not_begin_the_count_again(owner: Party, enclave: Enclave) -> None:
-    data = held_out(owner, 1)
-    enclave.evaluate(module(), [data]).watch(progress=False)
-    again = owner.push(
-        ROWS,
-        policy=data.policy,
-        budget=Budget(epsilon=50, delta=1e-2),
-        previous=data.dataset,
-        seed=1,
-    )
-    assert refused(enclave.evaluate, module(), [again]).code == "policy.evaluations"
-
-
-def test_a_receipt_of_metrics_passes_for_no_other(owner: Party, enclave: Enclave) -> None:
-    data = held_out(owner, 1)
-    run = enclave.evaluate(module(), [data]).watch(progress=False)
+def test_a_receipt_of_metrics_passes_for_no_other(run: Run) -> None:
     said = dataclasses.replace(run.receipt.receipt, metrics=())
     with pytest.raises(ReceiptError, match="must say 'no privacy guarantee'"):
         receipts._agree(said, run.bundle)

@@ -31,6 +31,7 @@ def fsck(state: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     return run.returncode, json.loads(run.stdout or "{}"), run.stderr
 
 
+@pytest.mark.full
 def test_a_real_servers_state(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with start(state) as server:

@@ -281,7 +281,10 @@ WIRES: dict[str, tuple[bytes, str, Column | None]] = {
 }
 
 # Of these kinds there is another, and tests/unit/worker has all without a process.
-SLOW_WIRES = ("infinity", "above", "label above", "label huge")
+SLOW_WIRES = (
+    "infinity", "above", "below", "label above", "label below", "label huge", "unknown unit",
+    "two columns in the other's place", "header points elsewhere",
+)  # fmt: skip
 
 
 def _kept_from_others(owner: Party, scientist: Party, dataset: str) -> None:
@@ -618,6 +621,7 @@ def test_an_exhausted_budget_is_refused_before_anything_is_read(
     assert len(answers) == 1
 
 
+@pytest.mark.full
 def test_an_epoch_that_is_over_or_another_one_is_refused(owner: Party, scientist: Party) -> None:
     info = owner.push(ROWS, policy=Policy(scientists=("*",), last_epoch=1), budget=BUDGET)
     quote = scientist.quote([info])
@@ -636,6 +640,7 @@ def test_an_epoch_that_is_over_or_another_one_is_refused(owner: Party, scientist
     assert (state.jobs, state.spent_epsilon) == (0, 0.0)
 
 
+@pytest.mark.full
 def test_a_changed_policy_and_a_revoked_dataset_are_refused(owner: Party, scientist: Party) -> None:
     info = owner.push(ROWS, budget=BUDGET)
     quote = scientist.quote([info])

@@ -185,6 +185,7 @@ def test_a_second_signal_is_not_waited_for(tmp_path: Path) -> None:
         assert running.stop() == 0
 
 
+@pytest.mark.full
 def test_a_crash_in_the_run_then_a_restart(
     folder: Path, server: RunningServer, owner: Party, scientist: Party
 ) -> None:

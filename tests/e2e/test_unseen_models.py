@@ -297,7 +297,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Sequence[Column], Any, Ref, Any]
     "frozen-noise": (lambda: Noisy(False), CLASSES, CE, scores("x"), None),
     "bag-by-hand": (lambda: Bag(False), WORDS, CE, scores("tokens"), None),
 }  # fmt: skip
-LIGHT = {"tab-transformer", "gpt-flat-loss", "two-tasks", "autoencoder", "hyper", "hazard"}
+LIGHT = {"two-tasks", "autoencoder", "hyper", "hazard"}
 
 
 @pytest.mark.parametrize(

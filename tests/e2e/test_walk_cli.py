@@ -283,6 +283,7 @@ def test_the_story(people: People, datasets: tuple[str, str]) -> None:
     assert "casemate.dev/log/" in sue.read("audit", "verify")
 
 
+@pytest.mark.full
 def test_a_new_policy_voids_an_approval_and_revocation_ends_it(
     people: People, datasets: tuple[str, str]
 ) -> None:

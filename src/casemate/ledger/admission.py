@@ -10,10 +10,10 @@ from casemate.ledger import catalog
 from casemate.ledger.catalog import Account, Dataset
 from casemate.ledger.quotes import StoredQuote
 from casemate.ledger.store import Store
-from casemate.spec import codec
+from casemate.spec import codec, rules
 from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError, InternalError, PlanError, PolicyError
-from casemate.spec.job import Charge, DatasetUse, NonPrivate, Quote
+from casemate.spec.job import Charge, DatasetUse, Quote
 
 NOTHING: Final = Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)
 
@@ -59,13 +59,14 @@ def _bad_quote(why: str) -> InternalError:
     return InternalError("internal.quote", f"The quote is wrong: {why}.", mend="Report it.")
 
 
-def charge_of(rdp: RdpFilter, quote: Quote) -> Charge:
-    """What a filter takes for the quote's plan; nothing for a job without privacy (P10)."""
+def charge_of(rdp: RdpFilter, quote: Quote, shown: float | None = None) -> Charge:
+    """What a filter takes for the quote's plan; nothing for a job without privacy (P10). shown:
+    delta at which epsilon is shown, by default the quote's."""
     plan = quote.plan
     if not plan.private:
         return NOTHING
     extra = plan.delta_truncation + plan.delta_sampler
-    return rdp.charge(plan.events, extra, delta_shown=quote.delta)
+    return rdp.charge(plan.events, extra, delta_shown=quote.delta if shown is None else shown)
 
 
 def evaluated(store: Store, lineage: str, *, held: bool) -> int:
@@ -83,98 +84,30 @@ def evaluated(store: Store, lineage: str, *, held: bool) -> int:
 def _check_policy(
     found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: RdpFilter, evaluated: int
 ) -> None:
-    """The owner's rules, one row each: (broken, code, sentence, mend)."""
-    policy, quote = found.policy, stored.quote
-    request, privacy = quote.request, quote.request.train.privacy
-    words = privacy.words if isinstance(privacy, NonPrivate) else None
-    verdict = stored.verdicts[found.id]
-    ask = "Ask its owner."
-    rules = (
-        (found.state != "ready", f"policy.{found.state}", "does not serve", ask),
-        (
-            not policy.admits(quote.request.scientist),
-            "policy.not-admitted",
-            "does not admit this scientist",
-            ask,
-        ),
-        (
-            use.policy_digest != found.policy_digest,
-            "policy.changed",
-            "has another policy now",
-            "Ask for a new quote.",
-        ),
-        (
-            use.epoch != found.epoch,
-            "policy.stale-epoch",
-            "is in another epoch",
-            "Ask for a new quote.",
-        ),
-        (
-            stored.void is not None,
-            stored.void or "",
-            "is part of a quote that an owner's change made void",
-            "Ask for a new quote.",
-        ),
-        (
-            policy.last_epoch is not None and found.epoch > policy.last_epoch,
-            "policy.expired",
-            "has expired",
-            ask,
-        ),
-        (
-            policy.evaluation and not request.metrics,
-            "policy.evaluation-only",
-            "is for evaluation only",
-            ask,
-        ),
-        (
-            request.exact and not policy.evaluation,
-            "policy.not-evaluation",
-            "is not registered for evaluation",
-            "Ask for private metrics, with epsilon and delta.",
-        ),
-        (
-            request.exact and evaluated >= policy.evaluations,
-            "policy.evaluations",
-            f"gives {policy.evaluations} exact evaluations, and gave or holds {evaluated}",
-            "Ask for private metrics, or its owner for more.",
-        ),
-        (
-            not (quote.plan.private or request.exact)
-            and (words is None or words != policy.nonprivate),
-            "policy.private-only",
-            "does not permit training without privacy in these words",
-            "Repeat the policy's words, or train with privacy.",
-        ),
-        (
-            quote.plan.private and not _within_job_limit(policy.max_epsilon, quote, rdp),
-            "policy.max-epsilon",
-            "allows less epsilon for one job",
-            f"Ask for at most {policy.max_epsilon}.",
-        ),
-        (verdict == "reject", "policy.rejected", "is withheld: its owner rejected the quote", ask),
-        (
-            policy.approval == "each-quote" and verdict != "approve",
-            "policy.not-approved",
-            "needs its owner's approval of this quote",
-            "Wait for the approval.",
-        ),
+    """The owner's rules, then the owner's word on this quote."""
+    quote, verdict = stored.quote, stored.verdicts[found.id]
+    capped, shown = found.policy.max_epsilon is not None, min(stored.quote.delta, rdp.budget.delta)
+    standing = rules.Standing(
+        state=found.state,
+        policy=found.policy,
+        policy_digest=found.policy_digest,
+        epoch=found.epoch,
+        evaluated=evaluated,
+        epsilon=charge_of(rdp, quote, shown).epsilon if capped else 0.0,
     )
-    for broken, code, sentence, mend in rules:
-        if broken:
-            raise PolicyError(
-                code, f"The dataset {found.id} {sentence}.", mend=mend, where=found.id
-            )
-
-
-def _within_job_limit(most: float | None, quote: Quote, rdp: RdpFilter) -> bool:
-    """Epsilon falls as delta grows, so a job cannot pass by showing it at a delta of its choice."""
-    if most is None:
-        return True
-    shown = min(quote.delta, rdp.budget.delta)
-    plan = quote.plan
-    extra = plan.delta_truncation + plan.delta_sampler
-    return rdp.charge(plan.events, extra, delta_shown=shown).epsilon <= most
+    if (broken := rules.broken(quote.request, use, standing)) is None:
+        words = (
+            (stored.void is not None, stored.void or "",
+             "is part of a quote that an owner's change made void", "Ask for a new quote."),
+            (verdict == "reject", "policy.rejected",
+             "is withheld: its owner rejected the quote", "Ask its owner."),
+            (found.policy.approval == "each-quote" and verdict != "approve", "policy.not-approved",
+             "needs its owner's approval of this quote", "Wait for the approval."),
+        )  # fmt: skip
+        broken = next((row[1:] for row in words if row[0]), None)
+    if broken is not None:
+        code, sentence, mend = broken
+        raise PolicyError(code, f"The dataset {found.id} {sentence}.", mend=mend, where=found.id)
 
 
 def _filters(

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from casemate.accounting import filters, pld
 from casemate.accounting.filters import RdpFilter
+from casemate.spec import rules
 from casemate.spec.data import DatasetSchema, Policy
 from casemate.spec.job import (
     Charge,
@@ -17,7 +18,6 @@ from casemate.spec.job import (
     Dp,
     Execution,
     JobRequest,
-    NonPrivate,
     Plan,
     Quote,
 )
@@ -67,76 +67,33 @@ def ticks(seconds: float) -> int:
 
 
 def refusal(
-    request: JobRequest, plan: Plan, charge: Charge, use: DatasetUse, now: DatasetState
+    request: JobRequest, charge: Charge, use: DatasetUse, now: DatasetState
 ) -> tuple[str, str] | None:
     """The first rule of the owner, or of the budget, that forbids the job: (code, sentence)."""
-    policy, privacy = now.policy, request.train.privacy
-    words = privacy.words if isinstance(privacy, NonPrivate) else None
-    capped, own = policy.max_epsilon, policy.scientist_budget
-    # Epsilon falls as delta grows: a job may not pass by showing it at a delta of its choice.
-    at = min(now.filter.budget.delta, privacy.delta) if isinstance(privacy, Dp) else 1.0
-    rules = (
-        (now.state != "ready", f"policy.{now.state}", f"is {now.state}, not ready"),
-        (
-            not policy.admits(request.scientist),
-            "policy.not-admitted",
-            "does not admit this scientist",
-        ),
-        (
-            use.policy_digest != now.policy_digest,
-            "policy.changed",
-            "has another policy now; list it again",
-        ),
-        (
-            use.epoch != now.epoch,
-            "policy.stale-epoch",
-            f"is in epoch {now.epoch}, not {use.epoch}; list it again",
-        ),
-        (
-            policy.last_epoch is not None and now.epoch > policy.last_epoch,
-            "policy.expired",
-            f"has expired with epoch {policy.last_epoch}",
-        ),
-        (
-            policy.evaluation and not request.metrics,
-            "policy.evaluation-only",
-            "is for evaluation only",
-        ),
-        (
-            request.exact and not policy.evaluation,
-            "policy.not-evaluation",
-            "is not registered for evaluation, so that metrics on it must be private",
-        ),
-        (
-            request.exact and now.evaluated >= policy.evaluations,
-            "policy.evaluations",
-            f"gives {policy.evaluations} exact evaluations, and gave {now.evaluated}",
-        ),
-        (
-            not (plan.private or request.exact) and (words is None or words != policy.nonprivate),
-            "policy.private-only",
-            "does not permit training without privacy in these words",
-        ),
-        (
-            plan.private and capped is not None and filters.epsilon(charge.rdp_nano, at) > capped,
-            "policy.max-epsilon",
-            f"allows at most epsilon {capped} for one job",
-        ),
-        (
-            not now.filter.admits(now.spent, now.delta_femto, charge),
-            "budget.exhausted",
-            f"has epsilon {now.filter.left(now.spent, now.delta_femto):.3g} left"
-            f" at delta {now.filter.budget.delta:g}, the job would take {charge.epsilon:.3g}",
-        ),
-        (
-            own is not None and not RdpFilter(own).admits(*now.by_scientist, charge),
-            "budget.scientist",
-            "has not enough budget left for this scientist",
-        ),
+    name, own, privacy = now.schema.name, now.policy.scientist_budget, request.train.privacy
+    delta = privacy.delta if isinstance(privacy, Dp) else 1.0
+    standing = rules.Standing(
+        state=now.state,
+        policy=now.policy,
+        policy_digest=now.policy_digest,
+        epoch=now.epoch,
+        evaluated=now.evaluated,
+        epsilon=filters.epsilon(charge.rdp_nano, min(now.filter.budget.delta, delta)),
     )
-    for broken, code, sentence in rules:
-        if broken:
-            return code, f"The dataset {now.schema.name!r} {sentence}."
+    if (found := rules.broken(request, use, standing)) is not None:
+        return found[0], f"The dataset {name!r} {found[1]}."
+    if not now.filter.admits(now.spent, now.delta_femto, charge):
+        left = now.filter.left(now.spent, now.delta_femto)
+        return (
+            "budget.exhausted",
+            f"The dataset {name!r} has epsilon {left:.3g} left at delta"
+            f" {now.filter.budget.delta:g}, the job would take {charge.epsilon:.3g}.",
+        )
+    if own is not None and not RdpFilter(own).admits(*now.by_scientist, charge):
+        return (
+            "budget.scientist",
+            f"The dataset {name!r} has not enough budget left for this scientist.",
+        )
     return None
 
 
@@ -156,7 +113,7 @@ def quote(
     charge, epsilon = recompute(plan, delta)
     rows = []
     for use, now in zip(request.datasets, datasets, strict=True):
-        refused = refusal(request, plan, charge, use, now)
+        refused = refusal(request, charge, use, now)
         after = [s + c for s, c in zip(now.spent, charge.rdp_nano, strict=True)]
         rows.append(
             DatasetQuote(

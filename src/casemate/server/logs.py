@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Final
 
+import h11
+
 from casemate.seams import Clock
 
 FIELDS: Final[dict[str, type | re.Pattern[str]]] = {
@@ -78,7 +80,9 @@ class Bridge(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1] is not None:
-            self._log.fault(record.exc_info[1])
+        error = record.exc_info[1] if record.exc_info else None
+        # A peer that breaks off HTTP/1.1 in the middle of a body is no fault of ours.
+        if error is not None and not isinstance(error, h11.ProtocolError):
+            self._log.fault(error)
         else:
             self._log.event("server", state=record.levelname.lower())

@@ -109,7 +109,7 @@ NATIVE: list[tuple[str, str, Check]] = [
     ("load<vf>(q + j + k * W) - mean", "load<vf>(q + j + k * W)", checks.affine),
     ("(column + l) / size", "(column + l) % size", checks.affine),
 ]  # fmt: skip
-QUICK = {0, 2, 13}
+QUICK = {13}
 
 
 def built(source: str, folder: Path) -> ctypes.CDLL:

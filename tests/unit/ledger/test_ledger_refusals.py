@@ -358,9 +358,9 @@ def test_a_store_opens_once_and_under_its_key() -> None:
 WORDS = "It is all public."
 METRICS = (Metric(name="accuracy"),)
 RULES = [
-    ("policy.checking", "does not serve", {}, {}),
+    ("policy.checking", "is checking, not ready", {}, {}),
     ("policy.not-admitted", "does not admit this scientist", {"scientists": (OTHER.id,)}, {}),
-    ("policy.expired", "has expired", {"last_epoch": 3}, {}),
+    ("policy.expired", "has expired with epoch 3", {"last_epoch": 3}, {}),
     ("policy.evaluation-only", "is for evaluation only", {"evaluation": True}, {}),
     (
         "policy.private-only",
@@ -370,7 +370,7 @@ RULES = [
     ),
     (
         "policy.not-evaluation",
-        "is not registered for evaluation",
+        "is not registered for evaluation, so that metrics on it must be private",
         {"nonprivate": WORDS},
         {"words": WORDS, "metrics": METRICS},
     ),
@@ -380,7 +380,7 @@ RULES = [
         {"evaluation": True},
         {"words": "", "metrics": METRICS},
     ),
-    ("policy.max-epsilon", "allows less epsilon for one job", {"max_epsilon": 0.1}, {}),
+    ("policy.max-epsilon", "allows at most epsilon 0.1 for one job", {"max_epsilon": 0.1}, {}),
     (
         "policy.not-approved",
         "needs its owner's approval of this quote",
@@ -456,12 +456,12 @@ def test_a_quote_that_came_back_is_held_against_todays_policy_and_epoch(store: S
     for code, words, change in (
         (
             "policy.changed",
-            "has another policy now",
+            "has another policy now; list it again",
             lambda d: catalog.set_policy(store, d, OWNER.id, policy),
         ),
         (
             "policy.stale-epoch",
-            "is in another epoch",
+            "is in epoch 1, not 0; list it again",
             lambda d: catalog.advance_epoch(store, d, OWNER.id, 1),
         ),
     ):

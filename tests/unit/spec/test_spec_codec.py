@@ -54,7 +54,7 @@ def values(kind: type) -> st.SearchStrategy:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_format_survives_a_round_trip(name, data):
     item = data.draw(values(FORMATS[name]))
@@ -66,7 +66,7 @@ def test_every_format_survives_a_round_trip(name, data):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_changed_byte_is_refused_or_another_value(name, data):
     encoded = bytearray(codec.encode(formats.sample(FORMATS[name])))

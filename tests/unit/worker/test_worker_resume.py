@@ -65,6 +65,7 @@ def test_states_come_when_due_and_a_second_worker_goes_on_from_one():
     assert second != first  # other noise
 
 
+@pytest.mark.full
 def test_a_worker_waits_for_its_state_to_be_kept():
     """Until ``GoOn`` the memfd stays as it is; another answer, or another step, ends the run."""
     of = made()
