@@ -15,8 +15,8 @@ _OWNER = "Ask its owner."
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A dataset as it stands. ``evaluated``: exact evaluations so far. ``epsilon``: what the job
-    would charge, where the policy caps that, shown at the smaller of its delta and the budget's: epsilon falls as delta grows,
-    so that a job may not pass by showing it at a delta of its choice."""
+    would charge, where the policy caps that. It is shown at the smaller of the job's delta and the
+    budget's: epsilon falls as delta grows, so that a job may not pass by a delta of its choice."""
 
     state: str
     policy: Policy
