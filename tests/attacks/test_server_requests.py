@@ -9,7 +9,7 @@ import re
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from casemate.seal import requests
@@ -254,6 +254,7 @@ def test_too_fast_gets_503_with_retry_after() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), max_size=120))
+@example([("a", number) for number in (*range(6), *range(6))])
 def test_no_nonce_passes_twice_in_bounded_memory(uses: list[tuple[str, int]]) -> None:
     memory = Nonces(per_identity=5, total=8)
     passed = set()

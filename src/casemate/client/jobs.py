@@ -39,10 +39,13 @@ RESULT_KEY_INFO: Final = "casemate/result-key/v1|{job}|{digest}"
 FINAL: Final = frozenset({"done", "failed", "cancelled"})
 
 
-def _clip(plan: Plan) -> str:
-    """A plan's clip in words."""
+def _noise(plan: Plan) -> str:
+    """A plan's noise and clip in words."""
+    if not plan.private:
+        return "none"
     form = "" if plan.clipping == "flat" else f" {plan.clipping}"
-    return f"clip {plan.clip:g}{form}" + (f", gamma {plan.gamma:g}" if plan.gamma else "")
+    gamma = f", gamma {plan.gamma:g}" if plan.gamma else ""
+    return f"multiplier {plan.noise_multiplier:.3f}, clip {plan.clip:g}{form}{gamma}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class QuoteView:
             ("metrics", ", ".join(m.name for m in quote.request.metrics))
             if quote.request.metrics
             else ("steps", f"{plan.steps}, each on {plan.rate:.2%} of {plan.units} units"),
-            ("noise", f"multiplier {plan.noise_multiplier:.3f}, {_clip(plan)}"),
+            ("noise", _noise(plan)),
             ("parameters", quote.parameters),
             ("time", f"about {quote.seconds:.0f} s"),
             ("memory", f"about {quote.bytes / 2**20:.0f} MiB"),
