@@ -175,6 +175,20 @@ def test_it_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     run_async(work())
 
 
+def test_it_yields_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a job would make every other client wait: by priority, and as a session of its own."""
+    monkeypatch.setattr(pool, "command", _script(_frame(READY) + "time.sleep(60)\n"))
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        group = Path(f"/proc/{worker.pid}/autogroup")  # where the kernel has that
+        assert not group.exists() or group.read_text().endswith(f"nice {pool.NICE}\n")
+        await worker.end()
+
+    run_async(work())
+
+
 def test_a_spare_that_died_is_replaced_and_all_end_at_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
