@@ -144,7 +144,7 @@ audit-full: setup
 	@PYTHONPATH=tests $(PY) -m audit --full --seed $(SEED) $(AUDIT)
 
 # The ledger, policy and log code: every branch by quick tests (fails below 100%).
-LEDGER_CODE := src/casemate/ledger/*,src/casemate/spec/log.py,src/casemate/spec/data.py,$\
+LEDGER_CODE := src/casemate/ledger/*,src/casemate/spec/log.py,src/casemate/spec/data.py,src/casemate/spec/rules.py,$\
 src/casemate/spec/merkle.py,src/casemate/spec/consent.py,src/casemate/seal/note.py,$\
 src/casemate/seal/checkpoint.py,src/casemate/seal/tiles.py,src/casemate/server/permissions.py
 LEDGER_TESTS := tests/unit/ledger tests/unit/seal tests/unit/spec/test_spec_data.py $\

@@ -83,8 +83,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ["tests/unit/spec/test_spec_merkle.py", "tests/unit/seal"],
     ),
     "policy": (
-        ["spec/data.py", "server/permissions.py"],
+        ["spec/data.py", "spec/rules.py", "server/permissions.py"],
         [
+            "tests/unit/plan/test_plan_quote.py",
+            "tests/unit/ledger/test_ledger_refusals.py",
             "tests/unit/spec/test_spec_policy.py",
             "tests/unit/spec/test_spec_data.py",
             "tests/unit/ledger/test_ledger_gates.py",
