@@ -495,3 +495,22 @@ def test_an_entry_is_appended_inside_a_transaction_only(store: Store) -> None:
         store.append("identity", "x", Enrolled(identity="x"))
     with store.transaction(), pytest.raises(RuntimeError, match="do not nest"):
         catalog.enrol(store, SECOND)
+
+
+def test_where_enough_witnesses_stand_on_one_checkpoint(store: Store) -> None:
+    """Cosignatures of two checkpoints do not add up, though each is over the entry."""
+    policy = replace(OPEN, witnesses=(W1.vkey, W2.vkey, W3.vkey), cosignatures=2)
+    job = queue(store, "1", (push(store, policy=policy),))
+    free = queue(store, "2", (push(store, "b"),))
+    at = store.size() - 1
+    assert ledger.cosigned_at(store, free, at) == store.size()
+    assert ledger.cosigned_at(store, job, at) is None
+    W1.cosign(store)
+    assert ledger.cosigned_at(store, job, at) is None
+    first = store.size()
+    catalog.enrol(store, person("one more"))
+    W2.cosign(store)
+    assert ledger.cosigned_at(store, job, at) is None
+    W3.cosign(store)
+    assert ledger.cosigned_at(store, job, at) == store.size() > first
+    assert ledger.cosigned_at(store, job, store.size()) is None

@@ -50,6 +50,17 @@ SCHEMA = DatasetSchema(
         ({"last_epoch": 0}, {"last_epoch": -1}, "last_epoch must be at least 0"),
         ({"resumes": 0}, {"resumes": -1}, "resumes must be from 0 to 3"),
         ({"resumes": 3}, {"resumes": 4}, "resumes must be from 0 to 3"),
+        (
+            {"evaluation": True, "evaluations": 1_000_000},
+            {"evaluation": True, "evaluations": 1_000_001},
+            "evaluations must be from 0 to 1000000",
+        ),
+        (
+            {"evaluation": True, "evaluations": 0},
+            {"evaluation": True, "evaluations": -1},
+            "evaluations must be from 0",
+        ),
+        ({"evaluations": 0}, {"evaluations": 1}, "0 but for evaluation"),
     ],
 )
 def test_a_policys_bounds(good: dict, bad: dict, words: str) -> None:
