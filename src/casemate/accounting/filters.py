@@ -186,3 +186,7 @@ class RdpFilter:
             left_epsilon=self.left(spent, delta_femto),
             jobs=jobs,
         )
+
+
+# What a job without privacy takes.
+NOTHING: Final = Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)

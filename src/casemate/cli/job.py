@@ -31,6 +31,10 @@ def _quote_json(view: QuoteView) -> dict[str, object]:
     }
 
 
+def _show_quote(view: QuoteView, form: str) -> None:
+    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+
+
 def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
     for item in given:
@@ -41,6 +45,19 @@ def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> d
     return out
 
 
+_datasets_option = click.option(
+    "--dataset", "datasets", required=True, multiple=True, help="Dataset id; repeatable."
+)
+_inputs_option = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=_inputs,
+    metavar="INPUT=COLUMN[,…]",
+    help="Columns that feed a model input, where names do not tell; repeatable.",
+)
+
+
 @job.command()
 @click.option(
     "--model",
@@ -49,7 +66,7 @@ def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> d
     help="A packed model, or NAME in your own Python file: a torch.nn.Module or a "
     "function that returns one. It runs on this machine only.",
 )
-@click.option("--dataset", "datasets", required=True, multiple=True, help="Dataset id; repeatable.")
+@_datasets_option
 @click.option("--epsilon", type=float, help="Privacy of this job; with --delta.")
 @click.option("--delta", type=float, help="Probability that the bound fails.")
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Gradient norm bound.")
@@ -101,14 +118,7 @@ def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("--batch-size", type=int, required=True, help="Expected units in a step.")
 @click.option("--epochs", type=float, help="Passes over all units of all datasets.")
 @click.option("--steps", type=int, help="Or: the number of steps.")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    callback=_inputs,
-    metavar="INPUT=COLUMN[,…]",
-    help="Columns that feed a model input, where names do not tell; repeatable.",
-)
+@_inputs_option
 @config.target_options
 @output.format_option  # fmt: skip
 def quote(
@@ -143,7 +153,7 @@ def quote(
     found = load_model(model)
     with target.connect() as enclave:
         view = enclave.quote(found, list(datasets), dp=privacy, schedule=rate, views=seen, **job)
-    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+    _show_quote(view, form)
 
 
 def _metrics(
@@ -166,7 +176,7 @@ def _metrics(
     metavar="FILE.py:NAME",
     help="A torch.nn.Module with its weights, or a function that returns one, in your own file.",
 )
-@click.option("--dataset", "datasets", required=True, multiple=True, help="Dataset id; repeatable.")
+@_datasets_option
 @click.option(
     "--metric",
     "metrics",
@@ -180,14 +190,7 @@ def _metrics(
 )
 @click.option("--epsilon", type=float, help="Privacy of the metrics; with --delta. None: exact.")
 @click.option("--delta", type=float, help="Probability that the bound fails.")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    callback=_inputs,
-    metavar="INPUT=COLUMN[,…]",
-    help="Columns that feed a model input, where names do not tell; repeatable.",
-)
+@_inputs_option
 @config.target_options
 @output.format_option  # fmt: skip
 def quote_metrics(
@@ -209,7 +212,7 @@ def quote_metrics(
         view = enclave.quote_metrics(
             found, list(datasets), metrics=list(metrics), limits=limits, **job
         )
-    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+    _show_quote(view, form)
 
 
 @job.command()
@@ -319,7 +322,7 @@ def show(digest: str, target: config.Target, form: str) -> None:
     """The quote DIGEST: what an owner looks at before approving."""
     with target.connect() as enclave:
         view = enclave.jobs.quote(digest)
-    output.emit(form, _quote_json(view), lambda: output.rows_table("Quote", (), view.summary()))
+    _show_quote(view, form)
 
 
 @job.command()

@@ -197,19 +197,19 @@ class Enclave:
         infos = self._infos(datasets)
         schemas = [i.schema for i in infos]
         asked = models.metrics(metrics, limits)
-        exported = models.export_metrics(model, schemas, asked, inputs=inputs)
         wanted = tuple(values.make(Metric, name=n, limit=x) for n, (_, x) in asked.items())
-        if (epsilon is None) != (delta is None):
+        privacy: Dp | NonPrivate = NonPrivate(words="")
+        if epsilon is not None and delta is not None:
+            # No unit's values are longer than this, so that the clip changes none.
+            clip = math.sqrt(1 + len(wanted)) * max(s.rows_per_unit for s in schemas)
+            privacy = values.DP(epsilon, delta, clip)
+        elif epsilon is not None or delta is not None:
             raise UsageError(
                 "usage.privacy",
                 "One of epsilon and delta is given.",
                 mend="Give both for private metrics, neither for exact ones.",
             )
-        privacy: Dp | NonPrivate = NonPrivate(words="")
-        # No row's values are longer than this, so that the clip changes none.
-        clip = math.sqrt(1 + len(wanted)) * max(s.rows_per_unit for s in schemas)
-        if epsilon is not None and delta is not None:
-            privacy = values.DP(epsilon, delta, clip)
+        exported = models.export_metrics(model, schemas, asked, inputs=inputs)
         train = values.make(
             TrainSpec,
             batch_size=sum(s.units for s in schemas),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from casemate.accounting.filters import RdpFilter
+from casemate.accounting.filters import NOTHING, RdpFilter
 from casemate.seal import dsse
 from casemate.spec import canonical, codec, merkle
 from casemate.spec.consent import (
@@ -45,7 +45,6 @@ from casemate.spec.log import (
 )
 from casemate.spec.receipt import LogEntry
 
-_FREE: Final = Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)
 _CONSENTS: Final = {"consent-software/v1": SoftwareConsent, "consent-recovery/v1": RecoveryConsent}
 
 
@@ -282,7 +281,7 @@ def _reserve(ledger: Ledger, entry: LogEntry, body: Reserved) -> Iterator[str]:
 
 def _cost(body: Reserved) -> Charge | None:
     if not body.events:
-        return _FREE
+        return NOTHING
     extra = body.delta_truncation + body.delta_sampler
     try:
         return RdpFilter.charge(body.events, extra, delta_shown=body.delta_shown)
@@ -380,7 +379,7 @@ def _consent(ledger: Ledger, entry: LogEntry, body: Consented) -> Iterator[str]:
         dataset.recovering = False
         lineage = ledger.lineages[dataset.lineage]
         charge = _rest(lineage) if signed.rest else signed.charge
-        if charge is not None and len(charge.rdp_nano) != len(_FREE.rdp_nano):
+        if charge is not None and len(charge.rdp_nano) != len(NOTHING.rdp_nano):
             yield "the consent charges by another filter"
         if charge is not None:
             lineage.add(charge)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
-from casemate.accounting.filters import RdpFilter
+from casemate.accounting.filters import NOTHING, RdpFilter
 from casemate.ledger import catalog
 from casemate.ledger.catalog import Account, Dataset
 from casemate.ledger.quotes import StoredQuote
@@ -14,8 +13,6 @@ from casemate.spec import codec, rules
 from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError, InternalError, PlanError, PolicyError
 from casemate.spec.job import Charge, DatasetUse, Quote
-
-NOTHING: Final = Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0)
 
 
 def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Dataset, Charge]]:

@@ -55,7 +55,7 @@ def recompute(plan: Plan, delta: float) -> tuple[Charge, float]:
     that a filter can hold, and its epsilon is 0 beside ``private=False``.
     """
     if not plan.private:
-        return Charge(rdp_nano=RdpFilter.empty(), delta_femto=0, epsilon=0.0), 0.0
+        return filters.NOTHING, 0.0
     extra = plan.delta_truncation + plan.delta_sampler
     charge = RdpFilter.charge(plan.events, extra, delta_shown=delta)
     return charge, pld.epsilon(plan.events, delta - extra)

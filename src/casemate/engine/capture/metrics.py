@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from casemate.engine.capture import loss as losses
+from casemate.engine.capture.trace import modes
 from casemate.spec.errors import ModelError
 
 Function: TypeAlias = Callable[..., Tensor]
@@ -81,13 +82,11 @@ def head(metrics: Mapping[str, tuple[object, float]]) -> Head:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Nothing of the module is trained, and it is in evaluation mode; put back as it was."""
-    modes = [(m, m.training) for m in module.modules()]
     trained = [p for p in module.parameters() if p.requires_grad]
-    module.eval().requires_grad_(False)
+    module.requires_grad_(False)
     try:
-        yield
+        with modes(module):
+            yield
     finally:
-        for m, mode in modes:
-            m.training = mode
         for p in trained:
             p.requires_grad_(True)

@@ -92,16 +92,16 @@ def specs_of(examples: Mapping[str, torch.Tensor]) -> Specs:
 
 
 @contextmanager
-def _modes(module: nn.Module, training: Collection[nn.Module]) -> Iterator[None]:
+def modes(module: nn.Module, training: Collection[nn.Module] = ()) -> Iterator[None]:
     """Evaluation mode, but for the modules ``training``; put back as it was."""
-    modes = [(m, m.training) for m in module.modules()]
+    before = [(m, m.training) for m in module.modules()]
     module.eval()
     for m in training:
         m.training = True
     try:
         yield
     finally:
-        for m, mode in modes:
+        for m, mode in before:
             m.training = mode
 
 
@@ -236,7 +236,7 @@ def trace(
     plain = torch.backends.opt_einsum.flags(enabled=False)
     checks = Distribution._validate_args  # which branch on values, and change none
     with (
-        _modes(wrapper, training), torch.enable_grad(), warnings.catch_warnings(), plain,
+        modes(wrapper, training), torch.enable_grad(), warnings.catch_warnings(), plain,
         _no_tracebacks(),
     ):  # fmt: skip
         warnings.simplefilter("ignore")
