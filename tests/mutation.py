@@ -119,7 +119,8 @@ def prepare(name: str, again: bool) -> Path:
         f"only_mutate = {[f'src/casemate/{f}' for f in files]}",
         f"pytest_add_cli_args_test_selection = {[t for t in tests if (ROOT / t).exists()]}",
         "pytest_add_cli_args = ['-m', 'not full', '-x']",
-        "timeout_constant = 10.0",
+        "timeout_constant = 10.0",  # seconds, of a mutant that never ends: twice that of a core
+        "timeout_multiplier = 2.0",
         "use_git_change_detection = false",
         "track_dependencies = false",
         "[tool.pytest.ini_options]",
