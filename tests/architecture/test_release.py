@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "constraints.txt").read_text()
+LOCKS = [LOCK, *(p.read_text() for p in sorted((ROOT / "deploy").glob("*.txt")))]
 
 
 def script(name: str) -> ModuleType:
@@ -28,14 +29,28 @@ def script(name: str) -> ModuleType:
 
 
 def test_every_dependency_but_torch_is_locked_by_hash() -> None:
-    for lock in (LOCK, (ROOT / "deploy/tools.txt").read_text()):
-        parts = re.split(r"\n(?=\S)", lock.strip())
-        assert len(parts) > 20
-        for part in parts:
+    assert len(LOCKS) > 5
+    for lock in LOCKS:
+        for part in re.split(r"\n(?=\S)", lock.strip()):
             name, _, rest = part.partition("==")
             assert rest, part
             hashes = re.findall(r"--hash=sha256:[0-9a-f]{64}(?=\s|$)", rest)
             assert bool(hashes) != (name == "torch"), name
+
+
+def test_make_installs_nothing_without_its_hash() -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if " install " in line and "pip" in line]
+    assert len(lines) >= 4
+    for line in lines:
+        for part in line.split(" && "):
+            hashed = "--require-hashes" in part or "-c constraints.txt -b deploy/build.txt" in part
+            assert hashed or " install " not in part, part
+    for name in re.findall(r"^PIN_(\w+) :=", text, re.M):
+        pins = re.search(rf"^PIN_{name} := (.*)$", text, re.M)
+        assert pins is not None
+        for pin in pins[1].split():
+            assert pin in (ROOT / "deploy" / f"{name}.txt").read_text(), pin
 
 
 def test_a_file_of_another_hash_is_not_installed(tmp_path: Path) -> None:

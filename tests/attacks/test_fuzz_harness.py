@@ -23,7 +23,7 @@ def hoard(data: bytes) -> int:
 def hoard_beyond_python(data: bytes) -> object:
     import torch
 
-    return torch.ones(20 << 20)
+    return torch.ones(48 << 20)  # far over: a busy kernel may take other pages away meanwhile
 
 
 @pytest.mark.parametrize("parse", [burn, hoard, hoard_beyond_python])
