@@ -309,6 +309,35 @@ def test_checkpoints_of_two_logs_do_not_extend_each_other():
     )
 
 
+def test_refusals_name_the_log_the_entry_and_the_line():
+    def raised(call, *args):
+        with pytest.raises(CasemateError) as e:
+            call(*args)
+        return e.value
+
+    proof = Proof(7, merkle.inclusion(7, 21, TREE), signed(21))
+    request = str(Request(9, merkle.consistency(9, 21, TREE), signed(21)))
+    for bad, what in ((str(proof).replace("index 7", "index 07"), "The index"),
+                      (request.replace("old 9", "old 09"), "The old size")):  # fmt: skip
+        read = checkpoint.read_proof if what == "The index" else checkpoint.read_request
+        e = raised(read, bad if what == "The index" else bad.encode())
+        assert e.message.startswith(f"{what} is not") and e.where in ("07", "09")
+    assert raised(checkpoint.read, "a\n1\nb\n").where == ""
+    other = head(21, "log.example/b")
+    stranger = checkpoint.sign(other, PUBLIC, KEY.sign)
+    line = note.sign(stranger.text, ORIGIN, PUBLIC, KEY.sign)
+    moved = note.Note(stranger.text, (line,))
+    e = raised(checkpoint.verify, moved, LOG)
+    assert (e.code, e.where) == ("receipt.note-origin", "log.example/b")
+    e = raised(checkpoint.check_extends, head(5), other, ())
+    assert (e.where, e.message.count("different logs")) == ("log.example/b", 1)
+    e = raised(checkpoint.verify_proof, Proof(21, proof.path, proof.signed), ENTRIES[7], LOG)
+    assert e.where == "entry 21" and "None" not in e.message
+    with pytest.raises(ValueError) as why:
+        merkle.root_from_inclusion(bytes(32), 21, 21, proof.path)
+    assert str(why.value) in e.message
+
+
 def fuzz(read, seed: bytes) -> None:
     def judged(data: bytes):
         try:

@@ -143,6 +143,36 @@ def test_a_policys_witnesses_cosign():
     assert (e.value.code, e.value.where) == ("format.note", "sum.golang.org")
 
 
+@pytest.mark.parametrize(
+    ("vkey", "where"),
+    [
+        ("n" * 90, "n" * 80),
+        ("name+00000000", "name+00000000"),
+        ("log+00000000+" + base64.b64encode(b"\x02" + bytes(32)).decode(), "log"),
+        ("log+00000000+" + base64.b64encode(b"\x01" + bytes(32)).decode(), "log"),
+    ],
+)
+def test_a_refused_key_is_named(vkey, where):
+    with pytest.raises(CasemateError) as e:
+        note.verifier(vkey)
+    assert (e.value.code, e.value.where) == ("format.note", where)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("x" * 70, "x" * 60),
+        ("\u2014 " + "n" * 70 + " AAAA", "n" * 60),
+        ("\u2014 log.example AAAA", "log.example"),
+        ("\u2014 log.example A AAAA", ""),
+    ],
+)
+def test_a_refused_line_is_named(text, where):
+    with pytest.raises(CasemateError) as e:
+        note.line(text)
+    assert (e.value.code, e.value.where) == ("format.note", where)
+
+
 def test_every_part_and_every_flip_of_a_key_is_refused():
     vkey = vectors.PETER
     for i in range(len(vkey)):
@@ -335,7 +365,9 @@ def test_unknown_keys_are_skipped_even_when_they_share_a_name_or_an_id():
     ]
     assert note.verify(good.add(noise), [trusted]) == {trusted: None}
     assert note.verify(Note("x\n", (*noise, *good.lines)), [trusted]) == {trusted: None}
-    assert code_of(note.verify, Note("x\n", tuple(noise)), [trusted]) == "receipt.note-unsigned"
+    with pytest.raises(CasemateError) as e:
+        note.verify(Note("x\n", tuple(noise)), [trusted])
+    assert (e.value.code, e.value.where) == ("receipt.note-unsigned", "")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 63, 71, 72, 73, 200])

@@ -295,6 +295,7 @@ def test_a_reader_loads_no_more_than_it_needs():
 
     read = tiles.reader(600, load)
     assert read(8, 1) == node(8, 1) and loads == [Tile(1, 0, 2)]
+    assert loads[0].path == "tile/1/000.p/2"
     assert read(9, 0) == node(9, 0) and loads == [Tile(1, 0, 2)]
     assert read(6, 8) == node(6, 8) and loads == [Tile(1, 0, 2), Tile(0, 2, 88)]
 
