@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutation"
 LEAST = 95.0
 
-LEDGER = [f"tests/unit/ledger/test_ledger_{n}.py" for n in ("jobs", "gates", "refusals")]
+LEDGER = [
+    f"tests/unit/ledger/test_ledger_{n}.py" for n in ("jobs", "gates", "refusals", "log", "store")
+]
 # Group: (files under src/casemate, tests that must notice).
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "budget": (
