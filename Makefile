@@ -154,7 +154,7 @@ LEDGER_CODE := src/casemate/ledger/*,src/casemate/spec/log.py,src/casemate/spec/
 src/casemate/spec/merkle.py,src/casemate/spec/consent.py,src/casemate/seal/note.py,$\
 src/casemate/seal/checkpoint.py,src/casemate/seal/tiles.py,src/casemate/server/permissions.py
 LEDGER_TESTS := tests/unit/ledger tests/unit/seal tests/unit/spec/test_spec_data.py $\
-  tests/unit/spec/test_spec_policy.py tests/unit/spec/test_spec_merkle.py $\
+  tests/unit/spec/test_spec_policy.py tests/unit/spec/test_spec_merkle.py tests/unit/spec/test_spec_consent.py $\
   tests/contract/test_store_disks.py tests/attacks/test_ledger_tampering.py $\
   tests/attacks/test_ledger_race.py tests/unit/server/test_server_permissions.py
 

@@ -52,8 +52,11 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "passing": (
         ["ledger/consent.py", "ledger/handover.py", "ledger/rekey.py", "spec/consent.py"],
         [
-            "tests/unit/ledger/test_ledger_recovery.py",
-            "tests/unit/ledger/test_ledger_handover.py",
+            "tests/unit/spec/test_spec_consent.py",
+            *(
+                f"tests/unit/ledger/test_ledger_{n}.py"
+                for n in ("consent", "recovery", "handover", "passing", "log")
+            ),
         ],
     ),
     "anchor": (

@@ -5,7 +5,7 @@ import pytest
 from casemate.ledger import catalog, consent, ledger, log
 from casemate.seal import dsse
 from casemate.spec import codec
-from casemate.spec.consent import Consented, SoftwareConsent
+from casemate.spec.consent import Consented, RecoveryConsent, SoftwareConsent
 from casemate.spec.errors import CasemateError, PolicyError
 from casemate.spec.receipt import LogEntry
 from support import passing
@@ -18,6 +18,10 @@ from support.passing import NEW, OLD, OTHER, owner, signed, sound, started, to_s
 def pushed(disk=None):
     store = started(disk or SimDisk(), 1)
     return store, push(store, "a", owner().public)
+
+
+def dsse_payload(envelope):
+    return dsse.verify(envelope, {owner().id: owner().public.sign_key})[1]
 
 
 def code(call, *arguments):
@@ -175,6 +179,30 @@ def test_no_consent(forge):
     size = store.size()
     assert code(consent.give, store, forge(store, dataset), owner().id) == "policy.consent"
     assert store.size() == size
+
+
+def test_a_refusal_names_the_signer_or_the_dataset():
+    store, dataset = pushed()
+
+    def refused(envelope):
+        with pytest.raises(PolicyError) as e:
+            consent.give(store, envelope, owner().id)
+        return e.value
+
+    software = codec.decode(SoftwareConsent, dsse_payload(to_software(store, dataset)))
+    other = refused(signed(owner(), software, "application/json"))
+    assert other.where == owner().id and "'application/json'" in other.message
+    changed = refused(to_software(store, dataset, by=owner("another")))
+    assert changed.where == owner().id
+    assert changed.message.startswith("The consent does not hold: ") and len(changed.message) > 40
+    log_ = refused(to_software(store, dataset, origin="casemate.dev/log/" + "0" * 32))
+    assert log_.where == dataset
+    head = log.seen(log.head(store))
+    recovery_ = refused(signed(owner(), RecoveryConsent(head=head, next="x", dataset=dataset)))
+    assert recovery_.where == dataset
+    with pytest.raises(PolicyError) as e:
+        consent.signed(store, "[]")
+    assert e.value.where == ""
 
 
 def test_another_owners_dataset():

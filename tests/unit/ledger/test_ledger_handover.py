@@ -1,6 +1,7 @@
 import pytest
 
 from casemate.ledger import anchor, catalog, consent, fsck, handover, ledger, log, recovery, rekey
+from casemate.ledger.ledger import TrainingState
 from casemate.seams.files import load
 from casemate.spec.errors import CasemateError, LedgerError
 from support.anchors import NAME, FakeAnchor, Names
@@ -76,16 +77,24 @@ def test_again_is_the_same_and_another_is_refused():
     assert handover.hand_over(store, NEW, REQUEST, {a, b}, drop=False) == first
     assert store.size() == size
     other = "sha256:" + "34" * 32
-    assert code(handover.hand_over, store, NEW, other, {a, b}, drop=True) == "ledger.handed-over"
+    with pytest.raises(LedgerError) as e:
+        handover.hand_over(store, NEW, other, {a, b}, drop=True)
+    assert (e.value.code, e.value.where) == ("ledger.handed-over", REQUEST)
 
 
 def test_without_consent_nothing_passes():
-    _, store, a, _ = world("owner")
+    _, store, a, b = world("owner")
     size = store.size()
-    for agreed, drop in (({a}, False), (set(), True), (set(), False)):
-        found = code(handover.hand_over, store, NEW, REQUEST, agreed, drop=drop)
-        assert found == "ledger.consent-missing"
+    for agreed, drop, where in (
+        ({a}, False, b),
+        (set(), True, min(a, b)),
+        (set(), False, min(a, b)),
+    ):
+        with pytest.raises(LedgerError) as e:
+            handover.hand_over(store, NEW, REQUEST, agreed, drop=drop)
+        assert (e.value.code, e.value.where) == ("ledger.consent-missing", where)
     assert store.size() == size
+    assert handover.consent_missing([]).where == ""
 
 
 def test_what_is_dropped_is_gone():
@@ -96,11 +105,14 @@ def test_what_is_dropped_is_gone():
     for job in (waiting, both):
         ledger.reserve(store, job)
         ledger.begin(store, job)
+    for job in (waiting, both):
+        ledger.keep_state(store, job, TrainingState(3, f"states/{job}.3", b"s" * 32))
     commit(store, both)
     quoted = ask(store, "model", (a, b))
     mine = ask(store, "mine", (a,))
     body = handover.hand_over(store, NEW, REQUEST, {a}, drop=True)
     assert body.dropped == (b,)
+    assert store.all("SELECT * FROM states") == []
     sound(store)
     store.close()
     other = passed(disk)

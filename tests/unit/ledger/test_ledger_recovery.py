@@ -4,7 +4,7 @@ import hashlib
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from casemate.accounting.filters import RdpFilter
+from casemate.accounting.filters import FEMTO, SATURATED, RdpFilter
 from casemate.ledger import catalog, consent, fsck, ledger, log, quotes, recovery
 from casemate.seal import checkpoint, note
 from casemate.spec import merkle
@@ -188,6 +188,9 @@ def test_what_the_owner_assumes_is_charged(world, given):
     store.close()
     store = started(disk, 12)
     if given == "rest":
+        rdp = RdpFilter(catalog.budget(store, a))
+        assert after.rdp_nano == tuple(map(max, rdp.capacity, before.rdp_nano))
+        assert after.delta_femto == max(rdp.delta_capacity, before.delta_femto)
         assert not after.fits(RdpFilter(catalog.budget(store, a)), charge)
         assert code(queue, store, "9", (a,)) == "budget.exhausted"
     elif given == "charge":
@@ -211,7 +214,18 @@ def test_charges_that_are_none(world, charge):
     _, store = restored(world)
     asked = recovery.request(store)
     given = [to_recovery(asked, a, charge=charge)]
-    assert code(recovery.recover, store, asked, given) == "policy.consent"
+    with pytest.raises(CasemateError) as e:
+        recovery.recover(store, asked, given)
+    assert (e.value.code, e.value.where) == ("policy.consent", a)
+
+
+def test_the_largest_charge_can_be_assumed(world):
+    a = world[2]
+    _, store = restored(world)
+    asked = recovery.request(store)
+    charge = Charge(rdp_nano=(SATURATED,) * 28, delta_femto=FEMTO, epsilon=0.0)
+    recovery.recover(store, asked, [to_recovery(asked, a, charge=charge)])
+    assert min(catalog.account(store, a).rdp_nano) >= SATURATED
 
 
 @pytest.mark.parametrize(
