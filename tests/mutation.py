@@ -102,6 +102,17 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
 }  # fmt: skip
 
 
+# A mutant runs in a fork of the process that ran the tests before: what the code kept is let go.
+FORGET = """
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_remembered():
+    for name in {modules}:
+        for found in vars(importlib.import_module(name)).values():
+            getattr(found, "cache_clear", lambda: None)()
+"""
+
+
 def prepare(name: str, again: bool) -> Path:
     """A copy of the tree with mutmut's settings for a group."""
     files, tests = GROUPS[name]
@@ -117,6 +128,11 @@ def prepare(name: str, again: bool) -> Path:
         copies.append((ROOT / "src", folder / "src"))
     for source, to in copies:
         shutil.copytree(source, to, ignore=ignore, dirs_exist_ok=True)
+        if source.name == "tests":
+            modules = ["casemate." + f.removesuffix(".py").replace("/", ".") for f in files]
+            conftest = to / "conftest.py"
+            text = "import importlib\n" + conftest.read_text() + FORGET.format(modules=modules)
+            conftest.write_text(text)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     lines = [
         "[tool.mutmut]",

@@ -28,11 +28,14 @@ def test_each_commit_is_synced_before_it_returns() -> None:
 
 def test_a_new_files_name_is_made_durable_with_its_first_sync() -> None:
     disk = SimDisk()
-    open_store(disk)
+    store = open_store(disk)
     for name in ("store.db", "store.db-wal"):
         created = disk.trace.index(f"create ledger/{name}")
         synced = disk.trace.index(f"sync ledger/{name}", created)
         assert disk.trace[synced + 1] == "sync_folder ledger"
+    disk.trace.clear()
+    catalog.enrol(store, OWNER)
+    assert "sync_folder ledger" not in disk.trace
 
 
 def test_no_call_reaches_the_disk_after_the_first_error() -> None:
@@ -75,7 +78,7 @@ def test_a_name_without_a_mount_does_not_open() -> None:
 def test_nothing_is_created_unless_it_is_asked_for() -> None:
     disk = SimDisk()
     mount = Mount(disk, "x")
-    with pytest.raises(apsw.CantOpenError):
+    with pytest.raises(apsw.CantOpenError, match="'x/db' does not exist"):
         apsw.Connection(mount.uri("db"), flags=apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_READWRITE)
     assert disk.snapshot() == {}
     mount.close()
@@ -98,15 +101,18 @@ def test_a_copy_never_touches_what_it_copies() -> None:
     disk = SimDisk.of({"a/one": b"1", "a/two": b"22"})
     copy = CopyDisk(disk)
     copy.make_folder("b")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="a/none"):
         copy.open("a/none")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="a/one"):
         copy.open("a/one", create=True, exclusive=True)
     file = copy.open("a/one")
     file.write(3, b"x")
     file.sync()
     file.truncate(5)
     assert file.read(0, 9) == b"1\0\0x\0"
+    file.write(1, b"22")
+    file.write(5, b"y")
+    assert file.read(0, 9) == b"122x\0y"
     copy.rename("a/one", "a/three")
     copy.remove("a/two")
     copy.sync_folder("a")
@@ -131,6 +137,24 @@ def test_what_is_open_at_exit_is_closed() -> None:
 def test_a_copy_lists_what_it_copies() -> None:
     disk = SimDisk.of({"a/one": b"1", "a/two": b"22"})
     assert CopyDisk(disk).list("a") == ["one", "two"]
+
+
+def test_each_mount_has_its_own_folder() -> None:
+    one, other = Mount(SimDisk(), "x"), Mount(SimDisk(), "y/z")
+    names = [m.uri("a/db").removeprefix("file:").split("?")[0] for m in (one, other)]
+    assert [vfs._find(n) for n in names] == [(one, "x/a/db"), (other, "y/z/a/db")]
+    assert len(vfs._registered) == 1
+    one.close()
+    other.close()
+
+
+def test_a_wal_that_is_emptied_is_empty_on_the_disk() -> None:
+    disk = SimDisk()
+    store = open_store(disk)
+    assert len(disk.snapshot()["ledger/store.db-wal"]) > 0
+    store.empty_wal()
+    assert len(disk.snapshot()["ledger/store.db-wal"]) == 0
+    store.close()
 
 
 def test_what_sqlite_asks_a_file_for() -> None:
