@@ -102,6 +102,34 @@ def test_true_charges_hold(events: tuple[DpEvent, ...]) -> None:
     assert list(fsck_costs.charge(reserved(charge(*events), *events))) == []
 
 
+@pytest.mark.parametrize(
+    ("rate", "noise", "order"),
+    [
+        (0.01, 1.1, 1.25),
+        (0.5, 0.7, 2.5),
+        (0.02, 0.1, 1.5),
+        (0.9, 0.07, 2.5),
+        (1e-5, 0.06, 1.0625),
+        (1e-4, 0.3, 1.75),
+        (0.3, 10.0, 1.09375),
+    ],
+)
+def test_broken_orders_are_integrated(rate: float, noise: float, order: float) -> None:
+    """As mpmath does it with 30 digits, from the definition."""
+    import mpmath as mp
+
+    with mp.workdps(30):
+        q, s, a = map(mp.mpf, (rate, noise, order))
+
+        def term(z: object) -> object:
+            u = q * mp.expm1((2 * z - 1) / (2 * s * s))
+            return mp.npdf(z, 0, s) * ((1 + u) ** a - 1 - a * u)
+
+        marks = sorted({m + k * s for m in (0, a) for k in (-40, -9, -3, 0, 3, 9, 40)})
+        slow = float(mp.log1p(mp.quad(term, marks)) / (a - 1))
+    assert fsck_costs._broken(rate, noise, order) == pytest.approx(slow, rel=1e-8)
+
+
 def test_nothing_costs_nothing() -> None:
     free = Charge(rdp_nano=fsck_budget.EMPTY, delta_femto=0, epsilon=0.0)
     none = {"delta_truncation": 0.0, "delta_sampler": 0.0}
