@@ -306,22 +306,22 @@ class Runner:
 
     def placement(self, contraction: str, chain: Sequence[Node]) -> torch.Tensor | None:
         """Where each entry of a contraction lands in what the chain makes of it, flat int64;
-        ``None`` unless each lands once, as it is, with zeros elsewhere."""
+        ``None`` unless each lands once, as it is, with zeros elsewhere.
+
+        Every node of the chain moves entries or adds another sum to them, by the closed table:
+        that numbers come out once each would not show it, since other linear maps give them too,
+        and where a map follows trained weights it changes with them.
+        """
         dims = self._value(contraction).dims
         count = math.prod(dims)
         value = torch.arange(1, count + 1, dtype=torch.float64).reshape(dims)
         at = contraction
         for node in chain:
-            sums = [n for n in uses(node) if self._value(n).summed]
-            if any(self._value(n).floating for n in uses(node) if n not in sums):
-                return None  # scaled or multiplied: no entry lands as it is
-            out = node.name
-            if graph_joint.entry(node).linear == "add":
-                if any(self._value(n).dims != tuple(value.shape) for n in sums):
-                    return None
-            else:
+            if graph_joint.entry(node).isometric:
                 value = self.call(node, {**self.fixed, at: value}, self.rows)
-            at = out
+            elif not self._adds(node, at):
+                return None
+            at = node.name
         flat = value.reshape(-1)
         landed = torch.nonzero(flat).reshape(-1)
         numbers = flat[landed]
@@ -330,6 +330,14 @@ class Runner:
         ):
             return None
         return landed[numbers.argsort()]
+
+    def _adds(self, node: Node, at: str) -> bool:
+        """Whether a node is the S value ``at``, once, plus another of the same shape."""
+        if node.op != "aten.add.Tensor":
+            return False
+        call = graph_joint.bound(node, self.proved.values)
+        same = {self._value(n).dims for n in uses(node)} == {self._value(at).dims}
+        return call["alpha"] == 1 and uses(node).count(at) == 1 and same
 
 
 def _by_name(f: Callable[[Mapping[str, Any]], Any], names: Sequence[str]) -> Callable[..., Any]:

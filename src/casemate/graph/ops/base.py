@@ -301,7 +301,9 @@ class Op:
     linear: how the op takes S values: ``add`` (linear in all its tensors together, all of them S),
         ``each`` (linear in each of them, one S and the others R), ``first`` (linear in the first
         alone, the others R), "" (not at all).
-    isometric: as a map of one S value it keeps the Euclidean norm.
+    isometric: as a map of one S value, and of nothing else that may change, it moves entries to
+        places of their own, with their signs or all with others, and puts zeros beside them: the
+        Euclidean norm stays.
     """
 
     schema: Schema

@@ -66,10 +66,10 @@ def _clamped(call: Call, given: list[Range]) -> Range:
         return None
     known = given[0] or INTEGER_RANGE["i64"]
     low, high = call.args.get("min"), call.args.get("max")
-    if type(low) is int:
-        known = max(known[0], low), max(known[1], low)
-    if type(high) is int:
-        known = min(known[0], high), min(known[1], high)
+    if isinstance(low, int):  # bools are numbers here too
+        known = max(known[0], int(low)), max(known[1], int(low))
+    if isinstance(high, int):
+        known = min(known[0], int(high)), min(known[1], int(high))
     return None if known == INTEGER_RANGE["i64"] else known
 
 
