@@ -281,3 +281,37 @@ def test_underestimating_norms_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             cancel(10.0**e)(data, i)
         worst = max(worst, moved(at, data, 0, 1.0))
     assert worst > accounted(1.0, at.program.dimension)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_record_on_which_the_model_fails_counts_as_nothing_and_tells_nothing(keep: bool) -> None:
+    """Were one to get past the proof of ranges: no error, and the other records' sums as without
+    it."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("m", torch.randn(5, 5))
+            self.w = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.w(torch.tanh(x @ self.m))
+
+    torch.manual_seed(1)
+    at = lab(Frozen(), lambda n: tokens(n, 1), linear_of, keep=keep)
+    at.path.form()
+    data = {k: v.clone() for k, v in at.data.items()}
+    data["x"][[2, 9], 0, 0] = 99.0
+    rows, spoiled = at.rows_of(at.data), at.rows_of(data)
+    real = at.path._prefix if keep else at.path._forward
+
+    def failing(fixed: Any, *given: Any) -> Any:
+        if any(bool((t == 99.0).any()) for t in given if t.is_floating_point()):
+            raise IndexError("index 99 is out of range")
+        return real(fixed, *given)
+
+    setattr(at.path, "_prefix" if keep else "_forward", failing)
+    got = at.path.sums(spoiled, 1.0, STEP, at.rows)(np.arange(at.rows)).clone()
+    rows.valid[[2, 9]] = False
+    want = at.path.sums(rows, 1.0, STEP, at.rows)(np.arange(at.rows))
+    assert want.abs().sum() > 0 and torch.equal(got, want)

@@ -116,6 +116,29 @@ def test_a_map_of_parameters_moves_no_more_than_is_accounted(name: str) -> None:
     assert moved(at, hostile(at), 0, 1.0) > 0.5
 
 
+class TwoShapes(nn.Module):
+    """One tensor, read as two matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor) -> Any:
+        a = nn.functional.linear(x[:, :6], self.w.reshape(2, 6))
+        b = nn.functional.linear(x[:, :4], self.w.reshape(3, 4))
+        return torch.cat([a, b], 1)
+
+
+def test_one_tensor_read_in_two_shapes() -> None:
+    torch.manual_seed(0)
+    at = lab(
+        TwoShapes(), lambda n: {"x": torch.randn(n, 6), "target": torch.randn(n, 5)}, linear_of
+    )
+    for _ in range(2):
+        assert moved(at, at.data, 0, 0.1) <= accounted(0.1, at.program.dimension)
+        at.data["x"][0] *= 1e6
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_what_is_released_is_the_gradient(name: str) -> None:
     """The map is taken, whoever makes the sum: no chain is left out for what numbers alone show."""

@@ -209,3 +209,13 @@ def test_a_bool_weight_is_a_bool() -> None:
         weights_of({"b": (TensorInfo("bool", (1,), 0, 1), memoryview(b"\x05"))})
     good = weights_of({"b": (TensorInfo("bool", (2,), 0, 2), memoryview(b"\x00\x01"))})
     assert good["b"].tolist() == [False, True]
+
+
+def test_what_has_no_elements_cannot_be_trained() -> None:
+    with pytest.raises(ModelError) as e:
+        nothing = node("a", "slice.Tensor", r("x"), 1, 0, 0)
+        product = node("b", "mul.Tensor", r("a"), r("w"))
+        loss = node("loss", "sum.dim_IntList", r("b"), ls(1))
+        g = graph(nothing, product, loss, inputs=(data("x", 4), weight("w", 0)), loss="loss")
+        check.check(g, infos(g))
+    assert e.value.code == "model.nothing-trained"

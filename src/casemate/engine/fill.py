@@ -76,24 +76,40 @@ def kept(
     rows: Rows,
 ) -> dict[str, torch.Tensor]:
     """Frontier values ``names`` of every valid row, and of the filler for others and as the last, a
-    microbatch at a time; but for random inputs, which are drawn in each step."""
+    microbatch at a time; but for random inputs, which are drawn in each step. A row on which the
+    prefix fails is valid no more: an error would tell of it (P6)."""
     count, size, values = rows.count, runner.rows, runner.proved.values
     random = {f"d{i}" for i, spec in enumerate(program.data) if spec.kind == "random"}
     store: dict[str, torch.Tensor] = {}
     runner.refresh()
-    for first in range(0, count + 1, size):
+
+    def made_of(first: int, chosen: torch.Tensor) -> Sequence[Any]:
+        """Of the rows from ``first`` on that are ``chosen``, bool (n,); else of the filler."""
         blocks = []
         for i, spec in enumerate(program.data):
             if spec.kind == "random":
                 blocks.append(torch.zeros(values[f"d{i}"].sizes(size)))
                 continue
             t = rows.inputs[spec.name]
-            valid = torch.from_numpy(rows.valid[first : first + size])
             block = rows.filler_of(spec.name).repeat(size, *[1] * (t.dim() - 1))
-            block[: len(valid)][valid] = t[first : first + size][valid]
+            block[: len(chosen)][chosen] = t[first : first + size][chosen]
             blocks.append(block)
         with torch.inference_mode():
-            made = prefix(runner.fixed, *blocks)
+            return prefix(runner.fixed, *blocks)
+
+    for first in range(0, count + 1, size):
+        valid = torch.from_numpy(rows.valid[first : first + size])
+        try:
+            made = made_of(first, valid)
+        except Exception:
+            for row in range(len(valid)):
+                alone = torch.zeros_like(valid)
+                alone[row] = valid[row]
+                try:
+                    made_of(first, alone)
+                except Exception:
+                    valid[row] = False
+            made = made_of(first, valid)
         for name, value in zip(names, made, strict=True):
             if name in random:
                 continue

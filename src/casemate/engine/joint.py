@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 
 from casemate.engine.program import DTYPES, Program, maker, uses
-from casemate.engine.tape import Log, Unfit, random
+from casemate.engine.tape import Log, Unfit, memory, random
 from casemate.graph.joint import Joint
 from casemate.graph.model import DtypeArg, Graph, ListArg, Node, Ref, Size
 from casemate.graph.ops import Batch, Value
@@ -95,7 +95,7 @@ class _Run:
         self.names[id(value)] = name
         self.stale.discard(id(value))
         self.alive.append(value)
-        self.by_storage.setdefault(value.untyped_storage().data_ptr(), []).append(value)
+        self.by_storage.setdefault(memory(value), []).append(value)
 
     def name(self, value: torch.Tensor) -> str:
         if id(value) not in self.names:
@@ -106,7 +106,7 @@ class _Run:
 
     def written(self, value: torch.Tensor) -> None:
         """Values on the same memory are not what they were."""
-        for other in self.by_storage.get(value.untyped_storage().data_ptr(), []):
+        for other in self.by_storage.get(memory(value), []):
             if other is not value and _overlap(other, value):
                 self.stale.add(id(other))
 

@@ -88,15 +88,17 @@ def graph(
     """
     try:
         made = _fitting(program, checked, samples, job, most_bytes)
+        if made is None:
+            return None, ("record", "graph: a microbatch does not fit in memory")
+        rows = tiled(samples, made.shape.rows)
+        made.settle(rows)
+        made.choose(made.operands_of(rows), min(most_bytes // 4, FORMED_BYTES), job.each)
+        made.form()
+        off = disagreement(made, samples)
     except (Unfit, ModelError) as e:
         return None, ("record", f"graph: {str(e)[:300]}")
-    if made is None:
-        return None, ("record", "graph: a microbatch does not fit in memory")
-    rows = tiled(samples, made.shape.rows)
-    made.settle(rows)
-    made.choose(made.operands_of(rows), min(most_bytes // 4, FORMED_BYTES), job.each)
-    made.form()
-    off = disagreement(made, samples)
+    except Exception as e:  # an operation refused made-up records; the other path has no such needs
+        return None, ("record", f"graph: {type(e).__name__}: {str(e)[:200]}")
     if not off <= _AGREE:
         return None, ("record", f"graph: its sums differ from one record per call by {off:.1g}")
     return made, ("graph", *_told(made), *(f"one record per call: {name}" for name in made.slow))

@@ -194,6 +194,8 @@ class Planner:
             if a.rank != 2:
                 return None
             parts.append(Outer(c, left, right, a, b, self.shape))
+        if len({p.sizes for p in parts}) != 1:  # one tensor, read in two shapes
+            return None
         return _joined([p.pair for p in parts]), sum(p.count for p in parts), parts[0].sizes
 
     def _sum(self, name: str, names: Sequence[str]) -> Site:

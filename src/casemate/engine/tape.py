@@ -39,6 +39,13 @@ class Unfit(Exception):
     """The operations depend on the record's values, or are not all seen."""
 
 
+def memory(t: torch.Tensor) -> int:
+    """Where its memory begins. Raises ``Unfit`` for zeros that autograd makes without any."""
+    if t._is_zerotensor():
+        raise Unfit("a gradient is zero and has no memory")
+    return t.untyped_storage().data_ptr()
+
+
 class Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation that torch runs below autograd: (op, args, kwargs, result)."""
 
@@ -137,16 +144,16 @@ class Tape:
             if source in self._transposed:  # turned back: the same view as before
                 self._slots[id(out)] = self._transposed[source]
                 return
-        given = [self._at(arg) for arg in args]
         several = isinstance(out, list | tuple)
         outs = list(out) if several else [out]
+        given = [self._at(arg) for arg in args]
         reads = Call(func._op, given, kwargs, []).reads
         pure = not func._schema.is_mutable
         if not pure:
             written = self._values[reads[0]]
-            if written.untyped_storage().data_ptr() in self._guarded:
+            if memory(written) in self._guarded:
                 raise Unfit(f"{func} writes to what must stay")
-        views = {o.untyped_storage().data_ptr() for o in outs if isinstance(o, torch.Tensor)}
+        views = {memory(o) for o in outs if isinstance(o, torch.Tensor)}
         fixed = pure and all(s in self._fixed for s in reads)
         made = [self._made(o) for o in outs]
         if func is torch.ops.aten.t.default:

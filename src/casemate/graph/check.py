@@ -375,11 +375,15 @@ def check(
         mend = "Leave requires_grad on for what is to be trained."
         _refuse("model.nothing-trained", "The loss depends on no trained weight.", mend, graph.loss)
     parameters = tuple(s.name for s in graph.inputs if s.kind == "param")
+    dimension = sum(values[p].numel for p in parameters)
+    if not dimension:
+        mend = "Train a tensor that has elements."
+        _refuse("model.nothing-trained", "What is trained has no elements.", mend, graph.loss)
     return Checked(
         graph=graph,
         values=values,
         parameters=parameters,
-        dimension=sum(values[p].numel for p in parameters),
+        dimension=dimension,
         flops=walk.record.flops,
         saved_bytes=walk.record.nbytes,
         workspace_bytes=max(walk.record.workspace, walk.fixed.workspace),

@@ -200,6 +200,8 @@ class Metric:
     def __post_init__(self) -> None:
         if not (1 <= len(self.name) <= 60 and self.name.isascii() and self.name.isprintable()):
             raise ValueError("a metric's name must have 1 to 60 printable ASCII characters")
+        if self.name != " ".join(self.name.split()):  # in a receipt it would look like another
+            raise ValueError("a metric's name must have single spaces, and none at its ends")
         _between(1e-6, _LARGEST, limit=self.limit)
 
 

@@ -156,3 +156,25 @@ def test_a_plan_for_other_rows_at_once_is_refused():
             )
     with pytest.raises(PlanError):
         train.start(plan, Execution(path="graph"), spec, ready.program, rows, KEY)
+
+
+def test_what_only_one_path_can_do_goes_by_that_path(monkeypatch):
+    graph, weights = lab.mlp([5, 4, 3])
+    swapped = dataclasses.replace(
+        graph,
+        nodes=tuple(
+            dataclasses.replace(n, op="aten.sgn.default", kwargs={}) if "relu" in n.op else n
+            for n in graph.nodes
+        ),
+    )
+    assert swapped != graph
+    spec = lab.spec_of(12, 2)
+    made = ready_of(swapped, weights, lab.schema(5, 3, 40), spec)
+    assert made.prepared.path == ("record", "graph: a gradient is zero and has no memory")
+
+    def refuses(*args, **more):
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setattr(Batched, "settle", refuses)
+    made = ready_of(graph, weights, lab.schema(5, 3, 40), spec)
+    assert made.prepared.path == ("record", "graph: RuntimeError: sizes of tensors must match")
