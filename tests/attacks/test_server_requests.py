@@ -48,6 +48,20 @@ def test_a_repeated_request_is_refused_on_every_signed_route() -> None:
     run_async(work())
 
 
+def test_a_parameter_twice_is_not_one_of_them() -> None:
+    """Two readers of one address could take two nonces from it."""
+
+    async def work() -> None:
+        async with Desk() as desk:
+            one, other = (f"nonce={c * 64}" for c in "01")
+            for path in (f"{one}&{other}", f"{one}&{one}", f"x=1&{one}&x=2"):
+                answer = await desk.http.get(f"/v1/attestation?{path}")
+                assert (answer.status_code, _code(answer)) == (400, "format.field")
+            assert (await desk.http.get(f"/v1/attestation?{one}")).status_code == 200
+
+    run_async(work())
+
+
 def _changes(request: httpx.Request) -> dict[str, httpx.Request]:
     def made(
         method: str = "", path: str = "", body: bytes | None = None, **head: str

@@ -7,6 +7,7 @@ Nothing but the table opens a path, and every error leaves in the one shape of `
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -129,6 +130,19 @@ async def _authenticate(service: Service, route: Route, request: Request, body: 
     return caller
 
 
+def _query(request: Request) -> dict[str, str]:
+    found = request.query_params.multi_items()
+    for name, count in Counter(name for name, _ in found).items():
+        if count > 1:
+            raise FormatError(
+                "format.field",
+                f"The parameter {name[:40]!r} stands there {count} times.",
+                mend="Send each parameter once.",
+                where=name[:40],
+            )
+    return dict(found)
+
+
 async def _answer(service: Service, route: Route, request: Request) -> Response:
     public = route.permission == "public"
     limits = service.config.limits
@@ -150,7 +164,7 @@ async def _answer(service: Service, route: Route, request: Request) -> Response:
         service=service,
         caller=caller,
         id=resource,
-        query=dict(request.query_params),
+        query=_query(request),
         headers=request.headers,
         body=_decode(route.body, body, route.limit(limits)),
     )
