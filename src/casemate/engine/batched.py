@@ -512,24 +512,8 @@ class Batched:
             try:
                 return self._evaluate(seed)
             except Exception:  # of some record, of which an error would tell (P6)
-                leave_out()
+                fill.leave_out(put, self._evaluate, index.view(-1, k), seed.view(-1, k))
                 return self._evaluate(seed)
-
-        def leave_out() -> None:
-            """Give the slots of units on which the model fails to nobody: each alone, as is."""
-            rows_of, weights = index.view(units, k).clone(), seed.view(units, k).clone()
-            for unit in range(units):
-                index.fill_(-1)
-                seed.zero_()
-                index.view(units, k)[unit], seed.view(units, k)[unit] = rows_of[unit], weights[unit]
-                put(index, True)
-                try:
-                    self._evaluate(seed)
-                except Exception:
-                    rows_of[unit], weights[unit] = -1, 0.0
-            index.copy_(rows_of.view(-1))
-            seed.copy_(weights.view(-1))
-            put(index, True)
 
         def fills(env: Env) -> Iterator[windows.Fill | None]:
             _, weights, keep = self._factors(env, bound, clipping, gamma)

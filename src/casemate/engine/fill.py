@@ -119,3 +119,25 @@ def kept(
             place = store[name][first : first + size]
             place.copy_(flat[: len(place)])
     return store
+
+
+def leave_out(
+    put: Fill, evaluate: Callable[[torch.Tensor], object], index: torch.Tensor, seed: torch.Tensor
+) -> None:
+    """Give the slots of units on which the model fails to nobody; each is tried alone, as it is.
+
+    index, seed: what ``put`` and ``evaluate`` read, (units, rows of one), changed in place.
+    """
+    taken, weights = index.clone(), seed.clone()
+    for unit in range(len(index)):
+        index.fill_(-1)
+        seed.zero_()
+        index[unit], seed[unit] = taken[unit], weights[unit]
+        put(index.view(-1), True)
+        try:
+            evaluate(seed.view(-1))
+        except Exception:
+            taken[unit], weights[unit] = -1, 0.0
+    index.copy_(taken)
+    seed.copy_(weights)
+    put(index.view(-1), True)
