@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from audit import chance, rest, sums
+from audit import chance, known, rest, sums
 
 Check = Callable[[int], None]
 
@@ -21,6 +21,8 @@ CHECKS: Final[dict[str, Check]] = {
     "random inputs": sums.random_inputs,
     "slots": sums.slots,
     "cancellation": sums.cancellation,
+    "known noise": known.noise,
+    "known samples": known.samples,
     "noise": chance.noise,
     "sampling": chance.sampling,
     "state": rest.kept,

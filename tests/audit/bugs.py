@@ -112,8 +112,8 @@ def _rng(key: bytes, *more: int) -> np.random.Generator:
 Sample = Callable[[bytes, int, int, float], np.ndarray]
 
 
-def _sampled(name: str, change: Callable[[Sample], Sample]) -> None:
-    @bug(name, "sampling")
+def _sampled(name: str, change: Callable[[Sample], Sample], *checks: str) -> None:
+    @bug(name, *(checks or ("sampling",)))
     def seed(patch: Patch) -> None:
         patch.setattr(sampling, "sample", change(sampling.sample))
 
@@ -839,3 +839,71 @@ def _refunds(patch: Patch) -> None:
 @bug("jobs are charged for nothing", "charges")
 def _free(patch: Patch) -> None:
     patch.setattr(catalog, "set_account", lambda *a: None)
+
+
+# --- what only known answers see
+
+_noised("one half of the noise is the other's mirror image", lambda real: _mirrored(real),
+        "known noise")  # fmt: skip
+_noised("noise is made of 16 bits", _instead(lambda rng, n: _boxed(rng, n, 16)), "known noise")
+_noised("each thousandth step has no noise", lambda real: (
+    lambda total, key, step, scale, first=0: (
+        None if step % 1000 == 999 else real(total, key, step, scale, first))),
+    "known noise")  # fmt: skip
+_noised("the last pair of a full window has no noise", lambda real: _some(
+    real, lambda n: slice(0, n - 2 if n == 1 << 16 else n)), "known noise")  # fmt: skip
+_noised("windows of noise overlap by a half", lambda real: (
+    lambda total, key, step, scale, first=0: real(total, key, step, scale, first // 4 * 2)),
+    "known noise")  # fmt: skip
+_noised("noise repeats after two windows", lambda real: (
+    lambda total, key, step, scale, first=0: real(total, key, step, scale, first % (2 << 16))),
+    "known noise")  # fmt: skip
+_noised("noise repeats after 16384 steps", lambda real: (
+    lambda total, key, step, scale, first=0: real(total, key, step % 16384, scale, first)),
+    "known noise")  # fmt: skip
+_sampled("samples repeat after 16384 steps",
+         lambda real: lambda k, t, n, q: real(k, t % 16384, n, q), "known samples")  # fmt: skip
+_sampled("the rate is rounded up to 1024ths", lambda real: (
+    lambda k, t, n, q: real(k, t, n, min(1024, int(q * 1024) + 1) / 1024)),
+    "known samples")  # fmt: skip
+_sampled("units far apart share their chance", lambda real: (
+    lambda k, t, n, q: np.concatenate([
+        first + real(k, t, min(1 << 17, n - first), q) for first in range(0, n, 1 << 17)])),
+    "known samples")  # fmt: skip
+
+
+def _mirrored(real: Add) -> Add:
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        half = (len(total) + 1) // 2
+        half = min(len(total), half + half % 2)
+        made = np.zeros(half, dtype=np.int64)
+        real(made, key, step, scale, first)
+        total[:half] += made
+        total[half:] -= made[: len(total) - half]
+
+    return add
+
+
+def _boxed(rng: np.random.Generator, n: int, bits: int) -> np.ndarray:
+    """Box and Muller's draws of words of so few bits."""
+    u = (rng.integers(0, 1 << bits, size=(n + n % 2, 1)) + 0.5) / (1 << bits)
+    u = u.reshape(-1, 2)
+    radius, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * math.pi * u[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(-1)[:n]
+
+
+@bug("the samples' key follows the data", "known samples")
+def _key_of_data(patch: Patch) -> None:
+    held, real = {"valid": 0}, keystream.subkey
+    loop = train.loop
+
+    def begun(plan: Any, execution: Any, spec: Any, program: Any, rows: Any, *more: Any) -> Any:
+        held["valid"] = int(rows.valid.sum())
+        return loop(plan, execution, spec, program, rows, *more)
+
+    def subkey(key: bytes, purpose: str) -> bytes:
+        more = f"/{held['valid']}" if purpose == sampling.PURPOSE else ""
+        return real(key, purpose + more)
+
+    patch.setattr(train, "loop", begun)
+    patch.setattr(keystream, "subkey", subkey)
