@@ -20,6 +20,7 @@ from casemate.graph import joint as graph_joint
 from casemate.graph.joint import Proved
 from casemate.graph.model import ListArg, Node, Ref
 from casemate.graph.ops import JOINT, Value
+from casemate.graph.ops.joint import zero
 
 Env: TypeAlias = dict[str, Any]
 
@@ -73,7 +74,8 @@ class Runner:
         self.nodes = {n.name: n for n in proved.joint.nodes}
         self.reads = {n.name: uses(n) for n in proved.joint.nodes}
         self.inputs: Env = dict(constants)
-        self.inputs |= {f"p{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+        self._trained = {f"p{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+        self.inputs |= self._trained
         self.of_batch = {
             n.name
             for n in proved.joint.nodes
@@ -308,17 +310,20 @@ class Runner:
         """Where each entry of a contraction lands in what the chain makes of it, flat int64;
         ``None`` unless each lands once, as it is, with zeros elsewhere.
 
-        Every node of the chain moves entries or adds another sum to them, by the closed table:
-        that numbers come out once each would not show it, since other linear maps give them too,
-        and where a map follows trained weights it changes with them.
+        By the closed table no node of the chain sends an entry to two places, or changes it where
+        it lands alone; so numbers that come out once each show where they landed. Of other linear
+        maps they show nothing, nor of one that follows trained weights.
         """
         dims = self._value(contraction).dims
         count = math.prod(dims)
         value = torch.arange(1, count + 1, dtype=torch.float64).reshape(dims)
         at = contraction
         for node in chain:
-            if graph_joint.entry(node).isometric:
-                value = self.call(node, {**self.fixed, at: value}, self.rows)
+            entry = graph_joint.entry(node)
+            if entry.isometric or (entry.scatters and self._same_always(node, at)):
+                zeros = {n: self.fixed[n].double() for n in uses(node)
+                         if n != at and self._value(n).floating}  # fmt: skip
+                value = self.call(node, {**self.fixed, **zeros, at: value}, self.rows)
             elif not self._adds(node, at):
                 return None
             at = node.name
@@ -338,6 +343,13 @@ class Runner:
         call = graph_joint.bound(node, self.proved.values)
         same = {self._value(n).dims for n in uses(node)} == {self._value(at).dims}
         return call["alpha"] == 1 and uses(node).count(at) == 1 and same
+
+    def _same_always(self, node: Node, at: str) -> bool:
+        """Whether what a node reads beside ``at`` is 0, or depends on no trained tensor."""
+        beside = [n for n in uses(node) if n != at]
+        behind = self.ancestors([n for n in beside if not zero(self._value(n))])
+        reads = {*beside, *(r for n in behind for r in self.reads[n])}
+        return len(beside) + 1 == len(uses(node)) and reads.isdisjoint(self._trained)
 
 
 def _by_name(f: Callable[[Mapping[str, Any]], Any], names: Sequence[str]) -> Callable[..., Any]:

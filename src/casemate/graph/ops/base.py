@@ -304,6 +304,8 @@ class Op:
     isometric: as a map of one S value, and of nothing else that may change, it moves entries to
         places of their own, with their signs or all with others, and puts zeros beside them: the
         Euclidean norm stays.
+    scatters: as a map of one S value it sends each entry to one place or none, where the other
+        operands say, as it is, or added to others that land there.
     """
 
     schema: Schema
@@ -317,6 +319,7 @@ class Op:
     site: str = ""
     linear: Literal["", "add", "each", "first"] = ""
     isometric: bool = False
+    scatters: bool = False
 
 
 def op(schema: str, rule: Rule, **more: Any) -> Op:

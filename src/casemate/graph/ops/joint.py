@@ -440,9 +440,9 @@ _OWN: Final[tuple[Op, ...]] = (
     *(op(f"aten::nll_loss{d}_backward{_GRAD}, {_TARGET}, Tensor total_weight) -> Tensor", _nll_backward, **_FIRST) for d in ("", "2d")),
     op(
         "aten::embedding_dense_backward(Tensor grad_output, Tensor indices, SymInt num_weights, SymInt padding_idx, bool scale_grad_by_freq) -> Tensor",
-        _embedding_backward, contract=layers.contracted(_embedding_backward), site="embedding", linear="first",
+        _embedding_backward, contract=layers.contracted(_embedding_backward), site="embedding", linear="first", scatters=True,
     ),
-    op("aten::index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor", _put, contract=layers.contracted(_put), slots=True, linear="each"),
+    op("aten::index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor", _put, contract=layers.contracted(_put), slots=True, linear="each", scatters=True),
     op("aten::index_add(Tensor self, int dim, Tensor index, Tensor source, *, Scalar alpha=1) -> Tensor", _add_at, contract=layers.contracted(_add_at), linear="each"),
     *(dataclasses.replace(_HAVE[n], rule=_scatter_add, linear="each") for n in ("scatter_add.default", "scatter.src")),
     *(again_for_sums(_HAVE[n], condition, **more) for n, (condition, more) in _CONDITIONS.items()),
