@@ -126,13 +126,15 @@ def test_no_memory_becomes_code(tmp_path: Path) -> None:
 
 
 def test_files_are_looked_at_by_descriptor_only(tmp_path: Path) -> None:
-    number = NUMBERS["newfstatat"]
+    """newfstatat answers for a path whatever its flags are: AT_EMPTY_PATH forbids none."""
+    number = 262 if ARCH == "x86_64" else 79
     after = f"""
     room = ctypes.create_string_buffer(256)
-    out = [call({number}, -100, b"/etc/hostname", room, flags)[1] for flags in (0, 0x100)]
-    out.append(call({number}, 1, b"", room, 0x1000)[1])
+    out = [call({number}, -100, path, room, flags)[1]
+           for path in (b"/etc/hostname", b"/nowhere", b"") for flags in (0, 0x100, 0x1000)]
+    out.append(call({NUMBERS["fstat"]}, 1, room)[1])
     """
-    assert told(tmp_path, "", after) == [errno.EPERM, errno.EPERM, 0]
+    assert told(tmp_path, "", after) == [errno.EPERM] * 9 + [0]
 
 
 def test_threads_that_were_there_are_shut_in_too(tmp_path: Path) -> None:
@@ -147,6 +149,51 @@ def test_threads_that_were_there_are_shut_in_too(tmp_path: Path) -> None:
     """
     after = "go.set(); thread.join(); out = seen"
     assert told(tmp_path, before, after) == ["EPERM", "EPERM"]
+
+
+@pytest.mark.skipif(ARCH != "x86_64", reason="x86-64 only")
+@pytest.mark.parametrize("locked", [False, True])
+def test_calls_by_another_architectures_table_end_the_process(tmp_path: Path, locked: bool) -> None:
+    """int 0x80 is the 32-bit entry; there 20 is getpid, and 11 would be execve."""
+    before = r"""
+    import mmap
+    page = mmap.mmap(-1, 4096, prot=7)
+    page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, 20; int 0x80; ret
+    enter = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+    """
+    with pytest.raises(AssertionError, match=r"\(-31, "):  # SIGSYS
+        told(tmp_path, before, "out = enter()", locked=locked)
+
+
+@needs_landlock
+def test_files_are_gone_at_the_lock_without_the_list_too(tmp_path: Path) -> None:
+    """Landlock's second domain holds by itself."""
+    before = "sandbox.seccomp.allow = lambda: True\n"
+    after = """
+    out = [refused(os.open, p, os.O_RDONLY) for p in ("/etc/passwd", "/usr/bin", "/proc/self/maps")]
+    """
+    assert told(tmp_path, before, after) == ["EACCES"] * 3
+
+
+def test_limits_hold_at_the_lock(tmp_path: Path) -> None:
+    """No larger file than the result's, few descriptors, no core file, no process."""
+    before = """
+    held = os.memfd_create("held")
+    keep.append(held)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    """
+    after = """
+    out = [refused(os.pwrite, held, b"x", at) for at in ((1 << 20) - 1, 1 << 20)]
+    """
+    assert told(tmp_path, before, after) == ["", "EFBIG"]
+    told_limits = """
+    import resource
+    sandbox.seccomp.allow = lambda: True
+    """
+    names = ("FSIZE", "NOFILE", "CORE", "NPROC")
+    after = f"out = [list(resource.getrlimit(getattr(resource, 'RLIMIT_' + n))) for n in {names}]"
+    found = told(tmp_path, told_limits, after)
+    assert found == [[1 << 20] * 2, [256] * 2, [0, 0], [0, 0]]
 
 
 @pytest.mark.skipif(ARCH != "x86_64", reason="x86-64 only")
@@ -184,6 +231,91 @@ def test_the_network_is_gone_from_the_start(tmp_path: Path) -> None:
     out = sorted({refused(socket.socket, *kind) for kind in kinds})
     """
     assert entered(tmp_path, "", after) == ["EPERM"]
+
+
+FROM_THE_START = """
+    socket connect bind listen ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp bpf
+    perf_event_open userfaultfd io_uring_setup add_key request_key keyctl init_module finit_module
+    kexec_load kexec_file_load open_by_handle_at mount umount2 pivot_root chroot unshare setns
+    fsopen move_mount open_tree swapon reboot settimeofday clock_settime sethostname
+    kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal setsid setpgid
+    setpriority sched_setaffinity sched_setscheduler sched_setparam sched_setattr ioprio_set
+    migrate_pages move_pages personality
+    shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop semctl semtimedop mq_open mq_unlink
+    inotify_init inotify_init1 fanotify_init
+    chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat utime utimes futimesat utimensat
+    setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr setxattrat removexattrat
+    file_setattr
+"""
+
+
+def test_every_call_that_is_refused_from_the_start(tmp_path: Path) -> None:
+    """Each by its number. The list stands here too, so that none is dropped unseen."""
+    whole = {c.name for c in seccomp.REFUSED if not c.mask and not c.absent}
+    assert whole == set(FROM_THE_START.split())
+    numbers = [NUMBERS[name] for name in sorted(whole) if NUMBERS[name] >= 0]
+    after = f"out = [(n, *call(n, -1, 0, 0, 0, 0, 0)) for n in {numbers}]"
+    found = entered(tmp_path, "", after)
+    assert isinstance(found, list) and len(found) == len(numbers) > 70
+    assert [answer for answer in found if answer[1:] != [-1, errno.EPERM]] == []
+
+
+def test_the_numbers_are_the_kernels() -> None:
+    """By the system's own header, where there is one; it may be older than a call."""
+    for path in ("/usr/include/asm-generic/unistd.h",
+                 "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"):  # fmt: skip
+        if not Path(path).exists():
+            continue
+        arch = "x86_64" if path.endswith("_64.h") else "aarch64"
+        text = Path(path).read_text()
+        numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text))
+        for made in (*seccomp.ALLOWED, *seccomp.REFUSED):
+            if made.name in numbers:
+                assert getattr(made, arch) == int(numbers[made.name]), made.name
+
+
+def test_no_process_gets_a_namespace_or_another_parent(tmp_path: Path) -> None:
+    """In a user namespace of its own a child would hold every capability."""
+    clone, clone3 = NUMBERS["clone"], NUMBERS["clone3"]
+    flags = [1 << bit for bit in (15, 17, 25, 26, 27, 28, 29, 30)]
+    after = f"""
+    out = [call({clone}, flag | signal.SIGCHLD, 0, 0, 0, 0)[1] for flag in {flags}]
+    out.append(call({clone3}, 0, 0)[1])
+    plain = os.fork() or os._exit(0)
+    out.append(os.waitpid(plain, 0)[1])
+    """
+    assert entered(tmp_path, "", after) == [errno.EPERM] * 8 + [errno.ENOSYS, 0]
+
+
+def test_others_keep_their_limits_and_are_sent_no_signal(tmp_path: Path) -> None:
+    after = f"""
+    parent, room = os.getppid(), ctypes.create_string_buffer(16)
+    a, b = socket.socketpair()
+    tgkill, prlimit = {234 if ARCH == "x86_64" else 131}, {NUMBERS["prlimit64"]}
+    fcntl, ioctl = {NUMBERS["fcntl"]}, {NUMBERS["ioctl"]}
+    fd, pid = a.fileno(), ctypes.byref(ctypes.c_int(parent))
+    out = [call(prlimit, parent, 7, None, room), call(tgkill, parent, parent, 0),
+           call(fcntl, fd, 8, parent), call(fcntl, fd, 15, room),
+           call(ioctl, fd, 0x8901, pid), call(ioctl, fd, 0x8902, pid)]
+    own = os.getpid(), threading.get_native_id()
+    out += [call(prlimit, 0, 7, None, room), call(tgkill, *own, 0), call(fcntl, fd, 3, 0)[1:]]
+    """
+    refused_ = [[-1, errno.EPERM]] * 6
+    assert entered(tmp_path, "", after) == [*refused_, [0, 0], [0, 0], [0]]
+
+
+def test_the_servers_files_keep_owner_mode_times_and_attributes(tmp_path: Path) -> None:
+    """Landlock looks at none of them."""
+    mine = tmp_path / "secret"
+    mine.write_text("sealed")
+    before = mine.stat()
+    after = f"""
+    secret = {str(mine)!r}
+    out = [refused(os.chmod, secret, 0o666), refused(os.chown, secret, -1, -1),
+           refused(os.utime, secret, (1, 2)), refused(os.setxattr, secret, b"user.row", b"1")]
+    """
+    assert entered(tmp_path, "", after) == ["EPERM"] * 4
+    assert mine.stat() == before
 
 
 @needs_landlock

@@ -194,7 +194,8 @@ class Reader:
 
     def __init__(self, key: bytes, fd: int) -> None:
         self._fd = fd
-        total = os.fstat(fd).st_size
+        # Not os.fstat: libc may make it a call that takes paths, which no locked worker has.
+        total = os.lseek(fd, 0, os.SEEK_END)
         header = self._pread(0, min(HEADER_BYTES, total))
         self._cipher = _Cipher.of(key, header)
         self.size: Final = plain_size(total, chunk=self._cipher.chunk)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 import struct
 from collections.abc import Iterable, Sequence
@@ -20,14 +21,19 @@ from typing import Final
 from casemate.worker import syscall
 
 _PROT_EXEC: Final = 4
-_AT_EMPTY_PATH: Final = 0x1000
-_CLONE_NEW: Final = 0x7E020080  # every CLONE_NEW* flag
+_INT: Final = 0xFFFFFFFF
+# Every CLONE_NEW* flag, since a process is given all capabilities in a namespace of its own, and
+# CLONE_PARENT, whose child would be the server's.
+_CLONE: Final = 0x7E028000
+# fcntl(2): the process that is sent a descriptor's signals, which may be any of the same user.
+_F_SETOWN, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 15, 0x8901, 0x8902
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """A system call by number on both architectures, -1 where there is none; with ``mask``, only
-    where argument ``arg`` under it is ``equals``."""
+    where argument ``arg`` under it is ``equals``, or with ``unless`` is not. absent: refused as
+    if the kernel had none, for which libraries have another way."""
 
     name: str
     x86_64: int
@@ -35,13 +41,15 @@ class Call:
     arg: int = 0
     mask: int = 0
     equals: int = 0
+    unless: bool = False
+    absent: bool = False
 
 
 ALLOWED: Final = (
     # Descriptors that it has.
     Call("close", 3, 57),
     Call("fstat", 5, 80),
-    Call("newfstatat", 262, 79, 3, 0xFFFFFFFF, _AT_EMPTY_PATH),
+    Call("lseek", 8, 62),
     Call("pread64", 17, 67),
     Call("pwrite64", 18, 68),
     Call("read", 0, 63),
@@ -98,7 +106,37 @@ REFUSED: Final = (
         ("unshare", 272, 97), ("setns", 308, 268), ("fsopen", 430, 430), ("move_mount", 429, 429),
         ("open_tree", 428, 428), ("swapon", 167, 224), ("reboot", 169, 142),
         ("settimeofday", 164, 170), ("clock_settime", 227, 112), ("sethostname", 170, 161),
+        # Signals to others, their priorities and processors; leaving the group that the server
+        # ends as one.
+        ("kill", 62, 129), ("tkill", 200, 130), ("rt_sigqueueinfo", 129, 138),
+        ("rt_tgsigqueueinfo", 297, 240), ("pidfd_open", 434, 434), ("pidfd_send_signal", 424, 424),
+        ("setsid", 112, 157), ("setpgid", 109, 154), ("setpriority", 141, 140),
+        ("sched_setaffinity", 203, 122), ("sched_setscheduler", 144, 119),
+        ("sched_setparam", 142, 118), ("sched_setattr", 314, 274), ("ioprio_set", 251, 30),
+        ("migrate_pages", 256, 238), ("move_pages", 279, 239), ("personality", 135, 92),
+        # What outlives a process: System V's memory, queues and semaphores, POSIX's queues.
+        ("shmget", 29, 194), ("shmat", 30, 196), ("shmctl", 31, 195), ("msgget", 68, 186),
+        ("msgsnd", 69, 189), ("msgrcv", 70, 188), ("msgctl", 71, 187), ("semget", 64, 190),
+        ("semop", 65, 193), ("semctl", 66, 191), ("semtimedop", 220, 192), ("mq_open", 240, 180),
+        ("mq_unlink", 241, 181),
+        # Of files, what landlock does not look at: who does what with them; owner, mode, times and
+        # attributes.
+        ("inotify_init", 253, -1), ("inotify_init1", 294, 26), ("fanotify_init", 300, 262),
+        ("chmod", 90, -1), ("fchmod", 91, 52), ("fchmodat", 268, 53), ("fchmodat2", 452, 452),
+        ("chown", 92, -1), ("lchown", 94, -1), ("fchown", 93, 55), ("fchownat", 260, 54),
+        ("utime", 132, -1), ("utimes", 235, -1), ("futimesat", 261, -1), ("utimensat", 280, 88),
+        ("setxattr", 188, 5), ("lsetxattr", 189, 6), ("fsetxattr", 190, 7),
+        ("removexattr", 197, 14), ("lremovexattr", 198, 15), ("fremovexattr", 199, 16),
+        ("setxattrat", 463, 463), ("removexattrat", 466, 466), ("file_setattr", 469, 469),
     )),
+    Call("prlimit64", 302, 261, 0, _INT, 0, unless=True),  # of others
+    Call("fcntl", 72, 25, 1, _INT, _F_SETOWN),
+    Call("fcntl", 72, 25, 1, _INT, _F_SETOWN_EX),
+    Call("ioctl", 16, 29, 1, _INT, _FIOSETOWN),
+    Call("ioctl", 16, 29, 1, _INT, _SIOCSPGRP),
+    Call("clone", 56, 220, 0, _CLONE, 0, unless=True),
+    # Its flags lie in memory, where no filter sees them; libc then takes clone.
+    Call("clone3", 435, 435, absent=True),
 )  # fmt: skip
 
 # AUDIT_ARCH_* of linux/audit.h and seccomp's own number.
@@ -128,16 +166,17 @@ def program(calls: Iterable[Call], arch: str, *, hit: int, miss: int) -> bytes:
         number = getattr(call, arch)
         if number < 0:
             continue
+        end = _one(_RETURN, _ERRNO | errno.ENOSYS if call.absent else hit)
         if not call.mask:
-            out += [_one(_EQUAL, number, 0, 1), _one(_RETURN, hit)]
+            out += [_one(_EQUAL, number, 0, 1), end]
             continue
         out += [
             _one(_EQUAL, number, 0, 5),
             _one(_LOAD, _ARGS + 8 * call.arg),  # the low half, little endian
             _one(_AND, call.mask),
-            _one(_EQUAL, call.equals, 0, 1),
-            _one(_RETURN, hit),
-            _one(_RETURN, miss),
+            _one(_EQUAL, call.equals, *((1, 0) if call.unless else (0, 1))),
+            end,
+            _one(_LOAD, _NR),  # the next may be the same call
         ]
     out.append(_one(_RETURN, miss))
     return b"".join(out)
@@ -164,9 +203,10 @@ def _apply(calls: Sequence[Call], hit: int, miss: int) -> bool:
 
 
 def refuse() -> bool:
-    """Refuse ``REFUSED`` in all threads and in programs that they start; whether it holds. Needs
-    no_new_privs."""
-    return _apply(REFUSED, _ERRNO | errno.EPERM, _ALLOW)
+    """Refuse ``REFUSED`` in all threads and in programs that they start, and signals to the threads
+    of any process but this one; whether it holds. Needs no_new_privs."""
+    others = Call("tgkill", 234, 131, 0, _INT, os.getpid(), unless=True)
+    return _apply((*REFUSED, others), _ERRNO | errno.EPERM, _ALLOW)
 
 
 def allow() -> bool:
