@@ -43,6 +43,8 @@ def _pool(**limits: object) -> Pool:
         ("", "closed"),
         ("s.sendall(b'\\xff\\xff\\xff\\xff')\ntime.sleep(60)", "protocol"),
         ("s.sendall(b'\\0\\0\\0\\0')\ntime.sleep(60)", "protocol"),
+        # One byte more than any answer beside what is prepared may have.
+        ("s.sendall((65537).to_bytes(4, 'big'))\ntime.sleep(60)", "protocol"),
         (_frame(b"not json at all") + "time.sleep(60)", "protocol"),
         (_frame(b'{"bytes":1,"type":"w-done/v1"}') + "time.sleep(60)", "protocol"),
         (_frame(b'{"pid":1,"type":"w-ready/v1","x":1}') + "time.sleep(60)", "protocol"),
@@ -228,6 +230,59 @@ def test_a_refusal_counts_only_for_the_phase_that_is_due(phase: str) -> None:
     assert refusal(inner, (phase,)).code == "job.worker-failed"
 
 
+def test_what_a_worker_says_is_short_and_printable() -> None:
+    long = Failed(phase="check", code="data.x", message="\x1b[2J" + "7" * 900, mend="\n" * 900,
+                  where="w\0" * 900)  # fmt: skip
+    error = refusal(long, ("check",))
+    for said in (error.message, error.mend, error.where):
+        assert len(said) == pool.TEXT_LETTERS and said.isprintable()
+    for code in ("data." + "a" * 76, "data.a\n", "data.A", "data.a b", "data.\u0430", "rows.a"):
+        odd = Failed(phase="check", code=code, message="m", mend="", where="")
+        assert refusal(odd, ("check",)).code == "job.worker-failed", code
+
+
+CHILDREN = {
+    "a child": "pid = os.fork()\nif not pid: time.sleep(60)\n",
+    "a grandchild whose parent is gone": (
+        "r, w = os.pipe()\n"
+        "if not os.fork():\n"
+        " pid = os.fork()\n"
+        " if pid: os.write(w, b'%d' % pid); os._exit(0)\n"
+        " time.sleep(60)\n"
+        "pid = int(os.read(r, 20))\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("which", CHILDREN)
+@pytest.mark.parametrize("dead", [False, True], ids=["alive", "dead"])
+def test_what_a_worker_started_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch, which: str, dead: bool
+) -> None:
+    """Also where the worker itself is already gone. That none leaves its group: seccomp."""
+    body = CHILDREN[which] + (
+        'm = b\'{"pid":%d,"type":"w-ready/v1"}\' % pid\n'
+        "s.sendall(len(m).to_bytes(4, 'big') + m)\n"
+    )
+    body += "os._exit(0)\n" if dead else "time.sleep(60)\n"
+    monkeypatch.setattr(pool, "command", _script(body))
+
+    async def work() -> None:
+        worker = pool.spawn(1, 1 << 20)
+        child = (await worker.expect([Ready], 10.0)).pid
+        assert Path(f"/proc/{child}/exe").exists()
+        while dead and worker.alive:
+            await asyncio.sleep(0.01)
+        await worker.end()
+        for _ in range(200):
+            if not Path(f"/proc/{child}/exe").exists():
+                break
+            await asyncio.sleep(0.01)
+        assert not Path(f"/proc/{child}/exe").exists()
+
+    run_async(work())
+
+
 def test_what_a_worker_wrote_is_gone_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         "f = os.environ['TMPDIR'] + '/left'\nopen(f, 'w').write('x')\n"
@@ -247,7 +302,9 @@ def test_what_a_worker_wrote_is_gone_with_it(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_watched_numbers_are_the_kernels(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+    )
     worker = Worker(process, socket.socket(), tmp_path)
     try:
         assert 0 < worker.resident() < 1 << 30

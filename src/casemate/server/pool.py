@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from typing import Final, TypeVar
 from casemate.server.config import Config
 from casemate.spec import frames
 from casemate.spec.errors import FAMILIES, CasemateError, InternalError, JobError
-from casemate.spec.messages import Failed, Ready
+from casemate.spec.messages import MAX_FRAME, Failed, Prepared, Ready
 
 T = TypeVar("T")
 
@@ -34,6 +35,11 @@ START_SECONDS: Final = 120.0
 SEND_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 0.25
 NICE: Final = 10
+# Of what a worker says: no text is more than a sentence or two, and only what it prepared, with a
+# line for each part of a model, may need a longer frame.
+ANSWER_BYTES: Final = 64 << 10
+CODE_LETTERS: Final = 80
+TEXT_LETTERS: Final = 300
 _PAGE: Final = resource.getpagesize()
 
 
@@ -45,16 +51,23 @@ class WorkerGone(Exception):
         self.reason = reason
 
 
+def _text(said: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in said[:TEXT_LETTERS])
+
+
 def refusal(failed: Failed, phases: Sequence[str]) -> CasemateError:
-    """The error that a worker's refusal stands for; only of a phase before any row was read."""
+    """The error that a worker's refusal stands for; only of a phase before any row was read, and
+    cut to ``CODE_LETTERS`` and ``TEXT_LETTERS``."""
     kind = FAMILIES.get(failed.code.split(".")[0])
-    if failed.phase in phases and kind is not None and kind is not InternalError:
+    known = kind is not None and kind is not InternalError and len(failed.code) <= CODE_LETTERS
+    if failed.phase in phases and known:
+        assert kind is not None
         with contextlib.suppress(ValueError):
             return kind(
                 failed.code,
-                failed.message[:2000],
-                mend=failed.mend[:1000],
-                where=failed.where[:500],
+                _text(failed.message),
+                mend=_text(failed.mend),
+                where=_text(failed.where),
             )
     return JobError(
         "job.worker-failed",
@@ -65,12 +78,13 @@ def refusal(failed: Failed, phases: Sequence[str]) -> CasemateError:
 
 
 class Worker:
-    """One process and its socket. Every wait has a limit in seconds."""
+    """One process, the leader of its group, and its socket. Every wait has a limit in seconds."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], sock: socket.socket, scratch: Path
     ) -> None:
         self.pid = process.pid
+        self.prepared: Prepared | None = None  # what it said of its model, once it is locked
         self._process, self._scratch = process, scratch
         self._sock = sock
         self._over: str | None = None
@@ -88,10 +102,11 @@ class Worker:
     async def expect(self, kinds: Sequence[type[T]], seconds: float) -> T:
         """The next message, which must be one of ``kinds``; ``WorkerGone`` otherwise, and the
         worker is ended."""
+        most = MAX_FRAME if Prepared in kinds else ANSWER_BYTES
         try:
             async with asyncio.timeout(seconds):
-                size = frames.length(await self._read(frames.HEAD))
-                return frames.decode(kinds, await self._read(size))
+                size = frames.length(await self._read(frames.HEAD), limit=most)
+                return frames.decode(kinds, await self._read(size), limit=most)
         except TimeoutError:
             self.kill("time")
         except CasemateError:
@@ -124,14 +139,23 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._over is None and self._process.poll() is None
+        if self._over is not None or self._process.returncode is not None:
+            return False
+        # The kernel keeps the process's id, which names its group, until :meth:`end`.
+        try:
+            how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self.pid, how) is None
+        except ChildProcessError:
+            return False
 
     def kill(self, reason: str) -> None:
-        """End it now (SIGKILL); the first reason stays."""
+        """End it now (SIGKILL), and all that it started: they cannot leave its process group
+        (``worker.seccomp``). The first reason stays."""
         if self._over is None:
             self._over = reason
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     async def end(self, reason: str = "done") -> None:
         """Kill, wait until the kernel has taken it away; nothing that it wrote stays."""
