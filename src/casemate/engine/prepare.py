@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import resource
 import statistics
 import time
@@ -26,6 +27,7 @@ from casemate.graph import pack
 from casemate.graph.model import Graph
 from casemate.plan.check import check_inputs
 from casemate.plan.compile import EXTRA_PART, slots
+from casemate.spec import tensors
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import LimitError, ModelError, PlanError
 from casemate.spec.job import Dp, InputBinding, TrainSpec, Views
@@ -136,6 +138,7 @@ def prepare(
     if took is None:
         took = _by_record(asked, checked, why)
     _require_memory(took.bytes, memory_bytes)
+    head, result_bytes = _result(program)
     prepared = Prepared(
         model_digest=model_digest,
         parameters=sum(t.numel() for t in weights.values()),
@@ -147,10 +150,24 @@ def prepare(
         bytes=took.bytes,
         certified_eta=took.eta,
         rounding=took.rounding,
-        path=took.lines,
+        path=tuple(_line(line) for line in took.lines),
         compiled=took.compiled,
+        result="sha256:" + hashlib.sha256(head).hexdigest(),
+        result_bytes=result_bytes,
     )
     return Ready(program, took.keep, prepared, took.fast)
+
+
+def _line(text: str) -> str:
+    """As the server takes it: an error's words may come from torch, or name a node."""
+    return "".join(c if c.isprintable() else " " for c in text[:1000])
+
+
+def _result(program: Program) -> tuple[bytes, int]:
+    """What stands before the first tensor of the result, and the bytes of the whole."""
+    named = {name: ("f32", tuple(t.shape)) for name, t in program.result().items()}
+    head, _ = tensors.layout(named)
+    return head, len(head) + 4 * sum(math.prod(shape) for _, shape in named.values())
 
 
 def check_evaluation(graph: Graph, released: int) -> None:

@@ -80,7 +80,7 @@ def refuse(message: str) -> FormatError:
     return FormatError("format.state", message, mend="Start the job again from its beginning.")
 
 
-def check(head: bytes, total: int, plan: Plan, train: TrainSpec) -> Head:
+def check(head: bytes | memoryview, total: int, plan: Plan, train: TrainSpec) -> Head:
     """Whether bytes are a state of this job.
 
     head: the first ``HEAD_BYTES`` of ``total``, or all where there are fewer. Raises

@@ -20,9 +20,10 @@ class Limits:
 
     ``worker_bytes`` caps one worker's resident memory. A run is ended after ``run_floor`` seconds
     plus ``run_factor`` times its predicted time: constants of the quote, so that the end of a run
-    tells nothing of the rows. ``compile_seconds`` after a worker began to prepare, or half of
-    ``prepare_seconds`` if that is less, it compiles nothing more; 0: nothing at all. A run that is
-    predicted to take less than ``state_seconds`` keeps no training states.
+    tells nothing of the rows; and after ``run_seconds``, since a worker has predicted it.
+    ``compile_seconds`` after a worker began to prepare, or half of ``prepare_seconds`` if that is
+    less, it compiles nothing more; 0: nothing at all. A run that is predicted to take less than
+    ``state_seconds`` keeps no training states.
     """
 
     json_bytes: int = 4 * MIB
@@ -43,6 +44,7 @@ class Limits:
     check_seconds: float = 1_800.0
     run_factor: float = 20.0
     run_floor: float = 120.0
+    run_seconds: float = 30 * 86_400.0
     state_seconds: float = 60.0
     body_seconds: float = 120.0
     connections: int = 256

@@ -103,12 +103,24 @@ async def make(call: Call) -> Quote:
                 compiled=prepared.compiled,
             )
             made = await asyncio.to_thread(_price, service, submission, prepared, execution)
+            _require_time(service, made.seconds)
             digest = quotes.add(service.store, made, submission, key)
             if all(d.refusal is None for d in made.datasets):
                 await service.pool.keep(digest, worker)
     except WorkerGone as e:  # none could be started
         raise run.worker_gone(e) from None
     return made
+
+
+def _require_time(service: Service, seconds: float) -> None:
+    """A run is ended after ``run_seconds``, however long it was said to take."""
+    most = service.config.limits.run_seconds
+    if not seconds <= most:
+        raise LimitError(
+            "limit.run",
+            f"The job would take {seconds:.0f} seconds where {most:.0f} are allowed.",
+            mend="Take fewer steps or a smaller model, or ask the operator for a larger limit.",
+        )
 
 
 def _price(

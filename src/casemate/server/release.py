@@ -33,6 +33,7 @@ from casemate.spec.canonical import Json
 from casemate.spec.errors import CasemateError, FormatError, InternalError, JobError
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
+from casemate.spec.messages import Prepared
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
@@ -74,14 +75,18 @@ def sweep(disk: Disk, store: Store) -> None:
     disk.sync_folder(FOLDER)
 
 
-def check_result(weights: bytes, quote: Quote) -> None:
-    """The worker's result must be canonical safetensors of no more scalars than the quoted model
-    has, of an evaluation than it releases: a closed form with no place for anything beside the
-    weights. Raises ``FormatError``."""
+def check_result(weights: bytes | memoryview, quote: Quote, prepared: Prepared) -> None:
+    """The worker's result must be canonical safetensors with the very names and shapes, and of the
+    size, that it told before it could read a row, and of no more scalars than the quoted model has,
+    of an evaluation than it releases: a closed form with no place for anything beside the weights.
+    Raises ``FormatError``."""
     infos = tensors.read_header(weights, len(weights)).values()
     scalars = sum(math.prod(info.shape) for info in infos)
     most = quote.request.released or quote.parameters
-    if scalars > most or any(info.dtype != "f32" for info in infos):
+    head = weights[: 8 + int.from_bytes(weights[:8], "little")]
+    told = "sha256:" + hashlib.sha256(head).hexdigest(), len(weights)
+    same = told == (prepared.result, prepared.result_bytes)
+    if not same or scalars > most or any(info.dtype != "f32" for info in infos):
         raise FormatError(
             "format.result",
             "The result is not the quoted model's weights.",
@@ -101,13 +106,15 @@ def check_guarantee(quote: Quote) -> None:
         )
 
 
-def _chunks(data: bytes) -> Iterator[bytes]:
+def _chunks(data: bytes | memoryview) -> Iterator[bytes]:
     view = memoryview(data)
     for at in range(0, len(data), stream.CHUNK):
         yield bytes(view[at : at + stream.CHUNK])
 
 
-def seal_result(disk: Disk, rng: Rng, job: str, weights: bytes) -> tuple[str, str, bytes]:
+def seal_result(
+    disk: Disk, rng: Rng, job: str, weights: bytes | memoryview
+) -> tuple[str, str, bytes]:
     """Write the encrypted result durably: its path on the Disk, ``sha256:`` of the plaintext, and
     the stream key, which only the store may have until the job is released."""
     digest = "sha256:" + hashlib.sha256(weights).hexdigest()
@@ -116,7 +123,7 @@ def seal_result(disk: Disk, rng: Rng, job: str, weights: bytes) -> tuple[str, st
     return path, digest, key
 
 
-def write_sealed(disk: Disk, folder: str, path: str, key: bytes, data: bytes) -> None:
+def write_sealed(disk: Disk, folder: str, path: str, key: bytes, data: bytes | memoryview) -> None:
     """Write ``data`` encrypted under ``key`` at ``path`` in ``folder``, durably."""
     file = disk.open(path, create=True)
     try:

@@ -16,8 +16,10 @@ from functools import partial
 from casemate.ledger import catalog, ledger, log, quotes
 from casemate.ledger.quotes import StoredQuote
 from casemate.plan.state import due as due_state
+from casemate.plan.state import size as state_size
 from casemate.server import release, states
 from casemate.server.pool import Worker, WorkerGone, refusal
+from casemate.server.prepared import check_locked, check_prepared
 from casemate.server.service import Service
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import CasemateError, JobError, PolicyError
@@ -92,15 +94,16 @@ async def prepare(
             [Prepared, Failed], limits.prepare_seconds
         )
         if isinstance(prepared, Prepared):
+            check_prepared(prepared, request.model_digest, service.config)
             locked: Locked | Failed = await worker.expect([Locked, Failed], limits.prepare_seconds)
             if isinstance(locked, Failed):
                 raise refusal(locked, ("lock",))
+            check_locked(locked, service.config.sandbox)
     except WorkerGone as e:
         raise worker_gone(e) from None
     if isinstance(prepared, Failed):
         raise refusal(prepared, ("prepare",))
-    if prepared.model_digest != request.model_digest:
-        raise worker_gone(WorkerGone("protocol"))
+    worker.prepared = prepared
     return prepared
 
 
@@ -247,7 +250,7 @@ def _as_quoted(found: Prepared, quote: Quote) -> None:
 
 async def _train(
     service: Service, worker: Worker, stored: StoredQuote, job: str, ticks: Ticks
-) -> bytes:
+) -> memoryview:
     """Phase ``run``: keys and data go in, the weights' bytes come out; the worker is gone then."""
     quote, limits = stored.quote, service.config.limits
     every = states.every(quote, limits)
@@ -276,11 +279,12 @@ async def _train(
         await worker.end()  # nobody writes the result any more
         if isinstance(done, Failed):
             raise WorkerGone("failed")
-        limit = min(limits.result_bytes, os.fstat(result).st_size)
-        if not 0 < done.bytes <= limit:
+        prepared = worker.prepared
+        assert prepared is not None
+        if done.bytes != prepared.result_bytes:
             raise WorkerGone("result")
         weights = await asyncio.to_thread(_read, result, done.bytes)
-        release.check_result(weights, quote)
+        await asyncio.to_thread(release.check_result, weights, quote, prepared)
         return weights
 
 
@@ -290,15 +294,19 @@ async def _states(
     """Keep each state of a run when it is due, at a public tick; how the run ended, within its
     time."""
     clock, limits = service.clock, service.config.limits
-    until = clock.monotonic() + limits.run_floor + limits.run_factor * ticks.predicted
+    longest = min(limits.run_seconds, limits.run_floor + limits.run_factor * ticks.predicted)
+    until = clock.monotonic() + longest
     after = 0 if run.resume is None else run.resume.step
+    request, prepared = ledger.quote(service.store, job).request, worker.prepared
+    assert prepared is not None
+    size = state_size(request.train, prepared.dimension)
     while (due := due_state(run.plan.steps, run.state_steps, after)) is not None:
         found: State | Failed = await worker.expect([State, Failed], until - clock.monotonic())
         if isinstance(found, Failed):
             return found
-        if found.step != due or not 0 < found.bytes <= os.fstat(memory).st_size:
+        if (found.step, found.bytes) != (due, size):
             raise WorkerGone("protocol")
-        data = await asyncio.to_thread(_read, memory, found.bytes)
+        data = await asyncio.to_thread(_read, memory, size)
         await clock.sleep(ticks.rest(clock.monotonic()))
         await asyncio.to_thread(states.keep, service, job, due, data)
         await worker.tell(GoOn(step=due))
@@ -306,18 +314,20 @@ async def _states(
     return await worker.expect([Done, Failed], until - clock.monotonic())
 
 
-def _read(fd: int, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        part = os.pread(fd, count - len(parts), len(parts))
-        if not part:
+def _read(fd: int, count: int) -> memoryview:
+    """So many bytes of a file from its beginning, held once, however long it is."""
+    data = memoryview(bytearray(count))
+    at = 0
+    while at < count:
+        got = os.preadv(fd, [data[at:]], at)
+        if not got:
             raise WorkerGone("result")
-        parts += part
-    return bytes(parts)
+        at += got
+    return data.toreadonly()
 
 
 async def _commit(
-    service: Service, stored: StoredQuote, job: str, weights: bytes, ticks: Ticks
+    service: Service, stored: StoredQuote, job: str, weights: memoryview, ticks: Ticks
 ) -> None:
     """Encrypt the result, wait for the next public moment (:class:`Ticks`), then the one commit."""
     store = service.store

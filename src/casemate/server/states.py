@@ -35,7 +35,7 @@ def every(quote: Quote, limits: Limits) -> int:
     return math.ceil(quote.plan.steps / PARTS)
 
 
-def keep(service: Service, job: str, step: int, data: bytes) -> None:
+def keep(service: Service, job: str, step: int, data: memoryview) -> None:
     """Keep the state after ``step`` steps, durably, in place of the one before. Blocks.
 
     Raises ``FormatError``, ``PlanError`` for bytes that are no state of this job at that step.

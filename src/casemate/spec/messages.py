@@ -113,13 +113,15 @@ class Checked:
     dataset: str
 
 
-@value("w-prepared/v1", later=("compiled",))
+@value("w-prepared/v1", later=("compiled", "result", "result_bytes"))
 class Prepared:
     """What the plan needs to know of a model on this machine.
 
     certified_eta: the relative slack of the clip (P3); rounding: certified absolute error of one
     step's sum in gradient units before the grid's own rounding.
     dimension: number of trained scalars. compiled: whether compiling parts of the path was tried.
+    result, result_bytes: of the result to come the digest of all before its first tensor, so of its
+    names and shapes, and its size. No other is taken.
     """
 
     model_digest: str
@@ -134,6 +136,8 @@ class Prepared:
     rounding: float
     path: tuple[str, ...]
     compiled: bool = False
+    result: str = ""
+    result_bytes: int = 0
 
 
 @value("w-locked/v1")
