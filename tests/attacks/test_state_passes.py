@@ -18,10 +18,10 @@ from casemate.client import consents
 from casemate.client.connection import Connection
 from casemate.client.enclave import connect
 from casemate.client.memory import Memory, enclave_name
-from casemate.ledger import recovery
 from casemate.seal.identity import Identity
-from casemate.server import keeping, state
+from casemate.server import state
 from casemate.server.config import Config
+from casemate.spec import codec
 from casemate.spec.data import DatasetInfo
 from casemate.spec.errors import CasemateError
 from support.server import Party, RunningServer, start
@@ -37,13 +37,16 @@ def port() -> int:
 
 @dataclass
 class World:
-    """``folder``: a state with ``dataset`` and a later visit that the backup ``file`` lacks."""
+    """``folder``: a state with ``dataset``, another owner's ``others``, and a later visit that the
+    backup ``file`` lacks."""
 
     folder: Path
     file: Path
     port: int
     owner: Identity
     dataset: str
+    other: Identity
+    others: str
     seen: Path
 
 
@@ -68,6 +71,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     with start(folder, port=where) as server:
         party = Party(server, "owner")
         dataset = party.push().dataset
+        other = Party(server, "other owner")
+        others = other.push().dataset
         visit(server, Memory(seen), party.identity)
         assert server.stop() == 0
     file = base / "state.tar"
@@ -75,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     with start(folder, port=where, spares=0) as server:  # what the backup does not know
         visit(server, Memory(seen), Identity.generate("later"))
         assert server.stop() == 0
-    return World(folder, file, where, party.identity, dataset, seen)
+    return World(folder, file, where, party.identity, dataset, other.identity, others, seen)
 
 
 def restored(world: World, to: Path) -> Path:
@@ -156,10 +161,8 @@ def test_the_owner_consents_to_a_server_that_runs(world: World, tmp_path: Path) 
     assert command("state", "recover", request, "--dev", "--state", folder) == 0
     asked = consents.load_request(request)
     with state.at(Config(state=folder, dev=True)) as place:
-        # As if another owner's consent had come first.
-        alone = dataclasses.replace(asked, datasets=())
-        place.using(lambda found: recovery.recover(found, alone, []))
-        keeping.clear_mark(place.disk)
+        word = consents.to_recovery(asked, world.others, world.other, newest=None, rest=False)
+        state.recover(place, asked, [word])
     known = memory(world, tmp_path / "seen")
     with start(folder, port=world.port, spares=0) as server:
         with consents.met(asked, server.url, server.trust, world.owner, known) as enclave:
@@ -173,6 +176,20 @@ def test_the_owner_consents_to_a_server_that_runs(world: World, tmp_path: Path) 
             assert info.state == "ready"
             assert info.budget is not None and info.budget.left_epsilon == 0.0
         assert server.stop() == 0
+
+
+def test_an_edited_request_needs_the_owners_all_the_same(world: World, tmp_path: Path) -> None:
+    """The operator takes the datasets out of the file; then nobody would have to consent."""
+    folder = restored(world, tmp_path / "state")
+    asked, none = tmp_path / "ask.json", tmp_path / "none"
+    assert command("state", "recover", asked, "--dev", "--state", folder) == 0
+    edited = dataclasses.replace(consents.load_request(asked), datasets=())
+    asked.write_bytes(codec.encode(edited))
+    none.write_text("")
+    words = ("state", "recover", asked, "--consent", none, "--dev", "--state", folder)
+    assert command(*words) == 21
+    with pytest.raises(RuntimeError, match=r"ledger\.restored"), start(folder, spares=0):
+        pass
 
 
 def test_another_enclave_cannot_pose_as_the_recovered_one(world: World, tmp_path: Path) -> None:

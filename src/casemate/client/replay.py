@@ -108,7 +108,8 @@ class Job:
 @dataclass(slots=True)
 class Ledger:
     """What the log says. ``starts``: (place, boot, what it said); ``origins``: names of the log
-    with the place at which each began."""
+    with the place at which each began; ``unsaid``: no owner has consented yet to
+    the last recovery."""
 
     size: int = 0
     hashes: list[bytes] = field(default_factory=list)
@@ -122,6 +123,7 @@ class Ledger:
     recovered: list[tuple[int, Recovered]] = field(default_factory=list)
     agreed: dict[str, str] = field(default_factory=dict)
     handed: HandedOver | None = None
+    unsaid: bool = False
 
     @property
     def debits(self) -> int:
@@ -157,6 +159,8 @@ def replay(leaves: Iterable[bytes]) -> Ledger:
             raise _refuse("log-impossible", f"It cannot be: in {what} {reason}.", where)
         ledger.hashes.append(merkle.leaf_hash(raw))
         ledger.size += 1
+    if ledger.unsaid:
+        raise _refuse("log-impossible", f"It cannot be: {_UNSAID}.", f"entry {ledger.size}")
     return ledger
 
 
@@ -170,6 +174,7 @@ def _refuse(reason: str, message: str, where: str) -> ReceiptError:
 
 
 def _findings(ledger: Ledger, entry: LogEntry, body: Any) -> Iterator[str]:
+    unsaid = ledger.unsaid
     if entry.boot != ledger.boot and entry.kind not in _ELSEWHERE:
         yield "another boot than the last that started wrote"
     if ledger.size == 0 and entry.kind != "start":
@@ -181,6 +186,8 @@ def _findings(ledger: Ledger, entry: LogEntry, body: Any) -> Iterator[str]:
     if entry.subject != due:
         yield "the subject is another one than the body's"
     yield from _RULES[entry.kind](ledger, entry, body)
+    if unsaid and entry.kind not in ("abandon", "consent"):  # these, the recovery itself writes
+        yield _UNSAID
 
 
 _SUBJECTS: Final = {
@@ -189,6 +196,7 @@ _SUBJECTS: Final = {
 }  # fmt: skip
 # Written at a start, before it or without one, by the operator's commands.
 _ELSEWHERE: Final = {"start", "abandon", "consent", "recover", "rotate", "handover"}
+_UNSAID: Final = "the log goes on from a recovery that waits for an owner's consent"
 _COST: Final = "the charge is another amount than its events cost"
 
 
@@ -354,16 +362,21 @@ def _abandon(ledger: Ledger, entry: LogEntry, body: Abandoned) -> Iterator[str]:
     ledger.jobs[body.job].state = body.reason
 
 
-def _consent(ledger: Ledger, entry: LogEntry, body: Consented) -> Iterator[str]:
+def consented(body: Consented) -> tuple[str, Any]:
+    """Whose consent an entry holds, and to what; None for one that does not hold."""
     owner = PublicIdentity(name="-", sign_key=body.sign_key, seal_key=body.seal_key).id
-    signed: Any = None
     try:
         kind, payload = dsse.verify(body.envelope, {owner: body.sign_key})
         named = canonical.decode(payload)
         if kind == CONSENT_TYPE and isinstance(named, dict):
-            signed = codec.decode(_CONSENTS[str(named.get("type"))], payload)
+            return owner, codec.decode(_CONSENTS[str(named.get("type"))], payload)
     except (CasemateError, KeyError):
         pass
+    return owner, None
+
+
+def _consent(ledger: Ledger, entry: LogEntry, body: Consented) -> Iterator[str]:
+    owner, signed = consented(body)
     if signed is None:
         yield "the consent's signature or form does not hold"
     yield from _live(ledger, signed.dataset)
@@ -376,7 +389,7 @@ def _consent(ledger: Ledger, entry: LogEntry, body: Consented) -> Iterator[str]:
             yield "the consent is for another recovery"
         if not dataset.recovering:
             yield "the dataset does not wait for this consent"
-        dataset.recovering = False
+        dataset.recovering = ledger.unsaid = False
         lineage = ledger.lineages[dataset.lineage]
         charge = _rest(lineage) if signed.rest else signed.charge
         if charge is not None and len(charge.rdp_nano) != len(NOTHING.rdp_nano):
@@ -413,6 +426,7 @@ def _recover(ledger: Ledger, entry: LogEntry, body: Recovered) -> Iterator[str]:
     ledger.agreed = {}
     for dataset in ledger.datasets.values():
         dataset.recovering = not dataset.revoked
+    ledger.unsaid = any(dataset.recovering for dataset in ledger.datasets.values())
 
 
 def _tree(hashes: list[bytes]) -> merkle.Node:

@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from casemate.ledger.fsck_replay import Replay, Rows
 
 _RECOVERY: Final = "recovery"
+# What a recovery writes in one transaction, after the entry that it begins with.
+_RECOVERING: Final = ("abandon", "consent")
 _FORMATS: Final = {"consent-software/v1": SoftwareConsent, "consent-recovery/v1": RecoveryConsent}
 
 
 @dataclass
 class Passing:
     """``origins``: of each generation of the log's key, with where it ended. ``frozen``: (dataset,
-    what was accepted). ``consents``: to which measurement each dataset may pass."""
+    what was accepted). ``consents``: to which measurement each dataset may pass. ``unsaid``: no
+    owner has consented yet to the last recovery."""
 
     origins: list[tuple[str, int | None]] = field(default_factory=list)
     running: str | None = None
@@ -43,6 +46,7 @@ class Passing:
     consents: dict[str, str] = field(default_factory=dict)
     recovered: Recovered | None = None
     began: int = 0
+    unsaid: bool = False
     handed: HandedOver | None = None
     handed_at: int | None = None
     without: set[str] = field(default_factory=set)
@@ -74,6 +78,8 @@ def before(replay: Replay, entry: LogEntry, body: Any) -> Iterator[str]:
     passing = replay.passing
     if passing.handed_at == entry.sequence - 1 and entry.kind != "start":
         yield "it was written after the state had been handed over"
+    if passing.unsaid and entry.kind not in _RECOVERING:
+        yield "no owner consented to the recovery before it"
     if entry.kind in ("reserve", "commit"):
         frozen = {name for name, _ in passing.frozen}
         yield from (f"{name} is frozen" for name in sorted(_uses(replay, entry, body) & frozen))
@@ -152,6 +158,7 @@ def _to_recovery(replay: Replay, signed: RecoveryConsent) -> Iterator[str]:
     if row not in passing.frozen:
         yield "its dataset does not wait for it"
     passing.frozen.discard(row)
+    passing.unsaid = False
     lineage = replay.lineages[replay.datasets[signed.dataset].lineage]
     account, charge = lineage.accounts[""], signed.charge
     if signed.rest:
@@ -175,10 +182,19 @@ def recover(replay: Replay, entry: LogEntry, body: Recovered) -> Iterator[str]:
         yield "it names another log than the one that goes on"
     if not body.origin.endswith(hashlib.sha256(body.key).hexdigest()[:32]):
         yield "the log's new name is not that of its key"
+    if body.newest is not None and not _signed(replay, head.origin, body.newest):
+        yield "the later checkpoint that it names is none of the log before it"
     passing.recovered, passing.began = body, entry.sequence
+    passing.unsaid = bool(_live(replay))
     passing.frozen |= {(name, _RECOVERY) for name in _live(replay)}
     passing.consents = {}
     replay.verdicts = {}
+
+
+def _signed(replay: Replay, origin: str, signed: str) -> bool:
+    text = signed.rpartition("\n\n")[0] + "\n"
+    by = notes.Signer(origin, notes.LOG, replay.keys.get(origin, b""))
+    return text.startswith(f"{origin}\n") and notes.note(text, signed, by)
 
 
 def rotate(replay: Replay, entry: LogEntry, body: Rotated) -> Iterator[str]:
@@ -218,6 +234,7 @@ def compare(replay: Replay, rows: Rows) -> None:
     replay.expect(frozen == passing.frozen, "what is frozen is not what the log says")
     consents: dict[str, str] = dict(rows("SELECT dataset, measurement FROM consents"))
     replay.expect(consents == passing.consents, "consents are not those of the log")
+    replay.expect(not passing.unsaid, "no owner consented to the last recovery")
     ends = [ended for _, ended in passing.origins]
     began = [] if passing.recovered is None else [passing.began]
     replay.expect(

@@ -8,6 +8,7 @@ it never starts again. The successor's copy (:func:`export`) lacks the mark.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import apsw
 
@@ -45,13 +46,18 @@ def _handed_over(found: HandedOver) -> LedgerError:
     )
 
 
-def consent_missing(datasets: Sequence[str]) -> LedgerError:
+_DROP: Final = (
+    "Ask them for their consent (casemate dataset consent), or hand over without these datasets"
+    " (--drop), whose keys are then destroyed."
+)
+
+
+def consent_missing(datasets: Sequence[str], mend: str = _DROP) -> LedgerError:
     """``ledger.consent-missing``."""
     return LedgerError(
         "ledger.consent-missing",
         f"The owners of {len(datasets)} datasets did not sign: {' '.join(datasets[:8])}.",
-        mend="Ask them for their consent (casemate dataset consent), or hand over without these"
-        " datasets (--drop), whose keys are then destroyed.",
+        mend=mend,
         where=datasets[0] if datasets else "",
     )
 

@@ -21,6 +21,10 @@ from casemate.spec.evidence import Attestation
 from casemate.spec.log import Started
 
 _VOID = "policy.recovered"
+_ASK = (
+    "Ask them for their consent (casemate dataset consent --recovery); one owner's is enough to go"
+    " on, the other datasets stay frozen until theirs come."
+)
 _LOST = "The state was restored from a backup during the job; the charge stays."
 
 
@@ -48,9 +52,7 @@ def request(store: Store, newest: str | None = None) -> RecoveryRequest:
     this log did not sign it, ``ledger.handed-over``.
     """
     handover.require_here(store)
-    mine = log.key(store)
-    if newest is not None:
-        checkpoint.verify(note.parse(newest), mine.verifier)
+    _require_ours(store, newest)
     with store.transaction():
         if store.one("SELECT 1 FROM next_log_key") is None:
             store.run("INSERT INTO next_log_key VALUES (?, ?)", *log.new_key(store))
@@ -63,22 +65,34 @@ def request(store: Store, newest: str | None = None) -> RecoveryRequest:
                 RecoveryDataset(
                     dataset=d.id, owner=d.owner, budget=catalog.budget_state(store, d.lineage)
                 )
-                for d in catalog.datasets(store)
-                if d.state not in ("refused", "revoked")
+                for d in _live(store)
             ),
         )
+
+
+def _live(store: Store) -> list[catalog.Dataset]:
+    """Those that a recovery freezes: what the log tells as neither revoked nor dropped."""
+    return [d for d in catalog.datasets(store) if d.state != "revoked"]
+
+
+def _require_ours(store: Store, newest: str | None) -> None:
+    if newest is not None:
+        checkpoint.verify(note.parse(newest), log.key(store).verifier)
 
 
 def recover(store: Store, asked: RecoveryRequest, envelopes: Iterable[str]) -> Link:
     """Go on from this state under a new log, with the consents to ``asked``.
 
-    Datasets without one stay frozen until their owners give theirs (``consent.give``). Every quote
-    is void, every unfinished job abandoned: in what was lost it may have been released already.
-    Raises ``ledger.recovery`` where the state is not the one that the owners were asked about,
-    ``ledger.consent-missing`` without any consent, ``policy.consent``, ``ledger.handed-over``.
+    ``asked`` comes from a file of the operator's: whose word is needed says the store. One owner's
+    is enough to go on; datasets without one stay frozen until their owners give theirs
+    (``consent.give``). Every quote is void, every unfinished job abandoned: in what was lost it may
+    have been released already. Raises ``ledger.recovery`` where the state is not the one that the
+    owners were asked about, ``ledger.consent-missing`` without any consent, ``policy.consent``,
+    ``receipt.note-*`` as :func:`request`, ``ledger.handed-over``.
     """
     handover.require_here(store)
     given = list(envelopes)
+    _require_ours(store, asked.newest)
     with store.transaction():
         head = log.seen(log.head(store))
         if (head, (asked.next,)) != (asked.head, store.one("SELECT origin FROM next_log_key")):
@@ -89,8 +103,9 @@ def recover(store: Store, asked: RecoveryRequest, envelopes: Iterable[str]) -> L
                 mend="Make a new request here (casemate state recover), and ask the owners again.",
                 where=asked.next,
             )
-        if asked.datasets and not given:
-            raise handover.consent_missing([d.dataset for d in asked.datasets])
+        live = [d.id for d in _live(store)]
+        if live and not given:
+            raise handover.consent_missing(live, _ASK)
         log.add_key(store)
         key = log.key(store)
         body = Recovered(head=head, origin=key.origin, key=key.public, newest=asked.newest)

@@ -74,7 +74,7 @@ class RecoveryConsent:
     def __post_init__(self) -> None:
         if self.rest and self.charge is not None:
             raise ValueError("either the rest is charged, or a charge is given")
-        if self.charge is not None and min(*self.charge.rdp_nano, self.charge.delta_femto) < 0:
+        if self.charge is not None and min((*self.charge.rdp_nano, self.charge.delta_femto)) < 0:
             raise ValueError("a charge is never negative")
 
 

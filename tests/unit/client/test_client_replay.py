@@ -291,6 +291,9 @@ def test_a_log_that_was_recovered_and_changed_software_replays(passed):
 
 PASSING_LIES = {
     "no consent to the recovery": (without("consent"), "waits"),
+    "a recovery at the end, with no consent": (
+        lambda e: e[: 1 + next(i for i, (x, _) in enumerate(e) if x.kind == "recover")],
+        "waits for an owner's consent"),
     "a head that was not there": (
         lie("recover", head=Head(origin="x", size=3, root=bytes(32))), "where it says it ended"),
     "another key than the name's": (lie("recover", key=bytes(32)), "not that of its key"),
@@ -461,6 +464,7 @@ def before_recovery(forger, kind):
     forger.add("recover", origin, Recovered(head=head, origin=origin, key=key))
     if kind == "commit":
         return forger.commit()
+    forger.consent(RecoveryConsent(head=head, next=origin, dataset=B), "second")
     return forger.start(5).add("takeover", "job_new", TakenOver(job="job_new"))
 
 

@@ -131,6 +131,21 @@ def test_without_consents_nothing_starts(world):
     assert store.size() == size
 
 
+def test_an_edited_request_does_not_do_without_the_owners(world):
+    """The file is the operator's: the store says whose word is needed."""
+    _, store = restored(world)
+    asked = recovery.request(store, world[1])
+    size = store.size()
+    with pytest.raises(CasemateError, match="did not sign") as e:
+        recovery.recover(store, dataclasses.replace(asked, datasets=()), [])
+    assert e.value.code == "ledger.consent-missing" and "--drop" not in e.value.mend
+    for newest in ("no checkpoint\nat all", str(log.sign(started(SimDisk(), 3)))):
+        edited = dataclasses.replace(asked, newest=newest)
+        with pytest.raises(CasemateError):
+            recovery.recover(store, edited, [to_recovery(asked, world[2])])
+    assert store.size() == size
+
+
 def test_a_state_without_datasets_needs_no_consent():
     store = started(SimDisk(), 1)
     asked = recovery.request(store)
@@ -233,6 +248,7 @@ def test_the_largest_charge_can_be_assumed(world):
     [
         {"rest": True, "charge": Charge(rdp_nano=(1,), delta_femto=0, epsilon=0.0)},
         {"charge": Charge(rdp_nano=(-1,), delta_femto=0, epsilon=0.0)},
+        {"charge": Charge(rdp_nano=(), delta_femto=-1, epsilon=0.0)},
         {"charge": Charge(rdp_nano=(1,), delta_femto=-1, epsilon=0.0)},
     ],
 )
@@ -426,6 +442,23 @@ def test_seeded_bug_serving_before_the_consent_is_found(world, monkeypatch):
     store = started(disk, 5)
     ledger.reserve(store, queue(store, "early", (a,)))
     assert f"{a} is frozen" in findings(store)
+
+
+def test_seeded_bug_a_recovery_without_a_word_is_found(world, monkeypatch):
+    _, store = restored(world)
+    monkeypatch.setattr(recovery, "_live", lambda _: [])
+    recovery.recover(store, recovery.request(store), [])
+    assert "no owner consented to the last recovery" in findings(store)
+    catalog.advance_epoch(store, world[2], owner().id, 5)
+    assert "no owner consented to the recovery before it" in findings(store)
+
+
+def test_seeded_bug_a_later_checkpoint_that_nobody_signed_is_found(world, monkeypatch):
+    _, store = restored(world)
+    monkeypatch.setattr(recovery, "_require_ours", lambda *_: None)
+    asked = recovery.request(store, "all is well\n")
+    recovery.recover(store, asked, [to_recovery(asked, world[2])])
+    assert "is none of the log before it" in findings(store)
 
 
 def test_seeded_bug_keeping_the_old_name_is_found(world):
