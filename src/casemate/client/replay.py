@@ -206,15 +206,24 @@ def _start(ledger: Ledger, entry: LogEntry, body: Started) -> Iterator[str]:
     if ledger.handed is not None and ledger.handed.measurement != body.measurement:
         yield "other software starts than the state was handed to"
     before = ledger.starts[-1][2].measurement if ledger.starts else body.measurement
-    for name, dataset in ledger.datasets.items():
-        if dataset.accepted is None and not dataset.revoked and before != body.measurement:
-            dataset.accepted = before
-        if body.measurement in (dataset.accepted, ledger.agreed.get(name)):
-            dataset.accepted = None
-    ledger.agreed = {k: m for k, m in ledger.agreed.items() if m != body.measurement}
+    if before != body.measurement:
+        _other_software(ledger, before, body.measurement)
     ledger.boots.add(entry.boot)
     ledger.starts.append((entry.sequence, entry.boot, body))
     ledger.boot, ledger.handed = entry.boot, None
+
+
+def _other_software(ledger: Ledger, before: str, measurement: str) -> None:
+    for name, dataset in ledger.datasets.items():
+        if dataset.accepted is None and not dataset.revoked:
+            dataset.accepted = before
+        if measurement in (dataset.accepted, ledger.agreed.get(name)):
+            dataset.accepted = None
+    _use_up(ledger, measurement)
+
+
+def _use_up(ledger: Ledger, measurement: str) -> None:
+    ledger.agreed = {k: m for k, m in ledger.agreed.items() if m != measurement}
 
 
 def _identity(ledger: Ledger, entry: LogEntry, body: Enrolled) -> Iterator[str]:
@@ -400,7 +409,7 @@ def _consent(ledger: Ledger, entry: LogEntry, body: Consented) -> Iterator[str]:
     ledger.agreed.pop(signed.dataset, None)
     if signed.measurement and signed.measurement == ledger.starts[-1][2].measurement:
         dataset.accepted = None
-    elif signed.measurement:
+    if signed.measurement:
         ledger.agreed[signed.dataset] = signed.measurement
 
 
@@ -448,6 +457,8 @@ def _handover(ledger: Ledger, entry: LogEntry, body: HandedOver) -> Iterator[str
         if ledger.agreed.get(name) == body.measurement:
             yield f"{name} is dropped though its owner consented"
         _forget(ledger, name)
+    if body.measurement == ledger.starts[-1][2].measurement:
+        _use_up(ledger, body.measurement)
     ledger.handed = body
 
 

@@ -2,8 +2,10 @@
 
 A dataset is accepted under the measurement at which it was registered. A start under another one
 freezes it, unless its owner signed for that measurement before; the signature is used up by the
-start, so that going back to earlier software needs a new one. A recovery freezes all datasets until
-each owner consents to it. What is frozen gets no quotes, no jobs, and gives out no key.
+start, so that going back to earlier software needs a new one. One for the software that runs stays
+until a hand-over to another machine with that software, or until it starts after other software.
+A dataset has one at a time, the newest. A recovery freezes all datasets until each owner consents
+to it. What is frozen gets no quotes, no jobs, and gives out no key.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ def _to_software(
     if found.measurement and found.measurement == running(store):
         thaw = "DELETE FROM frozen WHERE dataset = ? AND accepted != ?"
         store.run(thaw, found.dataset, RECOVERY)
-    elif found.measurement:
+    if found.measurement:
         row = (found.dataset, found.measurement, envelope)
         store.run("INSERT INTO consents VALUES (?, ?, ?)", *row)
 
@@ -185,9 +187,11 @@ def _body(raw: bytes, kind: type[T]) -> T:
 
 def passes(store: Store, measurement: str) -> None:
     """Inside a transaction, at a start under ``measurement``: what its owners did not accept is
-    frozen; their consents to it are used up."""
+    frozen; their consents to it are used up, if other software ran before."""
     before = running(store)
-    if before is not None and before != measurement:
+    if before == measurement:
+        return
+    if before is not None:
         store.run(
             "INSERT INTO frozen SELECT id, ?1 FROM datasets WHERE state != 'revoked'"
             " AND id NOT IN (SELECT dataset FROM frozen WHERE accepted != ?2)",
@@ -200,6 +204,11 @@ def passes(store: Store, measurement: str) -> None:
         measurement,
         RECOVERY,
     )
+    use_up(store, measurement)
+
+
+def use_up(store: Store, measurement: str) -> None:
+    """Inside a transaction: what owners signed for ``measurement`` has served."""
     store.run("DELETE FROM consents WHERE measurement = ?", measurement)
 
 

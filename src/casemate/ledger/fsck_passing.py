@@ -103,7 +103,9 @@ def start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
     if handed is not None and handed.measurement != body.measurement:
         yield "this is not the software that the state was handed to"
     old, new = passing.running, body.measurement
-    if old is not None and old != new:
+    if old == new:
+        return
+    if old is not None:
         waiting = {name for name, accepted in passing.frozen if accepted != _RECOVERY}
         passing.frozen |= {(name, old) for name in _live(replay) - waiting}
     agreed = {name for name, measurement in passing.consents.items() if measurement == new}
@@ -146,7 +148,7 @@ def _to_software(replay: Replay, entry: LogEntry, signed: SoftwareConsent) -> It
             for name, accepted in passing.frozen
             if name != signed.dataset or accepted == _RECOVERY
         }
-    elif signed.measurement:
+    if signed.measurement:
         passing.consents[signed.dataset] = signed.measurement
 
 
@@ -221,6 +223,8 @@ def handover(replay: Replay, entry: LogEntry, body: HandedOver) -> Iterator[str]
     for name in dropped & replay.datasets.keys():
         replay.datasets[name].revoked = True
         forget(replay, name)
+    if body.measurement == passing.running:
+        passing.consents = {n: m for n, m in passing.consents.items() if m != passing.running}
     void = {quote for quote, names in replay.quotes.items() if names & dropped}
     replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
     passing.generation = 0  # under the successor's own keys

@@ -12,7 +12,7 @@ from typing import Final
 
 import apsw
 
-from casemate.ledger import catalog, rekey
+from casemate.ledger import catalog, consent, rekey
 from casemate.ledger.store import Store
 from casemate.seams import Disk
 from casemate.spec import codec
@@ -88,6 +88,8 @@ def hand_over(
             raise consent_missing(dropped)
         for name in dropped:
             _drop(store, name)
+        if measurement == consent.running(store):  # the successor's start will not freeze, nor thaw
+            consent.use_up(store, measurement)
         body = HandedOver(
             measurement=measurement, request=request, dropped=tuple(dropped), anchor=moved
         )

@@ -23,7 +23,7 @@ from casemate.server.config import Config, software
 from casemate.server.logs import Log
 from casemate.server.metrics import Metrics
 from casemate.server.publish import Publisher
-from casemate.spec.consent import RecoveryRequest, Rotated
+from casemate.spec.consent import RecoveryConsent, RecoveryRequest, Rotated
 from casemate.spec.errors import LedgerError
 from casemate.tee import Tee
 
@@ -179,12 +179,16 @@ def recover(place: Place, asked: RecoveryRequest, envelopes: Sequence[str]) -> N
 
 
 def consents(place: Place, envelopes: Sequence[str]) -> None:
-    """Consents that came later, on paper so to speak; the server takes them too. Raises
-    ``policy.consent``."""
+    """Consents to the recovery that came later, on paper so to speak; the server takes them too.
+    Raises ``policy.consent``."""
 
     def work(found: Store) -> None:
         for envelope in envelopes:
-            consent.give(found, envelope, consent.signed(found, envelope)[0])
+            owner, said = consent.signed(found, envelope)
+            if not isinstance(said, RecoveryConsent):
+                # One to software serves once; used ones can be had from the public log.
+                raise consent.refuse("The consent is none to a recovery.", said.dataset)
+            consent.give(found, envelope, owner)
 
     place.using(work)
 

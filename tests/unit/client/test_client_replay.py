@@ -410,6 +410,12 @@ MORE = {
         lambda f: f.handover(B).start(5, "ee"), "other software"),
     "dropping what was consented to": (
         lambda f: f.consent(software(f)).handover(A), "its owner consented"),
+    "dropping what was consented to, for the software that runs": (
+        lambda f: f.consent(software(f, passing.NEW)).start(5).handover(A, measurement=passing.NEW),
+        "its owner consented"),
+    "a consent to what runs that a hand-over used": (
+        lambda f: f.consent(software(f, passing.NEW)).handover(B, measurement=passing.NEW)
+        .start(5).handover(A, measurement=passing.NEW), None),
     "another's consent": (lambda f: f.consent(software(f), "second"), "not the owner"),
     "a consent to another recovery": (
         lambda f: f.consent(recovery_consent(f, next="x"), "second"), "another recovery"),

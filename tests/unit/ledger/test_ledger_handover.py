@@ -1,5 +1,6 @@
 import pytest
 
+from casemate.client import replay
 from casemate.ledger import anchor, catalog, consent, fsck, handover, ledger, log, recovery, rekey
 from casemate.ledger.ledger import TrainingState
 from casemate.seams.files import load
@@ -56,6 +57,42 @@ def test_a_state_passes():
     run(new, queue(new, "2", (a, b)))
     sound(new)
     assert catalog.account(new, a).jobs == 2
+
+
+def test_a_state_passes_to_the_same_software_elsewhere():
+    """The signature for what runs stays over starts, and serves one hand-over."""
+    disk = SimDisk()
+    store = started(disk, 1)
+    a = push(store, "a", owner().public)
+    consent.give(store, to_software(store, a, OLD), owner().id)
+    store.close()
+    store = started(disk, 2)
+    sound(store)
+    assert store.all("SELECT dataset, measurement FROM consents") == [(a, OLD)]
+    handover.hand_over(store, OLD, REQUEST, {a}, drop=False)
+    sound(store)
+    store.close()
+    new = started(passed(disk), 3, OLD, OWN)
+    sound(new)
+    assert (new.all("SELECT * FROM consents"), consent.frozen(new)) == ([], {})
+    run(new, queue(new, "2", (a,)))
+    assert replay.replay(new.entries(0, 1000)).agreed == {}
+
+
+def test_a_signature_for_what_runs_ends_with_other_software():
+    """Else going back to it would need no new word."""
+    disk = SimDisk()
+    store = started(disk, 1)
+    a = push(store, "a", owner().public)
+    for measurement in (OLD, NEW):
+        consent.give(store, to_software(store, a, measurement), owner().id)
+    store.close()
+    store = started(disk, 2, NEW)
+    store.close()
+    store = started(disk, 3, OLD)
+    sound(store)
+    assert list(consent.frozen(store)) == [a]
+    assert replay.replay(store.entries(0, 1000)).datasets[a].state == "frozen"
 
 
 def test_the_predecessor_never_starts_again():

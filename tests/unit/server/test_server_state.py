@@ -392,6 +392,15 @@ def test_the_owners_let_it_start(files):
     assert state.show(place(disk))["frozen"] == {}
 
 
+def test_a_used_consent_to_software_does_not_come_from_the_operator(files, software):
+    """It stands in the public log; whoever could give it again could go back to old software."""
+    disk = restored(files)
+    asked = state.ask_owners(place(disk), None)
+    state.recover(place(disk), asked, [to_recovery(asked, files[1])])
+    used = place(disk).using(lambda s: to_software(s, files[1], by=owner()))
+    assert code(state.consents, place(disk), [used]) == "policy.consent"
+
+
 def test_show_changes_nothing(files):
     disk = disk_of(files)
     before = disk.snapshot()
@@ -548,6 +557,21 @@ def test_the_whole_upgrade(files, software):
     assert shown["measurement"] == NEW.hex()
     assert other.list("handover") == []
     assert code(handover.take, place(other)) == "ledger.handover"
+
+
+def test_to_another_machine_with_the_same_software(files, software):
+    same = simulated.measurement()
+    disk, other = disk_of(files), other_machine(files)
+    agree(disk, files, "owner", "second", measurement=same)
+    begin(place(disk), 21).close()  # a start of what runs uses nothing up
+    raw = asks(software, other, same)
+    done = handover.give(place(disk), raw, drop=False)
+    assert (done.body.measurement, done.body.dropped) == (same.hex(), ())
+    carry(disk, other)
+    assert handover.take(place(other)) == done.body
+    assemble(other)
+    shown = state.show(place(other))
+    assert (shown["frozen"], shown["consents"]) == ({}, {})
 
 
 def test_on_one_machine_in_one_folder(files, software):
