@@ -467,10 +467,11 @@ def budget_state(store: Store, lineage: str) -> BudgetState:
 
 
 def witnesses(store: Store) -> set[str]:
-    """The verifier keys that some dataset's policy names."""
+    """The verifier keys that the policy of some dataset names which still has its key."""
     sql = (
         "SELECT DISTINCT value FROM datasets,"
         " json_each(json_extract(CAST(policy AS TEXT), '$.witnesses'))"
+        " WHERE state NOT IN ('refused', 'revoked')"
     )
     return {key for (key,) in store.all(sql)}
 

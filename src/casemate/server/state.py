@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from casemate.ledger import consent, handover, log, recovery, rekey
+from casemate.ledger import catalog, consent, handover, log, recovery, rekey
 from casemate.ledger.copy import CopyDisk
 from casemate.ledger.store import Store
 from casemate.seal import note
@@ -147,8 +147,10 @@ async def confirm(
     """Ask the witnesses at ``urls`` whether they know a newer head; the names of those that a
     policy names and that cosigned this one. The mark of a restore is gone then.
 
-    Nothing is added to the log before: a head of its own would fork a newer one. Raises
-    ``ledger.rolled-back`` where a witness knows more, ``ledger.restored`` where none answers.
+    Each dataset needs as many of its own witnesses as its policy says: whom others trust may be
+    the operator's friend, or a stranger's. Nothing is added to the log before: a head of its own
+    would fork a newer one. Raises ``ledger.rolled-back`` where a witness knows more,
+    ``ledger.restored`` where too few answer.
     """
     found = place.store()
     try:
@@ -158,12 +160,28 @@ async def confirm(
         await Publisher(found, net, place.clock, events, Metrics(), urls).ask()
         sql = "SELECT witness FROM cosignatures WHERE size = ? ORDER BY witness"
         names = tuple(note.verifier(key).name for (key,) in found.all(sql, found.size()))
+        waiting = _unconfirmed(found)
     finally:
         found.close()
-    if not names:
-        raise keeping.not_confirmed("no witness that a dataset's policy names cosigned its head")
+    if waiting or not names:
+        who = " ".join(waiting[:8]) or "any dataset"
+        raise keeping.not_confirmed(
+            f"too few witnesses that the owner names confirmed it for {who}"
+        )
     keeping.clear_mark(place.disk)
     return names
+
+
+def _unconfirmed(found: Store) -> list[str]:
+    """The datasets with a key whose own witnesses did not cosign the whole log; all that name
+    none, too."""
+    last = found.size() - 1
+    return [
+        d.id
+        for d in catalog.datasets(found)
+        if d.state not in ("refused", "revoked")
+        and log.cosigned(found, d.policy.witnesses, last) < max(1, d.policy.cosignatures)
+    ]
 
 
 def ask_owners(place: Place, newest: str | None) -> RecoveryRequest:
@@ -182,6 +200,8 @@ def consents(place: Place, envelopes: Sequence[str]) -> None:
     """Consents to the recovery that came later, on paper so to speak; the server takes them too.
     Raises ``policy.consent``."""
 
+    keeping.require_settled(place.disk)
+
     def work(found: Store) -> None:
         for envelope in envelopes:
             owner, said = consent.signed(found, envelope)
@@ -198,7 +218,8 @@ def consents(place: Place, envelopes: Sequence[str]) -> None:
 
 def rotate(place: Place) -> int:
     """Put the store under the sealing key's next generation, which is returned. A crash leaves the
-    store whole under the old key or the new one."""
+    store whole under the old key or the new one. Raises ``ledger.restored``: its entry would fork
+    a newer log."""
     boot = place.rng.bytes(keys.BOOT_BYTES)
 
     def whole(key: bytes) -> bytes:
@@ -211,7 +232,7 @@ def rotate(place: Place) -> int:
         return key
 
     _require_store(place.disk)
-    keeping.require_whole(place.disk)
+    keeping.require_settled(place.disk)
     old, number = keeping.keyed(place.disk, place.tee, whole)
     keeping.set_generation(place.disk, number)
     new = place.tee.sealing_key(keeping.label(number + 1))

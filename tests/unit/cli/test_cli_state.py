@@ -21,7 +21,7 @@ from casemate.spec.consent import RecoveryConsent
 from casemate.tee import simulated
 from support import passing
 from support.desk import AutoClock, WitnessNet, fresh_disk
-from support.ledgers import OPEN, attestation, boot, changed_policy, push, queue, run
+from support.ledgers import OPEN, attestation, boot, changed_policy, dataset_id, push, queue, run
 from support.passing import to_software
 from support.witness import FakeWitness
 
@@ -175,9 +175,10 @@ def test_confirm(cli, tmp_path, monkeypatch, made):
     _, _, owner, dataset = made
     found = started(cli.folder, 2)
     w = FakeWitness(logs=[log.key(found).verifier])
-    catalog.set_policy(
-        found, dataset, owner.id, changed_policy(OPEN, witnesses=(w.vkey,), cosignatures=1)
-    )
+    policy = changed_policy(OPEN, witnesses=(w.vkey,), cosignatures=1)
+    second = passing.owner("second")
+    for name, by in ((dataset, owner), (dataset_id("b"), second)):
+        catalog.set_policy(found, name, by.id, policy)
     found.close()
     other = restored(cli, tmp_path)
     monkeypatch.setattr(seams, "HttpNet", lambda: WitnessNet({"https://w": w}))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from casemate.attest.trust import Trust
-from casemate.ledger import catalog, consent, log, recovery
+from casemate.ledger import catalog, consent, ledger, log, recovery
 from casemate.ledger import handover as ledger_handover
 from casemate.ledger.store import Store
 from casemate.seal import hpke, note
@@ -294,13 +294,14 @@ def restored(files, disk=None):
 
 
 def watched(files):
-    """A state whose policy names a witness, which has seen its newest head; and one entry later."""
+    """A state whose policies name a witness, which has seen its newest head; one entry later."""
     disk = disk_of(files)
     here = place(disk)
     found = begin(here, 5)
     w = FakeWitness(logs=[log.key(found).verifier])
     policy = changed_policy(OPEN, witnesses=(w.vkey,), cosignatures=1)
-    catalog.set_policy(found, files[1], owner().id, policy)
+    for dataset, by in zip(files[1:], (owner(), owner("second")), strict=True):
+        catalog.set_policy(found, dataset, by.id, policy)
     found.close()
     return disk, w
 
@@ -341,7 +342,7 @@ def test_a_witness_that_knows_a_newer_head_stops_it(files):
     old = saved(disk)
     here = place(disk)
     found = begin(here, 6)
-    run(found, queue(found, "lost", (files[2],)))
+    ledger.reserve(found, queue(found, "lost", (files[2],)))
     found.close()
     confirm(disk, WitnessNet({"https://w": w}))
     target = SimDisk()
@@ -366,6 +367,51 @@ def test_a_witness_that_no_policy_names_confirms_nothing(files):
     w = FakeWitness(logs=[place(disk).using(lambda s: log.key(s).verifier)])
     assert code(confirm, disk, WitnessNet({"https://w": w})) == "ledger.restored"
     assert code(confirm, disk, WitnessNet({}), urls=()) == "ledger.restored"
+
+
+@pytest.mark.parametrize(
+    ("others", "revoked", "known"),
+    [
+        (("stranger",), False, False),  # named by another owner only
+        (("stranger",), True, False),  # and that one's dataset is revoked
+        ((), False, False),  # by nobody: its owner has to consent
+        (("one", "two", "stranger"), False, False),  # one of three, where two are wanted
+        (("one", "two", "stranger"), False, True),
+        (("one", "two", "stranger"), True, False),  # a revoked dataset asks for nobody
+    ],
+)
+def test_each_dataset_needs_its_own_witnesses(files, others, revoked, known):
+    disk, w = watched(files)
+    key = place(disk).using(lambda s: log.key(s).verifier)
+    by = {n: FakeWitness(f"{n}.example/w", logs=[key]) for n in ("one", "two", "stranger")}
+    found = begin(place(disk), 30)
+    keys = tuple(by[n].vkey for n in others)
+    policy = changed_policy(OPEN, witnesses=keys, cosignatures=len(keys) // 2 + 1 if keys else 0)
+    catalog.set_policy(found, files[2], owner("second").id, policy)
+    if revoked:
+        catalog.revoke(found, files[2], owner("second").id)
+    found.close()
+    shown = {"https://s": by["stranger"]} | ({"https://1": by["one"]} if known else {})
+    urls = tuple(shown)
+    again = restored(files, disk)
+    size = place(again).using(lambda s: s.size())
+    assert code(confirm, again, WitnessNet(shown), urls=urls) == "ledger.restored"
+    shown["https://w"] = w
+    whole = revoked or known or others == ("stranger",)
+    if whole:
+        confirm(again, WitnessNet(shown), urls=tuple(shown))
+        assemble(again)
+    else:
+        assert code(confirm, again, WitnessNet(shown), urls=tuple(shown)) == "ledger.restored"
+        assert place(again).using(lambda s: s.size()) == size
+
+
+def test_nothing_is_added_to_a_state_that_nobody_confirmed(files):
+    disk = restored(files)
+    size = place(disk).using(lambda s: s.size())
+    assert code(state.rotate, place(disk)) == "ledger.restored"
+    assert code(state.consents, place(disk), []) == "ledger.restored"
+    assert place(disk).using(lambda s: s.size()) == size
 
 
 def test_confirming_adds_nothing_to_the_log(files):
@@ -731,7 +777,7 @@ def test_a_stale_copy_of_the_predecessor_is_found_by_witnesses(files, software):
     agree(disk, files, "owner", "second")
     stale = SimDisk.of(disk.snapshot())
     found = begin(place(disk), 41)
-    run(found, queue(found, "spent", (files[2],)))
+    ledger.reserve(found, queue(found, "spent", (files[2],)))
     found.close()
     confirm(disk, WitnessNet({"https://w": w}))
     newest = state.newest(place(disk))
