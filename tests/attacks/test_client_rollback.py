@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from casemate.cli.main import main
 from casemate.client import log as logs
 from casemate.client import memory as memories
 from casemate.client.connection import CHECKPOINT_HEADER, Connection
+from casemate.client.datasets import Datasets
 from casemate.client.enclave import connect
 from casemate.client.memory import Memory, Mirror
 from casemate.seal import checkpoint, note
 from casemate.seal.identity import Identity
 from casemate.spec.errors import CasemateError, LedgerError, ReceiptError
 from support import rfc6962
-from support.server import RunningServer, start
+from support.server import Party, RunningServer, start
 
 pytestmark = pytest.mark.e2e
 
@@ -122,6 +124,31 @@ def test_a_server_refuses_who_has_seen_more(world, tmp_path):
         with pytest.raises(CasemateError):
             visit(server, None)
         assert server.process.wait(60) != 0
+
+
+def test_a_revocation_that_was_acknowledged_is_not_rolled_back_unseen(tmp_path):
+    """The state is copied while the server runs, the server killed after its answer, the copy put
+    back: the owner's next connection finds it."""
+    place, memory = port(), Memory(tmp_path / "seen")
+    with start(tmp_path / "state", port=place) as server:
+        party = Party(server, "owner")
+        party.connection = Connection(
+            server.url, trust=server.trust, identity=party.identity, memory=memory
+        )
+        dataset = party.push().dataset
+        shutil.copytree(tmp_path / "state", tmp_path / "copy")
+        Datasets(party.connection).revoke(dataset)
+        assert party.dataset(dataset).state == "revoked"
+        server.stop(signal.SIGKILL)
+        party.connection.close()
+    with start(tmp_path / "copy", port=place) as server:
+        party.connection = Connection(
+            server.url, trust=server.trust, identity=party.identity, memory=memory
+        )
+        with pytest.raises(ReceiptError) as caught:
+            party.dataset(dataset)
+        assert caught.value.code in ("receipt.fork", "receipt.rolled-back")
+        assert server.process.wait(60) != 0, "the server heard of it"
 
 
 def run(home: Path, *arguments: str) -> tuple[int, dict]:

@@ -7,8 +7,10 @@ request pass. When the stream ends, the next request opens another one and the c
 redirects, no cookies, no certificate authorities: trust comes from the evidence alone.
 
 With a memory (:mod:`casemate.client.memory`) the stream must also show a log that extends what this
-client has seen, before any request passes; each request then carries the newest checkpoint, so that
-a server that was rolled back learns of it.
+client has seen, before any request passes; each request then carries the newest checkpoint that is
+remembered, so that a server that was rolled back learns of it. What changes the log
+(:meth:`Connection.change`) is followed by its newest head, so that a rollback of what was
+acknowledged is found by the next connection.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import hashlib
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -61,6 +64,8 @@ CHECKPOINT_HEADER: Final = "casemate-checkpoint"
 # How often a public file is asked for again when the server says that it is too fast.
 PATIENCE: Final = 20
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+# Heads that cannot both be true: no failure to fetch one.
+_PROVEN: Final = frozenset({"receipt.fork", "receipt.rolled-back", "receipt.log-replaced"})
 _LOST: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
 
@@ -129,10 +134,6 @@ class Line:
     attestation: Attestation
     verdict: Verdict
     seen: Seen | None = None
-
-
-def _remind(seen: Seen | None) -> dict[str, str]:
-    return {} if seen is None else {CHECKPOINT_HEADER: memories.header(seen.signed, seen.key)}
 
 
 def _tls() -> ssl.SSLContext:
@@ -312,11 +313,13 @@ class Connection:
 
     def _tell(self, line: Line, key: bytes) -> None:
         """Show a server whose log does not hold what was seen, so that an honest one stops."""
-        assert self.memory is not None
         with suppress(CasemateError, *_LOST):
-            seen = self.memory.mirror(key).seen()
-            if seen is not None:
-                self._file(line, "/log/checkpoint", _remind(seen), MAX_BODY)
+            self._file(line, "/log/checkpoint", self._remind(key), MAX_BODY)
+
+    def _remind(self, key: bytes) -> dict[str, str]:
+        """The header with the newest checkpoint remembered of a log, also by another process."""
+        seen = None if self.memory is None else self.memory.mirror(key).seen()
+        return {} if seen is None else {CHECKPOINT_HEADER: memories.header(seen.signed, seen.key)}
 
     def _file(self, line: Line, path: str, headers: Mapping[str, str], limit: int) -> Answer:
         """One unsigned GET on a line; waits where the server is asked too fast."""
@@ -345,6 +348,33 @@ class Connection:
                 raise
             return self._line.seen
 
+    def remember(self) -> None:
+        """After something was acknowledged: remember the log's newest head, which holds it.
+
+        Only the stream that carried the answer may show that head: on another one the server could
+        have gone back behind it already. What was acknowledged stands where none can be had, so
+        that is a warning. Raises ``ReceiptError`` for a fork or a rollback.
+        """
+        with self._lock:
+            line = self._line
+            if self.memory is None:
+                return
+            try:
+                if line is None or not line.stream.usable:
+                    raise _unreachable(self.url, ConnectionError("the connection was closed"))
+                self._line = self._meet(line)
+            except (CasemateError, *_LOST) as e:
+                self.close()
+                if isinstance(e, ReceiptError) and e.code in _PROVEN:
+                    raise
+                warnings.warn(
+                    "The server has answered, but the head of its log that holds what it said could"
+                    f" not be remembered ({str(e)[:200] or type(e).__name__}), so that this client"
+                    " would not notice if that was rolled back. Connect again, and look whether it"
+                    " still stands.",
+                    stacklevel=2,
+                )
+
     def public(self, path: str, *, limit: int = MAX_BODY) -> bytes:
         """A file that anybody may read; no identity is needed. Raises as :meth:`request`."""
         with self._lock:
@@ -353,7 +383,7 @@ class Connection:
     def _public(self, path: str, limit: int) -> Answer:
         line = self.line()
         try:
-            return self._file(line, path, _remind(line.seen), limit)
+            return self._file(line, path, self._remind(line.attestation.binding.log_key), limit)
         except BaseException:
             self.close()
             raise
@@ -396,7 +426,7 @@ class Connection:
             self.identity,
             method,
             url,
-            {**headers, **_remind(line.seen)},
+            {**headers, **self._remind(line.attestation.binding.log_key)},
             body,
             boot=line.attestation.binding.boot,
             nonce=self._nonce(),
@@ -436,6 +466,15 @@ class Connection:
             return self._try(
                 lambda: self._once(method, path, data, head, limit), ATTEMPTS if again else 1
             )
+
+    def change(
+        self, method: str, path: str, body: object = None, *, retry: bool | None = None
+    ) -> Answer:
+        """A request that adds to the log, as :meth:`request`, then :meth:`remember`."""
+        with self._lock:
+            answer = self.request(method, path, body, retry=retry)
+            self.remember()
+            return answer
 
     def _once(
         self, method: str, path: str, data: bytes, headers: Mapping[str, str], limit: int

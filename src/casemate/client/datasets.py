@@ -102,7 +102,7 @@ class Datasets:
             upload=place,
             sealed_key=sealed,
         )
-        answer = self._connection.request("POST", "/v1/datasets", registration)
+        answer = self._connection.change("POST", "/v1/datasets", registration)
         return self._checked(answer.value(DatasetInfo))
 
     def _checked(self, info: DatasetInfo) -> DatasetView:
@@ -152,13 +152,13 @@ class Datasets:
     def set_policy(self, dataset: str, policy: Policy) -> DatasetView:
         """Replace the policy; approvals and quotes under the old one are void."""
         path = f"/v1/datasets/{dataset}/policy"
-        return DatasetView(self._connection.request("PUT", path, policy).value(DatasetInfo))
+        return DatasetView(self._connection.change("PUT", path, policy).value(DatasetInfo))
 
     def advance_epoch(self, dataset: str, epoch: int) -> DatasetView:
         """Move the dataset's epoch forward, never back."""
         path = f"/v1/datasets/{dataset}/epoch"
         body = {"epoch": epoch}
-        return DatasetView(self._connection.request("POST", path, body).value(DatasetInfo))
+        return DatasetView(self._connection.change("POST", path, body).value(DatasetInfo))
 
     def consent(self, dataset: str, measurement: str, trust: str) -> DatasetView:
         """Let the dataset's state pass to software of ``measurement`` (hex), if its evidence holds
@@ -172,9 +172,9 @@ class Datasets:
     def give(self, dataset: str, envelope: str) -> DatasetView:
         """Send a consent that was signed before (:mod:`casemate.client.consents`)."""
         path = f"/v1/datasets/{dataset}/consents"
-        answer = self._connection.request("POST", path, {"envelope": envelope})
+        answer = self._connection.change("POST", path, {"envelope": envelope})
         return DatasetView(answer.value(DatasetInfo))
 
     def revoke(self, dataset: str) -> None:
         """Destroy the dataset's key in the enclave: nobody can train on it again."""
-        self._connection.request("DELETE", f"/v1/datasets/{dataset}")
+        self._connection.change("DELETE", f"/v1/datasets/{dataset}")

@@ -215,11 +215,11 @@ class Jobs:
 
     def approve(self, digest: str) -> None:
         """Approve a quote, as an owner; it counts for exactly this quote."""
-        self._connection.request("POST", f"/v1/quotes/{digest}/approval", retry=True)
+        self._connection.change("POST", f"/v1/quotes/{digest}/approval", retry=True)
 
     def reject(self, digest: str) -> None:
         """Reject a quote, as an owner."""
-        self._connection.request("DELETE", f"/v1/quotes/{digest}/approval")
+        self._connection.change("DELETE", f"/v1/quotes/{digest}/approval")
 
     def list(self) -> views.Listing[JobStatus]:
         """One's own jobs and those on one's datasets."""
@@ -282,6 +282,7 @@ class Run:
                 yield status
                 seen = status
             if status.state in FINAL:
+                self._connection.remember()
                 return
             self._pause(POLL_SECONDS)
 
@@ -303,7 +304,7 @@ class Run:
 
     def cancel(self) -> None:
         """Stop the job. What it reserved of the budgets is not given back (P8)."""
-        self._connection.request("DELETE", f"/v1/jobs/{self.job}")
+        self._connection.change("DELETE", f"/v1/jobs/{self.job}")
 
     @property
     def bundle(self) -> ReceiptBundle:

@@ -369,8 +369,8 @@ def advance_epoch(store: Store, id: str, owner: str, epoch: int) -> Dataset:
 def revoke(store: Store, id: str, owner: str) -> Dataset:
     """Destroy the dataset's key: its row is overwritten, and the WAL that held it is emptied.
 
-    Jobs that run on it can no longer commit. Idempotent. It binds an operator who kept an older
-    copy of the disk only together with a witness.
+    Jobs that run on it can no longer commit. Idempotent. An operator who kept an older copy of the
+    disk is found by who has seen this entry: the owner's client, which remembers it.
     """
     with store.transaction():
         found = dataset(store, id)

@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from casemate.client import memory as module
 from casemate.client.connection import CHECKPOINT_HEADER, Connection
 from casemate.client.enclave import connect
+from casemate.client.jobs import Run
 from casemate.client.memory import Memory, Mirror, default_folder, enclave_name
 from casemate.seal import checkpoint, note
+from casemate.spec import codec
+from casemate.spec.data import DatasetInfo, Policy
 from casemate.spec.errors import CasemateError, ReceiptError, UsageError
-from support import rfc6962
+from casemate.spec.job import JobStatus
+from support import rfc6962, server
 from support.publog import PublicLog, Witness, keys_of
 
 NAME = "https://h:1"
@@ -470,6 +474,99 @@ def test_a_log_that_is_rolled_back_under_a_live_stream_is_noticed(
     with pytest.raises(ReceiptError):
         connection.request("GET", "/v1/jobs")
     assert [r.target for r in fake.requests].count("/v1/jobs") == 1
+
+
+DATASET = DatasetInfo(
+    dataset="ds_" + "ab" * 20, owner="id_" + "cd" * 16, schema=server.schema(),
+    policy=Policy(scientists=("*",)), policy_digest="sha256:" + "0" * 64, epoch=1, state="ready",
+)  # fmt: skip
+ENDED = JobStatus(job="job_1", state="done", tick=1, ticks=1, quote_digest="sha256:" + "1" * 64)
+CHANGES = {
+    "policy": lambda one: one.datasets.set_policy(DATASET.dataset, DATASET.policy),
+    "epoch": lambda one: one.datasets.advance_epoch(DATASET.dataset, 1),
+    "consent": lambda one: one.datasets.give(DATASET.dataset, "{}"),
+    "revoke": lambda one: one.datasets.revoke(DATASET.dataset),
+    "approve": lambda one: one.jobs.approve(ENDED.quote_digest),
+    "reject": lambda one: one.jobs.reject(ENDED.quote_digest),
+    "cancel": lambda one: Run(one.jobs._connection, ENDED.job, one._trust).cancel(),
+    "end": lambda one: list(Run(one.jobs._connection, ENDED.job, one._trust).ticks()),
+}
+
+
+@pytest.fixture
+def changing(fakes, keys, trust, someone, public, memory):
+    """An enclave whose every change is one entry, and a client that has seen it before."""
+    fake = fakes(keys, log=public.pad(3))
+
+    def changed(_):
+        public.pad(1)
+        return 200, {}, codec.to_json(DATASET)
+
+    def ended(_):
+        public.pad(1)
+        return 200, {}, codec.to_json(ENDED)
+
+    base = f"/v1/datasets/{DATASET.dataset}"
+    approval = f"/v1/quotes/{ENDED.quote_digest}/approval"
+    fake.answers = {
+        ("PUT", f"{base}/policy"): changed, ("POST", f"{base}/epoch"): changed,
+        ("POST", f"{base}/consents"): changed, ("DELETE", base): changed,
+        ("POST", approval): changed, ("DELETE", approval): changed,
+        ("GET", f"/v1/jobs/{ENDED.job}"): ended, ("DELETE", f"/v1/jobs/{ENDED.job}"): ended,
+    }  # fmt: skip
+    with connect(fake.url, trust=trust, identity=someone, enrol=False, memory=memory) as one:
+        assert one.checkpoint == public.head(3)
+        yield fake, one
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_was_acknowledged_is_remembered(changing, public, memory, name):
+    fake, one = changing
+    CHANGES[name](one)
+    seen = memory.mirror(public.public).seen()
+    assert seen is not None and seen.head == public.head(4) == one.checkpoint
+    # It is what the next request carries, and what the next connection compares.
+    one.jobs._connection.request("GET", "/v1/jobs")
+    sent = note.parse(base64.b64decode(fake.requests[-1].headers[CHECKPOINT_HEADER]))
+    assert checkpoint.verify(sent, public.verifier) == public.head(4)
+    fake.log = public.fork(3)
+    one.close()
+    with pytest.raises(ReceiptError) as caught:
+        one.jobs._connection.request("GET", "/v1/jobs")
+    assert caught.value.code == "receipt.rolled-back"
+
+
+def test_a_change_stands_where_its_head_cannot_be_had(changing, public, memory):
+    """The server goes away after its answer, or shows no head: told, and no error."""
+    fake, one = changing
+    fake.log = None
+    with pytest.warns(UserWarning, match=r"rolled back.*look whether it\s+still stands"):
+        assert one.datasets.set_policy(DATASET.dataset, DATASET.policy).id == DATASET.dataset
+    fake.log, fake.last = public, 3
+    with pytest.warns(UserWarning, match="the connection was closed"):
+        one.datasets.revoke(DATASET.dataset)
+    seen = memory.mirror(public.public).seen()
+    # The older head of the connection: one that opens only now proves nothing of the answer.
+    assert seen is not None and seen.head == public.head(4)
+
+
+def test_a_fork_after_a_change_is_an_error(changing, public):
+    fake, one = changing
+    fake.log = public.fork(2)
+    fake.log.leaves += [b"another"] * 5
+    with pytest.raises(ReceiptError) as caught:
+        one.datasets.revoke(DATASET.dataset)
+    assert caught.value.code == "receipt.fork"
+
+
+def test_requests_carry_what_another_process_remembers(changing, public, memory):
+    fake, one = changing
+    public.pad(2)
+    memory.mirror(public.public).extend(public.public, public.file)
+    one.jobs._connection.request("GET", "/v1/jobs")
+    sent = note.parse(base64.b64decode(fake.requests[-1].headers[CHECKPOINT_HEADER]))
+    assert checkpoint.verify(sent, public.verifier) == public.head(5)
 
 
 def test_without_a_memory_nothing_is_asked_or_sent(fakes, keys, trust, someone, public):
