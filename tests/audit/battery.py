@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from audit import chance, known, rest, sums
+from audit import chance, known, models, rest, sums
 
 Check = Callable[[int], None]
 
@@ -21,6 +21,11 @@ CHECKS: Final[dict[str, Check]] = {
     "random inputs": sums.random_inputs,
     "slots": sums.slots,
     "cancellation": sums.cancellation,
+    "late entries": sums.late_entries,
+    "two datasets": sums.two_datasets,
+    "steps": models.steps,
+    "layers": models.layers,
+    "rounding of sums": models.rounding,
     "known noise": known.noise,
     "known samples": known.samples,
     "noise": chance.noise,

@@ -33,6 +33,7 @@ from casemate.engine import (
     optim,
     private,
     products,
+    rows,
     sampling,
     small,
     state,
@@ -113,7 +114,7 @@ Sample = Callable[[bytes, int, int, float], np.ndarray]
 
 
 def _sampled(name: str, change: Callable[[Sample], Sample], *checks: str) -> None:
-    @bug(name, *(checks or ("sampling",)))
+    @bug(name, *(checks or ("sampling", "known samples")))
     def seed(patch: Patch) -> None:
         patch.setattr(sampling, "sample", change(sampling.sample))
 
@@ -907,3 +908,170 @@ def _key_of_data(patch: Patch) -> None:
 
     patch.setattr(train, "loop", begun)
     patch.setattr(keystream, "subkey", subkey)
+
+
+# --- what meters of one step and one microbatch do not see
+
+
+class _Microbatches:
+    """The number, in its step, of the microbatch at work on the path ``graph``."""
+
+    def __init__(self, patch: Patch) -> None:
+        self.number = -1
+        swap, evaluate = batched.Batched._swap, batched.Batched._evaluate
+
+        def begun(path: Any) -> None:
+            self.number = -1
+            swap(path)
+
+        def evaluated(path: Any, seed: torch.Tensor) -> Any:
+            self.number += 1
+            return evaluate(path, seed)
+
+        patch.setattr(batched.Batched, "_swap", begun)
+        patch.setattr(batched.Batched, "_evaluate", evaluated)
+
+    @property
+    def more(self) -> float:
+        return 1.05 if self.number > 0 else 1.0
+
+
+@bug("later microbatches clip at 1.05 of the bound", "sensitivity", "steps")
+def _later(patch: Patch) -> None:
+    at, real = _Microbatches(patch), batched.Batched._factors
+    patch.setattr(
+        batched.Batched, "_factors",
+        lambda self, env, bound, *rest: real(self, env, bound * at.more, *rest),
+    )  # fmt: skip
+
+
+@bug("later microbatches of the native step clip at 1.05 of the bound", "sensitivity")
+def _later_native(patch: Patch) -> None:
+    at, real = _Microbatches(patch), small.Small.__call__
+    patch.setattr(
+        small.Small, "__call__",
+        lambda self, env, bound, *rest: real(self, env, bound * at.more, *rest),
+    )  # fmt: skip
+
+
+@bug("free places hold who was there before", "steps")
+def _stale(patch: Patch) -> None:
+    pieces, real = batched.Batched.pieces, batched.Batched._evaluate
+    held: dict[str, torch.Tensor] = {}
+
+    def evaluate(self: Any, seed: torch.Tensor) -> Any:
+        had = held.get("seed", seed)
+        held["seed"] = torch.where(seed == 0, had, seed) if len(had) == len(seed) else seed.clone()
+        return real(self, held["seed"])
+
+    def begun(self: Any, *args: Any, **more: Any) -> Any:
+        made = pieces(self, *args, **more)
+
+        def total(chosen: np.ndarray) -> Iterator[Any]:
+            with pytest.MonkeyPatch.context() as within:
+                within.setattr(batched.Batched, "_evaluate", evaluate)
+                yield from made(chosen)
+
+        return total
+
+    patch.setattr(batched.Batched, "pieces", begun)
+
+
+@bug("a step's sum is added to the last one's", "steps")
+def _kept_sum(patch: Patch) -> None:
+    real = batched.Batched.pieces
+
+    def pieces(self: Any, *args: Any, **more: Any) -> Any:
+        made = real(self, *args, **more)
+        held: dict[int, torch.Tensor] = {}
+
+        def total(chosen: np.ndarray) -> Iterator[Any]:
+            for first, part in made(chosen):
+                if args[3] > self.shape.units:  # slots
+                    part += held.get(first, 0)
+                    held[first] = part.clone()
+                yield first, part
+
+        return total
+
+    patch.setattr(batched.Batched, "pieces", pieces)
+
+
+@bug("the norm is that of the first window", "late entries")
+def _first_window(patch: Patch) -> None:
+    real = clip._squared
+    patch.setattr(clip, "_squared", lambda contribution: real(contribution[: 1 << 16]))
+
+
+@bug("units of two datasets with one number are one", "two datasets")
+def _run_together(patch: Patch) -> None:
+    real = rows.assemble
+
+    def assemble(schemas: Any, *more: Any) -> Any:
+        made = real(schemas, *more)
+        if len(schemas) == 1:
+            return made
+        owners = np.repeat(np.arange(made.units), np.diff(made.starts)) % schemas[0].units
+        turn = np.argsort(owners, kind="stable")
+        ordered = owners[turn]
+        few = np.arange(len(turn)) - np.searchsorted(ordered, ordered) < made.per_unit
+        starts = np.searchsorted(ordered[few], np.arange(made.units + 1)).astype(np.int64)
+        return dataclasses.replace(made, order=made.order[turn][few], starts=starts)
+
+    patch.setattr(rows, "assemble", assemble)
+
+
+@bug("the grid rounds away from zero", "rounding")
+def _away(patch: Patch) -> None:
+    def to_grid(contribution: torch.Tensor, step: float) -> torch.Tensor:
+        found = contribution / step
+        return (found.sign() * found.abs().ceil()).to(torch.int64)
+
+    patch.setattr(grid, "to_grid", to_grid)
+
+
+@bug("an embedding's norm forgets that indices repeat", "layers")
+def _repeats(patch: Patch) -> None:
+    real = kernels.embedding_gram
+
+    def gram(index: torch.Tensor, g: torch.Tensor, padding: int | None = None) -> Any:
+        used = torch.ones_like(index, dtype=torch.bool) if padding is None else index != padding
+        return (g.double() * used.unsqueeze(2)).square().sum((1, 2)), real(index, g, padding)[1]
+
+    patch.setattr(kernels, "embedding_gram", gram)
+
+
+@bug("a tied weight's norm lacks what its two uses share", "layers")
+def _tied(patch: Patch) -> None:
+    real = forms._one_by_one
+
+    def one_by_one(of: Any, *operands: torch.Tensor) -> list[torch.Tensor]:
+        found = real(of, *operands)
+        return [torch.zeros_like(found[0])] if len(operands) == 4 else found
+
+    patch.setattr(forms, "_one_by_one", one_by_one)
+
+
+@bug("a convolution's squared norm is halved", "layers")
+def _halved(patch: Patch) -> None:
+    real = kernels.conv_norms
+    patch.setattr(kernels, "conv_norms", lambda *a: real(*a) / 2)
+
+
+@bug("factors do not heed what a sum's rounding may hide", "rounding of sums")
+def _heedless(patch: Patch) -> None:
+    plain, quick, call = batched._factors, small.factors, small.Small.__call__
+
+    @dataclass
+    class Exact:
+        way: forms.Way
+
+    def factors(sites: Any, *rest: Any) -> Any:
+        return plain([Exact(dataclasses.replace(s.way, error=0.0)) for s in sites], *rest)
+
+    patch.setattr(batched, "_factors", factors)
+    patch.setattr(small, "factors", lambda *a: quick(*a[:4], math.inf))
+    patch.setattr(
+        small.Small, "__call__",
+        lambda self, env, bound, share, *rest: call(self, env, bound, math.inf, *rest),
+    )  # fmt: skip

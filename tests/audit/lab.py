@@ -170,13 +170,16 @@ class Job:
     def rows(self, table: Table) -> Rows:
         return rows_.assemble((self.schema,), (table,), self.ready.program.data, self.inputs)
 
-    def start(self, table: Table, key: bytes, **more: Any) -> train.Run:
+    def start(self, table: Table, key: bytes) -> train.Run:
         """A run from the first weights: the worker's own call."""
+        return self.start_of(self.rows(table), key)
+
+    def start_of(self, rows: Rows, key: bytes) -> train.Run:
         with torch.no_grad():
             self.ready.program.flat.copy_(self.initial)
         return train.start(
-            self.plan, Execution(path=self.path), self.spec, self.ready.program, self.rows(table),
-            key, keep=self.ready.keep, fast=self.ready.fast, **more,
+            self.plan, Execution(path=self.path), self.spec, self.ready.program, rows, key,
+            keep=self.ready.keep, fast=self.ready.fast,
         )  # fmt: skip
 
     def flat(self) -> np.ndarray:
@@ -185,7 +188,10 @@ class Job:
 
     def step(self, table: Table, key: bytes) -> np.ndarray:
         """What one step of plain SGD releases, as a sum in gradient units: (d,)."""
-        self.start(table, key)(0)
+        return self.step_of(self.rows(table), key)
+
+    def step_of(self, rows: Rows, key: bytes) -> np.ndarray:
+        self.start_of(rows, key)(0)
         before = self.initial.numpy().astype(np.float64)
         return (before - self.flat()) * self.plan.normaliser / self.rate
 

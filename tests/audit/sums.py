@@ -15,7 +15,7 @@ from torch import nn
 from audit import lab
 from audit.lab import Job, Table
 from audit.law import holds
-from casemate.engine import batched
+from casemate.engine import batched, rows
 from casemate.spec.job import Execution, Views
 from support import batched_lab
 from support.engine_lab import no_noise
@@ -99,8 +99,12 @@ CASES: Final[dict[str, Callable[[], Job]]] = {
     "graph, automatic": lambda: _meter("automatic"),
     "record, automatic": lambda: _meter("automatic", "record"),
     "graph, one matrix": lambda: lab.job(lab.Line(D), lab.schema_of(D, UNITS), batch=9),
-    "graph, microbatches": lambda: lab.job(
+    "graph, microbatches of the native step": lambda: lab.job(
         lab.Meter(SIZES, GAIN), lab.schema_of(D, 60), batch=45, few=16
+    ),
+    # Units of two rows are none that the native step takes.
+    "graph, microbatches": lambda: lab.job(
+        lab.Meter(SIZES, GAIN), lab.schema_of(D, 60, units=60, k=2), batch=45, few=16
     ),
 }
 
@@ -151,6 +155,15 @@ def company(job: Job, rng: np.random.Generator, gain: float = GAIN) -> Table:
     return table
 
 
+def in_microbatches(job: Job, name: str) -> None:
+    """That a case named for microbatches has several, of the native step or of the general one."""
+    if "microbatches" in name:
+        fast = job.ready.fast
+        native = fast is not None and fast._small() is not None
+        right = job.plan.microbatches > 1 and native == ("native" in name)
+        holds(right, f"{name}: {job.plan.microbatches} microbatches, native: {native}")
+
+
 def sensitivity(seed: int, trials: int = 1) -> None:
     """One hostile record at a random place moves what is released by what is accounted at most; a
     record that is not hostile adds what the clip's definition says. Both paths, all forms."""
@@ -158,6 +171,7 @@ def sensitivity(seed: int, trials: int = 1) -> None:
         job = lab.kept(make)
         gain = 1.0 if "matrix" in name else GAIN
         on_path(job, name.split(",")[0])
+        in_microbatches(job, name)
         sizes = tuple(leaf.numel() for leaf in job.ready.program.leaves)
         for i, hostile in itertools.product(range(trials), HOSTILE):
             rng = lab.rng_of("sensitivity", seed, name, hostile.__name__, i)
@@ -244,7 +258,7 @@ _on_grid: Final = {path: functools.partial(_coarse, path) for path in ("auto", "
 
 def rounding(seed: int) -> None:
     """A record whose entries all round away from zero moves the sum beyond the clip: what the
-    plan accounts has room for that."""
+    plan accounts has room for that. None is moved by more than half a step of the grid."""
     for path, make in _on_grid.items():
         job = lab.kept(make)
         rng = lab.rng_of("rounding", seed, path)
@@ -260,6 +274,80 @@ def rounding(seed: int) -> None:
         steps = found / job.plan.grid
         off = float(np.abs(steps - np.rint(steps)).max())
         holds(off < 1e-3, f"rounding, {path}: what a unit adds is {off:.3g} off the grid")
+        made = (12 + 1e-3) * job.plan.grid * rng.choice([-1.0, 1.0], D)  # just above a grid point
+        table["x"][place] = torch.from_numpy(made)
+        found = moved(job, table, [place], rng.bytes(32))
+        far = float(np.abs(found - made).max() / job.plan.grid)
+        holds(far <= 0.5 + 1e-3, f"rounding, {path}: an entry is moved by {far:.3f} grid steps")
+
+
+class Late(nn.Module):
+    """A meter of two tensors, of which the second begins after 70,000 entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(70_000))
+        self.b = nn.Parameter(torch.zeros(9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(x[:, :1] * self.a).sum(1), (x[:, 1:] * self.b).sum(1)], 1)
+
+
+def _late(path: str) -> Job:
+    return lab.job(Late(), lab.schema_of(10, 6), batch=6, path=path)
+
+
+_lates: Final = {path: functools.partial(_late, path) for path in ("auto", "record")}
+
+
+def late_entries(seed: int) -> None:
+    """A gradient that is long only where a model's first window of entries is over."""
+    for path, make in _lates.items():
+        job = lab.kept(make)
+        on_path(job, "graph" if path == "auto" else path)
+        rng = lab.rng_of("late", seed, path)
+        place, turn = int(rng.integers(6)), rng.normal(size=9)
+        table = lab.zeros(job.schema)
+        table["x"][place, 1:] = torch.from_numpy(turn * 50)
+        found = moved(job, table, [place], rng.bytes(32))
+        bounded(job, found, f"late entries, {path}")
+        off = float(np.linalg.norm(found[-9:] - turn / np.linalg.norm(turn)))
+        holds(off < 2e-3, f"late entries, {path}: adds {off:.3g} other than the clip says")
+
+
+def _two(path: str) -> Job:
+    return lab.job(lab.Meter((8,)), lab.schema_of(8, 12, units=12, k=2), batch=12, path=path)
+
+
+_twos: Final = {path: functools.partial(_two, path) for path in ("auto", "record")}
+
+
+def two_datasets(seed: int) -> None:
+    """Two datasets in one job, units of up to two rows: units of the same number in both are two,
+    and either moves the sum as far as one may."""
+    half = lab.schema_of(8, 6, units=6, k=2)
+    for path, make in _twos.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("two", seed, path)
+        place, key = int(rng.integers(6)), rng.bytes(32)
+        first, second = lab.zeros(half), lab.zeros(half)
+        first["x"][place, 0], second["x"][place, 0] = 50.0, -500.0
+
+        def released(*tables: Table, job: Job = job, key: bytes = key) -> Vector:
+            made = rows.assemble((half, half), tables, job.ready.program.data, job.inputs)
+            holds(made.units == 12, f"two datasets: {made.units} units of 6 and 6")
+            return job.step_of(made, key)
+
+        whole = released(first, second)
+        for what, without, want in (
+            ("first", (lab.spoilt(first, [place]), second), 1.0),
+            ("second", (first, lab.spoilt(second, [place])), -1.0),
+        ):
+            found = whole - released(*without)
+            bounded(job, found, f"two datasets, {path}")
+            found[0] -= want
+            off = float(np.linalg.norm(found))
+            holds(off < 2e-3, f"two datasets, {path}: the {what}'s unit adds {off:.3g} other")
 
 
 def _net(path: str) -> Job:
