@@ -1075,3 +1075,57 @@ def _heedless(patch: Patch) -> None:
         small.Small, "__call__",
         lambda self, env, bound, share, *rest: call(self, env, bound, math.inf, *rest),
     )  # fmt: skip
+
+
+# --- what is charged to whom
+
+
+@bug("extra deltas are not added up", "charges")
+def _largest_delta(patch: Patch) -> None:
+    real = catalog.Account.add
+
+    def add(self: catalog.Account, charge: Charge) -> catalog.Account:
+        delta = max(self.delta_femto, charge.delta_femto)
+        return dataclasses.replace(real(self, charge), delta_femto=delta)
+
+    patch.setattr(catalog.Account, "add", add)
+
+
+@bug("only the first dataset of a job is charged", "charges")
+def _first_dataset(patch: Patch) -> None:
+    real = ledger.admit
+    patch.setattr(ledger, "admit", lambda *a, **more: real(*a, **more)[:1])
+
+
+@bug("a new version of a dataset has a new budget", "charges")
+def _new_budget(patch: Patch) -> None:
+    def lineage(store: Any, registration: Any) -> str:
+        catalog._new_lineage(store, registration)
+        name: str = registration.dataset
+        return name
+
+    patch.setattr(catalog, "_old_lineage", lineage)
+
+
+@bug("a job that runs is given its keys again", "charges")
+def _keys_again(patch: Patch) -> None:
+    real = ledger.begin
+
+    def begin(store: Any, id: str) -> Any:
+        with store.transaction():
+            store.run("UPDATE jobs SET state = 'reserved' WHERE id = ? AND state = 'running'", id)
+        return real(store, id)
+
+    patch.setattr(ledger, "begin", begin)
+
+
+@bug("the budget holds each scientist's jobs, not all together", "charges")
+def _by_scientist(patch: Patch) -> None:
+    real = catalog.set_account
+
+    def set_account(store: Any, lineage: str, whose: str, account: catalog.Account) -> None:
+        real(store, lineage, whose, account)
+        if whose != catalog.EVERYONE:
+            real(store, lineage, catalog.EVERYONE, account)
+
+    patch.setattr(catalog, "set_account", set_account)
