@@ -247,16 +247,33 @@ def _head(path: Path, key: bytes | None, memory: Memory) -> Seen | None:
     metavar="HEX",
     help="Ed25519 key of who releases the sealing key, where no hardware holds one.",
 )
+@click.option(
+    "--checkpoint",
+    "kept",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A signed head of the log that a client or a witness kept; the log must extend it.",
+)
 @output.format_option
 @click.pass_context
-def fsck(ctx: click.Context, state: str | None, tee: str, release_owner: str, form: str) -> None:
+def fsck(
+    ctx: click.Context,
+    state: str | None,
+    tee: str,
+    release_owner: str,
+    kept: Path | None,
+    form: str,
+) -> None:
     """Check a stopped server's STATE folder: tables, log, signatures, receipts, files.
+
+    That the whole folder is an older copy shows only in a checkpoint from elsewhere (--checkpoint),
+    or by comparing the head that is printed.
 
     Runs on the server's machine, whose TEE holds the key, and changes nothing. The checker shares
     no code with the server but the formats; it recomputes every charge and every epsilon with
     another accountant. Exit code 21 with findings. Needs the extras `server` and `audit`.
     """
     try:
+        from casemate.ledger.fsck import extends, head
         from casemate.server.check import check
         from casemate.server.config import Config
     except ImportError as e:
@@ -267,8 +284,13 @@ def fsck(ctx: click.Context, state: str | None, tee: str, release_owner: str, fo
         ) from None
     folder = state_folder() if state is None else Path(state)
     found = check(Config(state=folder, tee=tee, release_owner=release_owner))
+    if kept is not None:
+        extends(found, kept.read_text("utf-8", errors="replace"))
+    newest = head(found)
     shape = {
+        "origin": newest.origin,
         "entries": found.entries,
+        "root": newest.root.hex(),
         "starts": len(found.started),
         "datasets": len(found.datasets),
         "jobs": len(found.jobs),
@@ -276,7 +298,8 @@ def fsck(ctx: click.Context, state: str | None, tee: str, release_owner: str, fo
         "findings": found.findings,
         "left": found.left,
     }
-    rows = [(name, shape[name]) for name in ("entries", "starts", "datasets", "jobs", "receipts")]
+    names = ("origin", "entries", "root", "starts", "datasets", "jobs", "receipts")
+    rows = [(name, shape[name]) for name in names]
     rows += [("left by a crash", name) for name in found.left]
     rows += [("FINDING", text) for text in found.findings] or [("findings", "none")]
     output.emit(form, shape, lambda: output.rows_table(f"The state in {folder}", (), rows))

@@ -54,6 +54,11 @@ def _policy(given: dict[str, Any]) -> Policy:
     fields = {name: given.pop(name) for name in names}
     if fields["scientist_budget"] is not None:
         fields["scientist_budget"] = values.Budget(*fields["scientist_budget"])
+    if fields["scientist_budget"] is not None and "*" in fields["scientists"]:
+        output.say(
+            "Anyone can enrol many identities, so that --scientist-budget binds nobody where"
+            " --scientist is '*'. Name the scientists."
+        )
     if not fields["scientists"]:
         raise click.UsageError("Give --scientist ID (repeatable), or --scientist '*' for anyone.")
     return values.Policy(fields.pop("scientists"), **fields)

@@ -3,7 +3,8 @@
 Shares no code with the writer but ``spec`` (and ``seams``, whose Disk it reads): its own filter and
 accountant, its own trees and signatures, its own way to the pages; tests/architecture holds it to
 that. Every start does what :func:`check` does; ``casemate audit fsck`` does :func:`audit`. What it
-cannot see is a store that was restored as a whole from an older copy: that takes a witness.
+cannot see is a store that was restored as a whole from an older copy: that takes a checkpoint that
+somebody kept (:func:`extends`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from casemate.ledger import fsck_passing as passes
 from casemate.ledger.fsck_replay import Account, Replay, Rows, commitment, read
 from casemate.seams import Disk
 from casemate.spec import codec
+from casemate.spec.consent import Head
 from casemate.spec.data import Budget, DatasetKey, Policy, Registration
 from casemate.spec.errors import CasemateError
 from casemate.spec.identity import PublicIdentity
@@ -53,6 +55,31 @@ def audit(disk: Disk, key: bytes) -> Replay:
         for part in (fsck_receipts.check, fsck_folder.check):
             _guarded(replay, partial(part, replay, rows, disk))
         return replay
+
+
+def head(replay: Replay) -> Head:
+    """The newest head of the log that was replayed."""
+    root = fsck_notes.tree(replay.leaves)
+    return Head(origin=replay.passing.origin(replay.entries), size=replay.entries, root=root)
+
+
+def extends(replay: Replay, signed: str) -> None:
+    """Hold the log against a checkpoint (a signed note) that somebody kept; what does not agree is
+    a finding. Only so is seen that a whole store is an older copy."""
+    text = signed.rpartition("\n\n")[0] + "\n"
+    origin, size, *_ = [*text.split("\n"), ""]
+    by = fsck_notes.Signer(origin, fsck_notes.LOG, replay.keys.get(origin, b""))
+    if not fsck_notes.note(text, signed, by) or re.fullmatch("[0-9]{1,18}", size) is None:
+        replay.findings.append("the checkpoint to compare with is not signed by this log")
+        return
+    ended = dict(replay.passing.origins)[origin]
+    here = replay.entries if ended is None else ended
+    said = fsck_notes.head(origin, int(size), fsck_notes.tree(replay.leaves[: int(size)]))
+    if int(size) > here:
+        replay.findings.append(f"the log lacks entries: a checkpoint has {size}, of which {here}"
+                               " are here")  # fmt: skip
+    elif not text.startswith(said):
+        replay.findings.append(f"the log is not the one of a checkpoint of {size} entries: a fork")
 
 
 def check(rows: Rows, *, recompute: bool = False) -> Replay:

@@ -138,9 +138,17 @@ def check(replay: Replay, rows: Rows, disk: Disk) -> None:
             found is not None and found > sealed_size(0), f"the training state of {job} is missing"
         )
     for folder in ("uploads", "results", "states"):
-        for name in disk.list(folder):
+        for name in _names(disk, folder):
             if f"{folder}/{name}" not in named:
                 replay.left.append(f"{folder}/{name}")
+
+
+def _names(disk: Disk, folder: str) -> list[str]:
+    """A folder that was never used is not there in what was restored and not yet started."""
+    try:
+        return disk.list(folder)
+    except FileNotFoundError:
+        return []
 
 
 def _size(disk: Disk, path: str) -> int | None:

@@ -290,3 +290,29 @@ def test_an_upgrade(cli, tmp_path, made, monkeypatch):
 )  # fmt: skip
 def test_usage(cli, words):
     assert cli.refused("dataset", "consent", *words) == "usage.arguments"
+
+
+def test_fsck_shows_the_head_and_compares_one(cli, tmp_path):
+    shown = cli.state("show")
+    other = restored(cli, tmp_path)
+    found = started(cli.folder, 2)
+    kept = tmp_path / "kept"
+    kept.write_text(str(log.sign(found)))
+    found.close()
+    for folder, lacks in ((cli.folder, False), (other, True)):
+        words = ("audit", "fsck", folder, "--tee", "simulated", "--checkpoint", kept)
+        _, out, _ = cli.run(*words, "--format", "json")
+        said = json.loads(out)
+        assert said["origin"] == shown["origin"]
+        assert any("the log lacks entries" in f for f in said["findings"]) == lacks
+    assert (said["entries"], said["root"]) == (shown["entries"], shown["root"])
+
+
+def test_a_scientists_budget_for_anyone_is_warned_of(cli, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("x\n1\n")
+    words = ("dataset", "push", table, "--epsilon", "1", "--delta", "1e-6", "--scientist-budget",
+             "0.5", "1e-7", "--enclave", "https://127.0.0.1:1")  # fmt: skip
+    for scientist, warned in (("*", True), (f"id_{'0' * 40}", False)):
+        _, _, err = cli.run(*words, "--scientist", scientist)
+        assert ("binds nobody" in err) == warned

@@ -356,3 +356,38 @@ def test_what_stands_in_the_wal_alone_is_seen() -> None:
     store.close()
     assert fsck.verify(SimDisk.of(files), KEY).entries == 4
     assert fsck.verify(disk, KEY).entries == 4
+
+
+def test_an_older_copy_is_found_by_a_checkpoint_that_somebody_kept() -> None:
+    disk = SimDisk()
+    store = open_store(disk)
+    push(store, "a")
+    kept = [str(log.sign(store, size)) for size in (1, store.size())]
+    store.empty_wal()
+    old = SimDisk.of(disk.snapshot())
+    push(store, "b", OTHER)
+    head, newer = log.head(store), str(W.sign(log.sign(store)))
+    store.close()
+    found = fsck.verify(disk, KEY)
+    assert fsck.head(found) == log.seen(head)
+    for signed in (*kept, newer):
+        fsck.extends(found, signed)
+    assert found.findings == []
+
+    older = fsck.verify(old, KEY)
+    fsck.extends(older, kept[1])
+    assert older.findings == []
+    fsck.extends(older, newer)
+    assert "the log lacks entries" in older.findings[-1]
+    other = open_store(old, 2)  # goes on from there: a fork
+    push(other, "c", OTHER)
+    push(other, "d", OTHER)
+    forked = fsck.check(other.all)
+    fsck.extends(forked, newer)
+    assert "a fork" in forked.findings[-1]
+    other_log = str(log.sign(open_store(SimDisk(), 9)))
+    changed = newer.replace("\n\n", "\nmore\n\n", 1)
+    for bad in ("", "x", changed, other_log):
+        count = len(found.findings)
+        fsck.extends(found, bad)
+        assert "not signed by this log" in found.findings[count]
