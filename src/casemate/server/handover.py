@@ -158,7 +158,7 @@ def agreed(
         else:
             refused[name] = f"its owner signed for {signed.measurement}, not for {shown}."
     if not measurements:
-        raise _nobody(refused)
+        raise _nobody(refused) if handover.left_out(found, ()) else _nothing()
     return next(iter(measurements.values())), set(measurements), refused
 
 
@@ -170,6 +170,15 @@ def _nobody(refused: dict[str, str]) -> LedgerError:
         mend="Let the owners sign for its measurement (casemate dataset consent), or take the"
         " request of the enclave that they signed for.",
         where=name,
+    )
+
+
+def _nothing() -> LedgerError:
+    """Nobody judged the successor; it would get the log's key and the models of quotes."""
+    return LedgerError(
+        "ledger.handover-refused",
+        "The state holds no dataset, hence no owner's word under which to judge the successor.",
+        mend="Start the new software in an empty folder: there is nothing that needs to pass.",
     )
 
 

@@ -648,6 +648,21 @@ def test_without_a_word_nothing_passes(files, software):
     assemble(disk)
 
 
+def test_a_state_without_datasets_has_nothing_to_pass(files, software):
+    """Nobody's policy judges who asks, who would get the log's key: say so, not to ask owners."""
+    disk = disk_of(files)
+    found = begin(place(disk), 5)
+    for name, by in zip(files[1:], (owner(), owner("second")), strict=True):
+        catalog.revoke(found, name, by.id)
+    found.close()
+    raw = asks(software, other_machine(files), simulated.measurement())
+    for drop in (False, True):
+        with pytest.raises(LedgerError, match="holds no dataset") as e:
+            handover.give(place(disk), raw, drop=drop)
+        assert e.value.code == "ledger.handover-refused" and "empty folder" in e.value.mend
+    assemble(disk)
+
+
 def test_one_owner_is_not_all(files, software):
     old = simulated.measurement()
     disk, other = disk_of(files), other_machine(files)
