@@ -428,3 +428,16 @@ def test_who_sees_a_dataset(store: Store) -> None:
     shown = catalog.info(store, found, budget=True)
     assert shown.budget == catalog.budget_state(store, found.lineage)
     assert catalog.info(store, found, budget=False).budget is None
+
+
+def test_a_charged_job_runs_under_the_policy_that_it_was_charged_under(store: Store) -> None:
+    """An owner who narrows a policy stops what is queued; revoking stops the rest."""
+    a = push(store, "a")
+    charged, queued = queue(store, "charged", (a,)), queue(store, "queued", (a,))
+    ledger.reserve(store, charged)
+    narrow = replace(OPEN, scientists=(OWNER.id,), max_epsilon=0.01, approval="each-quote")
+    catalog.set_policy(store, a, OWNER.id, narrow)
+    assert ledger.job(store, queued).state == "failed"
+    ledger.begin(store, charged)
+    finish(store, charged)
+    assert ledger.job(store, charged).state == "done"
