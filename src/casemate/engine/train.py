@@ -27,6 +27,7 @@ from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.records import PATHS, Gradients
 from casemate.engine.rows import Rows
+from casemate.plan.compile import capacity
 from casemate.plan.state import due
 from casemate.spec.errors import PlanError
 from casemate.spec.job import Dp, Execution, Plan, TrainSpec
@@ -84,10 +85,19 @@ def check_plan(
     words = plan.steps * (dimension + plan.units)  # noise and sampling, each under a key of its own
     if plan.delta_sampler < noise.distance(words):
         raise _refuse("it does not charge the sampler's distance")
+    if slots(plan) < _room(plan):
+        raise _refuse("its slots are too few for what it charges for units that are dropped")
     if [(e.rate, e.steps) for e in plan.events] != [(plan.rate, plan.steps)] or any(
         e.noise_multiplier > plan.noise_multiplier for e in plan.events
     ):
         raise _refuse("its events do not describe its steps")
+
+
+def _room(plan: Plan) -> int:
+    """Slots that what is charged for dropped units asks for; with nothing charged, one a unit."""
+    if plan.delta_truncation <= 0:
+        return plan.units
+    return capacity(plan.units, plan.rate, plan.steps, plan.delta_truncation)
 
 
 def slots(plan: Plan) -> int:

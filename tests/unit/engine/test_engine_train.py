@@ -33,6 +33,8 @@ CHANGES = {
     "rate above 1": {"rate": 1.5},
     "no normaliser": {"normaliser": 0.0},
     "no slots": {"microbatches": 0},
+    "slots for one unit": {"microbatches": 1},
+    "nothing charged for dropped units": {"microbatches": 23, "delta_truncation": 0.0},
     "no noise": {"sigma": 0.0},
     "less noise": {"sigma": 0.499},
     "sensitivity without the grid": {"sensitivity": 0.5},
