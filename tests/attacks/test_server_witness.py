@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -16,7 +18,9 @@ import pytest
 from casemate.ledger import catalog, ledger, log
 from casemate.seal import checkpoint, note
 from casemate.seal.identity import Identity
+from casemate.seams import Unreachable
 from casemate.server import release
+from casemate.server.publish import ASK_SECONDS, FRESH
 from casemate.spec import codec
 from casemate.spec.data import DatasetInfo, Policy
 from casemate.spec.errors import LedgerError
@@ -195,6 +199,7 @@ def test_a_silent_witness_holds_up_nobody_else(when: str) -> None:
                 patch.setattr(ledger, "reserve", falls_silent("reserved", ledger.reserve))
                 patch.setattr(ledger, "commit", falls_silent("committed", ledger.commit))
                 quiet.conduct = "down" if when == "queued" else "honest"
+                desk.clock.now += FRESH  # since its last word
                 script.hold.set()
                 waits = [(await scientist.submit(quote)).job for quote in quotes]
                 await desk.until(lambda: ledger.job(store, waits[0]).state == when)
@@ -209,6 +214,117 @@ def test_a_silent_witness_holds_up_nobody_else(when: str) -> None:
                 assert (await scientist.finished(job)).state == "done"
             jobs = store.all("SELECT id FROM jobs WHERE id IN (?, ?, ?) ORDER BY ended", *waits)
             assert [id for (id,) in jobs] == waits  # in the order in which they came
+
+    run_async(work())
+
+
+class SilentNet(WitnessNet):
+    """Witnesses of which those in ``silent`` take a request and never answer."""
+
+    silent: tuple[str, ...] = ()
+
+    async def ask(self, url: str, body: bytes | None, *, seconds: float) -> tuple[int, bytes]:
+        if url.startswith(self.silent):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), seconds)
+            raise Unreachable
+        return await super().ask(url, body, seconds=seconds)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_witness_that_never_answers_does_not_delay_what_others_suffice_for(ahead: bool) -> None:
+    """Jobs of other owners, with an honest witness and with none, though one that waits for the
+    silent one stands first; and each ask of it takes :data:`ASK_SECONDS`."""
+
+    async def work() -> None:
+        made = [FakeWitness(f"w{i}.example") for i in range(2)]
+        net = SilentNet(dict(zip(URLS, made, strict=False)))
+        net.silent = (URLS[1],)
+        async with at(fresh_disk(), net) as desk:
+            began = asyncio.get_running_loop().time()
+            scientist, info = await parties(desk, (made[0].vkey,), 1)
+            _, slow = await parties(desk, (made[1].vkey,), 1)
+            other, free = await _bystander(desk)
+            jobs = [(scientist, info), (other, free)] * 2
+            if ahead:
+                waits = (await scientist.submit(await scientist.quote(slow))).job
+            for who, of in jobs:
+                job = (await who.submit(await who.quote(of))).job
+                assert (await who.finished(job)).state == "done"
+            taken = asyncio.get_running_loop().time() - began
+            assert taken < ASK_SECONDS / 2, "nobody waited for it"
+            if ahead:
+                found = await scientist.status(waits)
+                assert found.state == "queued"
+                assert "witnesses" in found.message, "the scientist is told what it waits for"
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("change", ["push", "policy", "no-witness", "epoch", "revoke", "approve"])
+def test_a_change_by_an_owner_is_shown_to_the_witnesses_soon(change: str) -> None:
+    """So that a state from before it is stopped, whoever comes first; also where the witness was
+    away for a while."""
+
+    async def work() -> None:
+        net, keys = witnesses("honest")
+        disk = fresh_disk()
+        async with at(disk, net) as desk:
+            owner, scientist = await desk.person("owner"), await desk.person("scientist")
+            policy = Policy(
+                scientists=("*",), witnesses=keys, cosignatures=1, approval="each-quote"
+            )
+            info = await owner.push(policy=policy)
+            quote = await scientist.quote(info)
+            store, witness = desk.service.store, net.witnesses[URLS[0]]
+            origin = log.key(store).origin
+
+            def seen() -> bool:
+                return origin in witness.heads and witness.heads[origin].size == store.size()
+
+            await desk.until(seen)
+            old = disk.snapshot()
+            witness.conduct = "down"
+            place = f"/v1/datasets/{info.dataset}"
+            if change == "push":
+                await owner.push(policy=policy)
+            elif change == "policy":
+                await owner.ask("PUT", f"{place}/policy", dataclasses.replace(policy, resumes=0))
+            elif change == "no-witness":
+                await owner.ask("PUT", f"{place}/policy", Policy(scientists=("*",)))
+            elif change == "epoch":
+                await owner.ask("POST", f"{place}/epoch", {"epoch": info.epoch + 1})
+            elif change == "revoke":
+                await owner.ask("DELETE", place)
+            else:
+                await owner.ask("POST", f"/v1/quotes/{codec.digest(quote)}/approval")
+            await turns(desk)
+            assert not seen()
+            witness.conduct = "honest"
+            await desk.until(seen)
+        async with at(SimDisk.of(old), net) as desk:
+            await desk.until(lambda: desk.service.broken is not None)
+
+    run_async(work())
+
+
+def test_a_committed_job_that_meets_a_fault_goes_out_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, faults = release.seal_key, [OSError(), OSError()]
+
+    def seal_key(*given):
+        if faults:
+            raise faults.pop()
+        return real(*given)
+
+    monkeypatch.setattr(release, "seal_key", seal_key)
+
+    async def work() -> None:
+        net, keys = witnesses("honest")
+        async with at(fresh_disk(), net) as desk:
+            scientist, info = await parties(desk, keys, 1)
+            job = (await scientist.submit(await scientist.quote(info))).job
+            assert (await scientist.finished(job)).state == "done"
+            assert not faults
 
     run_async(work())
 
@@ -229,6 +345,7 @@ def test_a_job_that_waits_for_witnesses_can_be_ended(when: str) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(ledger, "reserve", reserve)
                 quiet.conduct = "down" if when == "queued" else "honest"
+                desk.clock.now += FRESH  # since its last word
                 job = (await scientist.submit(await scientist.quote(info))).job
                 await desk.until(lambda: ledger.job(store, job).state == when)
                 await turns(desk)

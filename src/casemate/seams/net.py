@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final, Protocol
 
 MAX_ANSWER: Final = 1 << 16
@@ -14,7 +15,7 @@ class Unreachable(Exception):
 class Net(Protocol):
     async def ask(self, url: str, body: bytes | None, *, seconds: float) -> tuple[int, bytes]:
         """POST ``body``, or GET where it is None: status and at most ``MAX_ANSWER`` bytes of the
-        answer. Raises :class:`Unreachable`."""
+        answer, all of it within ``seconds``. Raises :class:`Unreachable`."""
 
 
 class HttpNet:
@@ -24,7 +25,9 @@ class HttpNet:
         import httpx
 
         try:
+            # httpx counts from one byte to the next, which a slow peer can draw out for ever.
             async with (
+                asyncio.timeout(seconds),
                 httpx.AsyncClient(trust_env=False, timeout=seconds) as client,
                 client.stream("GET" if body is None else "POST", url, content=body) as answer,
             ):

@@ -38,4 +38,6 @@ async def give(call: Call) -> DatasetInfo:
     consent.give(service.store, envelope, call.caller)
     service.queue.check(call.id)
     service.queue.wake()
-    return catalog.info(service.store, catalog.dataset(service.store, call.id), budget=True)
+    dataset = catalog.dataset(service.store, call.id)
+    service.queue.changed(dataset.policy)
+    return catalog.info(service.store, dataset, budget=True)

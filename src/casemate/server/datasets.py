@@ -99,6 +99,7 @@ async def register(call: Call) -> DatasetInfo:
     key = codec.decode(DatasetKey, service.keys.hpke.open(registration.sealed_key, info=info))
     dataset = catalog.register(service.store, registration, key)
     service.queue.check(dataset.id)
+    service.queue.changed(dataset.policy)
     return _show(service, dataset, call.caller)
 
 
@@ -116,12 +117,16 @@ async def show_dataset(call: Call) -> DatasetInfo:
 
 async def set_policy(call: Call) -> DatasetInfo:
     policy: Policy = call.body
+    before = catalog.dataset(call.service.store, call.id).policy
     changed = catalog.set_policy(call.service.store, call.id, call.caller, policy)
+    for named in (before, policy):
+        call.service.queue.changed(named)
     return _show(call.service, changed, call.caller)
 
 
 async def set_epoch(call: Call) -> DatasetInfo:
     changed = catalog.advance_epoch(call.service.store, call.id, call.caller, call.body["epoch"])
+    call.service.queue.changed(changed.policy)
     return _show(call.service, changed, call.caller)
 
 
@@ -129,5 +134,6 @@ async def revoke(call: Call) -> None:
     """Destroy the key, end jobs that run on it, then remove the sealed bytes."""
     service = call.service
     dataset = catalog.revoke(service.store, call.id, call.caller)
+    service.queue.changed(dataset.policy)
     await service.queue.stop_revoked(dataset.id)
     await asyncio.to_thread(service.uploads.drop, dataset.registration.upload)

@@ -18,13 +18,15 @@ from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.ledger import Job
 from casemate.server import records, release, run, states
 from casemate.server.aside import Aside
-from casemate.server.publish import FIRST_WAIT
+from casemate.server.publish import FIRST_WAIT, LONGEST_WAIT
 from casemate.server.run import Ticks
 from casemate.server.service import Service
 from casemate.server.throttle import Busy
+from casemate.spec.data import Policy
 from casemate.spec.errors import CasemateError
 from casemate.spec.job import JobStatus
 
+_WAITS = "The job waits for the cosignatures of witnesses that the owners' policies name."
 _VISIBLE = {"reserved": "running", "committed": "running", "abandoned": "failed"}
 
 
@@ -45,6 +47,7 @@ class Queue:
         self._aside = Aside(service.store, service.publisher, service.clock, self.wake)
         self._ticks: dict[str, Ticks] = {}
         self._checking: dict[str, asyncio.Task[None]] = {}
+        self._again: dict[str, asyncio.Task[None]] = {}
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -62,9 +65,11 @@ class Queue:
         finally:
             # What runs now is taken over by the next start.
             tasks = [*loops, *self._checking.values(), *self._running.values()]
+            tasks += self._again.values()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._service.publisher.close()
 
     async def drain(self, seconds: float) -> None:
         """Start nothing more, and wait for what runs: so long at most, or until :meth:`hurry`.
@@ -93,6 +98,13 @@ class Queue:
     def wake(self) -> None:
         """Something may have been queued."""
         self._wake.set()
+
+    def changed(self, policy: Policy) -> None:
+        """An owner changed a dataset that has this policy now: the witnesses that it names see that
+        soon, so that a rollback to before it stops the server."""
+        self._aside.settle()
+        if policy.witnesses:
+            self._aside.show()
 
     def check(self, dataset: str) -> None:
         """Check a registered dataset, unless that is done or under way."""
@@ -138,11 +150,6 @@ class Queue:
             self._waiting -= 1
 
     async def _loop(self) -> None:
-        try:
-            await self._service.publisher.ask()
-        except Exception as e:
-            self._service.log.fault(e)
-            self._service.watch(e)
         while self._service.broken is None:
             await self._wake.wait()
             self._wake.clear()
@@ -178,10 +185,20 @@ class Queue:
 
     async def _serve(self, job: str, work: Callable[[], Awaitable[int | None]]) -> None:
         """Take a job to its end, or until it has to wait for witnesses."""
-        sequence = await work()
+        try:
+            sequence = await work()
+        except Exception:
+            self._start(self._again, job, self._later(job))
+            raise
         if sequence is not None:
             self._left.append(job)
             self._aside.put(job, sequence)
+
+    async def _later(self, job: str) -> None:
+        """What met a fault half done is tried again, not at once."""
+        await self._service.clock.sleep(LONGEST_WAIT)
+        self._left.append(job)
+        self.wake()
 
     async def _next(self) -> bool:
         """Start the job that waited longest; return when it no longer stands first."""
@@ -273,5 +290,5 @@ class Queue:
             ticks=quote.ticks,
             quote_digest=job.quote,
             error=job.error,
-            message=job.message,
+            message=_WAITS if job.id in self._aside else job.message,
         )

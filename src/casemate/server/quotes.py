@@ -150,8 +150,14 @@ async def show(call: Call) -> Quote:
 
 
 async def approve(call: Call) -> None:
-    quotes.judge(call.service.store, call.id, call.caller, "approve")
+    _judge(call, "approve")
 
 
 async def reject(call: Call) -> None:
-    quotes.judge(call.service.store, call.id, call.caller, "reject")
+    _judge(call, "reject")
+
+
+def _judge(call: Call, verdict: quotes.Verdict) -> None:
+    judged = quotes.judge(call.service.store, call.id, call.caller, verdict)
+    for use in judged.quote.request.datasets:
+        call.service.queue.changed(catalog.dataset(call.service.store, use.dataset).policy)

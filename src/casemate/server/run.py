@@ -207,7 +207,6 @@ async def execute(
             on_start(ticks)
             weights = await _train(service, worker, stored, job, ticks)
         await _commit(service, stored, job, weights, ticks)
-        return await release_job(service, job)
     except asyncio.CancelledError:
         raise
     except (CasemateError, WorkerGone) as e:
@@ -218,6 +217,8 @@ async def execute(
     except Exception as e:
         await _fail(service, job, ticks, "job.failed", release.FAILED)
         service.log.fault(e, job=job)
+    else:  # what is committed does not fail by what keeps it from being released
+        return await release_job(service, job)
     return None
 
 
@@ -226,10 +227,10 @@ async def _charge(service: Service, job: str, reserved: Callable[[], None]) -> i
     before the next step."""
     store, publisher = service.store, service.publisher
     if ledger.job(store, job).reserved is None:  # also one that an owner's change has ended
-        # Witnesses that cannot be reached keep a job waiting, not charged and waiting.
-        head = store.size() - 1
-        if not await publisher.witnessed(job, head):
-            return head
+        # Witnesses that cannot be reached keep a job waiting, not charged and waiting. What they
+        # cosigned is asked below: a log that grows faster than they answer would starve it here.
+        if not await publisher.witnessed(job, 0):
+            return 0
         ledger.reserve(store, job)
     reserved()
     granted = ledger.job(store, job).granted
@@ -352,17 +353,22 @@ async def release_job(service: Service, job: str) -> int | None:
     """Let a committed job's result and receipt out; the entry of its commit, where its owners'
     witnesses have still to cosign that."""
     store = service.store
-    found = ledger.job(store, job)
-    assert found.ended is not None
-    if not await service.publisher.witnessed(job, found.ended):
-        return found.ended
+    ended = ledger.job(store, job).ended
+    assert ended is not None
+
+    def cosigned() -> int | None:
+        return ledger.cosigned_at(store, job, ended)
+
+    if not await service.publisher.witnessed(job, ended):
+        return ended
     try:
         sealed = await asyncio.to_thread(
-            release.seal_key, store, job, catalog.identity(store, found.scientist)
+            release.seal_key, store, job, catalog.identity(store, ledger.job(store, job).scientist)
         )
-        if (size := ledger.cosigned_at(store, job, found.ended)) is None:
-            await service.publisher.ask()  # all of the same head, for the receipt's sake
-            size = ledger.cosigned_at(store, job, found.ended)
+        if (size := cosigned()) is None:
+            # All of the same head, for the receipt's sake.
+            await service.publisher.until(lambda: cosigned() is not None)
+            size = cosigned()
         ledger.release(store, job, log.sign(store, size), sealed)
     except PolicyError as e:
         ledger.abandon(store, job, "failed", e.code, e.message)

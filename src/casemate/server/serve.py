@@ -107,6 +107,7 @@ def assemble(
             for name in ("public", "enrol", "identity", "quote")
         },
     )  # fmt: skip
+    service.publisher.failed = service.watch
     service.queue = Queue(service)
     return service
 
