@@ -44,7 +44,7 @@ class Limits:
     check_seconds: float = 1_800.0
     run_factor: float = 20.0
     run_floor: float = 120.0
-    run_seconds: float = 30 * 86_400.0
+    run_seconds: float = 864_000.0
     state_seconds: float = 60.0
     body_seconds: float = 120.0
     connections: int = 256
