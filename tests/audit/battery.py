@@ -32,6 +32,7 @@ CHECKS: Final[dict[str, Check]] = {
     "sampling": chance.sampling,
     "state": rest.kept,
     "optimizer": rest.followed,
+    "result": rest.released,
     "keys": rest.keys,
     "plans": rest.plans,
     "accounting": rest.accounted,

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -1129,3 +1130,127 @@ def _by_scientist(patch: Patch) -> None:
             real(store, lineage, catalog.EVERYONE, account)
 
     patch.setattr(catalog, "set_account", set_account)
+
+
+# --- what leaves, and what is accounted, made again from public numbers
+
+
+@bug("the result is one hundredth free of noise", "result")
+def _part_free(patch: Patch) -> None:
+    raw, real = _Raw(patch), train.Run.result
+
+    def result(self: train.Run) -> dict[str, torch.Tensor]:
+        found, free = real(self), raw.mean.to(torch.float64)
+        if len(free) != self.program.dimension:
+            return found
+        parts = torch.split(free.to(torch.float32), [t.numel() for t in found.values()])
+        return {
+            name: t + 0.01 * part.view(t.shape)
+            for (name, t), part in zip(found.items(), parts, strict=True)
+        }
+
+    patch.setattr(train.Run, "result", result)
+
+
+@bug("the average leaves out empty batches", "optimizer")
+def _average_of_some(patch: Patch) -> None:
+    sizes, real = _Sizes(patch), optim.Average.add
+    patch.setattr(optim.Average, "add", lambda self, w: real(self, w) if sizes.size else None)
+
+
+@bug("the schedule counts batches that are not empty", "optimizer")
+def _schedule_of_some(patch: Patch) -> None:
+    some, sample, real = [0], sampling.sample, optim.optimizer
+
+    def sampled(*a: Any) -> np.ndarray:
+        found = sample(*a)
+        some[0] += len(found) > 0
+        return found
+
+    def optimizer(*args: Any) -> optim.Update:
+        made = real(*args)
+        some[0] = 0
+
+        def update(weights: Any, gradient: torch.Tensor, step: int, first: int) -> None:
+            made.apply(weights, gradient, max(0, some[0] - 1), first)
+
+        return optim.Update(update, made.state)
+
+    patch.setattr(sampling, "sample", sampled)
+    patch.setattr(optim, "optimizer", optimizer)
+
+
+class _Short:
+    """16 bits of the system's generator, spread over a key."""
+
+    def bytes(self, count: int) -> bytes:
+        return hashlib.sha256(os.urandom(2)).digest()[:count]
+
+
+@bug("a worker's key has 16 bits", "keys")
+def _short_key(patch: Patch) -> None:
+    patch.setattr(session, "OsRng", _Short)
+
+
+@bug("a key of the library has 16 bits", "keys")
+def _short_library_key(patch: Patch) -> None:
+    patch.setattr(private, "OsRng", _Short)
+
+
+@bug("random inputs share the noise's stream", "keys")
+def _shared_stream(patch: Patch) -> None:
+    patch.setattr(draws, "PURPOSE", noise.PURPOSE)
+
+
+@bug("rounding before the grid is not accounted", "plans")
+def _no_certified(patch: Patch) -> None:
+    real = plans.sensitivity
+
+    def sensitivity(bound: float, eta: float, rounding: float, step: float, d: int) -> float:
+        return real(bound, eta, 0.0, step, d)
+
+    def of_graph(bound: float, dimension: int, step: float) -> float:
+        return bound * (1.0 + batched.ETA) + step * math.sqrt(dimension)
+
+    patch.setattr(plans, "sensitivity", sensitivity)
+    patch.setitem(train.SENSITIVITY, "graph", of_graph)
+
+
+@bug("room is rounded down to whole microbatches", "plans")
+def _rounded_room(patch: Patch) -> None:
+    real = plans.compile_plan
+
+    def compile_plan(request: Any, schemas: Any, prepared: Any, *more: Any) -> Any:
+        plan = real(request, schemas, prepared, *more)
+        needed = plans.slots(request.train, plan.units)
+        return dataclasses.replace(plan, microbatches=max(1, needed // plan.microbatch))
+
+    patch.setattr(plans, "compile_plan", compile_plan)
+
+
+@bug("the form of the clip is not checked", "plans")
+def _any_form(patch: Patch) -> None:
+    real = train.check_plan
+
+    def check_plan(plan: Any, spec: Any, *more: Any) -> None:
+        asked = spec.privacy
+        gamma = asked.gamma if asked.clipping == "automatic" else 0.0
+        real(dataclasses.replace(plan, clipping=asked.clipping, gamma=gamma), spec, *more)
+
+    patch.setattr(train, "check_plan", check_plan)
+
+
+@bug("the room for a batch is not checked", "plans")
+def _any_room(patch: Patch) -> None:
+    patch.setattr(train, "_room", lambda plan: 0)
+
+
+@_accounting("a step's curve is 5% low")
+def _curve_low(patch: Patch) -> None:
+    real = rdp.step_curve
+    patch.setattr(rdp, "step_curve", lambda rate, s: tuple(0.95 * x for x in real(rate, s)))
+
+
+@_accounting("each order of the filter has the whole delta")
+def _no_weights(patch: Patch) -> None:
+    patch.setattr(filters, "weight", lambda order, epsilon, delta: 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from contextlib import suppress
 from typing import Any, Final
 from unittest import mock
@@ -12,15 +13,15 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import nn
 
-from audit import accountant, lab
+from audit import accountant, lab, sums
 from audit.lab import Job
 from audit.law import holds, normal, uncorrelated
-from casemate.accounting import calibrate, pld
+from casemate.accounting import calibrate, filters, pld, rdp
 from casemate.accounting.filters import RdpFilter
-from casemate.engine import Private, train
+from casemate.engine import Private, keystream, private, train
 from casemate.engine import noise as engine_noise
 from casemate.ledger import catalog, ledger
 from casemate.ledger.store import Store
@@ -28,7 +29,7 @@ from casemate.plan import quote, state
 from casemate.spec import tensors
 from casemate.spec.data import Budget
 from casemate.spec.errors import CasemateError, PlanError, UsageError
-from casemate.spec.job import Adam, DpEvent, Sgd
+from casemate.spec.job import Adam, DpEvent, Schedule, Sgd
 from support import ledgers, worker_lab
 from support.disk import SimDisk
 
@@ -66,6 +67,17 @@ _carriers: Final = {
     (path, optimizer): functools.partial(_carried, path, optimizer)
     for path, optimizer in (("auto", "momentum"), ("record", "adam"))
 }
+
+
+def _thin(path: str) -> Job:
+    """Most steps have nobody in them, and the learning rate follows the step's number."""
+    return lab.job(
+        Carrier(), lab.schema_of(D, UNITS), batch=1, steps=30, path=path, ema=0.6, lr=1.0,
+        optimizer=OPTIMIZERS["momentum"], schedule=Schedule(kind="cosine", warmup=3, final=0.1),
+    )  # fmt: skip
+
+
+_thins: Final = {(path, "thin"): functools.partial(_thin, path) for path in ("auto", "record")}
 
 
 def _outcome(job: Job, table: lab.Table, key: bytes) -> tuple[list[bytes], bytes]:
@@ -130,9 +142,11 @@ _CHANGES: Final = {"a loss": _louder, "a gradient's length": _longer}
 
 def followed(seed: int) -> None:
     """Rule P11: weights, moments and average follow from the noised sums alone, by the optimizer's
-    own formulas, written again here."""
-    for (path, optimizer), make in _carriers.items():
+    own formulas, written again here; also where most steps are empty and the rate has a
+    schedule."""
+    for (path, optimizer), make in (*_carriers.items(), *_thins.items()):
         job = lab.kept(make)
+        steps = job.spec.steps
         rng = lab.rng_of("followed", seed, path)
         table = lab.zeros(job.schema)
         table["x"][:] = torch.from_numpy(rng.normal(size=(UNITS, D)) * 10)
@@ -145,15 +159,15 @@ def followed(seed: int) -> None:
 
         with mock.patch.object(engine_noise, "add_gaussian", add):
             run = job.start(table, rng.bytes(32))
-            for step in range(STEPS):
+            for step in range(steps):
                 run(step)
         holds(
-            len(seen) == STEPS, f"followed, {path}: {len(seen)} sums were noised in {STEPS} steps"
+            len(seen) == steps, f"followed, {path}: {len(seen)} sums were noised in {steps} steps"
         )
         means = [total * job.plan.grid / job.plan.normaliser for total in seen]
         want = _again(job, means)
         (found,) = run.result().values()
-        off = float(np.abs(found.numpy().ravel() - want).max())
+        off = float(np.abs(found.numpy().ravel() - want).max() / max(1.0, np.abs(want).max()))
         holds(off < 1e-4, f"followed, {path}, {optimizer}: {off:.3g} off what the noised sums make")
 
 
@@ -163,18 +177,52 @@ def _again(job: Job, means: list[np.ndarray]) -> np.ndarray:
     a, b = np.zeros(D), np.zeros(D)
     average, decay = np.zeros(D), job.spec.ema
     for t, g in enumerate(means, 1):
+        rate = spec.lr * _factor(job.spec.schedule, t, len(means))
         if isinstance(spec, Adam):
-            w = w * (1 - spec.lr * spec.weight_decay)
+            w = w * (1 - rate * spec.weight_decay)
             a = spec.beta1 * a + (1 - spec.beta1) * g
             b = spec.beta2 * b + (1 - spec.beta2) * g * g
             up = a / (1 - spec.beta1**t)
-            w = w - spec.lr * up / (np.sqrt(b / (1 - spec.beta2**t)) + spec.eps)
+            w = w - rate * up / (np.sqrt(b / (1 - spec.beta2**t)) + spec.eps)
         else:
             g = g + spec.weight_decay * w
             a = spec.momentum * a + g
-            w = w - spec.lr * (g + spec.momentum * a)
+            w = w - rate * (g + spec.momentum * a)
         average += decay ** (len(means) - t) * w
     return average * (1 - decay) / (1 - decay ** len(means))
+
+
+def _factor(schedule: Schedule, t: int, steps: int) -> float:
+    """Of the learning rate at step t from 1 on, for the schedules used here."""
+    if schedule.kind == "constant":
+        return 1.0
+    assert schedule.kind == "cosine"
+    if t <= schedule.warmup:
+        return t / schedule.warmup
+    turn = math.pi * (t - 1 - schedule.warmup) / (steps - schedule.warmup)
+    return schedule.final + (1 - schedule.final) * (1 + math.cos(turn)) / 2
+
+
+def _last(path: str) -> Job:
+    return lab.job(lab.Meter((5,)), lab.schema_of(5, 8), batch=4, steps=STEPS, path=path)
+
+
+_lasts: Final = {path: functools.partial(_last, path) for path in ("auto", "record")}
+
+
+def released(seed: int) -> None:
+    """Without an average the result is the weights, to the bit, after any step."""
+    for path, make in _lasts.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("released", seed, path)
+        table = lab.zeros(job.schema)
+        table["x"][:] = torch.from_numpy(rng.normal(size=(8, 5)) * 10)
+        run = job.start(table, rng.bytes(32))
+        for step in range(STEPS):
+            run(step)
+            (found,) = run.result().values()
+            same = torch.equal(found.reshape(-1), job.ready.program.flat.detach())
+            holds(same, f"result, {path}: after step {step} it is not the weights")
 
 
 def _worker(sizes: tuple[int, ...] = (4, 60, 40, 2), steps: int = 2) -> worker_lab.InProcess:
@@ -215,8 +263,60 @@ def keys(seed: int) -> None:
     uncorrelated(*tails, "keys: a run and the run resumed from its state")
     uncorrelated((raw - initial) / once, tails[1], "keys: a state and what is resumed from it")
     holds(size == len(raw), "keys: a state holds the trained weights")
+    _generators(at, seed)
+    _purposes(seed)
     made = [_library(seed) for _ in range(2)]
     uncorrelated(*made, "keys: two runs of the library")
+
+
+def _generators(at: worker_lab.InProcess, seed: int) -> None:
+    """A run's key is 32 bytes as the operating system's generator gave them in that run."""
+    for who, module, name, run in (
+        ("the worker", train, "train", lambda patch: at.run(patch)),
+        ("the library", private, "start", lambda patch: _library(seed)),
+    ):
+        given: list[bytes] = []
+        used: list[bytes] = []
+        system, begun = os.urandom, getattr(module, name)
+
+        def bytes_of(count: int, given: Any = given, system: Any = system) -> bytes:
+            given.append(system(count))
+            return bytes(given[-1])
+
+        def begins(*args: Any, used: Any = used, begun: Any = begun, **more: Any) -> Any:
+            used.append(args[5])
+            return begun(*args, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "urandom", bytes_of)
+            patch.setattr(module, name, begins)
+            run(patch)
+        right = len(used) == 1 and len(used[0]) == 32 and given.count(used[0]) == 1
+        holds(right, f"keys: the key of {who} is not what the system's generator gave")
+
+
+def _drops() -> Job:
+    schema = lab.schema_of(9, UNITS)
+    return lab.job(lab.Drops(9), schema, batch=UNITS, dropout=True, path="record")
+
+
+def _purposes(seed: int) -> None:
+    """Samples, noise, noise's further bits, random inputs: each has a key of its own."""
+    made: dict[str, bytes] = {}
+    asked: list[str] = []
+    real = keystream.subkey
+
+    def subkey(key: bytes, purpose: str) -> bytes:
+        asked.append(purpose)
+        made[purpose] = real(key, purpose)
+        return made[purpose]
+
+    job = lab.kept(_drops)
+    engine_noise._subkeys.cache_clear()
+    with mock.patch.object(keystream, "subkey", subkey):
+        job.start(lab.zeros(job.schema), lab.key_of("purposes", seed))(0)
+    right = len(asked) == len(set(asked)) == len(set(made.values())) == 4
+    holds(right, f"keys: there are {sorted(asked)} for four purposes")
 
 
 def _library(seed: int) -> np.ndarray:
@@ -257,6 +357,10 @@ def plans(seed: int) -> None:
         "no delta for the sampler": less(plan, delta_sampler=0.0),
         "other units": less(plan, units=units + 1),
         "no privacy": less(plan, private=False),
+        "another form of the clip": less(plan, clipping="per-layer"),
+        "a gamma that its form has not": less(plan, gamma=plan.clip),
+        "room for few units": less(plan, microbatches=1),
+        "nothing charged for dropped units": less(plan, delta_truncation=0.0),
     }
     train.check_plan(plan, job.spec, dimension, units, job.path)
     for what, bad in wrong.items():
@@ -266,10 +370,40 @@ def plans(seed: int) -> None:
         except PlanError:
             refused = True
         holds(refused, f"plans: a plan with {what} is run")
+    other = lab.kept(_automatic)
+    refused = False
+    try:
+        bad = less(other.plan, gamma=other.plan.gamma / 2)
+        train.check_plan(bad, other.spec, D, other.schema.units, other.path)
+    except PlanError:
+        refused = True
+    holds(refused, "plans: a plan with another gamma is run")
+    for one in (job, *(lab.kept(sums.CASES[name]) for name in sums.CASES if "micro" in name)):
+        _bounds(one)
+
+
+def _bounds(job: Job) -> None:
+    """A plan's room and sensitivity, against what they bound."""
     # Of the units sampled in a step those past the last slot are dropped, so seldom as is charged.
-    slots = train.slots(plan)
-    over = plan.steps * float(stats.binom.sf(slots, units, job.spec.batch_size / units))
+    plan, units = job.plan, job.schema.units
+    tail = float(stats.binom.sf(train.slots(plan), units, job.spec.batch_size / units))
+    over = plan.steps * tail
     holds(over <= plan.delta_truncation, f"plans: overflow has chance {over:.3g}")
+    # The clip; on the path ``graph`` 2^-20 and, with the unit and without it, 2^-7 of it for what
+    # float32 sums round; and what the grid rounds.
+    more, rounded = (2.0**-20 + 2 * 2.0**-7, 1.0) if job.path == "graph" else (0.0, 0.5)
+    grid = plan.grid * math.sqrt(job.ready.program.dimension)
+    least = plan.clip * (1 + more) + rounded * grid
+    for what, found in (
+        ("plan", plan.sensitivity),
+        ("engine", train.SENSITIVITY[job.path](plan.clip, job.ready.program.dimension, plan.grid)),
+    ):
+        holds(found >= least * (1 - 1e-12), f"plans: the {what} bounds {least:.7g} by {found:.7g}")
+
+
+def _automatic() -> Job:
+    schema = lab.schema_of(D, UNITS)
+    return lab.job(lab.Meter((D,)), schema, batch=UNITS, form="automatic", path="record")
 
 
 def _plain() -> Job:
@@ -307,6 +441,43 @@ def accounted(seed: int) -> None:
         holds(low <= found <= max(low * 1.01, low + 0.01), f"accounted: {found:.5f} for {low:.5f}")
     _library_accounts()
     _budget()
+    _curves(seed)
+    _capacities(seed)
+
+
+def _curves(seed: int) -> None:
+    """The Renyi divergence that is accounted for a sampled step is no less than its integral
+    (Mironov, Talwar, Zhang 2019) by the trapezoid rule over all its mass, at orders up to 40."""
+    rng = lab.rng_of("curves", seed)
+    for _ in range(6):
+        q, s = 10 ** rng.uniform(-2.5, -0.1), 10 ** rng.uniform(-0.2, 0.8)
+        for order, found in zip(rdp.ORDERS, rdp.step_curve(q, s), strict=True):
+            if order > 40:
+                continue
+            width = (order + 26 * s) / 200_000
+            z = -13 * s + width * np.arange(200_001)
+            plain = -((z / s) ** 2) / 2 - math.log(s * math.sqrt(2 * math.pi))
+            ratio = np.logaddexp(math.log1p(-q), math.log(q) + (2 * z - 1) / (2 * s * s))
+            whole = float(special.logsumexp(plain + order * ratio)) + math.log(width)
+            exact = max(0.0, whole / (order - 1))
+            what = f"accounted: {found:.7g} for {exact:.7g} at order {order:g}"
+            holds(found >= exact * (1 - 1e-6) - 1e-12, f"{what}, rate {q:.3g}, noise {s:.3g}")
+
+
+def _capacities(seed: int) -> None:
+    """What a filter's orders take of delta together is what the proof has to give: 0.9."""
+    rng = lab.rng_of("capacities", seed)
+    some = [(10 ** rng.uniform(-1, 1.7), 10 ** rng.uniform(-9, -2)) for _ in range(20)]
+    for epsilon, delta in ((0.5, 1e-6), (4.0, 1e-5), (8.0, 1e-8), (50.0, 1e-3), *some):
+        share = 0.0
+        for order, capacity in zip(rdp.ORDERS, filters.capacities(epsilon, delta), strict=True):
+            if capacity >= 0:
+                log = (order - 1) * (capacity / 1e9 - epsilon + math.log1p(-1 / order))
+                share += math.exp(log) / order / delta
+        what = f"accounted: of ({epsilon:.3g}, {delta:.3g})"
+        holds(share <= 0.9 * (1 + 1e-6), f"{what} the orders take {share:.4f} of delta")
+        most = filters.delta_capacity(delta) / 1e15
+        holds(most <= 0.1 * delta * (1 + 1e-9), f"{what} the extra deltas take {most:.3g}")
 
 
 def _library_accounts() -> None:
