@@ -1254,3 +1254,24 @@ def _curve_low(patch: Patch) -> None:
 @_accounting("each order of the filter has the whole delta")
 def _no_weights(patch: Patch) -> None:
     patch.setattr(filters, "weight", lambda order, epsilon, delta: 1.0)
+
+
+# --- what only laws by step and by distance see
+
+
+def _again_later(real: Add) -> Add:
+    def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        made = np.zeros_like(total)
+        real(made, key, step, scale, first)
+        if len(made) > 10_000:
+            made[5_000:10_000] = made[:5_000]
+        total += made
+
+    return add
+
+
+_noised("noise comes again 5,000 entries later", _again_later, "noise")
+_noised("one step of two thousand has no noise", lambda real: (
+    lambda total, key, step, scale, first=0: (
+        None if step % 2000 == 1234 else real(total, key, step, scale, first))),
+    "sampling")  # fmt: skip

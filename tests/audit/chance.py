@@ -14,7 +14,7 @@ from scipy import stats
 
 from audit import lab
 from audit.lab import Job
-from audit.law import count, counts, holds, likely, normal, uncorrelated
+from audit.law import count, counts, holds, lags, lengths, likely, normal, uncorrelated
 from casemate.engine import noise as engine_noise
 from casemate.engine import windows
 
@@ -57,6 +57,8 @@ def noise(seed: int) -> None:
             normal(part, f"noise, {what}, tensor {i}")
         for step, row in enumerate(both):
             normal(row, f"noise, {what}, step {step % _STEPS}")
+            lags(row, f"noise, {what}, step {step % _STEPS}")
+        lengths(both.T, f"noise, {what}, each entry")
         normal(both[:, : windows.WINDOW], f"noise, {what}, the first window")
         normal(both[:, windows.WINDOW :], f"noise, {what}, the second window")
         normal(both[:, -1:], f"noise, {what}, the last entry")
@@ -169,6 +171,7 @@ def _around(seen: Seen, what: str) -> None:
         ones = int(((seen.steps.astype(np.int64) >> bit) & 1).sum())
         count(ones, seen.steps.size, 0.5, f"{what}: bit {bit} of the lattice")
     normal(left, f"{what}: noise")
+    lengths(left, f"{what}: noise of each step")
     for members in range(5):
         part = left[size == members]
         if len(part):

@@ -85,3 +85,24 @@ def uncorrelated(a: np.ndarray, b: np.ndarray, what: str) -> None:
     middle = float(stats.norm.ppf(0.75))
     same = int(((np.abs(a) > middle) == (np.abs(b) > middle)).sum())
     count(same, n, 0.5, f"{what}: sizes that agree")
+
+
+def lengths(z: np.ndarray, what: str) -> None:
+    """Rows of independent N(0, 1), (m, n): no row is shorter or longer than chance makes it."""
+    squared = (np.asarray(z, dtype=np.float64) ** 2).sum(1)
+    n = z.shape[1]
+    p = 2 * min(stats.chi2.cdf(squared.min(), n), stats.chi2.sf(squared.max(), n))
+    likely(p * len(z), f"{what}: squared lengths {squared.min():.4g} to {squared.max():.4g} of {n}")
+
+
+def lags(z: np.ndarray, what: str) -> None:
+    """Draws of one vector, independent N(0, 1), (n,): no two a fixed distance apart go together,
+    by each distance below n - 60. The sum of products is a quadratic form of trace 0, norm at
+    most 1 and squared Frobenius norm half their number m: it exceeds sqrt(2 m t) + 2 t in either
+    direction with probability at most 2 exp(-t) (Laurent, Massart 2000, Lemma 1)."""
+    n = len(z)
+    sums = np.abs(np.fft.irfft(np.abs(np.fft.rfft(z, 2 * n)) ** 2, 2 * n)[1 : n - 60])
+    half = np.sqrt(np.arange(n - 1, 60, -1) / 2)
+    t = ((np.sqrt(half**2 + 2 * sums) - half) / 2) ** 2
+    at = int(t.argmax())
+    likely(2 * len(t) * math.exp(-t[at]), f"{what}: entries {at + 1} apart go together")

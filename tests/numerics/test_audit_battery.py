@@ -62,6 +62,19 @@ def test_correlations_show_also_of_sizes_alone() -> None:
             law.uncorrelated(first, wrong, "two")
 
 
+def test_lengths_and_lags_bite() -> None:
+    z = draws()
+    law.lengths(z.reshape(-1, 50), "rows")
+    law.lags(z, "draws")
+    for row in (np.zeros(50), z[:50] * 3):
+        with pytest.raises(law.Broken):
+            law.lengths(np.concatenate([z.reshape(-1, 50), row[None]]), "rows")
+    again = z.copy()
+    again[70_001:76_001] = -again[:6_000]
+    with pytest.raises(law.Broken, match="entries 70001 apart"):
+        law.lags(again, "draws")
+
+
 def test_counts_bite_on_both_sides() -> None:
     law.count(5_000, 10_000, 0.5, "heads")
     for wrong in (4_600, 5_400):
