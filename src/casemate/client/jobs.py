@@ -298,7 +298,8 @@ class Run:
         with tqdm(desc=self.job[:12], total=total, disable=not progress, bar_format=form) as bar:
             for status in self.ticks():
                 bar.n = total if status.state == "done" else min(status.tick, total)
-                bar.set_postfix_str(status.state)
+                waits = status.message if status.state not in FINAL else ""
+                bar.set_postfix_str(views.plain(f"{status.state} {waits}".rstrip()))
         raise_if_failed(status)
         return self
 
