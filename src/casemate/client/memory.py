@@ -465,8 +465,8 @@ class Memory:
             return None
         self.accept(enclave, seen.key)
         warnings.warn(
-            f"The enclave's state was restored from a backup: its log goes on as {seen.head.origin},"
-            f" and {lost} entries that this client saw are not in it.",
+            "The enclave's state was restored from a backup: its log goes on as"
+            f" {seen.head.origin}, and {lost} entries that this client saw are not in it.",
             stacklevel=2,
         )
         return seen
