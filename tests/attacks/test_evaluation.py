@@ -30,6 +30,8 @@ from casemate.spec.job import (
     Sgd,
     TrainSpec,
 )
+from casemate.spec.messages import Prepared
+from support.desk import PREPARED, told_result
 from support.server import CLASSES, FEATURES, Party, mlp, schema, table
 
 pytestmark = pytest.mark.e2e
@@ -231,9 +233,13 @@ def test_a_hostile_worker_gets_no_more_out_than_the_metrics(enclave: Enclave, ru
     def result(count: int) -> bytes:
         return tensors.dump({"x": ("f32", (count,), struct.pack(f"<{count}f", *[0.5] * count))})
 
-    release.check_result(result(2), quote)
-    with pytest.raises(FormatError, match="not the quoted model's weights"):
-        release.check_result(result(3), quote)
+    def told(count: int) -> Prepared:
+        return Prepared(**{**PREPARED, "model_digest": "", **told_result(result(count))})
+
+    release.check_result(result(2), quote, told(2))
+    for said, given in ((2, 3), (3, 3), (2, 1)):
+        with pytest.raises(FormatError, match="not the quoted model's weights"):
+            release.check_result(result(given), quote, told(said))
 
 
 def test_purposes_do_not_change(owner: Party, data: DatasetInfo, training: DatasetInfo) -> None:
