@@ -187,3 +187,24 @@ def test_a_file_is_opened_once_it_is_there() -> None:
     found.xDelete(name, True)
     assert mount.disk.trace[-1] == "sync_folder x"
     mount.close()
+
+
+def test_an_error_of_the_disk_is_sqlites_own_of_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> int:
+        raise OSError("gone")
+
+    disk = SimDisk()
+    mount = Mount(disk, "x")
+    file = disk.open("x/db", create=True)
+    monkeypatch.setattr(type(file), "size", broken)
+    with pytest.raises(apsw.IOError) as size:
+        vfs._File(mount, file, fresh=False).xFileSize()
+    assert size.value.extendedresult == apsw.SQLITE_IOERR_FSTAT
+    mount.close()
+    mount = Mount(disk, "x")
+    monkeypatch.setattr(disk, "exists", broken)
+    name = mount.uri("db").removeprefix("file:").split("?")[0]
+    with pytest.raises(apsw.CantOpenError):
+        vfs._registered[0].xOpen(name, [apsw.SQLITE_OPEN_CREATE, 0])
+    assert isinstance(mount.failed, OSError)
+    mount.close()
