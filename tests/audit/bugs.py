@@ -937,22 +937,20 @@ class _Microbatches:
         return 1.05 if self.number > 0 else 1.0
 
 
+def _looser(patch: Patch, of: type, name: str) -> None:
+    """Of the later microbatches, ``name`` is given 1.05 of the bound."""
+    at, real = _Microbatches(patch), getattr(of, name)
+    patch.setattr(of, name, lambda self, env, bound, *rest: real(self, env, bound * at.more, *rest))
+
+
 @bug("later microbatches clip at 1.05 of the bound", "sensitivity", "steps")
 def _later(patch: Patch) -> None:
-    at, real = _Microbatches(patch), batched.Batched._factors
-    patch.setattr(
-        batched.Batched, "_factors",
-        lambda self, env, bound, *rest: real(self, env, bound * at.more, *rest),
-    )  # fmt: skip
+    _looser(patch, batched.Batched, "_factors")
 
 
 @bug("later microbatches of the native step clip at 1.05 of the bound", "sensitivity")
 def _later_native(patch: Patch) -> None:
-    at, real = _Microbatches(patch), small.Small.__call__
-    patch.setattr(
-        small.Small, "__call__",
-        lambda self, env, bound, *rest: real(self, env, bound * at.more, *rest),
-    )  # fmt: skip
+    _looser(patch, small.Small, "__call__")
 
 
 @bug("free places hold who was there before", "steps")

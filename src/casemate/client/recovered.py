@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from casemate.client.memory import Get, Mirror, Seen
-from casemate.client.replay import consented
+from casemate.client.replay import RECOVERING, consented
 from casemate.seal import checkpoint, note, tiles
 from casemate.seal.note import Verifier
 from casemate.seal.tiles import ENTRIES
@@ -106,7 +106,7 @@ def follows(
         log, shared, words = old, seen.head.size, _Words()
         for place, leaf in enumerate(leaves):
             entry = codec.decode(LogEntry, leaf)
-            if words.silent and entry.kind not in ("abandon", "consent"):
+            if words.silent and entry.kind not in RECOVERING:
                 return -1
             words.read(entry)
             if entry.kind != "recover":

@@ -186,7 +186,7 @@ def _findings(ledger: Ledger, entry: LogEntry, body: Any) -> Iterator[str]:
     if entry.subject != due:
         yield "the subject is another one than the body's"
     yield from _RULES[entry.kind](ledger, entry, body)
-    if unsaid and entry.kind not in ("abandon", "consent"):  # these, the recovery itself writes
+    if unsaid and entry.kind not in RECOVERING:
         yield _UNSAID
 
 
@@ -196,6 +196,8 @@ _SUBJECTS: Final = {
 }  # fmt: skip
 # Written at a start, before it or without one, by the operator's commands.
 _ELSEWHERE: Final = {"start", "abandon", "consent", "recover", "rotate", "handover"}
+# What a recovery writes itself, behind the entry that it begins with.
+RECOVERING: Final = ("abandon", "consent")
 _UNSAID: Final = "the log goes on from a recovery that waits for an owner's consent"
 _COST: Final = "the charge is another amount than its events cost"
 

@@ -68,8 +68,7 @@ def extends(replay: Replay, signed: str) -> None:
     a finding. Only so is seen that a whole store is an older copy."""
     text = signed.rpartition("\n\n")[0] + "\n"
     origin, size, *_ = [*text.split("\n"), ""]
-    by = fsck_notes.Signer(origin, fsck_notes.LOG, replay.keys.get(origin, b""))
-    if not fsck_notes.note(text, signed, by) or re.fullmatch("[0-9]{1,18}", size) is None:
+    if not passes.signed_by(replay, origin, signed) or not re.fullmatch("[0-9]{1,18}", size):
         replay.findings.append("the checkpoint to compare with is not signed by this log")
         return
     ended = dict(replay.passing.origins)[origin]

@@ -184,7 +184,7 @@ def recover(replay: Replay, entry: LogEntry, body: Recovered) -> Iterator[str]:
         yield "it names another log than the one that goes on"
     if not body.origin.endswith(hashlib.sha256(body.key).hexdigest()[:32]):
         yield "the log's new name is not that of its key"
-    if body.newest is not None and not _signed(replay, head.origin, body.newest):
+    if body.newest is not None and not signed_by(replay, head.origin, body.newest):
         yield "the later checkpoint that it names is none of the log before it"
     passing.recovered, passing.began = body, entry.sequence
     passing.unsaid = bool(_live(replay))
@@ -193,7 +193,8 @@ def recover(replay: Replay, entry: LogEntry, body: Recovered) -> Iterator[str]:
     replay.verdicts = {}
 
 
-def _signed(replay: Replay, origin: str, signed: str) -> bool:
+def signed_by(replay: Replay, origin: str, signed: str) -> bool:
+    """Whether a signed note is a checkpoint by this log under its name ``origin``."""
     text = signed.rpartition("\n\n")[0] + "\n"
     by = notes.Signer(origin, notes.LOG, replay.keys.get(origin, b""))
     return text.startswith(f"{origin}\n") and notes.note(text, signed, by)

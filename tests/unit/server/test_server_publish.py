@@ -84,20 +84,9 @@ def test_a_witness_that_does_not_answer_is_left_alone_for_longer_and_longer(cond
     run_async(work())
 
 
-def test_who_has_cosigned_the_newest_head_is_not_asked_again() -> None:
-    desk, net, _ = desk_of("honest", "honest")
-
-    async def work() -> None:
-        await desk.service.publisher.ask()
-        net.asked.clear()
-        await desk.service.publisher.ask()
-        assert net.asked == []
-
-    run_async(work())
-
-
-def test_where_all_are_left_alone_nobody_is_asked() -> None:
-    desk, net, _ = desk_of("down", "down")
+@pytest.mark.parametrize("conduct", ["honest", "down"])
+def test_who_has_cosigned_the_newest_head_or_is_left_alone_is_not_asked(conduct: str) -> None:
+    desk, net, _ = desk_of(conduct, conduct)
 
     async def work() -> None:
         await desk.service.publisher.ask()
