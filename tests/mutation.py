@@ -50,7 +50,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
     "passing": (
-        ["ledger/consent.py", "ledger/handover.py", "ledger/rekey.py", "spec/consent.py"],
+        [
+            *(f"ledger/{n}.py" for n in ("consent", "handover", "rekey", "fsck_passing")),
+            "spec/consent.py",
+        ],
         [
             "tests/unit/spec/test_spec_consent.py",
             *(
