@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -13,6 +14,7 @@ from casemate.accounting import filters
 from casemate.ledger import catalog, ledger, vfs
 from casemate.ledger.store import Store
 from casemate.server import release, run
+from casemate.server.publish import Publisher
 from casemate.server.service import Service
 from casemate.server.uploads import Uploads
 from casemate.spec import codec
@@ -139,6 +141,18 @@ def _old_heads_are_forgotten() -> Any:
     return mock.patch.object(Service, "remembers", lambda self, text: None)
 
 
+@contextmanager
+def _stale_heads() -> Iterator[None]:
+    """Who asks for the log's head gets the first that a start of the server signed."""
+    real, first = Publisher.checkpoint, weakref.WeakKeyDictionary[Publisher, Any]()
+
+    def checkpoint(self: Publisher) -> Any:
+        return first.get(self) or first.setdefault(self, real(self))
+
+    with mock.patch.object(Publisher, "checkpoint", checkpoint):
+        yield
+
+
 def _offset_before_bytes() -> Any:
     real = Uploads.append
 
@@ -201,6 +215,7 @@ BUGS: Final[dict[str, tuple[Bug, tuple[dict[str, Any], ...]]]] = {
         ("run again after a crash", _run_again, _seeds(60)),
         ("witnesses not asked", _witnesses_not_asked, _seeds(60)),
         ("rollbacks not noticed", _old_heads_are_forgotten, _seeds(60, fates=("restore",))),
+        ("heads that lag", _stale_heads, _seeds(60, fates=("restore",))),
         ("upload acknowledged without sync", _offset_before_bytes, _places(180, 360)),
         ("result committed without sync", _result_without_sync, _seeds(60, fates=("power",) * 3)),
     )

@@ -211,7 +211,8 @@ class Client:
 
 
 class Owner(Client):
-    """``budgets``: those that new datasets get, in turn at random."""
+    """``budgets``: those that new datasets get, in turn at random. As the SDK's, it remembers the
+    head of the log after each of its changes that was acknowledged."""
 
     def __init__(self, world: World | RealWorld, name: str, budgets: tuple[Budget, ...]) -> None:
         super().__init__(world, name)
@@ -242,7 +243,17 @@ class Owner(Client):
         if self.mine and self.draw.random() < 0.5:
             previous = self.draw.choice(self.mine)
             budget = self.model.datasets[previous].budget
-        await self.register(budget=budget, previous=previous)
+        name = await self.register(budget=budget, previous=previous)
+        if name is not None:
+            await self.sure(name)
+
+    async def sure(self, name: str) -> None:
+        """What was acknowledged of a dataset may no more be taken back unseen."""
+        model = self.model
+        told = (model.epochs[name][0], name in model.revoked)
+        policies = frozenset(model.values[("policy", name)])
+        if await self.world.remember(self.identity):
+            model.sure[name] = (*told, policies)
 
     async def look(self) -> None:
         if self.mine:
@@ -270,7 +281,13 @@ class Owner(Client):
         old = self.model.datasets[name].policy
         policy = replace(old, max_epsilon=50.0 + self.draw.random())
         said = self.model.say(("policy", name), codec.digest(policy))
-        said(await self.ask("PUT", f"/v1/datasets/{name}/policy", policy, tries=1))
+        if name in self.model.sure:
+            *told, policies = self.model.sure[name]
+            self.model.sure[name] = (*told, policies | {codec.digest(policy)})
+        answer = await self.ask("PUT", f"/v1/datasets/{name}/policy", policy, tries=1)
+        said(answer)
+        if answer is not None and answer.status < 400:
+            await self.sure(name)
 
     async def advance(self) -> None:
         if not self.mine:
@@ -282,6 +299,7 @@ class Owner(Client):
         answer = await self.ask("POST", f"/v1/datasets/{name}/epoch", {"epoch": wanted}, tries=1)
         if answer is not None and answer.status < 400:
             self.model.epochs[name] = (wanted, wanted)
+            await self.sure(name)
 
     async def revoke(self) -> None:
         if len(self.mine) < 2:
@@ -291,6 +309,7 @@ class Owner(Client):
         answer = await self.ask("DELETE", f"/v1/datasets/{name}")
         if answer is not None and answer.status < 400:
             self.model.revoked.add(name)
+            await self.sure(name)
 
 
 class Scientist(Client):

@@ -60,6 +60,8 @@ class Model:
     # (policy, dataset) or (owner, quote) -> what it may be set to; said and not answered
     values: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     unheard: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    # dataset -> (least epoch, revoked, policies), below a head that its owner keeps
+    sure: dict[str, tuple[int, bool, frozenset[str]]] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)  # acknowledged -> last state seen
     quote_of: dict[str, str] = field(default_factory=dict)  # job sent -> quote
     reads: Counter[str] = field(default_factory=Counter)  # request digest -> runs

@@ -154,8 +154,9 @@ class RealWorld:
             return await line.send(method, path, signed, data)
         return None
 
-    async def remember(self, who: Identity) -> None:
+    async def remember(self, who: Identity) -> bool:
         """Only the simulation's clients keep heads."""
+        return False
 
     def check_witnessed(self, request: str, kinds: tuple[str, ...]) -> None:
         """Real servers have no witnesses here."""

@@ -374,20 +374,22 @@ class World:
 
     # What must hold.
 
-    async def remember(self, who: Identity) -> None:
+    async def remember(self, who: Identity) -> bool:
         """A client asks for the log's head and keeps it, as one that looks at the whole log; one
-        that the log does not extend stays, as what it has against the operator."""
+        that the log does not extend stays, as what it has against the operator. Whether kept."""
         held = self.heads.get(who.name)
         answer = await self.send(who, "GET", "/log/checkpoint")
         if answer is None or answer.status >= 400:
-            return
+            return False
         told = checkpoint.read(note.parse(answer.body).text)
         true = self.look(extends, (told.size, told.root))
         demand(true is not False, "the checkpoint is not that of the entries")
         lost = held is not None and self.look(extends, (held.size, held.root)) is False
-        if true and not lost:
-            self.heads[who.name] = Seen(told.size, told.root, answer.body)
-            self.known |= set(self.look(charged, told.size) or ())
+        if not true or lost:
+            return False
+        self.heads[who.name] = Seen(told.size, told.root, answer.body)
+        self.known |= set(self.look(charged, told.size) or ())
+        return True
 
     def look(self, question: Callable[..., T], *more: object) -> T | None:
         """What the running server's ledger says; ``None`` when it is down or has stopped."""
@@ -448,9 +450,15 @@ class World:
         demand(not wrong, f"fsck: {wrong[:3]}")
         told = charged(service)
         demand(self.known <= set(told), f"a known charge is gone: {self.known - set(told)}")
+        kept = {d.id: d for d in catalog.datasets(service.store)}
+        for name, (epoch, revoked, policies) in model.sure.items():
+            demand(name in kept, f"a known dataset is gone: {name}")
+            demand(kept[name].epoch >= epoch, f"a known epoch of {name} is gone: {epoch}")
+            gone = revoked and kept[name].state != "revoked"
+            demand(not gone, f"a known revocation of {name} is gone")
+            demand(kept[name].policy_digest in policies, f"a known policy of {name} is gone")
         fresh = Model(datasets=model.datasets, quotes=model.quotes, quote_of=model.quote_of)
-        there = {d.id for d in catalog.datasets(service.store)}
-        fresh.datasets = {n: r for n, r in model.datasets.items() if n in there}
+        fresh.datasets = {n: r for n, r in model.datasets.items() if n in kept}
         sums = {name: spent(service, name) for name in fresh.datasets}
         fresh.check_spent(told, granted(service), sums)
 
