@@ -136,7 +136,8 @@ def test_seeded_bug_a_run_before_its_charge_is_found_by_kills(
 ) -> None:
     folder, begun = template
     with pytest.raises(Violation, match=r"without a debit|never reserved"):
-        kills.series(servers, folder, begun, 5, 40, bug="reserved after the run")
+        for seed in range(5, 15):  # in some lives no job comes to its turn
+            kills.series(servers, folder, begun, seed, 20, bug="reserved after the run")
 
 
 def test_a_failed_sync_of_an_upload_is_never_taken_for_done() -> None:

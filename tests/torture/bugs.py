@@ -21,6 +21,7 @@ from casemate.spec import codec
 from casemate.spec.errors import CasemateError
 from casemate.spec.job import Charge
 from torture.model import Violation
+from torture.sim import BASES, base
 from torture.sim import run as run_
 
 Bug = Callable[[], "contextlib.AbstractContextManager[Any]"]
@@ -226,6 +227,8 @@ def find(name: str) -> int:
     """After how many runs a bug is found; :class:`AssertionError` if it is not, or if the run that
     finds it fails without it too."""
     bug, runs = BUGS[name]
+    for number in range(BASES):
+        base(number)  # what runs begin with is made without the bug
     for count, options in enumerate(runs, 1):
         try:
             with bug():

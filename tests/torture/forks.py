@@ -20,7 +20,7 @@ from support.simloop import simulate
 from support.simserver import cheap, extends, head
 from torture.clients import OWNERS, SCIENTISTS, Client, Owner, Scientist, person
 from torture.model import demand
-from torture.sim import begin
+from torture.sim import BASES, begin
 from torture.world import Seen, World, starts
 
 PLAYS = ("restore", "restore the ledger", "restore one file", "fork", "fork and compare")
@@ -42,7 +42,7 @@ class Fork:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.world = world = World(seed=seed, careful=0.5)
-        self.number = self.draw.randrange(4)
+        self.number = self.draw.randrange(BASES)
         world.disk = begin(world, self.number)
         self.how = self.draw.choice(PLAYS)
 

@@ -24,6 +24,7 @@ from torture.clients import OWNERS, SCIENTISTS, SPECS, Client, Owner, Scientist,
 from torture.model import ENDED, Model, Violation, charge_of, demand
 from torture.world import Seen, Witnesses, World, starts
 
+BASES = 4  # prepared servers
 CALLS = 320  # of the disk, about, in a boot
 HONEST = ("clean", "power", "kill")
 # Errors that no disk, network or client may cause.
@@ -142,7 +143,7 @@ class Run:
         jumps = draw.choice((0.0, 0.02))
         self.world = world = World(seed=seed, signed=self.signed, clock_jumps=jumps)
         if not fresh:
-            world.disk = begin(world, draw.randrange(4))
+            world.disk = begin(world, draw.randrange(BASES))
         else:
             world.disk = SimDisk(seed)
         self.old = world.model.copy()
