@@ -4,11 +4,12 @@ from casemate.client import replay
 from casemate.ledger import anchor, catalog, consent, fsck, handover, ledger, log, recovery, rekey
 from casemate.ledger.ledger import TrainingState
 from casemate.seams.files import load
+from casemate.spec.consent import Rotated
 from casemate.spec.errors import CasemateError, LedgerError
 from support.anchors import NAME, FakeAnchor, Names
 from support.disk import SimDisk
 from support.ledgers import KEY, ask, commit, push, queue, run, secret
-from support.passing import NEW, OLD, kinds, opened, owner, sound, started, to_software
+from support.passing import NEW, OLD, OTHER, kinds, opened, owner, sound, started, to_software
 
 REQUEST = "sha256:" + "12" * 32
 FRESH, OWN = b"f" * 32, b"o" * 32
@@ -387,3 +388,18 @@ def test_seeded_bug_writing_on_after_the_hand_over_is_found():
     assert queue_it
     catalog.advance_epoch(store, a, owner().id, 4)
     assert any("after the state had been handed over" in f for f in fsck.check(store.all).findings)
+
+
+def test_the_successor_lives_like_any_other_state():
+    disk, store, a, b = world("owner", "second")
+    handover.hand_over(store, NEW, REQUEST, {a, b}, drop=False)
+    at = store.size() - 1
+    store.close()
+    other = passed(disk)
+    started(other, 2, NEW, OWN).close()
+    store = started(other, 3, OTHER, OWN)
+    with store.transaction():
+        store.append("rotate", "1", Rotated(generation=1))
+    sound(store)
+    store.run("INSERT INTO handed_over VALUES (?)", at)
+    assert "the mark of a hand-over is not where the log ends" in fsck.check(store.all).findings

@@ -1,16 +1,26 @@
 """The checker on entries about states that pass on, each forged with the right keys."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
-from casemate.ledger import catalog, consent, fsck, log, recovery
+from casemate.ledger import (
+    catalog,
+    consent,
+    fsck,
+    fsck_passing,
+    handover,
+    log,
+    quotes,
+    recovery,
+)
 from casemate.spec import codec
 from casemate.spec.consent import Consented, HandedOver, Recovered, Rotated
 from casemate.spec.receipt import LogEntry
 from support.disk import SimDisk
-from support.ledgers import push
-from support.passing import NEW, owner, signed, sound, started, to_recovery, to_software
+from support.ledgers import OPEN, ask, push
+from support.passing import NEW, OLD, OTHER, owner, signed, sound, started, to_recovery, to_software
 
 
 @pytest.fixture
@@ -153,4 +163,94 @@ def test_taking_a_consent_back(world):
     store, a, _, _ = world
     consent.give(store, to_software(store, a), owner().id)
     consent.give(store, to_software(store, a, ""), owner().id)
+    sound(store)
+
+
+# Parts of the checker by themselves.
+
+
+@dataclasses.dataclass
+class Past:
+    """What a replay knows, as far as these questions go."""
+
+    passing: fsck_passing.Passing
+    jobs: dict[str, SimpleNamespace]
+
+
+def past(**passing):
+    debit = SimpleNamespace(dataset="ds_1")
+    job = SimpleNamespace(sequence=5, reserved=SimpleNamespace(debits=(debit,)))
+    return Past(fsck_passing.Passing(**passing), {"job": job})
+
+
+def before(replay, kind, subject="job", sequence=9, body=None):
+    entry = SimpleNamespace(kind=kind, subject=subject, sequence=sequence)
+    return list(fsck_passing.before(replay, entry, body))
+
+
+def test_no_commit_on_a_frozen_dataset():
+    frozen = past(frozen={("ds_1", OLD)})
+    assert before(frozen, "commit") == ["ds_1 is frozen"]
+    assert before(frozen, "commit", "another job") == before(frozen, "release") == []
+    assert before(past(frozen={("ds_2", OLD)}), "commit") == []
+
+
+@pytest.mark.parametrize("kind", ["takeover", "commit"])
+def test_no_job_of_before_a_recovery_goes_on(kind):
+    assert before(past(began=6), kind) == ["its job was reserved before the recovery"]
+    assert before(past(began=5), kind) == before(past(), kind) == before(past(began=6), "end") == []
+
+
+def test_before_the_first_key_the_log_has_no_name():
+    assert fsck_passing.Passing().origin(0) == ""
+    named = fsck_passing.Passing(origins=[("first", 3), ("second", None)])
+    assert [named.origin(n) for n in (2, 3)] == ["first", "second"]
+
+
+def test_only_a_checkpoint_that_the_log_signed(world):
+    store = world[0]
+    key, other = log.key(store), log.sign(store)
+    known = SimpleNamespace(keys={key.origin: key.public})
+    signed_by = fsck_passing.signed_by
+    assert signed_by(known, key.origin, str(other))
+    assert not signed_by(known, "casemate.dev/log/x", str(other))
+    assert not signed_by(SimpleNamespace(keys={}), key.origin, str(other))
+    assert not signed_by(known, key.origin, f"{key.origin}\n1\nAAAA\n\n— {key.origin} AAAA\n")
+
+
+# Hand-over: what passes, and what does not.
+
+
+def handed(store, *, drop, agreed=(), to=NEW):
+    return handover.hand_over(store, to, "sha256:" + "12" * 32, set(agreed), drop=drop)
+
+
+def test_what_was_refused_passes_as_it_is():
+    store = started(SimDisk(), 1)
+    a, b = push(store, "a", owner().public), push(store, "b", owner().public)
+    store.run("UPDATE datasets SET state = 'checking' WHERE id = ?", b)
+    catalog.settle(store, b, "data.schema")
+    consent.give(store, to_software(store, a), owner().id)
+    handed(store, drop=False, agreed={a})
+    sound(store)
+    store.run("UPDATE datasets SET state = 'ready' WHERE id = ?", b)
+    assert f"dataset {b} was handed over without consent" in findings(store)
+
+
+def test_what_is_dropped_takes_its_approvals_and_its_wait_with_it():
+    disk = SimDisk()
+    store = started(disk, 1)
+    policy = dataclasses.replace(OPEN, approval="each-quote")
+    a, b = (push(store, n, owner().public, policy) for n in "ab")
+    gone = ask(store, "2", (b,))
+    quotes.judge(store, gone, owner().id, "approve")
+    store.close()
+    store = started(disk, 2, NEW)  # both are frozen
+    consent.give(store, to_software(store, a, NEW), owner().id)
+    consent.give(store, to_software(store, a, OTHER), owner().id)
+    quoted = ask(store, "1", (a,))
+    quotes.judge(store, quoted, owner().id, "approve")
+    sound(store)
+    handed(store, drop=True, agreed={a}, to=OTHER)
+    assert catalog.dataset(store, b).state == "revoked"
     sound(store)
