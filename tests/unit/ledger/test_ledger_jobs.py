@@ -362,6 +362,20 @@ def test_registering_again_changes_nothing(store: Store) -> None:
         catalog.register(store, again, secret("z"))
 
 
+def test_two_quotes_of_one_model_do_not_share_an_upload(store: Store) -> None:
+    """Its bytes go when the first's job ends; a store that lacked those of the second's would not
+    start again."""
+    dataset = push(store)
+    first, given = make_quote(store, "1", (dataset,))
+    other, more = make_quote(store, "2", (dataset,))
+    request = replace(other.request, model_digest=first.request.model_digest)
+    other = replace(other, request=request)
+    quotes.add(store, first, given, b"m" * 32)
+    with pytest.raises(CasemateError, match=r"data\.upload-used"):
+        quotes.add(store, other, replace(more, request=request, upload=given.upload), b"m" * 32)
+    quotes.add(store, first, given, b"m" * 32)
+
+
 def test_changing_nothing_voids_nothing(store: Store) -> None:
     policy = replace(OPEN, approval="each-quote")
     dataset = push(store, policy=policy)
@@ -409,11 +423,12 @@ def test_only_the_scientist_submits_a_quote(store: Store) -> None:
 
 def test_a_quote_that_charges_less_than_its_events_is_refused(store: Store) -> None:
     dataset = push(store)
-    quote, submission = make_quote(store, "1", (dataset,))
+    quote, _ = make_quote(store, "1", (dataset,))
     cheap = replace(quote.datasets[0].charge, rdp_nano=(1,) * len(EVENT_NANO))
     wrong = replace(quote, datasets=(replace(quote.datasets[0], charge=cheap),))
     free = replace(quote, plan=replace(quote.plan, events=()))
     for bad in (wrong, free):
+        _, submission = make_quote(store, "1", (dataset,))
         digest = quotes.add(store, bad, submission, b"m" * 32)
         with pytest.raises(InternalError, match=r"internal\.quote"):
             ledger.submit(store, digest, SCIENTIST.id)

@@ -158,7 +158,6 @@ def test_only_uploads_that_wait_count(store: Store) -> None:
     catalog.add_upload(store, OTHER.id, 5)
     with store.transaction():
         catalog.use_upload(store, names[0], OWNER.id, "ds_x")
-        catalog.use_upload(store, names[0], OWNER.id, "ds_x")
     assert catalog.upload(store, names[0], OWNER.id).used_by == "ds_x"
     assert catalog.upload(store, names[1], OWNER.id).used_by is None
     catalog.add_upload(store, OWNER.id, 5)
@@ -645,7 +644,8 @@ def test_a_refused_dataset_keeps_the_reason(store: Store) -> None:
 
 
 def test_a_quote_of_another_length_is_no_quote(store: Store) -> None:
-    quote, submission = make_quote(store, "1", (push(store),), event=SMALL)
+    dataset = push(store)
+    quote, submission = make_quote(store, "1", (dataset,), event=SMALL)
     short = quotes.add(store, replace(quote, datasets=()), submission, b"m" * 32)
     with pytest.raises(ValueError, match="zip"):
         ledger.submit(store, short, SCIENTIST.id)
@@ -657,6 +657,7 @@ def test_a_quote_of_another_length_is_no_quote(store: Store) -> None:
             "a private plan has events, another has none",
         ),
     ):
+        _, submission = make_quote(store, "1", (dataset,), event=SMALL)
         digest = quotes.add(store, wrong, submission, b"m" * 32)
         with pytest.raises(InternalError) as e:
             ledger.submit(store, digest, SCIENTIST.id)
