@@ -57,7 +57,6 @@ class Account:
         self.rdp_nano = tuple(min(a + b, canonical.MAX_INT) for a, b in pairs)
         self.delta_femto += charge.delta_femto
         self.jobs += 1
-        self.free += charge.delta_femto == 0 == max(charge.rdp_nano)
 
 
 @dataclass
@@ -274,6 +273,7 @@ def _reserve(replay: Replay, entry: LogEntry, body: Reserved) -> Iterator[str]:
         for whose in ("", body.scientist):
             lineage.accounts.setdefault(whose, Account()).add(body.charge)
         everyone = lineage.accounts[""]
+        everyone.free += body.charge.delta_femto == 0 == max(body.charge.rdp_nano)
         if not budgets.fits(lineage.budget, everyone.rdp_nano, everyone.delta_femto):
             yield f"it exceeds the budget of {debit.lineage}"
         policy = replay.policies.get(debit.policy)

@@ -10,9 +10,9 @@ from casemate.seal import checkpoint, note
 from casemate.spec import merkle
 from casemate.spec.consent import Head, Recovered, RecoveryConsent, RecoveryRequest, SoftwareConsent
 from casemate.spec.errors import CasemateError
-from casemate.spec.job import Charge
+from casemate.spec.job import Charge, Metric
 from support.disk import SimDisk
-from support.ledgers import ask, commit, push, queue, run
+from support.ledgers import OPEN, ask, commit, push, queue, run
 from support.passing import (
     NEW,
     OLD,
@@ -213,6 +213,21 @@ def test_what_the_owner_assumes_is_charged(world, given):
     else:
         assert after == before
         run(store, queue(store, "9", (a,)))
+    sound(store)
+
+
+def test_a_charge_of_nothing_is_no_evaluation():
+    """Of two versions the second has no rest: it is none of the exact evaluations that are left."""
+    disk = SimDisk()
+    store = started(disk, 1)
+    policy = dataclasses.replace(OPEN, evaluation=True, evaluations=1)
+    a = push(store, "a", owner().public, policy)
+    b = push(store, "b", owner().public, policy, previous="a")
+    asked = recovery.request(store)
+    recovery.recover(store, asked, [to_recovery(asked, name, rest=True) for name in (a, b)])
+    store.close()
+    store = started(disk, 2)
+    run(store, queue(store, "1", (b,), words="", metrics=(Metric(name="accuracy"),)))
     sound(store)
 
 
