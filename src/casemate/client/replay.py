@@ -179,7 +179,7 @@ def _findings(ledger: Ledger, entry: LogEntry, body: Any) -> Iterator[str]:
         yield "another boot than the last that started wrote"
     if ledger.size == 0 and entry.kind != "start":
         yield "the log begins without a start"
-    if ledger.handed is not None and entry.kind != "start":
+    if ledger.handed is not None and entry.kind not in _ELSEWHERE:
         yield "a state that was handed over goes on"
     subject = _SUBJECTS.get(entry.kind, "dataset")
     due = entry.boot.hex() if entry.kind == "start" else getattr(body, subject, entry.subject)
@@ -456,8 +456,6 @@ def _rotate(ledger: Ledger, entry: LogEntry, body: Rotated) -> Iterator[str]:
 def _handover(ledger: Ledger, entry: LogEntry, body: HandedOver) -> Iterator[str]:
     for name in body.dropped:
         yield from _live(ledger, name)
-        if ledger.agreed.get(name) == body.measurement:
-            yield f"{name} is dropped though its owner consented"
         _forget(ledger, name)
     if body.measurement == ledger.starts[-1][2].measurement:
         _use_up(ledger, body.measurement)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _RECOVERY: Final = "recovery"
 # What a recovery writes in one transaction, after the entry that it begins with.
 _RECOVERING: Final = ("abandon", "consent")
+# What may stand between a hand-over and the successor's first start: its operator's commands.
+_BEFORE_START: Final = (*_RECOVERING, "recover", "rotate", "handover", "start")
 _FORMATS: Final = {"consent-software/v1": SoftwareConsent, "consent-recovery/v1": RecoveryConsent}
 
 
@@ -76,7 +78,7 @@ def _live(replay: Replay) -> set[str]:
 def before(replay: Replay, entry: LogEntry, body: Any) -> Iterator[str]:
     """What no entry of any kind may do after another one."""
     passing = replay.passing
-    if passing.handed_at == entry.sequence - 1 and entry.kind != "start":
+    if passing.handed is not None and entry.kind not in _BEFORE_START:
         yield "it was written after the state had been handed over"
     if passing.unsaid and entry.kind not in _RECOVERING:
         yield "no owner consented to the recovery before it"
@@ -99,9 +101,9 @@ def _uses(replay: Replay, entry: LogEntry, body: Any) -> set[str]:
 def start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
     """Datasets whose owners did not accept another measurement are frozen."""
     passing = replay.passing
-    handed = passing.handed if passing.handed_at == entry.sequence - 1 else None
-    if handed is not None and handed.measurement != body.measurement:
+    if passing.handed is not None and passing.handed.measurement != body.measurement:
         yield "this is not the software that the state was handed to"
+    passing.handed = None
     old, new = passing.running, body.measurement
     if old == new:
         return
@@ -217,9 +219,9 @@ def handover(replay: Replay, entry: LogEntry, body: HandedOver) -> Iterator[str]
     """Only what its owners signed for passes on."""
     passing = replay.passing
     agreed = {name for name, m in passing.consents.items() if m == body.measurement}
-    dropped = set(body.dropped)
-    if dropped & agreed or not dropped <= _live(replay):
-        yield "it dropped what should have passed, or what was not there"
+    dropped = set(body.dropped)  # also of owners who agreed under a trust policy that did not hold
+    if not dropped <= _live(replay):
+        yield "it dropped what was not there"
     passing.without = _live(replay) - dropped - agreed
     for name in dropped & replay.datasets.keys():
         replay.datasets[name].revoked = True

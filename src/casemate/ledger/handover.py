@@ -36,6 +36,20 @@ def require_here(store: Store) -> None:
         raise _handed_over(found)
 
 
+def require_successor(store: Store, measurement: str) -> None:
+    """A state that was handed over starts first under what it was handed to: ``LedgerError``
+    ``ledger.handed-over``."""
+    row = store.one(
+        "SELECT entry FROM entries WHERE json_extract(CAST(entry AS TEXT), '$.kind')"
+        " IN ('start', 'handover') ORDER BY sequence DESC LIMIT 1"
+    )
+    newest = None if row is None else codec.decode(LogEntry, row[0])
+    if newest is not None and newest.kind == "handover":
+        found = codec.decode(HandedOver, newest.body)
+        if found.measurement != measurement:
+            raise _handed_over(found)
+
+
 def _handed_over(found: HandedOver) -> LedgerError:
     return LedgerError(
         "ledger.handed-over",

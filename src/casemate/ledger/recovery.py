@@ -36,6 +36,7 @@ def start(store: Store, attestation: Attestation, *, software: str, measurement:
     raw = codec.encode(attestation)
     digest = codec.digest(attestation)
     handover.require_here(store)
+    handover.require_successor(store, measurement)
     with store.anchored() as moved:
         consent.passes(store, measurement)
         body = Started(software=software, measurement=measurement, attestation=digest, anchor=moved)

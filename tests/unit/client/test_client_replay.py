@@ -408,11 +408,8 @@ MORE = {
         lambda f: f.handover(B).add("identity", "id_n", Enrolled(identity="id_n")), "handed over"),
     "other software after a hand-over": (
         lambda f: f.handover(B).start(5, "ee"), "other software"),
-    "dropping what was consented to": (
-        lambda f: f.consent(software(f)).handover(A), "its owner consented"),
-    "dropping what was consented to, for the software that runs": (
-        lambda f: f.consent(software(f, passing.NEW)).start(5).handover(A, measurement=passing.NEW),
-        "its owner consented"),
+    "dropping what was consented to, under a trust policy that did not hold": (
+        lambda f: f.consent(software(f)).handover(A), None),
     "a consent to what runs that a hand-over used": (
         lambda f: f.consent(software(f, passing.NEW)).handover(B, measurement=passing.NEW)
         .start(5).handover(A, measurement=passing.NEW), None),

@@ -268,7 +268,7 @@ CASES: dict[str, tuple[str, Callable[[World], object], str]] = {
     "dropping nothing": (
         "handover",
         lambda w: HandedOver(measurement="ff", request="x", dropped=(NEW,)),
-        "it dropped what should have passed, or what was not there",
+        "it dropped what was not there",
     ),
     "consent by another key": (
         "consent",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from casemate.attest.trust import Trust
+from casemate.client import replay
 from casemate.ledger import catalog, consent, ledger, log, recovery
 from casemate.ledger import handover as ledger_handover
 from casemate.ledger.store import Store
@@ -561,8 +562,8 @@ def other_machine(files):
     return SimDisk.of({**chain, "tee/SIMULATED-sealing-key.txt": key})
 
 
-def agree(disk, files, *who, measurement=NEW, trust="simulated"):
-    found = begin(place(disk), 20)
+def agree(disk, files, *who, measurement=NEW, trust="simulated", number=20):
+    found = begin(place(disk), number)
     for name in who:
         dataset = files[1] if name == "owner" else files[2]
         by = owner(name)
@@ -704,6 +705,60 @@ def test_the_owners_own_policy_is_asked(files, software):
     assert code(handover.give, place(disk), raw, drop=True) == "ledger.handover-refused"
     agree_later = place(disk).tee.root
     agree(disk_of(files), files, "owner", trust=f"simulated:{agree_later}")
+
+
+@pytest.mark.parametrize("trust", ["simulated", "simulated:" + "0" * 64])
+def test_an_owner_whose_policy_does_not_hold_is_left_behind(files, software, trust):
+    """What that owner signed keeps neither the operator nor the other owners from passing on."""
+    old = simulated.measurement()
+    disk, other = disk_of(files), other_machine(files)
+    agree(disk, files, "owner")
+    agree(disk, files, "second", trust=trust, number=21)
+    raw = asks(software, other)
+    software(old)
+    done = handover.give(place(disk), raw, drop=True)
+    left = (files[2],) if trust != "simulated" else ()
+    assert (done.body.dropped, tuple(done.refused)) == (left, left)
+    assert handover.give(place(disk), raw, drop=True).body == done.body
+    carry(disk, other)
+    software(NEW)
+    handover.take(place(other))
+    assemble(other)
+
+
+@pytest.mark.parametrize("step", ["rotate", "recover", "consent", "hand over"])
+def test_what_the_operator_may_do_before_the_successor_starts(files, software, step):
+    """Its start refused a log with such an entry behind the hand-over, for good."""
+    old = simulated.measurement()
+    disk, other = disk_of(files), other_machine(files)
+    asked = state.ask_owners(place(disk), None)
+    state.recover(place(disk), asked, [to_recovery(asked, files[1])])
+    agree(disk, files, "owner", "second")
+    raw = asks(software, other)
+    software(old)
+    handover.give(place(disk), raw, drop=False)
+    carry(disk, other)
+    software(NEW)
+    handover.take(place(other))
+    if step == "rotate":
+        state.rotate(place(other))
+    elif step == "recover":
+        again = state.ask_owners(place(other), None)
+        state.recover(place(other), again, [to_recovery(again, files[1])])
+    elif step == "consent":
+        state.consents(place(other), [to_recovery(asked, files[2], owner("second"))])
+    else:
+        third = SimDisk.of({**other_machine(files).snapshot(), "handover/x": b""})
+        raw = handover.request(place(third))
+        handover.give(place(other), raw, drop=False)
+        carry(other, third)
+        handover.take(place(third))
+        other = third
+    software(old)
+    assert code(assemble, other) == "ledger.handed-over"
+    software(NEW)
+    assemble(other)
+    replay.replay(place(other).using(lambda s: s.entries()))
 
 
 def test_evidence_of_another_boot(files, software):
