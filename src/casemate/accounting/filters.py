@@ -75,6 +75,12 @@ def fits(total: Sequence[int], capacity: Sequence[int]) -> bool:
     return any(t <= c for t, c in zip(total, capacity, strict=True))
 
 
+def within(total: Sequence[int], epsilon: float, delta: float) -> bool:
+    """Whether the filter of (epsilon, delta) holds ``total``; past MAX_EPSILON no more than there.
+    Integers only."""
+    return fits(total, capacities(min(epsilon, MAX_EPSILON), delta))
+
+
 def nano(events: Sequence[DpEvent]) -> tuple[int, ...]:
     """RDP of the events together in nano-RDP at each order, rounded up, at most SATURATED."""
     total = [Fraction(0)] * len(rdp.ORDERS)

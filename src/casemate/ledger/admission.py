@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from casemate.accounting import filters
 from casemate.accounting.filters import NOTHING, RdpFilter
 from casemate.ledger import catalog
 from casemate.ledger.catalog import Account, Dataset
@@ -28,7 +29,8 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
         charge = charge_of(rdp, stored.quote)
         if (use.dataset, charge) != (offered.dataset, offered.charge):
             raise _bad_quote("its charge is not what the filter takes")
-        _check_policy(found, use, stored, rdp, evaluated(store, found.lineage, held=held))
+        done = evaluated(store, found.lineage, held=held)
+        _check_policy(found, use, stored, rdp.budget, charge, done)
         if found.lineage in lineages:
             raise PlanError(
                 "plan.same-lineage",
@@ -56,14 +58,13 @@ def _bad_quote(why: str) -> InternalError:
     return InternalError("internal.quote", f"The quote is wrong: {why}.", mend="Report it.")
 
 
-def charge_of(rdp: RdpFilter, quote: Quote, shown: float | None = None) -> Charge:
-    """What a filter takes for the quote's plan; nothing for a job without privacy (P10). shown:
-    delta at which epsilon is shown, by default the quote's."""
+def charge_of(rdp: RdpFilter, quote: Quote) -> Charge:
+    """What a filter takes for the quote's plan; nothing for a job without privacy (P10)."""
     plan = quote.plan
     if not plan.private:
         return NOTHING
     extra = plan.delta_truncation + plan.delta_sampler
-    return rdp.charge(plan.events, extra, delta_shown=quote.delta if shown is None else shown)
+    return rdp.charge(plan.events, extra, delta_shown=quote.delta)
 
 
 def evaluated(store: Store, lineage: str, *, held: bool) -> int:
@@ -79,18 +80,25 @@ def evaluated(store: Store, lineage: str, *, held: bool) -> int:
 
 
 def _check_policy(
-    found: Dataset, use: DatasetUse, stored: StoredQuote, rdp: RdpFilter, evaluated: int
+    found: Dataset,
+    use: DatasetUse,
+    stored: StoredQuote,
+    budget: Budget,
+    charge: Charge,
+    evaluated: int,
 ) -> None:
     """The owner's rules, then the owner's word on this quote."""
     quote, verdict = stored.quote, stored.verdicts[found.id]
-    capped, shown = found.policy.max_epsilon is not None, min(stored.quote.delta, rdp.budget.delta)
+    cap, delta = found.policy.max_epsilon, min(quote.delta, budget.delta)
     standing = rules.Standing(
         state=found.state,
         policy=found.policy,
         policy_digest=found.policy_digest,
         epoch=found.epoch,
         evaluated=evaluated,
-        epsilon=charge_of(rdp, quote, shown).epsilon if capped else 0.0,
+        beyond=charge != NOTHING
+        and cap is not None
+        and not filters.within(charge.rdp_nano, cap, delta),
     )
     if (broken := rules.broken(quote.request, use, standing)) is None:
         words = (

@@ -14,8 +14,8 @@ _OWNER = "Ask its owner."
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A dataset as it stands. ``evaluated``: exact evaluations so far. ``epsilon``: what the job
-    would charge, where the policy caps that. It is shown at the smaller of the job's delta and the
+    """A dataset as it stands. ``evaluated``: exact evaluations so far. ``beyond``: the job would
+    charge more than the policy's ``max_epsilon``, at the smaller of the job's delta and the
     budget's: epsilon falls as delta grows, so that a job may not pass by a delta of its choice."""
 
     state: str
@@ -23,7 +23,7 @@ class Standing:
     policy_digest: str
     epoch: int
     evaluated: int
-    epsilon: float
+    beyond: bool
 
 
 def broken(request: JobRequest, use: DatasetUse, now: Standing) -> tuple[str, str, str] | None:
@@ -82,7 +82,7 @@ def broken(request: JobRequest, use: DatasetUse, now: Standing) -> tuple[str, st
             "Repeat the policy's words, or train with privacy.",
         ),
         (
-            private and policy.max_epsilon is not None and now.epsilon > policy.max_epsilon,
+            private and now.beyond,
             "policy.max-epsilon",
             f"allows at most epsilon {policy.max_epsilon} for one job",
             f"Ask for at most {policy.max_epsilon}.",

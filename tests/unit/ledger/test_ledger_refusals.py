@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import apsw
 import pytest
 
+from casemate.accounting import filters
 from casemate.ledger import admission, anchor, catalog, fsck, ledger, log, quotes
 from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import Store
@@ -143,6 +145,25 @@ def test_a_dataset_over_its_limit_of_one_job_is_admitted_at_it(store: Store) -> 
     epsilon = quote.datasets[0].charge.epsilon
     exact = push(store, "b", policy=replace(OPEN, max_epsilon=epsilon))
     below = push(store, "c", policy=replace(OPEN, max_epsilon=epsilon * (1 - 1e-9)))
+    queue(store, "2", (exact,), event=SMALL)
+    late = ask(store, "3", (below,), event=SMALL)
+    assert refusal(lambda: ledger.submit(store, late, SCIENTIST.id))[0] == "policy.max-epsilon"
+
+
+def test_the_limit_of_one_job_is_held_in_integers(store: Store) -> None:
+    """At the very float at which the job's charge fits; one less does not hold it."""
+    quote, _ = make_quote(store, "1", (push(store),), event=SMALL)
+    charge = quote.datasets[0].charge
+    high, low = charge.epsilon, charge.epsilon * (1 - 1e-8)
+    while math.nextafter(low, high) < high:
+        middle = (low + high) / 2
+        if filters.within(charge.rdp_nano, middle, quote.delta):
+            high = middle
+        else:
+            low = middle
+    assert low < high < charge.epsilon
+    exact = push(store, "b", policy=replace(OPEN, max_epsilon=high))
+    below = push(store, "c", policy=replace(OPEN, max_epsilon=low))
     queue(store, "2", (exact,), event=SMALL)
     late = ask(store, "3", (below,), event=SMALL)
     assert refusal(lambda: ledger.submit(store, late, SCIENTIST.id))[0] == "policy.max-epsilon"
@@ -513,10 +534,10 @@ def test_whose_budget_is_exhausted(store: Store) -> None:
         assert e.value.message == f"The dataset {dataset} {left}."
 
 
-def test_the_limit_of_one_job_counts_both_extra_deltas(store: Store) -> None:
+def test_the_budget_counts_both_extra_deltas(store: Store) -> None:
     dataset = push(store, policy=replace(OPEN, max_epsilon=50.0))
     late = ask(store, "1", (dataset,), event=SMALL, delta=1e-2, extra=6e-7)
-    assert refusal(lambda: ledger.submit(store, late, SCIENTIST.id))[0] == "budget.beyond-measure"
+    assert refusal(lambda: ledger.submit(store, late, SCIENTIST.id))[0] == "budget.exhausted"
     queue(store, "2", (dataset,), event=SMALL, delta=1e-2, extra=4e-7)
 
 
