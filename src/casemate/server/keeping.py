@@ -11,9 +11,10 @@ found by witnesses and by what clients have seen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, TypeVar
 
-from casemate.ledger import handover, rekey
+from casemate.ledger import handover, log, rekey
 from casemate.ledger.sealed import FILE, FOLDER
 from casemate.ledger.store import Store
 from casemate.seams import Disk, Rng
@@ -32,12 +33,15 @@ STORE_NAME: Final = FILE
 STORE_FILE: Final = f"{FOLDER}/{FILE}"
 
 
-@value("restored/v1")
+@value("restored/v1", later=("until",))
 class Restored:
-    """``whole``: all files of the backup are there. ``checkpoint``: the backup's newest, if any."""
+    """``whole``: all files of the backup are there. ``checkpoint``: the backup's newest, if any.
+    ``until``: the log's name after the recovery that the owners were asked for: with its commit the
+    mark has served, if a crash left it."""
 
     whole: bool
     checkpoint: str | None
+    until: str = ""
 
 
 def label(generation: int) -> str:
@@ -85,10 +89,12 @@ def keyed(disk: Disk, tee: Tee, work: Callable[[bytes], T]) -> tuple[T, int]:
 def open_store(disk: Disk, tee: Tee, boot: bytes, rng: Rng) -> Store:
     """The store of a server that starts. Raises ``ledger.restored``, ``ledger.handed-over``, and as
     ``Store.open``."""
-    require_settled(disk)
+    if not asked(disk):
+        require_settled(disk)
     rekey.clear(disk, rekey.NEXT)  # of a rotation that was cut short
     found, number = keyed(disk, tee, lambda key: Store.open(disk, key, boot, rng))
     try:
+        settle(disk, found)
         handover.require_here(found)
         if number != generation(disk):
             set_generation(disk, number)
@@ -106,6 +112,25 @@ def mark(disk: Disk) -> Restored | None:
 
 def set_mark(disk: Disk, found: Restored) -> None:
     store(disk, MARK_FILE, codec.encode(found))
+
+
+def asked(disk: Disk) -> str:
+    """The name under which the log goes on after the recovery that the owners were asked for."""
+    found = mark(disk)
+    return "" if found is None else found.until
+
+
+def ask(disk: Disk, until: str) -> None:
+    """The owners are asked for a recovery under this name; without a mark there is none to end."""
+    if (found := mark(disk)) is not None:
+        set_mark(disk, replace(found, until=until))
+
+
+def settle(disk: Disk, found: Store) -> None:
+    """As :func:`require_settled`, once the mark of a recovery is gone that was committed."""
+    if asked(disk) == log.key(found).origin:
+        clear_mark(disk)
+    require_settled(disk)
 
 
 def found_older(disk: Disk) -> None:

@@ -186,7 +186,9 @@ def _unconfirmed(found: Store) -> list[str]:
 
 def ask_owners(place: Place, newest: str | None) -> RecoveryRequest:
     """The first step of a recovery. Raises as ``recovery.request``."""
-    return place.using(lambda found: recovery.request(found, newest))
+    asked = place.using(lambda found: recovery.request(found, newest))
+    keeping.ask(place.disk, asked.next)
+    return asked
 
 
 def recover(place: Place, asked: RecoveryRequest, envelopes: Sequence[str]) -> None:
@@ -200,9 +202,8 @@ def consents(place: Place, envelopes: Sequence[str]) -> None:
     """Consents to the recovery that came later, on paper so to speak; the server takes them too.
     Raises ``policy.consent``."""
 
-    keeping.require_settled(place.disk)
-
     def work(found: Store) -> None:
+        keeping.settle(place.disk, found)
         for envelope in envelopes:
             owner, said = consent.signed(found, envelope)
             if not isinstance(said, RecoveryConsent):

@@ -439,6 +439,36 @@ def test_the_owners_let_it_start(files):
     assert state.show(place(disk))["frozen"] == {}
 
 
+@pytest.mark.parametrize("way", ["start", "step 3 again"])
+def test_a_crash_before_the_mark_of_a_recovery_is_gone(files, way, monkeypatch):
+    """The next start, or the same command, sees that the owners' consent was written."""
+    _, a, b = files
+    disk = restored(files)
+    here = place(disk)
+    asked = state.ask_owners(here, None)
+    assert code(assemble, disk) == "ledger.restored"
+    assert code(state.consents, here, []) == "ledger.restored"
+    with monkeypatch.context() as crash:
+        crash.setattr(keeping, "clear_mark", lambda _: None)
+        state.recover(here, asked, [to_recovery(asked, a)])
+    if way == "start":
+        assemble(disk)
+    else:
+        state.consents(here, [to_recovery(asked, b, owner("second"))])
+    assert keeping.mark(disk) is None
+    assert state.show(place(disk))["origin"] == asked.next
+
+
+def test_a_backup_of_a_recovered_state_is_marked_anew(files):
+    """The consent was to another restore."""
+    disk = restored(files)
+    asked = state.ask_owners(place(disk), None)
+    state.recover(place(disk), asked, [to_recovery(asked, files[1])])
+    again = SimDisk()
+    backup.restore(source(saved(disk)), again)
+    assert code(assemble, with_machine(again, files)) == "ledger.restored"
+
+
 def test_a_used_consent_to_software_does_not_come_from_the_operator(files, software):
     """It stands in the public log; whoever could give it again could go back to old software."""
     disk = restored(files)
