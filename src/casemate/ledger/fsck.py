@@ -187,10 +187,11 @@ def _heads(replay: Replay, size: int) -> list[str]:
 
 def _marked(replay: Replay, count: int, before: bytes, step: bytes) -> bool:
     """The newest mark is that of the last entry that moved the anchor; its step is the root of the
-    log as that transaction left it."""
+    log as that transaction left it, so one of the first from there: a log that anybody can make
+    long is not gone through from its end."""
     if replay.anchored is None or replay.anchored[0] != count or len(before) != 32:
         return False
-    sizes = range(replay.entries, replay.anchored[1], -1)
+    sizes = range(replay.anchored[1] + 1, replay.entries + 1)
     return any(fsck_notes.tree(replay.leaves[:size]) == step for size in sizes)
 
 

@@ -217,8 +217,9 @@ def _changed(replay: Replay, name: str) -> Iterator[str]:
         yield "there is no such dataset"
     elif replay.datasets[name].revoked:
         yield "the dataset was revoked before"
-    void = {quote for quote, datasets in replay.quotes.items() if name in datasets}
-    replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
+    replay.verdicts = {
+        k: v for k, v in replay.verdicts.items() if name not in replay.quotes.get(k[0], ())
+    }
 
 
 def _policy(replay: Replay, entry: LogEntry, body: PolicyChanged) -> Iterator[str]:

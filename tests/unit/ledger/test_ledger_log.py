@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pytest
 
-from casemate.ledger import catalog, log, recovery
+from casemate.ledger import catalog, fsck, fsck_notes, log, recovery
 from casemate.ledger.store import Store
 from casemate.seal import checkpoint
 from casemate.spec import codec, merkle
@@ -15,7 +16,7 @@ from casemate.spec.log import Started, dataset_salt
 from casemate.spec.receipt import LogEntry
 from support.anchors import FakeAnchor
 from support.disk import SimDisk
-from support.ledgers import Witness, attestation, open_store, push
+from support.ledgers import OWNER, Witness, attestation, open_store, push
 from support.passing import opened, owner, started, to_recovery, to_software
 
 W1, W2 = Witness("w1"), Witness("w2")
@@ -106,6 +107,28 @@ def test_a_start_says_how_often_the_anchor_was_moved() -> None:
     with pytest.raises(LedgerError, match=r"ledger\.rolled-back"):
         start(old, 3)
     assert start(disk, 4) == 3
+
+
+def test_a_start_goes_through_a_log_once_that_an_owner_made_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Anybody adds entries behind the anchor's newest mark; a tree for each would keep a server
+    from starting for hours."""
+    store = opened(SimDisk(), 1)
+    store.hold(FakeAnchor())
+    recovery.start(store, attestation(store), software="s", measurement="00")
+    dataset = push(store)
+    for epoch in range(1, 40):
+        catalog.advance_epoch(store, dataset, OWNER.id, epoch)
+    trees, tree = [0], fsck_notes.tree
+
+    def counted(leaves: Sequence[bytes], start: int = 0, count: int | None = None) -> bytes:
+        trees[0] += 1
+        return tree(leaves, start, count)
+
+    monkeypatch.setattr(fsck_notes, "tree", counted)
+    assert fsck.check(store.all).findings == []
+    assert trees[0] < 2 * store.size()
 
 
 def _attestation(store: Store):
