@@ -82,6 +82,8 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         [
             "tests/unit/ledger/test_ledger_fsck.py",
             "tests/unit/ledger/test_ledger_fsck_parts.py",
+            "tests/unit/ledger/test_ledger_passing.py",
+            "tests/unit/ledger/test_ledger_recovery.py",
             "tests/unit/ledger/test_ledger_audit.py",
             "tests/attacks/test_ledger_tampering.py",
         ],

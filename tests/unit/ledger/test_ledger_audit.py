@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from casemate.ledger import catalog, fsck, fsck_folder, ledger, log, quotes, sealed
+from casemate.ledger import (
+    catalog,
+    fsck,
+    fsck_costs,
+    fsck_folder,
+    fsck_receipts,
+    ledger,
+    log,
+    quotes,
+    sealed,
+)
 from casemate.ledger.store import Store
 from casemate.ledger.vfs import Mount
 from casemate.seal import checkpoint, dsse, note
 from casemate.spec import canonical, codec
 from casemate.spec.errors import LedgerError
 from casemate.spec.evidence import Attestation
-from casemate.spec.job import DpEvent
+from casemate.spec.job import DpEvent, Quote
 from casemate.spec.receipt import PAYLOAD_TYPE, ReceiptBundle
 from support.disk import SimDisk
 from support.ledgers import (
@@ -288,6 +299,19 @@ def test_an_epsilon_that_the_events_do_not_cost_is_found(epsilon: float) -> None
     assert f"claims epsilon {epsilon:g}" in finding
 
 
+def test_a_claimed_epsilon_is_held_to_its_last_digit() -> None:
+    """From what one accountant finds from below to what the other charged, and a little more."""
+    store = open_store(SimDisk())
+    quote, _ = make_quote(store, "1", (push(store),), event=SMALL)
+    near = fsck_receipts._NEAR
+    least = fsck_costs.tight(quote.plan, quote.delta) * (1 - near) - near
+    most = quote.datasets[0].charge.epsilon * (1 + near) + near
+    assert claimed(epsilon=least) == claimed(epsilon=most) == []
+    for beyond in (math.nextafter(least, 0), math.nextafter(most, 100)):
+        (finding,) = claimed(epsilon=beyond)
+        assert "claims epsilon" in finding
+
+
 def test_a_commit_without_an_attestation_is_found() -> None:
     found = changed("DELETE FROM attestations").findings
     assert sum("no attested commit" in f for f in found) == 3
@@ -309,6 +333,26 @@ def test_files_are_there_and_as_long_as_they_should_be() -> None:
         assert short.findings, name
     large = next(n for n in names if n.startswith("results/"))
     assert fsck.audit(SimDisk.of({**world(), large: bytes(3 << 20)}), KEY).findings
+
+
+def test_files_may_have_these_lengths_and_no_other() -> None:
+    def found(name: str, length: int) -> list[str]:
+        return fsck.audit(SimDisk.of({**world(), name: bytes(length)}), KEY).findings
+
+    offset = next(n for n in world() if n.endswith(".offset"))
+    result = next(n for n in world() if n.startswith("results/"))
+    store = Store.open(SimDisk.of(world()), KEY, boot(9), None)
+    sql = "SELECT q.quote FROM quotes q JOIN jobs j ON j.quote = q.digest WHERE j.blob = ?"
+    (raw,) = store.one(sql, result)
+    store.close()
+    most = 4 * codec.decode(Quote, raw).parameters + fsck_folder.PIECE
+    empty, full = fsck_folder.sealed_size(0), fsck_folder.sealed_size(most)
+    for name, sound, wrong in (
+        (offset, (24, 48), (23, 25, 47, 49)),
+        (result, (empty + 1, full), (0, empty, full + 1)),
+    ):
+        assert [found(name, n) for n in sound] == [[]] * len(sound)
+        assert all(found(name, n) for n in wrong)
 
 
 def test_what_nothing_names_is_told_apart() -> None:
