@@ -13,6 +13,8 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,61 @@ def test_fills_the_machine_by_one_word_that_repeats(tmp_path: Path) -> None:
     assert bomb.stat().st_size < 1024
     refused(bomb, "data.unknown-class", bounds=None, classes={"x": ["a", "b"]})
     refused(pa.table({"x": word}), "data.unknown-class", bounds=None, classes={"x": ["a"]})
+
+
+WORD = "A" * 50_000
+WORDS = {
+    "long words": lambda: pa.array([WORD] * 4096, pa.large_string()),
+    "views": lambda: pa.array([WORD] * 4096, pa.string_view()),
+    "octets": lambda: pa.array([WORD.encode()] * 4096, pa.large_binary()),
+    "octets of one length": lambda: pa.array([WORD.encode()] * 4096, pa.binary(len(WORD))),
+    "words in lists": lambda: pa.FixedSizeListArray.from_arrays(pa.array([WORD] * 4096), 1),
+    "words of a known extension": lambda: pa.ExtensionArray.from_storage(
+        pa.json_(pa.large_string()), pa.array([WORD] * 4096, pa.large_string())
+    ),
+}
+
+
+# In a process of its own, for here the bomb was made.
+PUSHES = """
+import re, sys
+from pathlib import Path
+from casemate.client.data import encode
+from casemate.spec.errors import CasemateError
+
+def most():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+import pyarrow.parquet
+before = most()
+try:
+    encode(sys.argv[1], name="t", classes={"x": ["a"]})
+except CasemateError as e:
+    print(e.code, most() - before)
+"""
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_fills_the_machine_by_one_word_of_another_kind(tmp_path: Path, what: str) -> None:
+    """Less than a kilobyte of Parquet, of which Arrow makes 200 MB for one block of rows."""
+    path = tmp_path / "t.parquet"
+    parquet(path, pa.table({"x": WORDS[what]()}), dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 1024
+    out = subprocess.run([sys.executable, "-c", PUSHES, path], capture_output=True, text=True)
+    code, kib = out.stdout.split()
+    assert code in ("data.dtype", "data.unknown-class")
+    assert int(kib) < 100 * MIB
+
+
+def test_fills_the_machine_by_a_list_that_is_kept_once() -> None:
+    """Indices into a dictionary of lists: each would be written out."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2**20, "f4")), 2**20)
+    made = pa.DictionaryArray.from_arrays(pa.array(np.zeros(4096, "i4")), lists)
+    refused(pa.table({"x": made}), "data.dtype")
+
+
+def test_fills_the_machine_by_views_of_one_word() -> None:
+    refused(pa.table({"x": pa.array(["a"], pa.string_view())}), "data.dtype")
 
 
 def test_fills_the_machine_by_lists_that_repeat(tmp_path: Path) -> None:
@@ -206,6 +263,54 @@ def test_an_extension_type_says_nothing_about_the_values(tmp_path: Path) -> None
     column = pa.ExtensionArray.from_storage(square, storage)
     found = encode(pa.table({"x": column}), name="t", bounds=(0.0, 1.0))
     assert found.schema.columns[0].shape == (4,)
+
+
+def torn(column: pa.Array, old: bytes, new: bytes) -> pa.Table:
+    """A table whose column says of itself what is not so, as Arrow reads it from a stream."""
+    sink = pa.BufferOutputStream()
+    whole = pa.table({"x": column})
+    with pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    raw = sink.getvalue().to_pybytes()
+    assert old in raw
+    return pa.ipc.open_stream(raw.replace(old, new)).read_all()
+
+
+def numbers(code: str, *values: int) -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values)
+
+
+TORN = {
+    "words past the end": (["abcdefg", "hijkl"], (0, 7, 12), (0, 1 << 16, 1 << 17)),
+    "words far away": (
+        ["abcdefg", "hijkl"],
+        (0, 7, 12),
+        (2 * 10**9, 2 * 10**9 + 7, 2 * 10**9 + 12),
+    ),
+    "words backwards": (["abcdefg", "hijkl"], (0, 7, 12), (0, 12, 7)),
+    "lists past the end": (
+        [[1.0] * 3] * 2,
+        (0, 3, 6),
+        (1 << 20, (1 << 20) + 512, (1 << 20) + 1024),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TORN)
+def test_reads_the_owners_memory_by_offsets_past_the_end(what: str) -> None:
+    """Arrow would make rows, and errors, of what lies behind the column, or end the process."""
+    values, old, new = TORN[what]
+    error = refused(
+        torn(pa.array(values), numbers("i", *old), numbers("i", *new)), "data.arrow-form",
+        bounds=None, classes={"x": ["a"]},
+    )  # fmt: skip
+    assert "abcdefg" not in error.message
+
+
+@pytest.mark.parametrize(("old", "new"), [(1000, 1 << 30), (8000, 8)])
+def test_reads_the_owners_memory_by_rows_that_are_not_there(old: int, new: int) -> None:
+    made = torn(pa.array([0.25] * 1000), numbers("q", old), numbers("q", new))
+    refused(made, "data.arrow-form")
 
 
 def nested(depth: int) -> pa.Table:

@@ -106,7 +106,7 @@ def hugging_face_table(dataset: Any) -> Table:
             if plain:
                 part = dataset.select_columns(plain).with_format("arrow")[rows]
                 for name in plain:
-                    columns[name] = arrow_array(name, part[name].combine_chunks(), at + 1)
+                    columns[name] = arrow_array(name, part[name], at + 1)
             if coded:
                 decoded = _decoded(dataset.select_columns(coded), rows)
                 for name in coded:

@@ -16,10 +16,11 @@ from casemate.spec.errors import DataError
 MAX_UNFOLDED: Final = 1 << 30
 MAX_RATIO: Final = 1000
 MAX_NESTED: Final = 6
+_MOST_DECIMAL: Final = 32  # bytes of a decimal
 
 
 def arrow_array(name: str, column: Any, first_row: int) -> Any:
-    """One chunk as numpy: lists of equal length become a further axis.
+    """An array, or chunks of one, as numpy: lists of equal length become a further axis.
 
     Raises ``data.missing-value``, ``data.shape``, ``data.dtype`` (kinds that are no numbers, words
     or lists of them), ``data.arrow-form``.
@@ -27,7 +28,11 @@ def arrow_array(name: str, column: Any, first_row: int) -> Any:
     import pyarrow as pa
 
     try:
-        return _array(name, column, first_row, 0)
+        # Arrow believes what a column says of itself: of offsets past its end it makes a word of
+        # whatever lies there in memory.
+        column.validate(full=True)
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return _array(name, whole, first_row, 0)
     except (pa.ArrowException, ValueError, LookupError) as e:
         raise refuse(
             "arrow-form",
@@ -54,9 +59,12 @@ def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
     if isinstance(column, pa.ExtensionArray):  # what its type says is not looked at
         return _array(name, column.storage, first_row, depth)
     if kinds.is_dictionary(kind):
-        # Not decoded by Arrow, which writes each word out as often as it occurs.
-        column.validate(full=True)
-        return _array(name, column.dictionary, first_row, depth)[column.indices.to_numpy()]
+        # Not decoded by Arrow, which writes each word out as often as it occurs. A list that is
+        # kept once would be written out here.
+        words = _array(name, column.dictionary, first_row, depth)
+        if words.ndim > 1:
+            raise _no_wire_form(name, kind)
+        return words[column.indices.to_numpy()]
     if kinds.is_fixed_size_list(kind) or kinds.is_list(kind) or kinds.is_large_list(kind):
         lengths = column.value_lengths().to_pylist()
         if len(set(lengths)) > 1:
@@ -76,15 +84,20 @@ def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
     if kinds.is_decimal(kind):
         column = column.cast(pa.float64())
     elif not any(is_kind(kind) for is_kind in _plain()):
-        message = f"Column {name!r} holds {str(kind)[:80]}, which has no wire form."
-        raise refuse("dtype", message, "Convert it to numbers or words, or leave it out.", name)
+        raise _no_wire_form(name, kind)
     return column.to_numpy(zero_copy_only=False)
 
 
+def _no_wire_form(name: str, kind: Any) -> DataError:
+    message = f"Column {name!r} holds {str(kind)[:80]}, which has no wire form."
+    return refuse("dtype", message, "Convert it to numbers or words, or leave it out.", name)
+
+
 def _plain() -> Sequence[Callable[[Any], bool]]:
+    """No views: many may show the same bytes, and each is written out."""
     import pyarrow.types as kinds
 
-    words = (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
+    words = (kinds.is_string, kinds.is_large_string)
     return (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_temporal, *words)
 
 
@@ -102,12 +115,19 @@ def _record_batches(batches: Iterator[Any]) -> Iterator[Block]:
 
 
 def arrow_table(table: Any) -> Table:
+    import pyarrow as pa
+
     def blocks() -> Iterator[Block]:
         batches = table.to_batches() if hasattr(table, "to_batches") else [table]
         return _record_batches(iter(batches))
 
     try:
+        table.validate()  # columns of one length: Arrow ends the process at a slice past one's end
         names = list(table.schema.names)
+    except pa.ArrowException as e:
+        raise refuse(
+            "arrow-form", f"This is no sound Arrow table: {str(e)[:120]}.", "Write the table again."
+        ) from None
     except UnicodeDecodeError:
         raise refuse(
             "schema", "The name of a column is not UTF-8.", "Give the columns names in UTF-8."
@@ -142,11 +162,28 @@ def parquet_table(path: Path) -> Table:
     try:
         with parquet.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
-            words = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
+            words = [f.name for f in file.schema_arrow if _is_words(f.type)]
+            _require_words_apart(file.schema, words)
         _require_no_bomb(path)
     except unreadable as e:
         raise failed(e) from None
     return peeked(names, blocks)
+
+
+def _is_words(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
+
+
+def _require_words_apart(schema: Any, words: Sequence[str]) -> None:
+    """Raises ``data.dtype`` for octets anywhere but in a column of words: those alone can be read
+    so that what the file has once is in memory once."""
+    for leaf in map(schema.column, range(len(schema))):
+        octets = leaf.physical_type == "BYTE_ARRAY" and leaf.path not in words
+        if octets or (leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.length > _MOST_DECIMAL):
+            raise _no_wire_form(leaf.path, leaf.physical_type)
 
 
 def _require_no_bomb(path: Path) -> None:
