@@ -123,6 +123,56 @@ def test_one_that_grows_past_its_memory_is_ended(monkeypatch: pytest.MonkeyPatch
     run_async(work())
 
 
+HIDES = {
+    # Each less than the limit, all together more; by a grandchild whose parent is gone.
+    "memory": (
+        "for _ in range(4):\n"
+        " if not os.fork():\n"
+        "  if os.fork(): os._exit(0)\n"
+        "  hoard = b'x' * (60 << 20)\n"
+        "  time.sleep(60)\n"
+    ),
+    "processes": "for _ in range(40):\n if not os.fork(): time.sleep(60)\n",
+}
+
+
+@pytest.mark.parametrize("reason", HIDES)
+def test_one_whose_children_take_the_machine_is_ended(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr(
+        pool, "command", _script(_frame(READY) + HIDES[reason] + "time.sleep(60)\n")
+    )
+
+    async def work() -> None:
+        made = _pool(worker_bytes=(150 << 20) if reason == "memory" else 4 << 30)
+        async with made.worker() as (worker, _):
+            with pytest.raises(WorkerGone) as gone:
+                await worker.expect([Done], 30.0)
+            assert gone.value.reason == reason
+            while any(worker.resident()):  # all but what is not reaped yet
+                await asyncio.sleep(0.01)
+        await made.close()
+
+    run_async(work())
+
+
+def test_children_of_one_that_is_gone_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when somebody asks for its answer: they hold its socket, so none is cut short."""
+    body = _frame(READY) + "if not os.fork(): time.sleep(60)\nos._exit(0)\n"
+    monkeypatch.setattr(pool, "command", _script(body))
+
+    async def work() -> None:
+        made = _pool()
+        async with made.worker() as (worker, _):
+            with pytest.raises(WorkerGone) as gone:
+                await worker.expect([Done], 30.0)
+            assert gone.value.reason == "closed"
+        await made.close()
+
+    run_async(work())
+
+
 def test_its_files_cannot_grow_past_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result's memfd included, by write and by ftruncate."""
     body = (
@@ -307,11 +357,12 @@ def test_the_watched_numbers_are_the_kernels(tmp_path: Path) -> None:
     )
     worker = Worker(process, socket.socket(), tmp_path)
     try:
-        assert 0 < worker.resident() < 1 << 30
+        assert 0 < worker.resident()[0] < 1 << 30
+        assert len(worker.resident()) == 1
         assert resource.getpagesize() == pool._PAGE
     finally:
         worker.kill("done")
         worker._process.wait()
         process.communicate()
         worker._sock.close()
-    assert worker.resident() == 0
+    assert not worker.resident()

@@ -7,12 +7,15 @@ may not reach; after it, every call that is not on the list is tried.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import platform
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -69,6 +72,38 @@ def told(tmp_path: Path, before: str, after: str, *, locked: bool = True) -> obj
     )
     assert done.returncode == 0, (done.returncode, done.stderr.decode()[-2000:])
     return json.loads(done.stdout)
+
+
+def test_one_does_not_outlive_its_server(tmp_path: Path) -> None:
+    """Which is killed: nothing tells the worker, and it need not look at its socket."""
+    read, write = os.pipe()
+    starts = f"""
+        import os, subprocess, sys, time
+        one = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], pass_fds=[{write}])
+        print(one.pid, flush=True)
+        time.sleep(60)
+    """
+    busy = BEGIN + f"keep = [{write}]\n" + ENTER + LOCK
+    busy += f"os.write({write}, b'1')\nwhile True: pass\n"
+    server = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(starts), busy, str(tmp_path)],
+        stdout=subprocess.PIPE, pass_fds=[write],
+    )  # fmt: skip
+    os.close(write)
+    try:
+        assert server.stdout is not None
+        pid = int(server.stdout.readline())
+        assert os.read(read, 1) == b"1"
+        server.kill()
+        server.wait()
+        ended, _, _ = select.select([read], [], [], 10.0)  # its descriptor is closed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        assert ended
+    finally:
+        server.kill()
+        server.communicate()
+        os.close(read)
 
 
 # Once it is locked.

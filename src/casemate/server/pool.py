@@ -34,6 +34,8 @@ T = TypeVar("T")
 START_SECONDS: Final = 120.0
 SEND_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 0.25
+# With what it started: a compiler and its parts, one at a time.
+PROCESSES: Final = 32
 NICE: Final = 10
 # Of what a worker says: no text is more than a sentence or two, and only what it prepared, with a
 # line for each part of a model, may need a longer frame.
@@ -130,12 +132,16 @@ class Worker:
             self.kill("closed")
             raise WorkerGone(self._over or "closed") from None
 
-    def resident(self) -> int:
-        """Bytes of memory it holds now; 0 once it is gone."""
-        try:
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
-        except (OSError, IndexError, ValueError):
-            return 0
+    def resident(self) -> list[int]:
+        """Bytes of memory that it holds now, and each process that it started and that is still
+        there: all are of its group, whoever their parent is by now. Its own come first."""
+        held: list[int] = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                if os.getpgid(int(name)) == self.pid:
+                    pages = Path(f"/proc/{name}/statm").read_text().split()[1]
+                    held.insert(0 if int(name) == self.pid else len(held), int(pages) * _PAGE)
+        return held
 
     @property
     def alive(self) -> bool:
@@ -308,11 +314,20 @@ class Pool:
             await self.release(old, "idle")
 
     async def _watch(self, worker: Worker) -> None:
-        """End a worker that holds too much memory; who waits for it gets ``WorkerGone``."""
+        """End a worker that holds too much memory, or that with what it started does; who waits
+        for it gets ``WorkerGone``. What it started is ended as soon as it is gone itself."""
+        most, above = self._config.worker_memory, 0
         while worker.alive:
-            if worker.resident() > self._config.worker_memory:
+            held = await asyncio.to_thread(worker.resident)
+            # Until it runs its own program, a child counts its parent's memory a second time: what
+            # is above the limit at one look alone may be that.
+            above = above + 1 if sum(held) > most else 0
+            if above > 1 or held[:1] > [most]:
                 worker.kill("memory")
+            if len(held) > PROCESSES:
+                worker.kill("processes")
             await asyncio.sleep(WATCH_SECONDS)
+        worker.kill("closed")
 
     async def close(self) -> None:
         """End all workers."""

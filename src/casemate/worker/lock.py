@@ -13,6 +13,7 @@ import gc
 import os
 import resource
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from typing import Any, Final
 from casemate.worker import landlock, seccomp
 from casemate.worker.syscall import call
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -101,7 +103,8 @@ class Entered:
 
 def enter(scratch: Path) -> Entered:
     """Keep a process that has one thread to itself: code can still be loaded and a compiler run,
-    with ``scratch`` as the one place to write."""
+    with ``scratch`` as the one place to write. It ends with the thread that started it: the server
+    has its workers started by threads that last as long as its event loop."""
     tempfile.tempdir = str(scratch)
     os.environ["TMPDIR"] = str(scratch)
     own = [Path(p) for p in (sys.prefix, sys.base_prefix, *sys.path) if p]
@@ -116,6 +119,7 @@ def enter(scratch: Path) -> Entered:
         "landlock": alone and landlock.restrict(rights),
         "seccomp": alone and seccomp.refuse(),
     }
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # last: who gives up privileges loses it
     return Entered(scratch, tuple(name for name, holds in held.items() if holds))
 
 
