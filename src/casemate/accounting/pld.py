@@ -15,6 +15,9 @@ from casemate.spec.errors import UsageError
 from casemate.spec.job import DpEvent
 
 _BLOCK: Final = 1000
+# Of one step's loss, each some microseconds of Python: little noise spreads it over thousands.
+_POINTS: Final = 1 << 19
+_TAIL: Final = 10.0  # standard deviations, past which the library cuts the loss off
 
 
 def _compose(one: Any, steps: int) -> Any:
@@ -44,6 +47,8 @@ def _epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
     # Not above the size of one step's loss, where rounding would outweigh it.
     least = min((e.rate / e.noise_multiplier for e in events), default=1.0)
     interval = min(interval, max(5e-5, least / 2))
+    noise = min((e.noise_multiplier for e in events), default=1.0)
+    interval = max(interval, (1 / noise**2 + 2 * _TAIL / noise) / _POINTS)
     total = None
     for event in events:
         one = pld.from_gaussian_mechanism(

@@ -33,6 +33,8 @@ def capacity(units: int, rate: float, steps: int, delta_part: float) -> int:
     """
     if rate >= 1:
         return units
+    if not delta_part > 0:  # its part of the smallest floats is 0
+        raise PlanError("plan.delta", "The delta is too small.", mend="Ask for a larger delta.")
     target = math.log(delta_part) - math.log(steps)
 
     def log_tail(k: int) -> float:

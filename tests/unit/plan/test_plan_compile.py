@@ -153,3 +153,10 @@ def test_seeded_sensitivities_are_caught(bug: str, monkeypatch: pytest.MonkeyPat
     plan = compile_plan(request(), (schema(),), prepared(rounding=1e-6, dimension=10**6))
     with pytest.raises(AssertionError):
         check_rules(plan, 10**6, 1e-12, 1e-6)
+
+
+def test_a_delta_whose_part_is_zero_is_refused():
+    """The smallest float: its ten-thousandth part has no logarithm."""
+    with pytest.raises(PlanError) as e:
+        capacity(1000, 0.01, 10, 5e-324 * 1e-4)
+    assert e.value.code == "plan.delta"
