@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -284,8 +284,10 @@ def _require_memory(needed: int, there: int) -> None:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes of memory that this process has had at most. Not getrusage(2)'s: a process begins there
+    with what its parent had, and a quote would tell of the server's other jobs."""
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
 
 
 def check_generator(train: TrainSpec, units: int, dimension: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -129,3 +131,16 @@ def test_bindings_that_do_not_fit_are_refused(columns):
     bindings = (InputBinding(input="x", columns=columns), lab.BINDINGS[1])
     with pytest.raises(PlanError):
         run(*lab.mlp([5, 4, 3]), bindings=bindings)
+
+
+def test_what_its_server_once_held_is_no_memory_of_a_workers():
+    """A quote's bytes would tell the size of others' results, and jobs would be refused for it."""
+    measures = "from casemate.engine import prepare; print(prepare._resident())"
+    starts = (
+        "import subprocess, sys; x = b'x' * (1500 << 20); del x;"
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True, check=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", starts, measures], capture_output=True, text=True, check=True
+    )
+    assert 0 < int(done.stdout) < 1200 << 20
