@@ -456,3 +456,10 @@ def test_a_table_is_refused_exactly_where_a_value_is_out_of_bounds() -> None:
         raw = wire(x=floats(*values.flatten().tolist()))
         bad = not bool(((values >= 0) & (values <= 1)).all())
         assert (said_by_the_checker(column(), raw)[1] != "") == bad
+
+
+def test_hides_a_tensor_where_others_read_metadata() -> None:
+    """One file, two readings: to other readers of safetensors this is no tensor."""
+    with pytest.raises(CasemateError) as e:
+        tensors.load(tensors.dump({"__metadata__": ("f32", (1,), bytes(4))}))
+    assert e.value.code == "format.safetensors"

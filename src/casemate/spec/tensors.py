@@ -121,6 +121,8 @@ def read_header(prefix: bytes | memoryview, total: int) -> dict[str, TensorInfo]
     for name, entry in header.items():  # canonical JSON: already sorted
         if not (1 <= len(name) <= 512 and name.isascii() and name.isprintable()):
             raise _refuse("A tensor's name must be 1 to 512 printable ASCII characters.")
+        if name == "__metadata__":  # no tensor to other readers of the format
+            raise _refuse("A tensor is called as the format's own metadata.", name)
         info = _entry(name, entry, at)
         at = info.end
         out[name] = TensorInfo(info.dtype, info.shape, base + info.start, base + info.end)
