@@ -1273,3 +1273,10 @@ _noised("one step of two thousand has no noise", lambda real: (
     lambda total, key, step, scale, first=0: (
         None if step % 2000 == 1234 else real(total, key, step, scale, first))),
     "sampling")  # fmt: skip
+
+
+# --- found uncaught by a second review: far entries, unusual layers, what costs nothing
+
+_noised("noise repeats after 2^20 entries", lambda real: (
+    lambda total, key, step, scale, first=0: real(total, key, step, scale, first % (1 << 20))),
+    "known noise")  # fmt: skip

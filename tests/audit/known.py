@@ -19,15 +19,18 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from audit import chance, lab
+from audit import chance, lab, sums
 from audit.lab import Job
 from audit.law import holds
 from casemate.engine import noise as engine_noise
-from casemate.engine import sampling, windows
+from casemate.engine import sampling, train, windows
 
 # Small ones, neighbours of powers of two and of thousands: what repeats or leaves out shows.
 AT: Final = (0, 1, 2, 999, 4_099, 16_387, (1 << 20) + 7)
 FEW: Final = (0, 4_099)
+# Entries of models that are too large to be made here: counters of 16 to 32 bits are over, and the
+# last draws that there are.
+FAR: Final = (*((1 << k) + 2 for k in (16, 17, 20, 24, 31, 32, 33, 40)), (1 << 49) - 6)
 _MOST: Final = 1 << 21
 # float32 weights show a draw of some sigma to this.
 _SEEN: Final = 2e-6
@@ -38,17 +41,18 @@ def subkey(key: bytes, purpose: str) -> bytes:
     return HKDF(SHA256(), 32, salt=None, info=info).derive(key)
 
 
-def words(key: bytes, purpose: str, step: int, count: int) -> np.ndarray:
-    """The first words of a step's stream, uint64."""
-    counter = step.to_bytes(8, "big") + bytes(8)
+def words(key: bytes, purpose: str, step: int, count: int, first: int = 0) -> np.ndarray:
+    """Words of a step's stream from its block ``first`` on, uint64."""
+    counter = step.to_bytes(8, "big") + first.to_bytes(8, "big")
     stream = Cipher(algorithms.AES(subkey(key, purpose)), modes.CTR(counter)).encryptor()
     return np.frombuffer(stream.update(bytes(8 * (count + count % 2))), dtype="<u8")[:count]
 
 
-def normals(key: bytes, step: int, count: int) -> np.ndarray:
-    """A step's draws before their rounding, extended precision: a word for the radius and one for
-    the angle of each pair, both in the middle of what 64 bits tell."""
-    drawn = words(key, "noise", step, count + count % 2).reshape(-1, 2)
+def normals(key: bytes, step: int, count: int, first: int = 0) -> np.ndarray:
+    """A step's draws from the even number ``first`` on, before their rounding, extended precision:
+    a word for the radius and one for the angle of each pair, both in the middle of what 64 bits
+    tell."""
+    drawn = words(key, "noise", step, count + count % 2, first // 2).reshape(-1, 2)
     real, whole = np.longdouble, np.longdouble(2) ** 64
     low, high = (w.astype(real) / whole + real(0.5) / whole for w in (drawn[:, 0], ~drawn[:, 0]))
     radius = np.sqrt(-2 * np.where(low < 0.5, np.log(low), np.log1p(-high)))
@@ -81,13 +85,20 @@ _wides: Final = {path: functools.partial(_windows, path) for path in ("auto", "r
 
 def noise(seed: int) -> None:
     """Where no unit adds anything, a step releases what its key and number say, in each entry of
-    three windows, rounded to the grid. Both paths; native and in numpy."""
-    for what, path, helped, steps in (
-        ("graph", "auto", True, AT), ("record", "record", True, AT), ("numpy", "auto", False, FEW),
+    three windows, rounded to the grid, and in several microbatches as in one. Both paths; native
+    and in numpy."""
+    several = {n: make for n, make in sums.CASES.items() if "microbatches" in n}
+    for what, make, helped, steps in (
+        ("graph", _wides["auto"], True, AT), ("record", _wides["record"], True, AT),
+        ("numpy", _wides["auto"], False, FEW),
+        *((name, made, True, FEW) for name, made in several.items()),
     ):  # fmt: skip
-        job = lab.kept(_wides[path])
+        job = lab.kept(make)
         plan, count = job.plan, job.ready.program.dimension
-        holds(count > 2 * windows.WINDOW, f"known noise, {what}: there are three windows")
+        if what in several:
+            sums.in_microbatches(job, what)
+        else:
+            holds(count > 2 * windows.WINDOW, f"known noise, {what}: there are three windows")
         table = lab.spoilt(lab.zeros(job.schema), slice(None))
         key = lab.key_of("known noise", seed, what)
         helper = engine_noise._helper if helped else lambda: None
@@ -107,6 +118,24 @@ def noise(seed: int) -> None:
                     f"known noise, {what}: in step {step} entry {at} is {off[at]:.3g} sigma off"
                     " what its key says",
                 )
+    _far(seed)
+
+
+def _far(seed: int) -> None:
+    """What a run adds to entries that only much larger models have is their own as well."""
+    job, key = lab.kept(_wides["record"]), lab.key_of("far noise", seed)
+    taken: list[train.Add] = []
+    with mock.patch.object(train, "loop", lambda *args: taken.append(args[6])):
+        job.start(lab.zeros(job.schema), key)
+    scale = job.plan.sigma / job.plan.grid
+    for helper in (engine_noise._helper, lambda: None):
+        with mock.patch.object(engine_noise, "_helper", helper):
+            for first in FAR:
+                total = np.zeros(6, dtype=np.int64)
+                taken[0](4_099, first, total)
+                want = np.rint(normals(key, 4_099, 6, first) * scale).astype(np.float64)
+                same = bool((np.abs(total - want) <= 1).all())
+                holds(same, f"known noise: entries from {first} on are not what their key says")
 
 
 def samples(seed: int) -> None:
