@@ -1280,3 +1280,81 @@ _noised("one step of two thousand has no noise", lambda real: (
 _noised("noise repeats after 2^20 entries", lambda real: (
     lambda total, key, step, scale, first=0: real(total, key, step, scale, first % (1 << 20))),
     "known noise")  # fmt: skip
+
+
+@bug("what counts for nothing is multiplied by zero", "layers")
+def _times_zero(patch: Patch) -> None:
+    def weighted_sum(made: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return (made.double() * c.double().view(-1, 1)).sum(0).float()
+
+    patch.setattr(kernels, "weighted_sum", weighted_sum)
+
+
+@bug("factors are used however small they are", "layers")
+def _small_factors(patch: Patch) -> None:
+    patch.setattr(batched, "SMALLEST", 0.0)
+    patch.setattr(small, "factors", lambda *a: None)
+
+
+@bug("a window that begins within a row of a table gets the row's beginning", "layers")
+def _rows_cut(patch: Patch) -> None:
+    real = forms.embedding_site
+
+    def site(*args: Any) -> forms.Site:
+        made, width = real(*args), args[4][1]
+        for name, add in made.adds.items():
+            made.adds[name] = lambda steps, first, *rest, add=add: add(
+                steps, first - first % width, *rest
+            )
+        return made
+
+    patch.setattr(forms, "embedding_site", site)
+
+
+@bug("an embedding's norm is made of its rows' own, not of their sum", "layers")
+def _norm_of_rows(patch: Patch) -> None:
+    real = forms.embedding_site
+
+    def site(*args: Any) -> forms.Site:
+        made, (both, count, table, padding, shape) = real(*args), args[2:]
+        k, none = shape.per_unit, padding if padding >= 0 else None
+
+        def norm(env: Any) -> forms.Norm:
+            index, g = both(env)
+            of_rows = index.reshape(-1, count // k), g.reshape(-1, count // k, table[1])
+            squared, spread = kernels.embedding_gram(*of_rows, none)
+            return forms.Norm(squared.view(-1, k).sum(1), spread.view(-1, k).sum(1))
+
+        made.ways = [dataclasses.replace(way, norm=norm) for way in made.ways]
+        return made
+
+    patch.setattr(forms, "embedding_site", site)
+
+
+@bug("a convolution's sums are taken for exact", "rounding of sums")
+def _exact_sums(patch: Patch) -> None:
+    real = forms.convolution_site
+
+    def site(*args: Any) -> forms.Site:
+        made = real(*args)
+        made.ways = [dataclasses.replace(way, error=0.0) for way in made.ways]
+        return made
+
+    patch.setattr(forms, "convolution_site", site)
+
+
+@bug("what was compiled adds half of a neighbour", "steps")
+def _neighbours(patch: Patch) -> None:
+    real = batched.Batched._swap
+
+    def swap(self: batched.Batched) -> None:
+        before = self.fused
+        real(self)
+        if self.fused is not before:
+            call, rows_ = self._forward, self.shape.rows
+            self._forward = lambda *a: [
+                t + 0.5 * t.flip(0) if t.is_floating_point() and t.shape[:1] == (rows_,) else t
+                for t in call(*a)
+            ]
+
+    patch.setattr(batched.Batched, "_swap", swap)

@@ -4,8 +4,10 @@ several microbatches, and every way to every kind of layer's norm."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Final
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from audit import known, lab, sums
 from audit.lab import Job
 from audit.law import holds
-from casemate.engine import batched, train
+from casemate.engine import batched, compiled, train, windows
 from casemate.spec.job import Execution
 from support import batched_lab
 from support.engine_lab import no_noise
@@ -31,7 +33,21 @@ def _net(path: str) -> Job:
     )  # fmt: skip
 
 
-_nets: Final = {path: functools.partial(_net, path) for path in ("auto", "record")}
+def _compiled() -> Job:
+    """As if islands had been compiled: what came of it, here the operations themselves, is taken
+    before the first step."""
+    job = _net("auto")
+    if (fast := job.ready.fast) is not None:
+        made = compiled.Fused(fast._forward, 1, 1, (), 0.0)
+        fast.later = mock.Mock(over=lambda: True, ready=lambda: made)
+    return job
+
+
+_nets: Final = {
+    "graph": functools.partial(_net, "auto"),
+    "record": functools.partial(_net, "record"),
+    "graph, compiled": _compiled,
+}
 
 
 def steps(seed: int) -> None:
@@ -40,7 +56,7 @@ def steps(seed: int) -> None:
     for path, make in _nets.items():
         job = lab.kept(make)
         plan, fast, program = job.plan, job.ready.fast, job.ready.program
-        sums.on_path(job, "graph" if path == "auto" else path)
+        sums.on_path(job, path.split(",")[0])
         if fast is not None:
             several = plan.microbatches > 1 and fast._small() is None
             holds(several, f"steps, {path}: several microbatches, not of the smallest native step")
@@ -59,12 +75,15 @@ def steps(seed: int) -> None:
         for step in range(STEPS):
             with torch.no_grad():
                 program.flat.copy_(job.initial)
-            run(step)
+            with mock.patch.object(compiled, "race", lambda *pair: (0.0, 1.0)):
+                run(step)
             before = job.initial.numpy().astype(np.float64)
             found = (before - job.flat()) * plan.normaliser / job.rate
             want = parts[known.sample(key, step, UNITS, plan.rate)].sum(0)
             off = float(np.linalg.norm(found - want))
             holds(off < 2e-3, f"steps, {path}: the sum of step {step} is {off:.3g} off its units'")
+        taken = fast is not None and fast.fused is not None
+        holds(taken == ("compiled" in path), f"steps, {path}: what was compiled is taken")
 
 
 class Embedded(nn.Module):
@@ -112,6 +131,7 @@ def _images(channels: int) -> Callable[[int, torch.Generator], Tensor]:
 
 
 Inputs = Callable[[int, torch.Generator], Tensor]
+_FINE: Final = 2.0**-20
 ZOO: Final[dict[str, tuple[Callable[[], nn.Module], Inputs]]] = {
     "embedding": (lambda: Embedded(False), _tokens),
     "tied embedding": (lambda: Embedded(True), _tokens),
@@ -129,43 +149,77 @@ def weighed(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs * target).flatten(1).sum(1)
 
 
-def _made(name: str, seed: int, count: int) -> batched_lab.Data:
+def _made(name: str, k: int, seed: int, count: int) -> batched_lab.Data:
+    """Rows of units of k, which are alike: their gradients add up."""
     made = torch.Generator().manual_seed(seed)
     build, inputs = ZOO[name]
-    x = inputs(count, made)
+    x = inputs(-(-count // k), made).repeat_interleave(k, 0)[:count]
     with torch.no_grad():
-        like = build()(x)
+        like = build()(x[::k])
     # All of one sign, so that what meets at one weight adds up.
-    return {"x": x, "target": torch.randn(like.shape, generator=made).abs() * 50}
+    target = torch.randn(like.shape, generator=made).abs() * 50
+    return {"x": x, "target": target.repeat_interleave(k, 0)[:count]}
 
 
-def _zoo(name: str) -> batched_lab.Lab:
-    at = batched_lab.lab(ZOO[name][0](), functools.partial(_made, name, 0), weighed)
+def _zoo(name: str, k: int) -> batched_lab.Lab:
+    made = functools.partial(_made, name, k, 0)
+    at = batched_lab.lab(ZOO[name][0](), made, weighed, per_unit=k)
     at.path.choose(at.env(), batched_lab.ROOM)
     return at
 
 
-_labs: Final = {name: functools.partial(_zoo, name) for name in ZOO}
+_labs: Final = {(name, k): functools.partial(_zoo, name, k) for name in ZOO for k in (1, 2)}
 
 
 def layers(seed: int) -> None:
     """Layers whose norms are had by kernels of their own, in every way that the engine may take:
-    a unit adds its gradient clipped, and the sum is that of the factors."""
-    for name, make in _labs.items():
+    a unit of one row or two adds its gradient clipped, also beside one that is infinite, and the
+    sum is that of the factors, also where it is made by windows that end within a row of it."""
+    for (name, k), make in _labs.items():
         at: batched_lab.Lab = lab.kept(make)  # type: ignore[arg-type,assignment]
-        data = _made(name, seed, at.rows)
+        data = _made(name, k, seed, at.rows)
         each = batched_lab.gradients(at.module, at.program, data, weighed)
+        each = each.view(-1, k, each.shape[1]).sum(1)
         norms = each.norm(dim=1)
+        sick = {**data, "target": data["target"].clone()}
+        sick["target"][0] = math.inf
+        ends = _extremes(data, k)
         for site in at.path.sites:
             for way in site.ways:
-                site.way, what = way, f"{name}, {way.name}"
+                site.way, what = way, f"{name}, {k} rows, {way.name}"
                 total, c = at.parts(1.0, data)
                 added = (c.double() * norms)[norms > 1]
                 most, least = float(added.max()), float(added.min())
                 holds(most <= 1 + 2 * sums.TIGHT, f"{what}: a unit adds {most:.6g}")
                 holds(least > 0.98, f"{what}: a unit adds {least:.6g}, which is too little")
-                off = float((total - (c.double()[:, None] * each).sum(0)).norm())
+                parts = c.double()[:, None] * each
+                off = float((total - parts.sum(0)).norm())
                 holds(off <= 2e-3, f"{what}: the sum is {off:.3g} off that of the factors")
+                off = float((_by_windows(at, data, k) - parts.sum(0)).norm())
+                holds(off <= 2e-3, f"{what}: the sum by windows is {off:.3g} off")
+                off = float((at.parts(1.0, sick)[0] - parts[1:].sum(0)).norm())
+                holds(off <= 2e-3, f"{what}: beside an infinite one the sum is {off:.3g} off")
+                for bound, one in ends:
+                    norm = float(at.parts(bound, one)[0].norm()) / bound
+                    holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}: adds {norm:.6g} of {bound}")
+
+
+def _extremes(data: batched_lab.Data, k: int) -> list[tuple[float, batched_lab.Data]]:
+    """Small bounds with one unit whose gradient is as long as float32 has it, by what goes in or
+    by what comes back: clip factors, or what they make of an operand, lie among the denormals."""
+    x, target = data["x"], torch.zeros_like(data["target"])
+    target[:k] = data["target"][:k]
+    made = [{**data, "target": target * 2.0**110}]
+    if x.is_floating_point():
+        made.append({"x": x * 2.0**124, "target": target * 2.0**-12})
+    return [(2.0**-e, one) for e in range(14, 30, 2) for one in made]
+
+
+def _by_windows(at: batched_lab.Lab, data: batched_lab.Data, k: int) -> Tensor:
+    """The clipped sum as a run has it, on the grid, ten entries at a time."""
+    with mock.patch.object(windows, "WINDOW", 10):
+        sums_of = at.path.sums(at.rows_of(data, k), 1.0, _FINE, at.rows // k)
+        return sums_of(np.arange(at.rows // k)).double() * _FINE
 
 
 class Product(nn.Module):
@@ -177,27 +231,69 @@ class Product(nn.Module):
         return x @ self.w.t()
 
 
+def _of_tokens(x: Tensor, g: Tensor) -> batched_lab.Data:
+    """Six tokens of which three and three are alike."""
+    return {"x": x.repeat_interleave(3, 1), "target": g}
+
+
+def _of_windows(x: Tensor, g: Tensor) -> batched_lab.Data:
+    """Windows at six places, three and three alike, for the image repeats along one axis."""
+    x = x.transpose(1, 2)[..., None]
+    return {"x": x.repeat(1, 1, 1, 4), "target": g.transpose(1, 2).reshape(len(g), 3, 2, 3)}
+
+
+# Contractions with tokens that cancel: x (n, 2, 5) and g (n, 6, 3) as a record of theirs.
+CANCELLING: Final[dict[str, tuple[Callable[[], nn.Module], Callable[..., batched_lab.Data]]]] = {
+    "tokens": (Product, _of_tokens),
+    "convolution": (lambda: Layer(nn.Conv2d(5, 3, (1, 2), bias=False)), _of_windows),
+}
+
+
+def _cancels(name: str, seed: int, far: float, left: float, count: int) -> batched_lab.Data:
+    """Records whose parts are 10^3 to 10^(3 + far) long and cancel but for ``left`` of the first,
+    or for 1 where that is zero."""
+    made = torch.Generator().manual_seed(seed)
+    x, g = torch.randn(count, 2, 5, generator=made), torch.randn(count, 6, 3, generator=made)
+    g *= 10 ** (3 + far * torch.rand(count, 1, 1, generator=made))
+    g[:, 2::3] = -(g[:, ::3] + g[:, 1::3])
+    g[:, 0] = g[:, 0] * (1 + left) if left else g[:, 0] + 1
+    return CANCELLING[name][1](x, g)
+
+
+def _contracts(name: str) -> batched_lab.Lab:
+    data = functools.partial(_cancels, name, 0, 4, 0.0)
+    at = batched_lab.lab(CANCELLING[name][0](), data, weighed)
+    at.path.choose(at.env(), batched_lab.ROOM)
+    return at
+
+
+_contracting: Final = {name: functools.partial(_contracts, name) for name in CANCELLING}
+
+
+def _unformed(seed: int, far: float, left: float) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """By each way that forms no gradients: what it is, records' gradients, their sum, factors."""
+    for name, make in _contracting.items():
+        at: batched_lab.Lab = lab.kept(make)  # type: ignore[arg-type,assignment]
+        data = _cancels(name, seed, far, left, at.rows)
+        each = batched_lab.gradients(at.module, at.program, data, weighed)
+        (site,) = at.path.sites
+        for way in (w for w in site.ways if not w.formed):
+            site.way = way
+            yield f"{name}, {way.name}", each, *at.parts(1.0, data)
+
+
+def cancellation(seed: int) -> None:
+    """Norms had from Gram matrices, of records made to cancel in them: the factor that comes of it
+    keeps the exact contribution within the clip."""
+    for what, each, _, c in _unformed(seed, 4, 0.0):
+        norm = float((c.double() * each.norm(dim=1)).max())
+        holds(norm <= 1 + batched.ETA, f"cancellation, {what}: a unit adds {norm:.8g}")
+
+
 def rounding(seed: int) -> None:
     """Records made of large parts that cancel: rounding moves the sum by no more than is accounted
     (``batched.ROUNDING`` of the clip)."""
-
-    def data(n: int) -> batched_lab.Data:
-        made = torch.Generator().manual_seed(seed)
-        x, g = torch.randn(n, 6, 5, generator=made), torch.randn(n, 6, 3, generator=made)
-        g *= 10 ** (3 + 5 * torch.rand(n, 1, 1, generator=made))
-        x[:, 1::2], g[:, 1::2] = x[:, ::2], -g[:, ::2]
-        g[:, 0] *= 1 + 1e-6
-        return {"x": x, "target": g}
-
-    at = batched_lab.lab(Product(), data, weighed)
-    (site,) = at.path.sites
-    for way in site.ways:
-        if not way.name.startswith("gram"):
-            continue
-        site.way = way
-        total, c = at.parts(1.0)
-        g, x = at.data["target"].double(), at.data["x"].double()
-        exact = torch.einsum("b,bti,btj->ij", c.double(), g, x).flatten()
-        off = float((total - exact).norm())
+    for what, each, total, c in _unformed(seed, 5, 1e-6):
+        off = float((total - (c.double()[:, None] * each).sum(0)).norm())
         most = batched.ROUNDING * (1 + 1e-6)
-        holds(off <= most, f"rounding of sums, {way.name}: the sum is {off:.3g} off its factors'")
+        holds(off <= most, f"rounding of sums, {what}: the sum is {off:.3g} off its factors'")

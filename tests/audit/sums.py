@@ -15,7 +15,7 @@ from torch import nn
 from audit import lab
 from audit.lab import Job, Table
 from audit.law import holds
-from casemate.engine import batched, rows
+from casemate.engine import rows
 from casemate.spec.job import Execution, Views
 from support import batched_lab
 from support.engine_lab import no_noise
@@ -486,34 +486,3 @@ def slots(seed: int) -> None:
 
 def _amplified() -> Job:
     return lab.job(lab.Amplifier(13), lab.schema_of(13, UNITS), batch=UNITS)
-
-
-def cancellation(seed: int) -> None:
-    """Norms had from Gram matrices, of a record made to cancel in them: the factor that comes of
-    it keeps the exact contribution within the clip."""
-
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.zeros(3, 5))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x @ self.w.t()
-
-    def data(n: int) -> batched_lab.Data:
-        made = torch.Generator().manual_seed(seed)
-        x, g = torch.randn(n, 6, 5, generator=made), torch.randn(n, 6, 3, generator=made)
-        g *= 10 ** (3 + 4 * torch.rand(n, 1, 1, generator=made))
-        x[:, 1::2], g[:, 1::2] = x[:, ::2], -g[:, ::2]
-        g[:, 0] += 1
-        return {"x": x, "target": g}
-
-    at = batched_lab.lab(Tokens(), data, lambda o, t: (o * t).flatten(1).sum(1))
-    (site,) = at.path.sites
-    for way in (w for w in site.ways if w.name.startswith("gram")):
-        site.way = way
-        _, c = at.path.parts(dict(at.env()), 1.0)
-        g, x = at.data["target"].double(), at.data["x"].double()
-        exact = torch.einsum("bti,btj->bij", g, x).flatten(1)
-        norm = float((c.double() * exact.norm(dim=1)).max())
-        holds(norm <= 1 + batched.ETA, f"cancellation, {way.name}: a unit adds {norm:.6g}")
