@@ -26,6 +26,7 @@ from casemate.engine import (
     batched,
     clip,
     draws,
+    fill,
     forms,
     grid,
     kernels,
@@ -39,6 +40,7 @@ from casemate.engine import (
     small,
     state,
     train,
+    views,
 )
 from casemate.ledger import catalog, ledger
 from casemate.plan import compile as plans
@@ -1282,12 +1284,44 @@ _noised("noise repeats after 2^20 entries", lambda real: (
     "known noise")  # fmt: skip
 
 
+@bug("images are centred over their microbatch", "random inputs")
+def _centred(patch: Patch) -> None:
+    real = views.turn
+    patch.setattr(views, "turn", lambda images, *rest: real(images - images.mean(), *rest))
+
+
 @bug("what counts for nothing is multiplied by zero", "layers")
 def _times_zero(patch: Patch) -> None:
     def weighted_sum(made: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return (made.double() * c.double().view(-1, 1)).sum(0).float()
 
     patch.setattr(kernels, "weighted_sum", weighted_sum)
+
+
+@bug("a record on which the model fails empties its microbatch", "no numbers")
+def _emptied(patch: Patch) -> None:
+    def leave_out(put: Any, evaluate: Any, index: torch.Tensor, seed: torch.Tensor) -> None:
+        index.fill_(-1)
+        seed.zero_()
+        put(index.view(-1), True)
+
+    patch.setattr(fill, "leave_out", leave_out)
+
+
+@bug("where one row of a unit counts, each row is a unit", "units")
+def _rows_are_units(patch: Patch) -> None:
+    real = rows.assemble
+
+    def assemble(schemas: Any, tables: Any, *rest: Any) -> rows.Rows:
+        made = []
+        for schema, table in zip(schemas, tables, strict=True):
+            column = schema.unit_column
+            if column is not None and schema.rows_per_unit == 1:
+                table = {**table, column.name: torch.arange(schema.rows)}
+            made.append(table)
+        return real(schemas, made, *rest)
+
+    patch.setattr(rows, "assemble", assemble)
 
 
 @bug("factors are used however small they are", "layers")

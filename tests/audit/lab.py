@@ -135,9 +135,12 @@ def total(outputs: Tensor, target: Tensor) -> Tensor:
     return outputs.flatten(1).sum(1) + target
 
 
-def schema_of(size: int, rows: int, *, units: int | None = None, k: int = 1) -> DatasetSchema:
+def schema_of(
+    size: int | tuple[int, ...], rows: int, *, units: int | None = None, k: int = 1
+) -> DatasetSchema:
+    shape = size if isinstance(size, tuple) else (size,)
     columns = [
-        Column(name="x", dtype="f32", shape=(size,), low=-LARGEST, high=LARGEST),
+        Column(name="x", dtype="f32", shape=shape, low=-LARGEST, high=LARGEST),
         Column(name="target", dtype="f32", low=-LARGEST, high=LARGEST),
     ]
     if units is not None:

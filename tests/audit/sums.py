@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from audit import lab
 from audit.lab import Job, Table
 from audit.law import holds
 from casemate.engine import rows
-from casemate.spec.job import Execution, Views
+from casemate.spec.job import Crop, Execution, Flip, Views
 from support import batched_lab
 from support.engine_lab import no_noise
 
@@ -198,7 +199,9 @@ def sensitivity(seed: int, trials: int = 1) -> None:
 
 
 def numbers_that_are_none(seed: int) -> None:
-    """A gradient of NaN adds nothing and takes nothing from others."""
+    """A gradient of NaN, or a record on which the model fails, adds nothing and takes nothing from
+    others."""
+    _failures(seed)
     for path in ("auto", "record"):
         job = lab.kept(_sick[path])
         rng = lab.rng_of("nan", seed, path)
@@ -211,6 +214,39 @@ def numbers_that_are_none(seed: int) -> None:
         holds(off <= job.slack(), f"NaN, {path}: a gradient of NaN moves the sum by {off:.3g}")
 
 
+def _failures(seed: int) -> None:
+    mark = 12_345.0
+    for path, make in _sick.items():
+        job = lab.kept(make)
+        rng = lab.rng_of("failures", seed, path)
+        table = company(job, rng, 1.0)
+        place, told = int(rng.integers(UNITS)), [0]
+        table["x"][place] = mark
+
+        def fails(values: Iterable[torch.Tensor], told: list[int] = told) -> None:
+            if any(bool((v == mark).any()) for v in values):
+                told[0] += 1
+                raise ZeroDivisionError
+
+        fast, program = job.ready.fast, job.ready.program
+        batch, one = fast and fast._evaluate, program.gradient
+
+        def evaluate(weights: torch.Tensor, fast: Any = fast, batch: Any = batch) -> Any:
+            fails(fast._buffers.values())
+            return batch(weights)
+
+        def gradient(values: Sequence[Any], out: torch.Tensor, one: Any = one) -> None:
+            fails(values)
+            one(values, out)
+
+        where: Any = (fast, "_evaluate", evaluate) if fast else (program, "gradient", gradient)
+        with mock.patch.object(*where):
+            found = moved(job, table, [place], rng.bytes(32))
+        holds(told[0] > 0, f"failures, {path}: the model does not fail")
+        off = float(np.linalg.norm(found))
+        holds(off <= job.slack(), f"failures, {path}: one on which it fails moves {off:.3g}")
+
+
 def _on_sick(path: str) -> Job:
     return lab.job(Sick(), lab.schema_of(D, UNITS), batch=UNITS, path=path)
 
@@ -218,34 +254,37 @@ def _on_sick(path: str) -> Job:
 _sick: Final = {path: functools.partial(_on_sick, path) for path in ("auto", "record")}
 
 
-def _units(path: str) -> Job:
-    schema = lab.schema_of(D, 24, units=UNITS, k=2)
+def _units(path: str, k: int) -> Job:
+    schema = lab.schema_of(D, k * UNITS, units=UNITS, k=k)
     return lab.job(lab.Meter(SIZES), schema, batch=UNITS, path=path)
 
 
-_of_units: Final = {path: functools.partial(_units, path) for path in ("auto", "record")}
+_of_units: Final = {
+    (path, k): functools.partial(_units, path, k) for path in ("auto", "record") for k in (1, 2)
+}
 
 
 def units(seed: int) -> None:
     """A unit of several rows counts as one, and no more of them than are declared."""
-    for path, make in _of_units.items():
+    for (path, k), make in _of_units.items():
         job = lab.kept(make)
         for i in range(3):
-            rng = lab.rng_of("units", seed, path, i)
+            rng = lab.rng_of("units", seed, path, k, i)
             table = company(job, rng, 1.0)
             place = int(rng.integers(UNITS))
-            mine = rng.choice(24, size=(1, 2, 6)[i], replace=False)
+            mine = rng.choice(k * UNITS, size=(1, 2, 6)[i], replace=False)
             others = [u for u in range(UNITS) if u != place]
-            table["who"][:] = torch.from_numpy(rng.choice(others, 24))
+            table["who"][:] = torch.from_numpy(rng.choice(others, k * UNITS))
             table["who"][mine] = place
             turn = rng.normal(size=D)
             for row in mine:  # all rows point the same way
                 table["x"][row] = torch.from_numpy(turn * 10)
             found = moved(job, table, [int(r) for r in mine], rng.bytes(32))
-            bounded(job, found, f"a unit of {len(mine)} rows, {path}")
+            what = f"a unit of {len(mine)} rows, of which {k} count, {path}"
+            bounded(job, found, what)
             want = turn / np.linalg.norm(turn)
             off = float(np.linalg.norm(found - want))
-            holds(off < 2e-3, f"a unit of {len(mine)} rows, {path}: adds {off:.3g} other than once")
+            holds(off < 2e-3, f"{what}: adds {off:.3g} other than once")
 
 
 def _coarse(path: str) -> Job:
@@ -422,8 +461,25 @@ def _drops(views: int, path: str) -> Job:
     )
 
 
+class Seen(nn.Module):
+    """A meter of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, 4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.w).flatten(1).sum(1, keepdim=True)
+
+
+def _turned(count: int, path: str) -> Job:
+    views = Views(count=count, transforms=(Flip(), Crop(pixels=1, pad="zeros")))
+    return lab.job(Seen(), lab.schema_of((2, 4, 4), UNITS), batch=UNITS, views=views, path=path)
+
+
 _random: Final = {
-    (views, path): functools.partial(_drops, views, path)
+    (what, views, path): functools.partial(make, views, path)
+    for what, make in (("dropout", _drops), ("images", _turned))
     for views in (1, 4)
     for path in ("auto", "record")
 }
@@ -432,12 +488,13 @@ _random: Final = {
 def random_inputs(seed: int) -> None:
     """Dropout's masks and views: a unit's mean over its views is clipped once, and its draws do not
     depend on who is beside it."""
-    for (views, path), make in _random.items():
+    for (made, views, path), make in _random.items():
         job = lab.kept(make)
-        rng = lab.rng_of("random", seed, views, path)
-        what = f"{views} views, {path}"
+        on_path(job, "graph" if path == "auto" else path)
+        rng = lab.rng_of("random", seed, made, views, path)
+        what = f"{made}, {views} views, {path}"
         table = lab.zeros(job.schema)
-        table["x"][:] = torch.from_numpy(rng.normal(size=(UNITS, 9)) * 100)
+        table["x"][:] = torch.from_numpy(rng.normal(size=table["x"].shape) * 100)
         place, key = int(rng.integers(UNITS)), rng.bytes(32)
         found = moved(job, table, [place], key)
         bounded(job, found, what)
