@@ -1392,3 +1392,21 @@ def _neighbours(patch: Patch) -> None:
             ]
 
     patch.setattr(batched.Batched, "_swap", swap)
+
+
+@_accounting("a step's curve is 30% low above order 64")
+def _curve_low_above(patch: Patch) -> None:
+    real = rdp.step_curve
+
+    def curve(rate: float, s: float) -> tuple[float, ...]:
+        pairs = zip(rdp.ORDERS, real(rate, s), strict=True)
+        return tuple(0.7 * x if a > 64 else x for a, x in pairs)
+
+    patch.setattr(rdp, "step_curve", curve)
+
+
+@_accounting("a job is charged 20,000 steps at most")
+def _steps_capped(patch: Patch) -> None:
+    real = filters.nano
+    patch.setattr(filters, "nano", lambda events: real(
+        [dataclasses.replace(e, steps=min(e.steps, 20_000)) for e in events]))  # fmt: skip
