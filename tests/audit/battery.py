@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from audit import chance, known, models, rest, sums
+from audit import chance, charges, known, models, rest, sums
 
 Check = Callable[[int], None]
 
@@ -36,7 +36,7 @@ CHECKS: Final[dict[str, Check]] = {
     "keys": rest.keys,
     "plans": rest.plans,
     "accounting": rest.accounted,
-    "charges": rest.charged,
+    "charges": charges.charged,
 }
 STEPS: Final = 20_000
 

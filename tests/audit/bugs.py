@@ -42,9 +42,10 @@ from casemate.engine import (
     train,
     views,
 )
-from casemate.ledger import catalog, ledger
+from casemate.ledger import admission, catalog, ledger
 from casemate.plan import compile as plans
-from casemate.spec import codec
+from casemate.server import release
+from casemate.spec import codec, rules
 from casemate.spec.job import Charge
 from casemate.worker import session
 
@@ -1410,3 +1411,53 @@ def _steps_capped(patch: Patch) -> None:
     real = filters.nano
     patch.setattr(filters, "nano", lambda events: real(
         [dataclasses.replace(e, steps=min(e.steps, 20_000)) for e in events]))  # fmt: skip
+
+
+@bug("a budget admits one job more than it holds", "charges")
+def _one_more(patch: Patch) -> None:
+    real = RdpFilter.admits
+    patch.setattr(RdpFilter, "admits", lambda *a: real(*a[:3], filters.NOTHING))
+
+
+@bug("a receipt claims a tenth less than was quoted", "charges")
+def _claims_less(patch: Patch) -> None:
+    real = release.guarantee
+
+    def guarantee(quote: Any) -> Any:
+        made = real(quote)
+        return dataclasses.replace(made, epsilon=0.9 * made.epsilon)
+
+    patch.setattr(release, "guarantee", guarantee)
+
+
+@bug("what a receipt claims is not compared with what the events cost", "charges")
+def _claims_anything(patch: Patch) -> None:
+    patch.setattr(release, "check_guarantee", lambda quote: None)
+
+
+@bug("a job that has its result may be given another", "charges")
+def _committed_again(patch: Patch) -> None:
+    real = ledger.commit
+
+    def commit(store: Any, id: str, **more: Any) -> Any:
+        with store.transaction():
+            store.run("UPDATE jobs SET state = 'running' WHERE id = ?", id)
+        return real(store, id, **more)
+
+    patch.setattr(ledger, "commit", commit)
+
+
+@bug("exact evaluations are not counted", "charges")
+def _not_counted(patch: Patch) -> None:
+    patch.setattr(admission, "evaluated", lambda *a, **more: 0)
+
+
+@bug("any words permit training without privacy", "charges")
+def _any_words(patch: Patch) -> None:
+    real = rules.broken
+
+    def broken(*args: Any) -> Any:
+        found = real(*args)
+        return None if found is not None and found[0] == "policy.private-only" else found
+
+    patch.setattr(rules, "broken", broken)

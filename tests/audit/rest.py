@@ -1,4 +1,4 @@
-"""What is kept, what leaves, what is accounted: state, keys, plans, charges."""
+"""What is kept, what leaves, what is accounted: state, keys, plans, budgets."""
 
 from __future__ import annotations
 
@@ -23,15 +23,12 @@ from casemate.accounting import calibrate, filters, pld, rdp
 from casemate.accounting.filters import RdpFilter
 from casemate.engine import Private, keystream, private, train
 from casemate.engine import noise as engine_noise
-from casemate.ledger import catalog, ledger
-from casemate.ledger.store import Store
 from casemate.plan import quote, state
 from casemate.spec import tensors
 from casemate.spec.data import Budget
-from casemate.spec.errors import CasemateError, PlanError, UsageError
+from casemate.spec.errors import PlanError, UsageError
 from casemate.spec.job import Adam, DpEvent, Schedule, Sgd
-from support import ledgers, worker_lab
-from support.disk import SimDisk
+from support import worker_lab
 
 D: Final = 8
 UNITS: Final = 12
@@ -521,91 +518,3 @@ def _budget() -> None:
         delta, jobs = delta + charge.delta_femto, jobs + 1
     low = accountant.bounds(0.1, 2.0, max(1, jobs * 100), budget.delta).low
     holds(jobs > 0 and low <= budget.epsilon, f"accounted: {jobs} jobs of a budget make {low:.4f}")
-
-
-def charged(seed: int) -> None:
-    """Rule P8: a job is charged whole before it reads, once; neither its end nor a crash gives
-    anything back, and no job passes a budget that is spent. All its datasets are charged, whoever
-    asks; a new version has what was spent; keys are given out once for a charge."""
-    del seed
-    _charged_by_whom()
-    disk = SimDisk()
-    store = ledgers.open_store(disk)
-    try:
-        name = ledgers.push(store)
-        lineage = catalog.dataset(store, name).lineage
-
-        def account() -> tuple[int, ...]:
-            return _spent(store, lineage)
-
-        one = None
-        for i, end in enumerate(("commit", "fail", "cancel", "crash")):
-            before = account()
-            job = ledgers.queue(store, f"job {i}", (name,))
-            ledger.reserve(store, job)
-            took = tuple(b - a for a, b in zip(before, account(), strict=True))
-            one = one or took
-            holds(took == one and min(took) > 0, f"charged: job {i} is charged when reserved")
-            ledger.begin(store, job)
-            if end == "commit":
-                ledgers.finish(store, job)
-            elif end == "crash":
-                store.close()
-                store = ledgers.open_store(disk, 2)
-            else:
-                how: Any = "failed" if end == "fail" else "cancelled"
-                ledger.abandon(store, job, how, "job.failed", "The job failed.")
-            after = tuple(b - a for a, b in zip(before, account(), strict=True))
-            holds(after == one, f"charged: a job that ends by {end} is refunded")
-        granted = 4
-        with suppress(CasemateError):
-            while granted < 500:
-                ledger.reserve(store, ledgers.queue(store, f"more {granted}", (name,)))
-                granted += 1
-        event = ledgers.EVENT
-        low = accountant.bounds(
-            event.rate, event.noise_multiplier, event.steps * granted, ledgers.BUDGET.delta
-        ).low
-        spent = f"charged: {granted} jobs on one budget make epsilon {low:.3f}"
-        holds(low <= ledgers.BUDGET.epsilon, spent)
-    finally:
-        store.close()
-
-
-def _spent(store: Store, lineage: str, whose: str = catalog.EVERYONE) -> tuple[int, ...]:
-    """What was taken of a lineage at each order, and of its delta."""
-    found = catalog.account(store, lineage, whose)
-    return (*found.rdp_nano, found.delta_femto)
-
-
-def _charged_by_whom() -> None:
-    """One job on two datasets; another scientist's; a new version."""
-    store = ledgers.open_store(SimDisk())
-    try:
-        names = ledgers.push(store, "a"), ledgers.push(store, "b", owner=ledgers.OTHER)
-        first, second = (catalog.dataset(store, name).lineage for name in names)
-        job = ledgers.queue(store, "on both", names)
-        ledger.reserve(store, job)
-        took = _spent(store, first)
-        right = min(took) > 0 and took == _spent(store, second)
-        holds(right, "charged: each dataset of a job is charged")
-        ledger.begin(store, job)
-        again = False
-        with suppress(CasemateError):
-            ledger.begin(store, job)
-            again = True
-        holds(not again, "charged: a dataset's keys are given out twice for one charge")
-        ledgers.finish(store, job)
-        newer = ledgers.push(store, "a, again", previous="a")
-        same = _spent(store, catalog.dataset(store, newer).lineage) == took
-        holds(same, "charged: a new version of a dataset has what was spent")
-        other = ledgers.ask(store, "another's", (names[0],), scientist=ledgers.OTHER)
-        ledger.reserve(store, ledger.submit(store, other, ledgers.OTHER.id).id)
-        both = tuple(2 * part for part in took)
-        holds(_spent(store, first) == both, "charged: jobs of two scientists add up")
-        for who in (ledgers.SCIENTIST, ledgers.OTHER):
-            mine = _spent(store, first, who.id)
-            holds(mine == took, "charged: a scientist's account is of one job")
-        holds(_spent(store, second) == took, "charged: a dataset that a job does not name")
-    finally:
-        store.close()
