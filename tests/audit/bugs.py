@@ -1346,6 +1346,17 @@ def _rows_cut(patch: Patch) -> None:
     patch.setattr(forms, "embedding_site", site)
 
 
+@bug("automatic clipping scales an embedding's sum twice", "layers")
+def _scaled_twice(patch: Patch) -> None:
+    real = batched.Batched._fill
+
+    def filled(self: batched.Batched, at: Any, *rest: Any) -> Any:
+        scale = rest[-1] ** 2 if at.gradient in at.site.adds else rest[-1]
+        return real(self, at, *rest[:-1], scale)
+
+    patch.setattr(batched.Batched, "_fill", filled)
+
+
 @bug("an embedding's norm is made of its rows' own, not of their sum", "layers")
 def _norm_of_rows(patch: Patch) -> None:
     real = forms.embedding_site

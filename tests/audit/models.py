@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 from unittest import mock
 
 import numpy as np
@@ -132,6 +132,8 @@ def _images(channels: int) -> Callable[[int, torch.Generator], Tensor]:
 
 Inputs = Callable[[int, torch.Generator], Tensor]
 _FINE: Final = 2.0**-20
+# Forms of the clip that have rules of their own, with their gamma.
+FORMS: Final = {"per-layer": 0.0, "automatic": 0.25}
 ZOO: Final[dict[str, tuple[Callable[[], nn.Module], Inputs]]] = {
     "embedding": (lambda: Embedded(False), _tokens),
     "tied embedding": (lambda: Embedded(True), _tokens),
@@ -183,7 +185,7 @@ def layers(seed: int) -> None:
         norms = each.norm(dim=1)
         sick = {**data, "target": data["target"].clone()}
         sick["target"][0] = math.inf
-        ends = _extremes(data, k)
+        alone, ends = _alone(data, k), _extremes(data, k)
         for site in at.path.sites:
             for way in site.ways:
                 site.way, what = way, f"{name}, {k} rows, {way.name}"
@@ -199,26 +201,37 @@ def layers(seed: int) -> None:
                 holds(off <= 2e-3, f"{what}: the sum by windows is {off:.3g} off")
                 off = float((at.parts(1.0, sick)[0] - parts[1:].sum(0)).norm())
                 holds(off <= 2e-3, f"{what}: beside an infinite one the sum is {off:.3g} off")
+                for form, gamma in FORMS.items():
+                    norm = float(_by_windows(at, alone, k, form, gamma).norm())
+                    holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}, {form}: adds {norm:.6g}")
                 for bound, one in ends:
                     norm = float(at.parts(bound, one)[0].norm()) / bound
                     holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}: adds {norm:.6g} of {bound}")
 
 
+def _alone(data: batched_lab.Data, k: int) -> batched_lab.Data:
+    """The first unit's gradient is what it was, all others' are zero."""
+    target = torch.zeros_like(data["target"])
+    target[:k] = data["target"][:k]
+    return {**data, "target": target}
+
+
 def _extremes(data: batched_lab.Data, k: int) -> list[tuple[float, batched_lab.Data]]:
     """Small bounds with one unit whose gradient is as long as float32 has it, by what goes in or
     by what comes back: clip factors, or what they make of an operand, lie among the denormals."""
-    x, target = data["x"], torch.zeros_like(data["target"])
-    target[:k] = data["target"][:k]
+    x, target = data["x"], _alone(data, k)["target"]
     made = [{**data, "target": target * 2.0**110}]
     if x.is_floating_point():
         made.append({"x": x * 2.0**124, "target": target * 2.0**-12})
     return [(2.0**-e, one) for e in range(14, 30, 2) for one in made]
 
 
-def _by_windows(at: batched_lab.Lab, data: batched_lab.Data, k: int) -> Tensor:
+def _by_windows(
+    at: batched_lab.Lab, data: batched_lab.Data, k: int, form: Any = "flat", gamma: float = 0.0
+) -> Tensor:
     """The clipped sum as a run has it, on the grid, ten entries at a time."""
     with mock.patch.object(windows, "WINDOW", 10):
-        sums_of = at.path.sums(at.rows_of(data, k), 1.0, _FINE, at.rows // k)
+        sums_of = at.path.sums(at.rows_of(data, k), 1.0, _FINE, at.rows // k, form, gamma)
         return sums_of(np.arange(at.rows // k)).double() * _FINE
 
 
