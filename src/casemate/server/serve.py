@@ -72,15 +72,19 @@ def assemble(
         log.event("server", tee=tee.kind, state="waiting")  # for the owner, at the store's key
     instance = rng.bytes(keys.BOOT_BYTES)
     store = keeping.open_store(disk, tee, instance, rng)
-    log_key = ledger_log.key(store)
-    hosts = [config.host, "localhost", "127.0.0.1", "::1"]
-    boot = keys.make(rng, hosts, instance, keys.SignKey(log_key.public, log_key.private.sign))
-    policy = server_policy(config)
+    with contextlib.ExitStack() as refused:
+        refused.callback(store.close)
+        log_key = ledger_log.key(store)
+        hosts = [config.host, "localhost", "127.0.0.1", "::1"]
+        boot = keys.make(rng, hosts, instance, keys.SignKey(log_key.public, log_key.private.sign))
+        policy = server_policy(config)
+        nonces = [attestation.boot_nonce(instance)]
+        attested = attestation.attest_now(tee, boot, policy, nonces)[0]
+        machine.hold(config, tee, store)
+        recovery.start(store, attested, software=software(), measurement=tee.measurement)
+        refused.pop_all()
     metrics = Metrics()
     limits, rates = config.limits, config.rates
-    attested = attestation.attest_now(tee, boot, policy, [attestation.boot_nonce(instance)])[0]
-    machine.hold(config, tee, store)
-    recovery.start(store, attested, software=software(), measurement=tee.measurement)
     for folder in (release.FOLDER, states.FOLDER):
         disk.make_folder(folder)
     service = Service(

@@ -156,7 +156,7 @@ def test_rotations(world):
 def test_a_hand_over_that_drops_what_is_not_there(world):
     store = world[0]
     body = HandedOver(measurement=NEW, request="sha256:0", dropped=("ds_none",))
-    assert "or what was not there" in forge(store, "handover", NEW, body)
+    assert "dropped what was not there" in forge(store, "handover", NEW, body)
 
 
 def test_taking_a_consent_back(world):
