@@ -81,10 +81,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         )],
         [
             "tests/unit/ledger/test_ledger_fsck.py",
-            "tests/unit/ledger/test_ledger_fsck_parts.py",
-            "tests/unit/ledger/test_ledger_passing.py",
-            "tests/unit/ledger/test_ledger_recovery.py",
-            "tests/unit/ledger/test_ledger_audit.py",
+            *(
+                f"tests/unit/ledger/test_ledger_{n}.py"
+                for n in ("fsck_parts", "audit", "passing", "recovery", "handover", "consent")
+            ),
             "tests/attacks/test_ledger_tampering.py",
         ],
     ),

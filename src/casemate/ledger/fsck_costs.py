@@ -95,7 +95,7 @@ def charge(body: Reserved) -> Iterator[str]:
         return
     yield from _nano(body.charge, body.events)
     extra = Fraction(body.delta_truncation) + Fraction(body.delta_sampler)
-    if not extra * FEMTO * (1 - Fraction(1, 2**50)) <= body.charge.delta_femto <= extra * FEMTO + 2:
+    if not 0 <= body.charge.delta_femto - math.floor(extra * FEMTO) <= 2:
         yield "the charge's delta is not that of truncation and sampler"
     yield from _shown(body.charge, body.delta_shown)
 

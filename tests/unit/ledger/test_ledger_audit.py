@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 
+from casemate.accounting.filters import RdpFilter
 from casemate.ledger import (
     catalog,
     fsck,
@@ -341,6 +343,7 @@ def test_files_may_have_these_lengths_and_no_other() -> None:
 
     offset = next(n for n in world() if n.endswith(".offset"))
     result = next(n for n in world() if n.startswith("results/"))
+    state = next(n for n in world() if n.startswith("states/"))
     store = Store.open(SimDisk.of(world()), KEY, boot(9), None)
     sql = "SELECT q.quote FROM quotes q JOIN jobs j ON j.quote = q.digest WHERE j.blob = ?"
     (raw,) = store.one(sql, result)
@@ -350,14 +353,40 @@ def test_files_may_have_these_lengths_and_no_other() -> None:
     for name, sound, wrong in (
         (offset, (24, 48), (23, 25, 47, 49)),
         (result, (empty + 1, full), (0, empty, full + 1)),
+        (state, (empty + 1,), (empty,)),
     ):
         assert [found(name, n) for n in sound] == [[]] * len(sound)
         assert all(found(name, n) for n in wrong)
 
 
 def test_what_nothing_names_is_told_apart() -> None:
-    found = fsck.audit(SimDisk.of({**world(), "results/more": b"", "uploads/up_x": b""}), KEY)
-    assert (found.findings, found.left) == ([], ["uploads/up_x", "results/more"])
+    more = dict.fromkeys(("uploads/up_x", "results/more", "states/more"), b"")
+    found = fsck.audit(SimDisk.of(world() | more), KEY)
+    assert (found.findings, found.left) == ([], list(more))
+
+
+def test_an_audit_recomputes_what_events_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RdpFilter.charge
+
+    def charge(*given: Any, **named: Any) -> Any:
+        made = real(*given, **named)
+        return replace(made, rdp_nano=tuple(n // 2 for n in made.rdp_nano))
+
+    monkeypatch.setattr(RdpFilter, "charge", staticmethod(charge))
+    disk = SimDisk()
+    store = open_store(disk)
+    ledger.reserve(store, queue(store, "1", (push(store),), event=SMALL))
+    assert fsck.check(store.all).findings == []
+    store.close()
+    assert any("is not what its events cost" in f for f in fsck.audit(disk, KEY).findings)
+
+
+def test_a_dataset_that_is_checked_has_its_key() -> None:
+    store = open_store(SimDisk())
+    store.run("UPDATE datasets SET state = 'checking' WHERE id = ?", push(store))
+    assert fsck.check(store.all).findings == []
+    store.run("DELETE FROM dataset_keys")
+    assert fsck.check(store.all).findings
 
 
 def test_a_store_that_cannot_be_read() -> None:

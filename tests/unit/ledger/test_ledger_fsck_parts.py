@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from casemate.accounting import filters, pld, rdp
 from casemate.accounting.filters import RdpFilter
 from casemate.ledger import catalog, fsck_budget, fsck_costs, fsck_folder, fsck_notes, fsck_replay
+from casemate.ledger.fsck_budget import FEMTO
 from casemate.seal import checkpoint, dsse, note, stream
 from casemate.spec import canonical, merkle
 from casemate.spec.data import Budget
@@ -163,6 +164,26 @@ def test_other_wrong_charges_are_found() -> None:
         assert any(finding in f for f in found), finding
 
 
+def test_a_delta_is_rounded_up_by_two_at_most() -> None:
+    true = charge(EVENT)
+    for femto, sound in ((-1, False), (0, True), (2, True), (3, False)):
+        taken = replace(true, delta_femto=FEMTO // 4 + femto)
+        body = reserved(taken, EVENT, delta_truncation=0.125, delta_sampler=0.125)
+        assert any("delta is not that" in f for f in fsck_costs.charge(body)) is not sound
+
+
+def test_every_event_costs_and_little_noise_excuses_no_whole_order() -> None:
+    free = DpEvent(rate=1e-9, noise_multiplier=100.0, steps=1)
+    cheap = list(fsck_costs.charge(reserved(charge(free), EVENT, free)))
+    assert any("is not what its events cost" in f for f in cheap)
+    loud = DpEvent(rate=1e-3, noise_multiplier=0.05, steps=1)
+    true = charge(loud)
+    at = next(i for i, a in enumerate(fsck_budget.ORDERS) if a.denominator == 1)
+    nano = [n * (1 + 3 * (i == at)) // 1 for i, n in enumerate(true.rdp_nano)]
+    (finding, *_) = fsck_costs.charge(reserved(replace(true, rdp_nano=tuple(nano)), loud))
+    assert f"at order {float(fsck_budget.ORDERS[at]):g} is not what" in finding
+
+
 def test_the_tight_epsilon_is_a_little_below_the_writers() -> None:
     disk = SimDisk()
     store = open_store(disk)
@@ -178,6 +199,11 @@ def test_the_tight_epsilon_is_a_little_below_the_writers() -> None:
     two = fsck_costs.tight(replace(plan, events=plan.events * 2), 1e-6)
     assert ours < two
     assert fsck_costs.tight(replace(plan, events=()), 1e-6) == 0.0
+    plain = replace(plan, delta_truncation=0.0, delta_sampler=0.0)
+    for part in ("delta_truncation", "delta_sampler"):
+        left = fsck_costs.tight(replace(plain, **{part: 7.5e-7}), 1e-6)
+        assert left > ours
+        assert left == pytest.approx(fsck_costs.tight(plain, 2.5e-7))
 
 
 def test_an_accountant_that_is_not_installed_is_named() -> None:
@@ -210,6 +236,11 @@ def test_trees_and_paths_are_those_of_the_writer(size: int) -> None:
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 PUBLIC = KEY.public_key().public_bytes_raw()
+
+
+def test_octets_are_base64_and_nothing_else() -> None:
+    assert fsck_notes.octets("AAEC") == b"\0\1\2"
+    assert fsck_notes.octets("AA!EC") == b""
 
 
 def test_envelopes() -> None:
