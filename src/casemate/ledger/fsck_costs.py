@@ -145,7 +145,6 @@ def tight(plan: Plan, delta: float) -> float:
             standard_deviation=event.noise_multiplier,
             sampling_prob=event.rate,
             pessimistic_estimate=False,
-            use_connect_dots=False,
             value_discretization_interval=1e-4 if event.steps < 20_000 else 1e-5,
         ).self_compose(event.steps)
         total = one if total is None else total.compose(one)

@@ -77,6 +77,9 @@ def world() -> dict[str, bytes]:
     state = ledger.TrainingState(7, f"states/{going}.7", b"s" * 32)
     ledger.keep_state(store, going, state)
     catalog.revoke(store, push(store, "old"), OWNER.id)
+    bad = push(store, "bad")  # not what its schema says: no length is right
+    store.run("UPDATE datasets SET state = 'checking' WHERE id = ?", bad)
+    catalog.settle(store, bad, "data.schema")
     catalog.add_upload(store, OWNER.id, 700)  # not all of it has come
     place(disk, store, state.path)
     store.close()
@@ -314,6 +317,11 @@ def test_a_claimed_epsilon_is_held_to_its_last_digit() -> None:
         assert "claims epsilon" in finding
 
 
+def test_a_receipt_of_a_job_that_the_log_does_not_know_is_found() -> None:
+    found = changed("UPDATE jobs SET id = 'job_x' WHERE state = 'committed'").findings
+    assert "job job_x has a receipt and no attested commit" in found
+
+
 def test_a_commit_without_an_attestation_is_found() -> None:
     found = changed("DELETE FROM attestations").findings
     assert sum("no attested commit" in f for f in found) == 3
@@ -324,10 +332,11 @@ def test_files_are_there_and_as_long_as_they_should_be() -> None:
     (unused,) = store.one("SELECT id FROM uploads WHERE used_by IS NULL AND size = 700")
     store.close()
     names = [n for n in world() if not n.startswith("ledger/") and unused not in n]
-    assert len(names) == 18
+    assert len(names) == 20
     for name in names:
         gone = {n: data for n, data in world().items() if n != name}
-        assert len(fsck.audit(SimDisk.of(gone), KEY).findings) in (1, 2), name
+        lacking = fsck.audit(SimDisk.of(gone), KEY).findings
+        assert len(lacking) in (1, 2) and all("missing" in f for f in lacking), name
         if name.startswith("uploads/"):
             longer = fsck.audit(SimDisk.of({**world(), name: world()[name] + b"x"}), KEY)
             assert any(f"the file {name} has" in f for f in longer.findings), name

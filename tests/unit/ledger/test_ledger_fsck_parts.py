@@ -179,7 +179,7 @@ def test_every_event_costs_and_little_noise_excuses_no_whole_order() -> None:
     loud = DpEvent(rate=1e-3, noise_multiplier=0.05, steps=1)
     true = charge(loud)
     at = next(i for i, a in enumerate(fsck_budget.ORDERS) if a.denominator == 1)
-    nano = [n * (1 + 3 * (i == at)) // 1 for i, n in enumerate(true.rdp_nano)]
+    nano = [n + (i == at) * n // 50 for i, n in enumerate(true.rdp_nano)]
     (finding, *_) = fsck_costs.charge(reserved(replace(true, rdp_nano=tuple(nano)), loud))
     assert f"at order {float(fsck_budget.ORDERS[at]):g} is not what" in finding
 
@@ -204,6 +204,9 @@ def test_the_tight_epsilon_is_a_little_below_the_writers() -> None:
         left = fsck_costs.tight(replace(plain, **{part: 7.5e-7}), 1e-6)
         assert left > ours
         assert left == pytest.approx(fsck_costs.tight(plain, 2.5e-7))
+    many = replace(plain, events=(DpEvent(rate=1e-3, noise_multiplier=2.0, steps=40_000),))
+    theirs = pld.epsilon(many.events, 1e-6)
+    assert theirs * 0.5 < fsck_costs.tight(many, 1e-6) <= theirs
 
 
 def test_an_accountant_that_is_not_installed_is_named() -> None:

@@ -11,6 +11,7 @@ from casemate.ledger import (
     fsck,
     fsck_passing,
     handover,
+    ledger,
     log,
     quotes,
     recovery,
@@ -19,8 +20,19 @@ from casemate.spec import codec
 from casemate.spec.consent import Consented, HandedOver, Recovered, Rotated
 from casemate.spec.receipt import LogEntry
 from support.disk import SimDisk
-from support.ledgers import OPEN, ask, push
-from support.passing import NEW, OLD, OTHER, owner, signed, sound, started, to_recovery, to_software
+from support.ledgers import KEY, OPEN, ask, commit, push, queue
+from support.passing import (
+    NEW,
+    OLD,
+    OTHER,
+    opened,
+    owner,
+    signed,
+    sound,
+    started,
+    to_recovery,
+    to_software,
+)
 
 
 @pytest.fixture
@@ -47,6 +59,34 @@ def forge(store, kind, subject, body):
 def entry(envelope, by=None):
     keys = (by or owner()).public
     return Consented(envelope=envelope, sign_key=keys.sign_key, seal_key=keys.seal_key)
+
+
+def test_what_was_written_under_the_logs_first_name_still_holds():
+    """Attestations and heads name the log as it was called then; its head, as it is now."""
+    disk = SimDisk()
+    store = started(disk, 1)
+    a = push(store, "a", owner().public)
+    kept = [str(log.sign(store, n)) for n in (1, store.size())]
+    store.empty_wal()
+    disk, lost = SimDisk.of(disk.snapshot()), store
+    push(lost, "b", owner().public)
+    newer = str(log.sign(lost))
+    store = opened(disk, 2)
+    asked = recovery.request(store)
+    recovery.recover(store, asked, [to_recovery(asked, a)])
+    for _ in range(3):
+        catalog.advance_epoch(store, a, owner().id, catalog.dataset(store, a).epoch + 1)
+    assert store.size() > lost.size()
+    found = fsck.check(store.all)
+    assert fsck.head(found) == log.seen(log.head(store))
+    for head in (*kept, str(log.sign(store))):
+        fsck.extends(found, head)
+    assert found.findings == []
+    fsck.extends(found, newer)
+    assert "the log lacks entries" in found.findings[-1]
+    store.close()
+    lost.close()
+    assert [f for f in fsck.audit(disk, KEY).findings if "the file" not in f] == []
 
 
 def test_a_consent_by_somebody_else(world):
@@ -216,6 +256,18 @@ def test_only_a_checkpoint_that_the_log_signed(world):
     assert not signed_by(known, "casemate.dev/log/x", str(other))
     assert not signed_by(SimpleNamespace(keys={}), key.origin, str(other))
     assert not signed_by(known, key.origin, f"{key.origin}\n1\nAAAA\n\n— {key.origin} AAAA\n")
+
+
+def test_a_committed_job_ends_without_a_release_when_its_owner_revokes():
+    store = started(SimDisk(), 1)
+    a = push(store, "a", owner().public)
+    job = queue(store, "1", (a,))
+    ledger.reserve(store, job)
+    ledger.begin(store, job)
+    commit(store, job)
+    catalog.revoke(store, a, owner().id)
+    ledger.abandon(store, job, "failed", "policy.revoked")
+    sound(store)
 
 
 # Hand-over: what passes, and what does not.
