@@ -136,7 +136,7 @@ def secret(name: str) -> DatasetKey:
     )
 
 
-def push(
+def register(
     store: Store,
     name: str = "a",
     owner: PublicIdentity = OWNER,
@@ -144,7 +144,7 @@ def push(
     budget: Budget = BUDGET,
     previous: str | None = None,
 ) -> str:
-    """Enrol, upload, register, check: a dataset that is ready."""
+    """Enrol, upload, register: a dataset whose check is due."""
     catalog.enrol(store, owner)
     catalog.enrol(store, SCIENTIST)
     registration = Registration(
@@ -158,8 +158,21 @@ def push(
         sealed_key=b"sealed",
     )
     catalog.register(store, registration, secret(name))
-    catalog.settle(store, registration.dataset, None)
     return registration.dataset
+
+
+def push(
+    store: Store,
+    name: str = "a",
+    owner: PublicIdentity = OWNER,
+    policy: Policy = OPEN,
+    budget: Budget = BUDGET,
+    previous: str | None = None,
+) -> str:
+    """Register and check: a dataset that is ready."""
+    made = register(store, name, owner, policy, budget, previous)
+    catalog.settle(store, made, None)
+    return made
 
 
 def make_quote(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from casemate.ledger import catalog, consent, handover, ledger, log
-from casemate.ledger.store import Link, Store
+from casemate.ledger.store import Link, Store, not_begun
 from casemate.seal import checkpoint, note
 from casemate.spec import codec
 from casemate.spec.consent import Recovered, RecoveryConsent, RecoveryDataset, RecoveryRequest
@@ -50,8 +50,10 @@ def request(store: Store, newest: str | None = None) -> RecoveryRequest:
     """What the owners are asked; the same again until the recovery is done or an entry is added.
 
     ``newest``: a later checkpoint of this log that someone has seen. Raises ``receipt.note-*`` if
-    this log did not sign it, ``ledger.handed-over``.
+    this log did not sign it, ``ledger.handed-over``, ``ledger.missing`` before the first start.
     """
+    if store.size() == 0:
+        raise not_begun()
     handover.require_here(store)
     _require_ours(store, newest)
     with store.transaction():

@@ -41,6 +41,15 @@ class Link:
     entry: bytes
 
 
+def not_begun() -> LedgerError:
+    """``ledger.missing``: there is a store, and no start in it yet."""
+    return LedgerError(
+        "ledger.missing",
+        "The log has not begun: no server has started on this state.",
+        mend="Start the server first.",
+    )
+
+
 class Store:
     """Use :meth:`open`. The rules are in ``catalog``, ``quotes`` and ``ledger``."""
 
@@ -206,10 +215,13 @@ class Store:
         return rows[0] if rows else None
 
     def append(self, kind: EntryKind, subject: str, body: object) -> Link:
-        """Add an entry to the log, inside a transaction; ``limit.entry`` past 65535 bytes."""
+        """Add an entry to the log, inside a transaction; ``limit.entry`` past 65535 bytes;
+        ``ledger.missing`` for a first one that is no start."""
         if not self._connection.in_transaction:
             raise RuntimeError("an entry is appended inside a transaction")
         sequence = self.size()
+        if sequence == 0 and kind != "start":  # a command after a first start that was refused
+            raise not_begun()
         entry = codec.encode(
             LogEntry(
                 sequence=sequence,

@@ -216,6 +216,22 @@ def test_anchors():
     assert begun.stand.name == NAME
 
 
+def test_handed_over_again_before_a_start_on_another_anchor():
+    """Each hand-over moves the anchor of its own machine, which may be new to the state."""
+    disk, store, a, b = world("owner", "second")
+    for number in (1, 2):
+        store.hold(FakeAnchor(name=f"tpm2:{number}"))
+        handover.hand_over(store, NEW, REQUEST + str(number), {a, b}, drop=False)
+        sound(store)
+        store.close()
+        disk = passed(disk, same_anchor=False)
+        rekey.copy(disk, OWN, KEY, rekey.NEXT)
+        rekey.install(disk, rekey.NEXT)
+        store = opened(disk, 10 + number)
+    store.close()
+    sound(started(disk, 20, NEW))
+
+
 def test_a_stale_predecessor_cannot_hand_over_past_its_anchor():
     disk, store, a, _ = world("owner", "second")
     chip = FakeAnchor()

@@ -8,8 +8,15 @@ from casemate.accounting.filters import FEMTO, SATURATED, RdpFilter
 from casemate.ledger import catalog, consent, fsck, ledger, log, quotes, recovery
 from casemate.seal import checkpoint, note
 from casemate.spec import merkle
-from casemate.spec.consent import Head, Recovered, RecoveryConsent, RecoveryRequest, SoftwareConsent
-from casemate.spec.errors import CasemateError
+from casemate.spec.consent import (
+    Head,
+    Recovered,
+    RecoveryConsent,
+    RecoveryRequest,
+    Rotated,
+    SoftwareConsent,
+)
+from casemate.spec.errors import CasemateError, LedgerError
 from casemate.spec.job import Charge, Metric
 from support.disk import SimDisk
 from support.ledgers import OPEN, ask, commit, push, queue, run
@@ -425,6 +432,17 @@ def test_a_second_recovery(world):
     store.close()
     store = started(disk, 15, OLD)
     assert log.key(store).origin == second.next
+
+
+def test_a_log_begins_with_a_start():
+    """Not with a command, after a first start that was refused."""
+    disk = SimDisk()
+    store = opened(disk, 1)
+    assert code(recovery.request, store) == "ledger.missing"
+    with pytest.raises(LedgerError, match="has not begun"), store.transaction():
+        store.append("rotate", "1", Rotated(generation=1))
+    store.close()
+    sound(started(disk, 2))
 
 
 # Seeded bugs that the checker must see.
