@@ -156,9 +156,11 @@ def read(replay: Replay, sequence: int, raw: bytes) -> bool:
 
 
 def _anchor(replay: Replay, entry: LogEntry, moved: int | None) -> None:
-    """An anchor is moved one by one; after a hand-over, which may move the one before, and after a
-    recovery another anchor may begin."""
+    """An anchor is moved one by one, by a hand-over too, also by one that does not say so; after
+    that, and after a recovery, another anchor may begin."""
     count = 0 if replay.anchored is None else replay.anchored[0]
+    if entry.kind == "handover" and replay.anchored is not None and moved is None:
+        moved = count + 1
     replay.anew |= entry.kind in ("recover", "handover")
     if moved is not None:
         replay.expect(
