@@ -2,8 +2,9 @@
 
 ``python tests/mutation.py [--again] [GROUP ...]``: each group is mutated by mutmut in a copy under
 build/mutation, and run against its own quick tests; ends with one line a group, the mutants that
-survived, with their changes, in build/mutation/GROUP.txt, exit 1 below 95%. With ``--again`` only
-those that survived, or had not been run, meet the tests as they are now.
+survived, with their changes, in build/mutation/GROUP.txt, exit 1 below 95%. With ``--again`` code
+and tests are taken as they are now, and only mutants that were noticed in a function that has not
+changed since need not be run.
 
 Not mutated, because no test should hold them: sentences for people (message and mend of errors) and
 the letter case of strings with a space (SQL, prose).
@@ -108,7 +109,17 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
 
 
 # A mutant runs in a fork of the process that ran the tests before: what the code kept is let go.
+# That an example fails is enough: it is not made small.
 FORGET = """
+import hypothesis
+
+hypothesis.settings.register_profile(
+    "mutation",
+    hypothesis.settings.default,
+    phases=[p for p in hypothesis.Phase if p.name not in ("shrink", "explain")],
+)
+hypothesis.settings.load_profile("mutation")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_remembered():
@@ -124,13 +135,14 @@ def prepare(name: str, again: bool) -> Path:
     folder = BUILD / name
     if not again:
         shutil.rmtree(folder, ignore_errors=True)
-        (BUILD / f"{name}.json").unlink(missing_ok=True)
+    for meta in folder.glob("mutants/src/**/*.meta"):  # mutmut lets what has a verdict stand
+        found = json.loads(meta.read_text())
+        codes = found["exit_code_by_key"]
+        found["exit_code_by_key"] = {n: c if c in NOTICED else None for n, c in codes.items()}
+        meta.write_text(json.dumps(found))
     ignore = shutil.ignore_patterns("__pycache__", "torture", "e2e", "*.so")
-    copies = [(ROOT / "tests", folder / "tests")]
-    if again:
-        copies.append((ROOT / "tests", folder / "mutants" / "tests"))
-    else:
-        copies.append((ROOT / "src", folder / "src"))
+    copies = [(ROOT / "src", folder / "src")]
+    copies += [(ROOT / "tests", to / "tests") for to in (folder, folder / "mutants")]
     for source, to in copies:
         shutil.copytree(source, to, ignore=ignore, dirs_exist_ok=True)
         if source.name == "tests":
@@ -144,7 +156,7 @@ def prepare(name: str, again: bool) -> Path:
         "source_paths = ['src']",
         f"only_mutate = {[f'src/casemate/{f}' for f in files]}",
         f"pytest_add_cli_args_test_selection = {[t for t in tests if (ROOT / t).exists()]}",
-        "pytest_add_cli_args = ['-m', 'not full', '-x']",
+        "pytest_add_cli_args = ['-m', 'not full', '-x', '--assert=plain', '--tb=no']",
         "timeout_constant = 10.0",  # seconds, of a mutant that never ends: twice that of a core
         "timeout_multiplier = 2.0",
         "use_git_change_detection = false",
@@ -196,15 +208,14 @@ def narrow() -> None:
     visitor._skip_node_and_children = lambda self, node: sentence(node) or skips(self, node)
 
 
-def child(folder: Path, jobs: str, again: bool) -> None:
+def child(folder: Path, jobs: str) -> None:
     """In a process of its own: mutmut in ``folder``."""
     os.chdir(folder)
     sys.path.insert(0, "")
     narrow()
     from mutmut.__main__ import cli
 
-    names = [n for n, code in known(folder).items() if code not in NOTICED] if again else []
-    cli(["run", "--max-children", jobs, *names], standalone_mode=False)
+    cli(["run", "--max-children", jobs], standalone_mode=False)
 
 
 # Exit codes of the tests with a mutant: failed, or out of time; mutmut's own for "no tests".
@@ -218,14 +229,6 @@ def verdicts(folder: Path) -> dict[str, int | None]:
     for meta in sorted(folder.glob("mutants/src/**/*.meta")):
         out |= json.loads(meta.read_text())["exit_code_by_key"]
     return out
-
-
-def known(folder: Path) -> dict[str, int | None]:
-    """Verdicts with those of earlier runs: who was noticed once need not be again."""
-    file = BUILD / f"{folder.name}.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
-    now = verdicts(folder)
-    return {n: before[n] if before.get(n) in NOTICED else code for n, code in now.items()}
 
 
 def changes(folder: Path, names: list[str]) -> str:
@@ -246,9 +249,8 @@ def main(words: list[str]) -> int:
         folder = prepare(name, again)
         script = [sys.executable, __file__, "--child", str(folder), os.environ.get("JOBS", "1")]
         with (BUILD / f"{name}.log").open("w") as log:
-            subprocess.run([*script, str(int(again))], stdout=log, stderr=log, check=False)
-        found = known(folder)
-        (BUILD / f"{name}.json").write_text(json.dumps(found))
+            subprocess.run(script, stdout=log, stderr=log, check=False)
+        found = verdicts(folder)
         kinds = Counter(NOTICED.get(code or 0, "no tests" if code == NO_TESTS else "survived")
                         if code is not None else "not run" for code in found.values())  # fmt: skip
         left = sorted(n for n, code in found.items() if code not in NOTICED)
@@ -262,6 +264,6 @@ def main(words: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "1")
+        child(Path(sys.argv[2]), sys.argv[3])
     else:
         sys.exit(main(sys.argv[1:]))

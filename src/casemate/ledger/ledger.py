@@ -305,13 +305,14 @@ def witnesses(store: Store, id: str) -> tuple[tuple[tuple[str, ...], int], ...]:
 
 
 def cosigned_at(store: Store, id: str, sequence: int) -> int | None:
-    """The largest size of the log over entry ``sequence`` whose very checkpoint has enough
-    cosignatures for each dataset; ``None`` where they stand on different ones."""
+    """The size of the log over entry ``sequence`` whose very checkpoint has enough cosignatures
+    for each dataset, more than half of its witnesses'; ``None`` where they stand on different
+    ones."""
     needed = witnesses(store, id)
     if not needed:
         return store.size()
     said = dict(store.all("SELECT witness, size FROM cosignatures WHERE size > ?", sequence))
-    for size in sorted(set(said.values()), reverse=True):
+    for size in set(said.values()):
         if all(sum(said.get(w) == size for w in keys) >= k for keys, k in needed):
             return int(size)
     return None
