@@ -14,9 +14,7 @@ from casemate.server.uploads import Uploads
 from casemate.spec.errors import LedgerError
 from support.desk import Desk, Refused, run_async
 from support.disk import PowerLoss, SimDisk
-from support.ledgers import CountingRng, person
-
-KEY = b"k" * 32
+from support.ledgers import open_store, person
 
 
 def test_an_upload_goes_on_where_it_stopped() -> None:
@@ -131,7 +129,7 @@ def test_the_model_of_a_job_that_ended_is_removed() -> None:
 
 
 def _store() -> Store:
-    store = Store.open(SimDisk(), KEY, b"b" * 16, CountingRng(1))
+    store = open_store(SimDisk())
     catalog.enrol(store, person("owner"))
     return store
 
