@@ -374,6 +374,15 @@ def test_what_nothing_names_is_told_apart() -> None:
     assert (found.findings, found.left) == ([], list(more))
 
 
+def test_a_folder_that_was_never_used_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: SimDisk, folder: str) -> list[str]:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(SimDisk, "list", gone)
+    found = fsck.audit(SimDisk.of(world()), KEY)
+    assert (found.findings, found.left) == ([], [])
+
+
 def test_an_audit_recomputes_what_events_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     real = RdpFilter.charge
 
