@@ -37,6 +37,13 @@ def _pool(**limits: object) -> Pool:
     return Pool(config)
 
 
+async def _ended(worker: pool.Worker) -> str:
+    """Why the server ended a worker that says nothing."""
+    with pytest.raises(WorkerGone) as gone:
+        await worker.expect([Done], 30.0)
+    return gone.value.reason
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -115,9 +122,7 @@ def test_one_that_grows_past_its_memory_is_ended(monkeypatch: pytest.MonkeyPatch
     async def work() -> None:
         made = _pool(worker_bytes=100 << 20)
         async with made.worker() as (worker, _):
-            with pytest.raises(WorkerGone) as gone:
-                await worker.expect([Done], 30.0)
-            assert gone.value.reason == "memory"
+            assert await _ended(worker) == "memory"
         await made.close()
 
     run_async(work())
@@ -147,9 +152,7 @@ def test_one_whose_children_take_the_machine_is_ended(
     async def work() -> None:
         made = _pool(worker_bytes=(150 << 20) if reason == "memory" else 4 << 30)
         async with made.worker() as (worker, _):
-            with pytest.raises(WorkerGone) as gone:
-                await worker.expect([Done], 30.0)
-            assert gone.value.reason == reason
+            assert await _ended(worker) == reason
             while any(worker.resident()):  # all but what is not reaped yet
                 await asyncio.sleep(0.01)
         await made.close()
@@ -165,9 +168,7 @@ def test_children_of_one_that_is_gone_are_ended(monkeypatch: pytest.MonkeyPatch)
     async def work() -> None:
         made = _pool()
         async with made.worker() as (worker, _):
-            with pytest.raises(WorkerGone) as gone:
-                await worker.expect([Done], 30.0)
-            assert gone.value.reason == "closed"
+            assert await _ended(worker) == "closed"
         await made.close()
 
     run_async(work())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -161,16 +162,9 @@ def register(
     return registration.dataset
 
 
-def push(
-    store: Store,
-    name: str = "a",
-    owner: PublicIdentity = OWNER,
-    policy: Policy = OPEN,
-    budget: Budget = BUDGET,
-    previous: str | None = None,
-) -> str:
-    """Register and check: a dataset that is ready."""
-    made = register(store, name, owner, policy, budget, previous)
+def push(store: Store, *given: Any, **named: Any) -> str:
+    """As :func:`register`, and check: a dataset that is ready."""
+    made = register(store, *given, **named)
     catalog.settle(store, made, None)
     return made
 

@@ -75,10 +75,10 @@ def fits(total: Sequence[int], capacity: Sequence[int]) -> bool:
     return any(t <= c for t, c in zip(total, capacity, strict=True))
 
 
-def within(total: Sequence[int], epsilon: float, delta: float) -> bool:
-    """Whether the filter of (epsilon, delta) holds ``total``; past MAX_EPSILON no more than there.
-    Integers only."""
-    return fits(total, capacities(min(epsilon, MAX_EPSILON), delta))
+def beyond(total: Sequence[int], cap: float | None, delta: float) -> bool:
+    """Whether ``total`` is more than the filter of (cap, delta) holds; past MAX_EPSILON no more
+    than there, without a cap never. Integers only."""
+    return cap is not None and not fits(total, capacities(min(cap, MAX_EPSILON), delta))
 
 
 def nano(events: Sequence[DpEvent]) -> tuple[int, ...]:

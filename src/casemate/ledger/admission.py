@@ -96,9 +96,7 @@ def _check_policy(
         policy_digest=found.policy_digest,
         epoch=found.epoch,
         evaluated=evaluated,
-        beyond=charge != NOTHING
-        and cap is not None
-        and not filters.within(charge.rdp_nano, cap, delta),
+        beyond=charge != NOTHING and filters.beyond(charge.rdp_nano, cap, delta),
     )
     if (broken := rules.broken(quote.request, use, standing)) is None:
         words = (

@@ -228,8 +228,7 @@ def handover(replay: Replay, entry: LogEntry, body: HandedOver) -> Iterator[str]
         forget(replay, name)
     if body.measurement == passing.running:
         passing.consents = {n: m for n, m in passing.consents.items() if m != passing.running}
-    void = {quote for quote, names in replay.quotes.items() if names & dropped}
-    replay.verdicts = {k: v for k, v in replay.verdicts.items() if k[0] not in void}
+    replay.void(dropped)
     passing.generation = 0  # under the successor's own keys
     passing.handed, passing.handed_at = body, entry.sequence
 

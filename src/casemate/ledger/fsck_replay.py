@@ -126,6 +126,14 @@ class Replay:
         """A commitment under the salt of a quote."""
         return commitment(self.salts.get(quote, b""), digest)
 
+    def void(self, names: set[str]) -> None:
+        """Forget the owners' words on quotes of these datasets."""
+        self.verdicts = {
+            key: word
+            for key, word in self.verdicts.items()
+            if names.isdisjoint(self.quotes.get(key[0], ()))
+        }
+
     def expect(self, holds: bool, finding: str) -> bool:
         if not holds:
             self.findings.append(finding)
@@ -217,9 +225,7 @@ def _changed(replay: Replay, name: str) -> Iterator[str]:
         yield "there is no such dataset"
     elif replay.datasets[name].revoked:
         yield "the dataset was revoked before"
-    replay.verdicts = {
-        k: v for k, v in replay.verdicts.items() if name not in replay.quotes.get(k[0], ())
-    }
+    replay.void({name})
 
 
 def _policy(replay: Replay, entry: LogEntry, body: PolicyChanged) -> Iterator[str]:

@@ -72,14 +72,13 @@ def refusal(
     """The first rule of the owner, or of the budget, that forbids the job: (code, sentence)."""
     name, own, privacy = now.schema.name, now.policy.scientist_budget, request.train.privacy
     delta = min(now.filter.budget.delta, privacy.delta if isinstance(privacy, Dp) else 1.0)
-    cap = now.policy.max_epsilon
     standing = rules.Standing(
         state=now.state,
         policy=now.policy,
         policy_digest=now.policy_digest,
         epoch=now.epoch,
         evaluated=now.evaluated,
-        beyond=cap is not None and not filters.within(charge.rdp_nano, cap, delta),
+        beyond=filters.beyond(charge.rdp_nano, now.policy.max_epsilon, delta),
     )
     if (found := rules.broken(request, use, standing)) is not None:
         return found[0], f"The dataset {name!r} {found[1]}."

@@ -6,14 +6,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from casemate.accounting.filters import RdpFilter
@@ -35,7 +33,7 @@ from support.ledgers import (
     person,
     push,
 )
-from support.simserver import remembered
+from support.stateful import play
 
 RDP = RdpFilter(BUDGET)
 CHARGE = RDP.charge((EVENT,), 2e-9, delta_shown=1e-6)
@@ -341,21 +339,8 @@ class Life(RuleBasedStateMachine):
         self.store.close()
 
 
-def play(examples: int, steps: int) -> None:
-    with remembered():
-        run_state_machine_as_test(
-            Life,
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=steps,
-                deadline=None,
-                database=None,
-            ),
-        )
-
-
 def test_the_ledger_does_what_the_model_says() -> None:
-    play(8, 25)
+    play(Life, 8, 25)
 
 
 @pytest.mark.full
@@ -363,7 +348,7 @@ def test_the_ledger_does_what_the_model_says() -> None:
 @pytest.mark.parametrize("part", range(40))
 def test_the_ledger_does_what_the_model_says_for_long(part: int) -> None:
     """Together 1,000,000 steps, in parts that processes can share."""
-    play(440, 60)
+    play(Life, 440, 60)
 
 
 def scenario() -> None:

@@ -157,10 +157,10 @@ def test_the_limit_of_one_job_is_held_in_integers(store: Store) -> None:
     high, low = charge.epsilon, charge.epsilon * (1 - 1e-8)
     while math.nextafter(low, high) < high:
         middle = (low + high) / 2
-        if filters.within(charge.rdp_nano, middle, quote.delta):
-            high = middle
-        else:
+        if filters.beyond(charge.rdp_nano, middle, quote.delta):
             low = middle
+        else:
+            high = middle
     assert low < high < charge.epsilon
     exact = push(store, "b", policy=replace(OPEN, max_epsilon=high))
     below = push(store, "c", policy=replace(OPEN, max_epsilon=low))

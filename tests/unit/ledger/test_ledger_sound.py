@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import HealthCheck
 
 from casemate.accounting.filters import NOTHING
 from casemate.ledger import catalog, fsck_passing, fsck_replay, quotes
@@ -15,25 +14,11 @@ from casemate.spec.errors import LedgerError
 from support.ledgers import BUDGET, OPEN, SCIENTIST
 from support.life import METRICS, Life
 from support.passing import NEW
-from support.simserver import remembered
-
-
-def play(examples: int, steps: int) -> None:
-    with remembered():
-        run_state_machine_as_test(
-            Life,
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=steps,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+from support.stateful import play
 
 
 def test_what_is_written_is_sound() -> None:
-    play(8, 30)
+    play(Life, 8, 30, ignoring=HealthCheck)
 
 
 @pytest.mark.full
@@ -41,7 +26,7 @@ def test_what_is_written_is_sound() -> None:
 @pytest.mark.parametrize("part", range(20))
 def test_what_is_written_is_sound_for_long(part: int) -> None:
     """In parts that processes can share."""
-    play(500, 60)
+    play(Life, 500, 60, ignoring=HealthCheck)
 
 
 # Seeded bugs. Each scenario is one that the rules can make.
