@@ -140,6 +140,10 @@ def prepare(name: str, again: bool) -> Path:
         codes = found["exit_code_by_key"]
         found["exit_code_by_key"] = {n: c if c in NOTICED else None for n, c in codes.items()}
         meta.write_text(json.dumps(found))
+    stats = folder / "mutants" / "mutmut-stats.json"
+    if stats.exists():  # which tests reach which function is looked for anew
+        unknown = {"tests_by_mangled_function_name": {}, "duration_by_test": {}}
+        stats.write_text(json.dumps(json.loads(stats.read_text()) | unknown))
     ignore = shutil.ignore_patterns("__pycache__", "torture", "e2e", "*.so")
     copies = [(ROOT / "src", folder / "src")]
     copies += [(ROOT / "tests", to / "tests") for to in (folder, folder / "mutants")]

@@ -322,6 +322,11 @@ def test_a_receipt_of_a_job_that_the_log_does_not_know_is_found() -> None:
     assert "job job_x has a receipt and no attested commit" in found
 
 
+def test_an_attestation_that_cannot_be_read_is_found() -> None:
+    (*_, finding) = changed("UPDATE attestations SET attestation = CAST('{}' AS BLOB)").findings
+    assert finding.startswith("a stored value cannot be read")
+
+
 def test_a_commit_without_an_attestation_is_found() -> None:
     found = changed("DELETE FROM attestations").findings
     assert sum("no attested commit" in f for f in found) == 3

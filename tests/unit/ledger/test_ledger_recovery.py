@@ -19,7 +19,7 @@ from casemate.spec.consent import (
 from casemate.spec.errors import CasemateError, LedgerError
 from casemate.spec.job import Charge, Metric
 from support.disk import SimDisk
-from support.ledgers import OPEN, ask, commit, push, queue, run
+from support.ledgers import KEY, OPEN, ask, commit, push, queue, run
 from support.passing import (
     NEW,
     OLD,
@@ -98,6 +98,10 @@ def test_the_whole_ceremony(world):
     sound(store)
     receipt = ledger.bundle(store, queue(store, "3", (a,)))
     assert asked.next in receipt.proof
+    store.close()
+    # Attestations and receipts of both names of the log hold; the rest are files that are not here.
+    findings = fsck.audit(disk, KEY).findings
+    assert findings and all(" is missing" in f for f in findings)
 
 
 def test_the_log_goes_on_where_it_ended(world):
