@@ -165,7 +165,7 @@ def _made(name: str, k: int, seed: int, count: int) -> batched_lab.Data:
 
 def _zoo(name: str, k: int) -> batched_lab.Lab:
     made = functools.partial(_made, name, k, 0)
-    at = batched_lab.lab(ZOO[name][0](), made, weighed, per_unit=k)
+    at = batched_lab.lab(ZOO[name][0](), made, weighed, per_unit=k, how=lab.exported)
     at.path.choose(at.env(), batched_lab.ROOM)
     return at
 
@@ -275,7 +275,7 @@ def _cancels(name: str, seed: int, far: float, left: float, count: int) -> batch
 
 def _contracts(name: str) -> batched_lab.Lab:
     data = functools.partial(_cancels, name, 0, 4, 0.0)
-    at = batched_lab.lab(CANCELLING[name][0](), data, weighed)
+    at = batched_lab.lab(CANCELLING[name][0](), data, weighed, how=lab.exported)
     at.path.choose(at.env(), batched_lab.ROOM)
     return at
 

@@ -111,8 +111,10 @@ class Lab:
         return out
 
 
-def exported(module: nn.Module, few: Data, loss: Any, flat: bool = True) -> tuple[Program, Any]:
-    packed, _ = export(module, few, loss=loss, dropout=False)
+def exported(
+    module: nn.Module, few: Data, loss: Any, how: Callable[..., Any] = export
+) -> tuple[Program, Any]:
+    packed, _ = how(module, few, loss=loss, dropout=False)
     graph, view = pack.unpack(packed.data)
     checked = check.check(graph, {n: i for n, (i, _) in view.items()})
     return Program(graph, weights_of(view)), checked
@@ -129,10 +131,11 @@ def lab(
     ways: str | None = None,
     settle: bool = True,
     last: bool | None = None,
+    how: Callable[..., Any] = export,
 ) -> Lab:
     """``ways``: the name of the way every site shall take that has it; else the quickest one.
-    last: with channels last, or not; else what is quicker."""
-    program, checked = exported(module, data(3), loss)
+    last: with channels last, or not; else what is quicker. how: what exports the module."""
+    program, checked = exported(module, data(3), loss, how)
     made = data(rows)
     records = {spec.name: made[spec.name] for spec in program.data}
     path = batched.build(program, checked, records, Shape(rows, per_unit), keep)
