@@ -3,7 +3,9 @@ several microbatches, and every way to every kind of layer's norm."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from audit import known, lab, sums
 from audit.lab import Job
 from audit.law import holds
-from casemate.engine import batched, compiled, train, windows
+from casemate.engine import batched, compiled, kernels, small, train, windows
 from casemate.spec.job import Execution
 from support import batched_lab
 from support.engine_lab import no_noise
@@ -86,16 +88,19 @@ def steps(seed: int) -> None:
         holds(taken == ("compiled" in path), f"steps, {path}: what was compiled is taken")
 
 
+WIDTH: Final = 21  # a vector of the kernels' and a part of one
+
+
 class Embedded(nn.Module):
     """Tokens' vectors, as they are or against the same table. Index 3 is padding."""
 
     def __init__(self, tied: bool) -> None:
         super().__init__()
         made = torch.Generator().manual_seed(8)
-        self.table = nn.Embedding(7, 4, padding_idx=None if tied else 3)
+        self.table = nn.Embedding(7, WIDTH, padding_idx=3)
         self.tied = tied
         with torch.no_grad():
-            self.table.weight.copy_(torch.randn(7, 4, generator=made))
+            self.table.weight.copy_(torch.randn(7, WIDTH, generator=made))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.table(x)
@@ -118,6 +123,29 @@ class Layer(nn.Module):
         return found
 
 
+class Parts(Layer):
+    """The halves of one matrix work on different values, as those of an attention's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layer.weight[:2], self.layer.weight[2:]
+        return torch.cat([x @ first.t(), x.sin() @ second.t()], -1)
+
+
+class Twice(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(self.layer(x).tanh())
+        return found
+
+
+def _pointwise(*channels: int) -> nn.Module:
+    pairs = itertools.pairwise(channels)
+    return nn.Sequential(*(nn.Conv2d(i, o, 1, bias=False) for i, o in pairs))
+
+
+def _vectors(n: int, made: torch.Generator) -> Tensor:
+    return torch.randn(n, 11, generator=made)
+
+
 def _tokens(n: int, made: torch.Generator) -> Tensor:
     """Every other record is one index, six times; in the others one is padding."""
     x = torch.randint(4, 7, (n, 6), generator=made)
@@ -137,13 +165,22 @@ FORMS: Final = {"per-layer": 0.0, "automatic": 0.25}
 ZOO: Final[dict[str, tuple[Callable[[], nn.Module], Inputs]]] = {
     "embedding": (lambda: Embedded(False), _tokens),
     "tied embedding": (lambda: Embedded(True), _tokens),
-    "convolution": (lambda: Layer(nn.Conv2d(2, 3, 3, padding=1)), _images(2)),
+    "linear layer": (lambda: Layer(nn.Linear(11, 7)), _vectors),
+    "linear layer in parts": (lambda: Parts(nn.Linear(6, 4, bias=False)), _images(2)),
+    "linear layer used twice": (lambda: Twice(nn.Linear(11, 11)), _vectors),
+    "convolution": (lambda: Layer(nn.Conv2d(2, 3, 3, padding=1, dilation=(2, 1))), _images(2)),
+    "pointwise convolutions": (lambda: Layer(_pointwise(4, 64, 4, 3)), _images(4)),
     "convolution of groups": (lambda: Layer(nn.Conv2d(4, 4, 3, groups=2)), _images(4)),
     "convolution with stride": (lambda: Layer(nn.Conv2d(2, 3, 2, stride=2)), _images(2)),
     "transposed convolution": (lambda: Layer(nn.ConvTranspose2d(2, 3, 3, stride=2)), _images(2)),
     "group norm": (lambda: Layer(nn.GroupNorm(2, 4)), _images(4)),
-    "linear layer of tokens": (lambda: Layer(nn.Linear(6, 5)), _images(2)),
+    "linear layer of tokens": (lambda: Layer(nn.Linear(6, 5)), _images(4)),
 }
+# More rows than the native step weighs at once; others have 16, some of more tokens than are
+# multiplied at once.
+ROWS: Final = {"linear layer": 80}
+# With the channels of images last in memory.
+LAST: Final = ("pointwise convolutions",)
 
 
 def weighed(outputs: Tensor, target: Tensor) -> Tensor:
@@ -163,50 +200,76 @@ def _made(name: str, k: int, seed: int, count: int) -> batched_lab.Data:
     return {"x": x, "target": target.repeat_interleave(k, 0)[:count]}
 
 
-def _zoo(name: str, k: int) -> batched_lab.Lab:
+@contextlib.contextmanager
+def _without_help(plain: bool) -> Iterator[None]:
+    """As on a machine without a compiler: torch's operations instead of the native kernels."""
+    with contextlib.ExitStack() as stack:
+        if plain:
+            stack.enter_context(mock.patch.object(kernels, "native", lambda: False))
+            stack.enter_context(mock.patch.object(small, "library", lambda: None))
+        yield
+
+
+def _zoo(name: str, k: int, plain: bool) -> batched_lab.Lab:
+    del plain  # which two have labs of their own
     made = functools.partial(_made, name, k, 0)
-    at = batched_lab.lab(ZOO[name][0](), made, weighed, per_unit=k, how=lab.exported)
+    at = batched_lab.lab(
+        ZOO[name][0](), made, weighed, rows=ROWS.get(name, 16), per_unit=k,
+        last=name in LAST or None, how=lab.exported,
+    )  # fmt: skip
     at.path.choose(at.env(), batched_lab.ROOM)
     return at
 
 
-_labs: Final = {(name, k): functools.partial(_zoo, name, k) for name in ZOO for k in (1, 2)}
+# Of units of one row or two, by the native kernels; without these of one.
+_labs: Final = {
+    (name, k, plain): functools.partial(_zoo, name, k, plain)
+    for name in ZOO
+    for k, plain in ((1, False), (2, False), (1, True))
+}
 
 
 def layers(seed: int) -> None:
     """Layers whose norms are had by kernels of their own, in every way that the engine may take:
     a unit of one row or two adds its gradient clipped, also beside one that is infinite, and the
     sum is that of the factors, also where it is made by windows that end within a row of it."""
-    for (name, k), make in _labs.items():
-        at: batched_lab.Lab = lab.kept(make)  # type: ignore[arg-type,assignment]
-        data = _made(name, k, seed, at.rows)
-        each = batched_lab.gradients(at.module, at.program, data, weighed)
-        each = each.view(-1, k, each.shape[1]).sum(1)
-        norms = each.norm(dim=1)
-        sick = {**data, "target": data["target"].clone()}
-        sick["target"][0] = math.inf
-        alone, ends = _alone(data, k), _extremes(data, k)
-        for site in at.path.sites:
-            for way in site.ways:
-                site.way, what = way, f"{name}, {k} rows, {way.name}"
-                total, c = at.parts(1.0, data)
-                added = (c.double() * norms)[norms > 1]
-                most, least = float(added.max()), float(added.min())
-                holds(most <= 1 + 2 * sums.TIGHT, f"{what}: a unit adds {most:.6g}")
-                holds(least > 0.98, f"{what}: a unit adds {least:.6g}, which is too little")
-                parts = c.double()[:, None] * each
-                off = float((total - parts.sum(0)).norm())
-                holds(off <= 2e-3, f"{what}: the sum is {off:.3g} off that of the factors")
-                off = float((_by_windows(at, data, k) - parts.sum(0)).norm())
-                holds(off <= 2e-3, f"{what}: the sum by windows is {off:.3g} off")
-                off = float((at.parts(1.0, sick)[0] - parts[1:].sum(0)).norm())
-                holds(off <= 2e-3, f"{what}: beside an infinite one the sum is {off:.3g} off")
-                for form, gamma in FORMS.items():
-                    norm = float(_by_windows(at, alone, k, form, gamma).norm())
-                    holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}, {form}: adds {norm:.6g}")
-                for bound, one in ends:
-                    norm = float(at.parts(bound, one)[0].norm()) / bound
-                    holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}: adds {norm:.6g} of {bound}")
+    for (name, k, plain), make in _labs.items():
+        with _without_help(plain):
+            at: batched_lab.Lab = lab.kept(make)  # type: ignore[arg-type,assignment]
+            _by_all_ways(
+                at, f"{name}, {k} rows{', in torch' * plain}", _made(name, k, seed, at.rows)
+            )
+
+
+def _by_all_ways(at: batched_lab.Lab, name: str, data: batched_lab.Data) -> None:
+    k = at.path.shape.per_unit
+    each = batched_lab.gradients(at.module, at.program, data, weighed)
+    each = each.view(-1, k, each.shape[1]).sum(1)
+    norms = each.norm(dim=1)
+    sick = {**data, "target": data["target"].clone()}
+    sick["target"][0] = math.inf
+    alone, ends = _alone(data, k), _extremes(data, k)
+    for site in at.path.sites:
+        for way in site.ways:
+            site.way, what = way, f"{name}, {way.name}"
+            total, c = at.parts(1.0, data)
+            added = (c.double() * norms)[norms > 1]
+            most, least = float(added.max()), float(added.min())
+            holds(most <= 1 + 2 * sums.TIGHT, f"{what}: a unit adds {most:.6g}")
+            holds(least > 0.98, f"{what}: a unit adds {least:.6g}, which is too little")
+            parts = c.double()[:, None] * each
+            off = float((total - parts.sum(0)).norm())
+            holds(off <= 2e-3, f"{what}: the sum is {off:.3g} off that of the factors")
+            off = float((_by_windows(at, data, k) - parts.sum(0)).norm())
+            holds(off <= 2e-3, f"{what}: the sum by windows is {off:.3g} off")
+            off = float((at.parts(1.0, sick)[0] - parts[1:].sum(0)).norm())
+            holds(off <= 2e-3, f"{what}: beside an infinite one the sum is {off:.3g} off")
+            for form, gamma in FORMS.items():
+                norm = float(_by_windows(at, alone, k, form, gamma).norm())
+                holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}, {form}: adds {norm:.6g}")
+            for bound, one in ends:
+                norm = float(at.parts(bound, one)[0].norm()) / bound
+                holds(norm <= 1 + 2 * batched.ROUNDING, f"{what}: adds {norm:.6g} of {bound}")
 
 
 def _alone(data: batched_lab.Data, k: int) -> batched_lab.Data:
