@@ -62,7 +62,7 @@ def huge(rng: np.random.Generator) -> Vector:
 def infinite(rng: np.random.Generator) -> Vector:
     """One entry overflows in float32."""
     x = rng.normal(size=D)
-    x[rng.integers(D)] = 1e39
+    x[rng.integers(D)] = 1e40
     return x
 
 
@@ -87,18 +87,19 @@ class Sick(nn.Module):
         return ((large - large + x) * self.w).sum(1, keepdim=True)
 
 
-def _meter(form: str = "flat", path: str = "auto", gain: float = GAIN) -> Job:
+def _meter(form: str = "flat", path: str = "auto", clip: float = 1.0) -> Job:
     schema = lab.schema_of(D, UNITS)
-    return lab.job(lab.Meter(SIZES, gain), schema, batch=UNITS, form=form, path=path)
+    return lab.job(lab.Meter(SIZES, GAIN), schema, batch=UNITS, form=form, path=path, clip=clip)
 
 
 CASES: Final[dict[str, Callable[[], Job]]] = {
     "graph": lambda: _meter(),
     "record": lambda: _meter(path="record"),
-    "graph, per-layer": lambda: _meter("per-layer"),
-    "record, per-layer": lambda: _meter("per-layer", "record"),
-    "graph, automatic": lambda: _meter("automatic"),
-    "record, automatic": lambda: _meter("automatic", "record"),
+    # Of another clip than 1, so that one that is forgotten shows.
+    "graph, per-layer": lambda: _meter("per-layer", clip=0.3),
+    "record, per-layer": lambda: _meter("per-layer", "record", clip=3.0),
+    "graph, automatic": lambda: _meter("automatic", clip=3.0),
+    "record, automatic": lambda: _meter("automatic", "record", clip=0.3),
     "graph, one matrix": lambda: lab.job(lab.Line(D), lab.schema_of(D, UNITS), batch=9),
     "graph, microbatches of the native step": lambda: lab.job(
         lab.Meter(SIZES, GAIN), lab.schema_of(D, 60), batch=45, few=16
@@ -180,7 +181,7 @@ def sensitivity(seed: int, trials: int = 1) -> None:
             place, made = int(rng.integers(job.schema.units)), hostile(rng)
             if gain == 1.0:
                 made = np.clip(made, -1e29, 1e29)
-            table["x"][place] = torch.from_numpy(made / gain)
+            table["x"][place] = torch.from_numpy(made * (job.plan.clip / gain))
             gradient = table["x"][place].numpy().astype(np.float64) * gain
             found = moved(job, table, [place], rng.bytes(32))
             what = f"{name}, {hostile.__name__}"
@@ -332,26 +333,51 @@ class Late(nn.Module):
         return torch.stack([(x[:, :1] * self.a).sum(1), (x[:, 1:] * self.b).sum(1)], 1)
 
 
-def _late(path: str) -> Job:
-    return lab.job(Late(), lab.schema_of(10, 6), batch=6, path=path)
+class Asks(nn.Module):
+    """A learned vector goes through a matrix that lies 70,000 entries behind it: the matrix's
+    gradient is made of weights which a step changes before it comes to the matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = nn.Parameter(torch.ones(3))
+        self.a = nn.Parameter(torch.zeros(70_000))
+        self.b = nn.Parameter(torch.zeros(9, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = nn.functional.linear(self.ask.expand(x.shape[0], 3), self.b)
+        return torch.cat([(x[:, :1] * self.a).sum(1, keepdim=True), x[:, 1:] * made], 1)
 
 
-_lates: Final = {path: functools.partial(_late, path) for path in ("auto", "record")}
+def _late(path: str, module: type[nn.Module]) -> Job:
+    return lab.job(module(), lab.schema_of(10, 6), batch=6, path=path)
+
+
+_lates: Final = {
+    (path, module): functools.partial(_late, path, module)
+    for path in ("auto", "record")
+    for module in (Late, Asks)
+}
 
 
 def late_entries(seed: int) -> None:
-    """A gradient that is long only where a model's first window of entries is over."""
-    for path, make in _lates.items():
+    """A gradient that is long only where a model's first window of entries is over, or a tensor's,
+    and one that is made of weights which the first windows change."""
+    for (path, module), make in _lates.items():
         job = lab.kept(make)
         on_path(job, "graph" if path == "auto" else path)
-        rng = lab.rng_of("late", seed, path)
-        place, turn = int(rng.integers(6)), rng.normal(size=9)
-        table = lab.zeros(job.schema)
-        table["x"][place, 1:] = torch.from_numpy(turn * 50)
-        found = moved(job, table, [place], rng.bytes(32))
-        bounded(job, found, f"late entries, {path}")
-        off = float(np.linalg.norm(found[-9:] - turn / np.linalg.norm(turn)))
-        holds(off < 2e-3, f"late entries, {path}: adds {off:.3g} other than the clip says")
+        rng = lab.rng_of("late", seed, path, module.__name__)
+        place = int(rng.integers(6))
+        for what, a, b in (("last", 0, 50), ("first", 50, 0), ("all", 5, 50)):
+            made = rng.normal(size=10) * [a, *[b] * 9]
+            table = lab.zeros(job.schema)
+            table["x"][place] = torch.from_numpy(made)
+            found = moved(job, table, [place], rng.bytes(32))
+            bounded(job, found, f"late entries, {path}, {what}")
+            rest = made[1:] if module is Late else np.repeat(made[1:], 3)
+            want = np.concatenate([np.full(70_000, made[0]), rest])
+            found = found[-len(want) :] - want / np.linalg.norm(want)
+            off = float(np.linalg.norm(found))
+            holds(off < 3e-3, f"late entries, {path}, {what}: adds {off:.3g} other than it should")
 
 
 def _two(path: str) -> Job:
