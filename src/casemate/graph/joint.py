@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from casemate.graph.model import DtypeArg, ListArg, Node, Ref
 from casemate.graph.ops import JOINT, Value, bind
@@ -46,6 +46,10 @@ class Proved:
     values: Mapping[str, Value]
     contractions: Mapping[str, Node]
     linear: Mapping[str, Node]
+
+
+# What gives a constant the dtype of another value, and what needs no other value.
+_NEW: Final = {f"aten.new_{n}.default": f"aten.{n}.default" for n in ("zeros", "ones", "full")}
 
 
 def entry(node: Node) -> Op:
@@ -129,6 +133,9 @@ def prove(joint: Joint) -> Proved:
     for node in joint.nodes:
         call = bound(node, values)
         outs, several, contracts = _outputs(call, entry(node))
+        if node.op in _NEW and outs[0].batch is None:
+            node = _constant(node, outs[0])
+            call = bound(node, values)
         if any(v.summed for v in call.tensors()) and not any(v.summed for v in outs):
             nodes += _zeros(node, outs[0], values)
         else:
@@ -144,6 +151,14 @@ def prove(joint: Joint) -> Proved:
     gradients = tuple(g and _gradient(g, values[g]) for g in joint.gradients)
     made = dataclasses.replace(joint, nodes=tuple(nodes), gradients=gradients)
     return Proved(made, values, contractions, linear)
+
+
+def _constant(node: Node, v: Value) -> Node:
+    """A constant made like another value, made without it: that may be of records."""
+    given = {k: a for k, a in node.kwargs.items() if k != "self"}
+    args = node.args if "self" in node.kwargs else node.args[1:]
+    kwargs = {**given, "dtype": DtypeArg(dtype=v.dtype)}
+    return dataclasses.replace(node, op=_NEW[node.op], args=args, kwargs=kwargs)
 
 
 def _zeros(node: Node, v: Value, values: dict[str, Value]) -> tuple[Node, Node]:
