@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from casemate.engine.capture import gradients
 from casemate.engine.capture import loss as losses
 from casemate.engine.capture.convert import DTYPES, convert
 from casemate.graph import check
@@ -49,6 +50,7 @@ def capture(
     Raises ``ModelError`` naming the node and the mend.
     """
     refuse_modules(module)
+    gradients.refuse_hooks(module)
 
     def made(training: Collection[nn.Module]) -> Packed:
         graph, weights = trace(module, loss, specs, training)
@@ -205,11 +207,14 @@ class _Records(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.names, tensors, strict=True))
         features = {n: given[n] for n in self.features}
-        if self.by_name:
-            outputs = self.module(**features, **self.fixed)
-        else:
-            outputs = self.module(*features.values())
-        losses_: torch.Tensor = self.loss(outputs, *(given[n] for n in self.targets))
+        with gradients.Watch():
+            if self.by_name:
+                outputs = self.module(**features, **self.fixed)
+            else:
+                outputs = self.module(*features.values())
+            losses_: torch.Tensor = self.loss(outputs, *(given[n] for n in self.targets))
+        if isinstance(losses_, torch.Tensor):
+            gradients.refuse_functions(losses_)
         return losses_
 
 
