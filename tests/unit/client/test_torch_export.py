@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from casemate.client.torch import export, groupnorm, load_weights
+from casemate.engine.program import Program
 from casemate.graph import check
 from casemate.graph.model import Size
 from casemate.spec.data import Column, DatasetSchema
@@ -174,3 +175,56 @@ def test_tied_weights_are_one_input() -> None:
     module[1].weight = module[0].weight
     graph, _, _ = tensors(exported(module, data(), loss="cross_entropy"))
     assert sorted(i.shape for i in graph.inputs if i.kind == "param") == [(4,), (4,), (4, 4)]
+
+
+class Assigning(nn.Module):
+    """Writes to its own values, to the rows and to a new tensor, a time step after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        input -= 0.5
+        y = self.first(input)
+        y[:, 0] = input[:, 0]
+        y[:, 1] = 0.5
+        y[:, 2:4] += y[:, 4:]
+        y[:, 5] = input[:, 1] > 0
+        z = input.new_zeros(input.shape[0], 2, 6)
+        for t in range(2):
+            z[:, t] = y.tanh() + z[:, t - 1]
+        return self.second(z[:, -1])
+
+
+def test_assignments_to_slices_have_their_gradient() -> None:
+    module, rows = Assigning(), data(2)
+    graph, weights, _ = tensors(exported(module, data(), loss="cross_entropy"))
+    program = Program(graph, {n: t.clone() for n, t in weights.items()})
+    found = torch.zeros(program.dimension)
+    for i in range(2):
+        one = {n: rows[n][i : i + 1] for n in ("input", "target")}
+        program.gradient(program.prefix(one), found)
+        loss = functional.cross_entropy(module(one["input"].clone()), one["target"])
+        own = dict(module.named_parameters())
+        want = torch.autograd.grad(loss, [own[s.tensor] for s in program.trained])
+        torch.testing.assert_close(found, torch.cat([g.flatten() for g in want]))
+
+
+def test_what_the_module_changes_is_refused_by_name() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            return super().forward(input) * self.seen
+
+    with pytest.raises(ModelError) as e:
+        exported(Counting(), data(), loss="cross_entropy")
+    assert (e.value.code, e.value.where) == ("model.export", "seen")
+    words = {"input": torch.zeros(4, 2, dtype=torch.long), "target": torch.zeros(4, 2, 3)}
+    with pytest.raises(ModelError) as e:
+        exported(nn.Embedding(5, 3, max_norm=1.0), words, loss="mse")
+    assert (e.value.code, e.value.where) == ("model.export", "weight")

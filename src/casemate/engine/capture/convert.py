@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_impls import register_op_impl
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from casemate.engine.capture import dropout
 from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
@@ -56,7 +56,8 @@ class _Converter:
         self.taken = set(names)
 
     def run(self) -> tuple[Graph, dict[str, Tensor]]:
-        live = _live(self.program.graph)
+        output = _losses(self.program)
+        live = _live(output)
         data = iter(self.names)
         by_tensor: dict[int, Ref] = {}
         taken = self.taken
@@ -79,7 +80,6 @@ class _Converter:
         for node in self.program.graph.nodes:
             if node.op == "call_function" and node in live:
                 self.values[node] = self._node(node)
-        (output,) = self.program.graph.output_node().args[0]
         loss = self.values[output]
         graph = Graph(inputs=tuple(self.inputs), nodes=tuple(self.nodes), loss=loss.name)
         return graph, self.weights
@@ -257,10 +257,29 @@ def affine(value: int | torch.SymInt, node: fx.Node) -> int | Size:
     )
 
 
-def _live(graph: fx.Graph) -> set[fx.Node]:
+def _losses(program: Any) -> fx.Node:
+    """What the program gives. Refuses one that changes what later records would see, by name."""
+    found: fx.Node | None = None
+    given = program.graph.output_node().args[0]
+    for spec, node in zip(program.graph_signature.output_specs, given, strict=True):
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            name = spec.target.removeprefix("module.")
+            raise ModelError(
+                "model.export",
+                f"The module changes {name!r} while it runs.",
+                mend="Leave that out, or do it in training mode alone.",
+                where=name,
+            )
+        if spec.kind is OutputKind.USER_OUTPUT:
+            found = node
+    assert found is not None
+    return found
+
+
+def _live(output: fx.Node) -> set[fx.Node]:
     """Nodes that the output depends on: a functional graph has no other effects."""
     live: set[fx.Node] = set()
-    todo: list[fx.Node] = [graph.output_node()]
+    todo: list[fx.Node] = [output]
     while todo:
         node = todo.pop()
         if node not in live:
@@ -283,14 +302,21 @@ def _cosine_loss(a: Any, b: Any, y: Any, margin: float = 0.0, reduction: int = 1
     return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
 
 
+def _copy(to: Any, source: Any, non_blocking: bool = False) -> Any:
+    """What an assignment to a slice leaves; torch has no derivative of its own form of it."""
+    return source.to(to.dtype).expand(to.shape)
+
+
 # Composite ops that are written with others although the table does not know them, by torch itself.
 def _decompositions() -> dict[Any, Any]:
     """torch's own decompositions of every op that the table does not hold whole."""
     kept = {*TABLE, *_RENAMED, *_IDENTITY, "aten.sym_size.int", _BATCH_NORM, "aten.squeeze.default"}
     kept.update(dropout.KEPT)
+    kept.discard("aten.copy.default")
     aten = torch.ops.aten
     rules = dict(torch.export.default_decompositions())
     rules |= {aten.bilinear.default: _bilinear, aten.cosine_embedding_loss.default: _cosine_loss}
+    rules[aten.copy.default] = _copy
     return {
         op: rule
         for op, rule in rules.items()
