@@ -98,7 +98,7 @@ def _uses(replay: Replay, entry: LogEntry, body: Any) -> set[str]:
     return set() if job is None else {d.dataset for d in job.reserved.debits}
 
 
-def start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
+def start(replay: Replay, body: Started) -> Iterator[str]:
     """Datasets whose owners did not accept another measurement are frozen."""
     passing = replay.passing
     if passing.handed is not None and passing.handed.measurement != body.measurement:

@@ -169,7 +169,7 @@ def _anchor(replay: Replay, entry: LogEntry, moved: int | None) -> None:
     count = 0 if replay.anchored is None else replay.anchored[0]
     if entry.kind == "handover" and replay.anchored is not None and moved is None:
         moved = count + 1
-    replay.anew |= entry.kind in ("recover", "handover")
+    replay.anew |= entry.kind == "recover"
     if moved is not None:
         replay.expect(
             moved == count + 1 or (moved == 1 and replay.anew),
@@ -195,7 +195,7 @@ def _start(replay: Replay, entry: LogEntry, body: Started) -> Iterator[str]:
         yield "this boot started before"
     replay.started[entry.boot] = entry.sequence
     replay.attestations[entry.boot] = body.attestation
-    yield from passes.start(replay, entry, body)
+    yield from passes.start(replay, body)
 
 
 def _identity(replay: Replay, entry: LogEntry, body: Enrolled) -> Iterator[str]:

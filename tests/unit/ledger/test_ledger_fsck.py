@@ -447,6 +447,61 @@ def test_what_follows_is_held_against_what_went_before() -> None:
         world.store.close()
 
 
+def test_the_last_epoch_of_a_policy_has_not_expired() -> None:
+    world = World()
+    assert not any("had expired" in f for f in forge(world.store, "reserve", world.strictly()))
+    world.store.close()
+
+
+def test_one_scientist_may_not_take_more_delta_either() -> None:
+    world = World()
+    most = int(BUDGET.delta * 10**15)
+    charge = replace(world.again().charge, rdp_nano=EMPTY, delta_femto=most)
+    findings = forge(world.store, "reserve", replace(world.strictly(), charge=charge))
+    assert any("allows one scientist" in f for f in findings)
+    world.store.close()
+
+
+def test_every_debit_is_looked_at() -> None:
+    world = World()
+    (good,) = world.again().debits
+    debits = (replace(good, dataset=NEW, lineage=NEW), replace(good, epoch=7))
+    found = " ".join(forge(world.store, "reserve", world.again(debits=debits)))
+    assert "is not on that ledger" in found and "another policy or epoch" in found
+    world.store.close()
+
+
+OF_A_RESERVED_JOB = {
+    "boot": "x'01'",
+    "reserved": "1",
+    "granted": "1",
+    "takeovers": "1",
+    "ended": "1",
+    "result_digest": "'x'",
+    "blob": "'x'",
+    "result_key": "x'01'",
+    "envelope": "'x'",
+    "bundle": "x'01'",
+    "state": "'done'",
+}
+
+
+@pytest.mark.parametrize("column", OF_A_RESERVED_JOB)
+def test_what_was_never_reserved_has_nothing_of_a_job_that_was(column: str) -> None:
+    world = World()
+    store, jobs = world.store, [queue(world.store, n, (world.b,), event=SMALL) for n in "xyz"]
+    ledger.abandon(store, jobs[1], "cancelled", "job.cancelled")
+    ledger.abandon(store, jobs[2], "failed", "job.failed")
+    assert fsck.check(store.all).findings == []
+    for job in jobs:
+        store.run("SAVEPOINT before")
+        store.run(f"UPDATE jobs SET {column} = {OF_A_RESERVED_JOB[column]} WHERE id = ?", job)
+        findings = fsck.check(store.all).findings
+        assert any(job in f and "was never reserved" in f for f in findings), findings
+        store.run("ROLLBACK TO before")
+    world.store.close()
+
+
 def test_a_key_that_goes_forward_is_no_finding() -> None:
     world = World()
     assert forge(world.store, "rotate", Rotated(generation=1)) == []

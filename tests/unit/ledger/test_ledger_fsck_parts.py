@@ -23,6 +23,7 @@ from casemate.spec.data import Budget
 from casemate.spec.errors import UsageError
 from casemate.spec.job import Charge, DpEvent
 from casemate.spec.log import Reserved
+from casemate.spec.receipt import LogEntry
 from support.disk import SimDisk
 from support.ledgers import BUDGET, EVENT, Witness, open_store, push, queue, run
 
@@ -213,6 +214,36 @@ def test_an_accountant_that_is_not_installed_is_named() -> None:
     with pytest.raises(UsageError) as e:
         fsck_costs._library("casemate_has_no_such_module")
     assert e.value.code == "usage.extra"
+
+
+ANCHORS = {
+    "one by one": ("start 1", "reserve 2", "commit 3"),
+    "a gap": ("start 1", "reserve 3 !"),
+    "the same again": ("start 1", "start 1 !"),
+    "not from one": ("start 2 !",),
+    "from zero": ("start 0 !",),
+    "by a hand-over that says so": ("start 1", "handover 2", "start 3"),
+    "by one that does not": ("start 1", "handover -", "start 3"),
+    "which counts one": ("start 1", "handover -", "start 2 !"),
+    "another anchor after it": ("start 1", "start 2", "handover -", "start 1", "start 2"),
+    "which begins once": ("start 1", "handover 2", "start 1", "start 1 !"),
+    "two hand-overs, two anchors": ("start 1", "start 2", "handover 3", "handover 1", "start 1"),
+    "a hand-over from elsewhere": ("start 1", "start 2", "handover 1 !"),
+    "before any": ("start -", "handover -", "start 1", "start 2"),
+    "another anchor after a recovery": ("start 1", "start 2", "recover -", "consent -", "start 1"),
+    "which begins once too": ("start 1", "recover -", "start 1", "start 1 !"),
+    "or the same": ("start 1", "recover 2", "start 3"),
+}
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+def test_an_anchor_goes_forward_by_one_or_begins_anew(name: str) -> None:
+    replay = fsck_replay.Replay()
+    for number, words in enumerate(ANCHORS[name]):
+        kind, moved, *wrong = words.split()
+        entry = LogEntry(sequence=number, boot=b"", kind=kind, subject="", body=b"")
+        fsck_replay._anchor(replay, entry, None if moved == "-" else int(moved))
+        assert bool(replay.findings) == bool(wrong), words
 
 
 @given(st.lists(st.lists(st.integers(0, 2**53 - 1), min_size=28, max_size=28), max_size=4))
