@@ -21,7 +21,7 @@ CHECKS: Final[dict[str, Check]] = {
     "random inputs": sums.random_inputs,
     "slots": sums.slots,
     "late entries": sums.late_entries,
-    "two datasets": sums.two_datasets,
+    "datasets": sums.several_datasets,
     "steps": models.steps,
     "layers": models.layers,
     "cancellation": models.cancellation,

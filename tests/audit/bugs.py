@@ -1005,7 +1005,7 @@ def _first_window(patch: Patch) -> None:
     patch.setattr(clip, "_squared", lambda contribution: real(contribution[: 1 << 16]))
 
 
-@bug("units of two datasets with one number are one", "two datasets")
+@bug("units of two datasets with one number are one", "datasets")
 def _run_together(patch: Patch) -> None:
     real = rows.assemble
 

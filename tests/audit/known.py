@@ -8,6 +8,7 @@ says, at steps, places and rates where a law would have to wait long.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from fractions import Fraction
 from typing import Final
@@ -32,6 +33,7 @@ FEW: Final = (0, 4_099)
 # last draws that there are.
 FAR: Final = (*((1 << k) + 2 for k in (16, 17, 20, 24, 31, 32, 33, 40)), (1 << 49) - 6)
 _MOST: Final = 1 << 21
+_STEP: Final = 4_099
 # float32 weights show a draw of some sigma to this.
 _SEEN: Final = 2e-6
 
@@ -122,20 +124,29 @@ def noise(seed: int) -> None:
 
 
 def _far(seed: int) -> None:
-    """What a run adds to entries that only much larger models have is their own as well."""
+    """What a run adds to entries that only much larger models have is their own as well; to windows
+    of few entries, to the longest draws of a million, and where the grid is as fine as it may be,
+    so that float64 cannot tell each rounding."""
     job, key = lab.kept(_wides["record"]), lab.key_of("far noise", seed)
-    taken: list[train.Add] = []
-    with mock.patch.object(train, "loop", lambda *args: taken.append(args[6])):
-        job.start(lab.zeros(job.schema), key)
-    scale = job.plan.sigma / job.plan.grid
-    for helper in (engine_noise._helper, lambda: None):
-        with mock.patch.object(engine_noise, "_helper", helper):
-            for first in FAR:
-                total = np.zeros(6, dtype=np.int64)
-                taken[0](4_099, first, total)
-                want = np.rint(normals(key, 4_099, 6, first) * scale).astype(np.float64)
-                same = bool((np.abs(total - want) <= 1).all())
-                holds(same, f"known noise: entries from {first} on are not what their key says")
+    drawn = words(key, "noise", _STEP, 1 << 21)[::2]
+    longest = np.argsort(drawn)[:4]
+    places = [(first, 6) for first in FAR] + [(2 * int(pair), 2) for pair in longest]
+    places += [(1 << 16, count) for count in (1, 2, 3, 511, 512, 513, 1 << 16)]
+    fine = dataclasses.replace(job.plan, sigma=job.plan.grid * 2.0**31)
+    for plan in (job.plan, fine):
+        taken: list[train.Add] = []
+        with mock.patch.object(train, "loop", lambda *args, to=taken: to.append(args[6])):
+            job.start_of(job.rows(lab.zeros(job.schema)), key, plan)
+        scale = plan.sigma / plan.grid
+        for helper in (engine_noise._helper, lambda: None):
+            with mock.patch.object(engine_noise, "_helper", helper):
+                for first, count in places:
+                    total = np.zeros(count, dtype=np.int64)
+                    taken[0](_STEP, first, total)
+                    want = np.rint(normals(key, _STEP, count, first) * scale).astype(np.float64)
+                    same = bool((np.abs(total - want) <= 1).all())
+                    what = f"known noise: {count} entries from {first} on"
+                    holds(same, f"{what} are not what their key says at {scale:.3g}")
 
 
 def samples(seed: int) -> None:

@@ -179,11 +179,11 @@ class Job:
         """A run from the first weights: the worker's own call."""
         return self.start_of(self.rows(table), key)
 
-    def start_of(self, rows: Rows, key: bytes) -> train.Run:
+    def start_of(self, rows: Rows, key: bytes, plan: Plan | None = None) -> train.Run:
         with torch.no_grad():
             self.ready.program.flat.copy_(self.initial)
         return train.start(
-            self.plan, Execution(path=self.path), self.spec, self.ready.program, rows, key,
+            plan or self.plan, Execution(path=self.path), self.spec, self.ready.program, rows, key,
             keep=self.ready.keep, fast=self.ready.fast,
         )  # fmt: skip
 

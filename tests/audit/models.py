@@ -19,6 +19,9 @@ from audit import known, lab, sums
 from audit.lab import Job
 from audit.law import holds
 from casemate.engine import batched, compiled, kernels, small, train, windows
+from casemate.engine.islands import Island, islands
+from casemate.engine.joint import SEED
+from casemate.engine.nodes import Runner, needed
 from casemate.spec.job import Execution
 from support import batched_lab
 from support.engine_lab import no_noise
@@ -36,13 +39,24 @@ def _net(path: str) -> Job:
 
 
 def _compiled() -> Job:
-    """As if islands had been compiled: what came of it, here the operations themselves, is taken
-    before the first step."""
+    """As if islands had been compiled: what came of it, with each island's operations in its
+    place, is taken before the first step."""
     job = _net("auto")
     if (fast := job.ready.fast) is not None:
-        made = compiled.Fused(fast._forward, 1, 1, (), 0.0)
+        ends, forming, instead = [*fast.source, SEED], fast._forming, fast.instead
+        order = fast.runner.order(ends, needed(fast._given, forming))
+        found = islands(fast.runner, order, needed(fast._given, forming), frozenset(instead))
+        fused = [(island, _operations(fast.runner, island)) for island in found]
+        call = compiled.function(fast.runner, ends, fast._given, instead, fused, forming)
+        made = compiled.Fused(call, len(fused), 1, (), 0.0)
         fast.later = mock.Mock(over=lambda: True, ready=lambda: made)
     return job
+
+
+def _operations(runner: Runner, island: Island) -> Callable[[list[Any]], Any]:
+    """What stands for an island's compiled form."""
+    of = compiled._nodes(runner, island)
+    return lambda given: of(dict(zip(island.reads, given, strict=True)))
 
 
 _nets: Final = {
@@ -84,7 +98,7 @@ def steps(seed: int) -> None:
             want = parts[known.sample(key, step, UNITS, plan.rate)].sum(0)
             off = float(np.linalg.norm(found - want))
             holds(off < 2e-3, f"steps, {path}: the sum of step {step} is {off:.3g} off its units'")
-        taken = fast is not None and fast.fused is not None
+        taken = fast is not None and fast.fused is not None and fast.fused.islands > 0
         holds(taken == ("compiled" in path), f"steps, {path}: what was compiled is taken")
 
 

@@ -260,16 +260,19 @@ def keys(seed: int) -> None:
     uncorrelated(*tails, "keys: a run and the run resumed from its state")
     uncorrelated((raw - initial) / once, tails[1], "keys: a state and what is resumed from it")
     holds(size == len(raw), "keys: a state holds the trained weights")
-    _generators(at, seed)
+    _generators(at, seed, states[1])
     _purposes(seed)
     made = [_library(seed) for _ in range(2)]
     uncorrelated(*made, "keys: two runs of the library")
 
 
-def _generators(at: worker_lab.InProcess, seed: int) -> None:
-    """A run's key is 32 bytes as the operating system's generator gave them in that run."""
+def _generators(at: worker_lab.InProcess, seed: int, state_of: bytes) -> None:
+    """A run's key is 32 bytes as the operating system's generator gave them in that run, resumed
+    or not."""
+    resumed = worker_lab.sealed_state(state_of, 1)
     for who, module, name, run in (
         ("the worker", train, "train", lambda patch: at.run(patch)),
+        ("a resumed run", train, "train", lambda patch: at.run(patch, state=resumed)),
         ("the library", private, "start", lambda patch: _library(seed)),
     ):
         given: list[bytes] = []

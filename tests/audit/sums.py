@@ -380,39 +380,38 @@ def late_entries(seed: int) -> None:
             holds(off < 3e-3, f"late entries, {path}, {what}: adds {off:.3g} other than it should")
 
 
-def _two(path: str) -> Job:
-    return lab.job(lab.Meter((8,)), lab.schema_of(8, 12, units=12, k=2), batch=12, path=path)
+def _three(path: str) -> Job:
+    return lab.job(lab.Meter((8,)), lab.schema_of(8, 18, units=18, k=2), batch=18, path=path)
 
 
-_twos: Final = {path: functools.partial(_two, path) for path in ("auto", "record")}
+_threes: Final = {path: functools.partial(_three, path) for path in ("auto", "record")}
 
 
-def two_datasets(seed: int) -> None:
-    """Two datasets in one job, units of up to two rows: units of the same number in both are two,
-    and either moves the sum as far as one may."""
-    half = lab.schema_of(8, 6, units=6, k=2)
-    for path, make in _twos.items():
+def several_datasets(seed: int) -> None:
+    """Three datasets in one job, units of up to two rows: units of the same number in all are
+    three, and each moves the sum as far as one may."""
+    part = lab.schema_of(8, 6, units=6, k=2)
+    for path, make in _threes.items():
         job = lab.kept(make)
-        rng = lab.rng_of("two", seed, path)
+        rng = lab.rng_of("three", seed, path)
         place, key = int(rng.integers(6)), rng.bytes(32)
-        first, second = lab.zeros(half), lab.zeros(half)
-        first["x"][place, 0], second["x"][place, 0] = 50.0, -500.0
+        tables = [lab.zeros(part) for _ in range(3)]
+        for i, table in enumerate(tables):
+            table["x"][place, i] = 50.0 * (-10) ** i
 
-        def released(*tables: Table, job: Job = job, key: bytes = key) -> Vector:
-            made = rows.assemble((half, half), tables, job.ready.program.data, job.inputs)
-            holds(made.units == 12, f"two datasets: {made.units} units of 6 and 6")
+        def released(tables: list[Table], job: Job = job, key: bytes = key) -> Vector:
+            made = rows.assemble((part,) * 3, tables, job.ready.program.data, job.inputs)
+            holds(made.units == 18, f"datasets: {made.units} units of three times 6")
             return job.step_of(made, key)
 
-        whole = released(first, second)
-        for what, without, want in (
-            ("first", (lab.spoilt(first, [place]), second), 1.0),
-            ("second", (first, lab.spoilt(second, [place])), -1.0),
-        ):
-            found = whole - released(*without)
-            bounded(job, found, f"two datasets, {path}")
-            found[0] -= want
+        whole = released(tables)
+        for i, table in enumerate(tables):
+            without = [*tables[:i], lab.spoilt(table, [place]), *tables[i + 1 :]]
+            found = whole - released(without)
+            bounded(job, found, f"datasets, {path}")
+            found[i] -= (-1.0) ** i
             off = float(np.linalg.norm(found))
-            holds(off < 2e-3, f"two datasets, {path}: the {what}'s unit adds {off:.3g} other")
+            holds(off < 2e-3, f"datasets, {path}: the unit of number {i} adds {off:.3g} other")
 
 
 def _net(path: str) -> Job:
