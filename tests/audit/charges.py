@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
-from audit import accountant
+import torch
+
+from audit import accountant, lab
 from audit.law import holds
 from casemate.accounting import filters
+from casemate.engine import prepare
 from casemate.ledger import catalog, ledger
 from casemate.ledger.store import Store
 from casemate.plan import quote
 from casemate.server import release
-from casemate.spec.errors import CasemateError, InternalError
-from casemate.spec.job import Metric
+from casemate.spec import tensors
+from casemate.spec.errors import CasemateError, InternalError, ModelError
+from casemate.spec.job import Metric, NonPrivate, Sgd, TrainSpec
 from support import ledgers
 from support.disk import SimDisk
 
@@ -27,7 +33,9 @@ def charged(seed: int) -> None:
     asks; a new version has what was spent; keys are given out once for a charge."""
     del seed
     _charged_by_whom()
+    _budgets()
     _uncharged()
+    _told()
     disk = SimDisk()
     store = ledgers.open_store(disk)
     try:
@@ -72,6 +80,72 @@ def charged(seed: int) -> None:
         holds(inside, "charged: what was granted is beyond the filter at every order")
     finally:
         store.close()
+
+
+def _budgets() -> None:
+    """Every dataset's budget holds, and in it the extra deltas."""
+    store = ledgers.open_store(SimDisk())
+    try:
+        fresh, spent = (ledgers.push(store, name) for name in ("fresh", "spent"))
+        jobs = 0
+        while _taken(store, f"on one {jobs}", (spent,)):
+            jobs += 1
+        both = _taken(store, "on both", (fresh, spent))
+        holds(not both, "charged: a job is taken beside whose budget one of its datasets is")
+        quiet = dataclasses.replace(ledgers.EVENT, noise_multiplier=16.0)
+        most, jobs = filters.delta_capacity(ledgers.BUDGET.delta), 0
+        more: dict[str, Any] = {"event": quiet, "extra": most / 1e15 / 5, "delta": 1e-5}
+        while jobs < 9 and _taken(store, f"quiet {jobs}", (fresh,), **more):
+            jobs += 1
+        each = 2 * filters.femto(more["extra"])
+        holds(0 < jobs * each <= most, f"charged: {jobs} jobs take {jobs * each} of {most} femto")
+    finally:
+        store.close()
+
+
+def _told() -> None:
+    """What leaves of a run that has read rows: of a failure that it failed, of a result no more
+    than its form, of an evaluation its metrics alone."""
+    ends = {
+        release.end(CasemateError(code, what, mend=""), read=True)
+        for code in ("model.failed", "data.bounds", "plan.unsound", "worker.ended", "internal.x")
+        for what in ("Row 7 holds 1.5.", "The loss is 0.25.")
+    }
+    holds(len(ends) == 1, f"charged: of a run that failed {len(ends)} things are told")
+    plain, other = (_weights(**{name: 2}) for name in ("w", "v"))
+    head = plain[: 8 + int.from_bytes(plain[:8], "little")]
+    said: Any = SimpleNamespace(
+        result="sha256:" + hashlib.sha256(head).hexdigest(), result_bytes=len(plain)
+    )
+    asked: Any = SimpleNamespace(request=SimpleNamespace(released=None), parameters=9)
+    release.check_result(plain, asked, said)
+    for wrong in (other, _weights(w=3), _weights(w=2, loss=1), plain + bytes(4)):
+        refused = False
+        try:
+            release.check_result(wrong, asked, said)
+        except CasemateError:
+            refused = True
+        holds(refused, "charged: a result leaves that holds other than the weights told of")
+    for sizes in ((2, 3), (3,), (1, 1)):
+        sample = {"x": torch.zeros(3, sum(sizes)), "target": torch.zeros(3)}
+        packed, inputs = lab.exported(lab.Meter(sizes), sample, loss=lab.total, dropout=False)
+        digest = "sha256:" + hashlib.sha256(packed.data).hexdigest()
+        train = TrainSpec(
+            batch_size=6, steps=1, privacy=NonPrivate(words=""), optimizer=Sgd(lr=1.0)
+        )
+        schemas = (lab.schema_of(sum(sizes), 6),)
+        refused = False
+        try:
+            prepare.prepare(
+                packed.data, digest, schemas, inputs, train, 4 << 30, "record", released=2
+            )
+        except ModelError:
+            refused = True
+        holds(refused, f"charged: weights of sizes {sizes} leave as two metrics")
+
+
+def _weights(**sizes: int) -> bytes:
+    return tensors.dump({n: ("f32", (size,), bytes(4 * size)) for n, size in sizes.items()})
 
 
 def _taken(store: Store, job: str, names: tuple[str, ...], **more: Any) -> bool:
@@ -170,6 +244,9 @@ def _charged_by_whom() -> None:
         holds(not twice, "charged: a job is on two versions of one dataset, charged once")
         same = _spent(store, catalog.dataset(store, newer).lineage) == took
         holds(same, "charged: a new version of a dataset has what was spent")
+        third = ledgers.push(store, "a, once more", previous="a, again")
+        same = _spent(store, catalog.dataset(store, third).lineage) == took
+        holds(same, "charged: so has the version after that")
         other = ledgers.ask(store, "another's", (names[0],), scientist=ledgers.OTHER)
         ledger.reserve(store, ledger.submit(store, other, ledgers.OTHER.id).id)
         both = tuple(2 * part for part in took)
