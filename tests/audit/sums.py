@@ -17,6 +17,7 @@ from audit import lab
 from audit.lab import Job, Table
 from audit.law import holds
 from casemate.engine import rows
+from casemate.engine.capture import table as tables
 from casemate.spec.job import Crop, Execution, Flip, Views
 from support import batched_lab
 from support.engine_lab import no_noise
@@ -267,6 +268,7 @@ _of_units: Final = {
 
 def units(seed: int) -> None:
     """A unit of several rows counts as one, and no more of them than are declared."""
+    people(seed)
     for (path, k), make in _of_units.items():
         job = lab.kept(make)
         for i in range(3):
@@ -286,6 +288,23 @@ def units(seed: int) -> None:
             want = turn / np.linalg.norm(turn)
             off = float(np.linalg.norm(found - want))
             holds(off < 2e-3, f"{what}: adds {off:.3g} other than once")
+
+
+def people(seed: int) -> None:
+    """The library's units are those that it is told, whatever their numbers are."""
+    for k in (1, 2):
+        rng = lab.rng_of("people", seed, k)
+        ids = rng.choice([-5, 0, 3, 1 << 40, (1 << 40) + (1 << 32)], 4, replace=False)
+        who = rng.permutation(np.repeat(ids, 3))
+        made = tables.group({"row": torch.arange(12)}, torch.from_numpy(who), k)
+        kept = made.tensors["row"].numpy()
+        owners = np.arange(len(kept)) if made.owner is None else made.owner.numpy()
+        holds(made.units == 4, f"people: {made.units} units of 4 people")
+        for unit in range(4):
+            mine = set(who[kept[owners == unit]])
+            rows_of = int((owners == unit).sum())
+            holds(len(mine) == 1 and rows_of == k, f"people: a unit has {rows_of} rows of {mine}")
+        holds(len(kept) == 4 * k, f"people: {len(kept)} rows of four are used")
 
 
 def _coarse(path: str) -> Job:
