@@ -168,8 +168,8 @@ def _tokens(n: int, made: torch.Generator) -> Tensor:
     return x
 
 
-def _images(channels: int, size: int = 6) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, made: torch.randn(n, channels, size, size, generator=made)
+def _images(channels: int, *sizes: int) -> Callable[[int, torch.Generator], Tensor]:
+    return lambda n, made: torch.randn(n, channels, *sizes or (6, 6), generator=made)
 
 
 Inputs = Callable[[int, torch.Generator], Tensor]
@@ -183,7 +183,12 @@ ZOO: Final[dict[str, tuple[Callable[[], nn.Module], Inputs]]] = {
     "linear layer in parts": (lambda: Parts(nn.Linear(6, 4, bias=False)), _images(2)),
     "linear layer used twice": (lambda: Twice(nn.Linear(11, 11)), _vectors),
     "convolution": (lambda: Layer(nn.Conv2d(2, 3, 3, padding=1, dilation=(2, 1))), _images(2)),
-    "pointwise convolutions": (lambda: Layer(_pointwise(4, 64, 4, 3)), _images(4, 3)),
+    "pointwise convolutions": (lambda: Layer(_pointwise(4, 64, 4, 3)), _images(4, 3, 3)),
+    "convolution of series": (lambda: Layer(nn.Conv1d(3, 4, 3, dilation=2)), _images(3, 11)),
+    "convolution of volumes": (
+        lambda: Layer(nn.Conv3d(2, 3, 2, padding=(1, 0, 1))),
+        _images(2, 2, 4, 2),
+    ),
     "convolution of groups": (lambda: Layer(nn.Conv2d(4, 4, 3, groups=2)), _images(4)),
     "convolution with stride": (lambda: Layer(nn.Conv2d(2, 3, 2, stride=2)), _images(2)),
     "transposed convolution": (lambda: Layer(nn.ConvTranspose2d(2, 3, 3, stride=2)), _images(2)),
