@@ -92,7 +92,8 @@ def _key(runner: Runner, island: Island, env: Env) -> Any:
             names[o] = len(names)
 
     def of(arg: Any) -> Any:
-        return ("at", names[arg.name]) if isinstance(arg, Ref) else arg
+        # Equal numbers are not always the same: 1, 1.0 and True, or 0.0 and -0.0.
+        return ("at", names[arg.name]) if isinstance(arg, Ref) else repr(arg)
 
     nodes = tuple(
         (
@@ -431,7 +432,8 @@ def _other_weights(runner: Runner, island: Island, env: Env) -> Env:
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()), equal_nan=True)
+    largest = float(torch.where(b.isfinite(), b, 0).abs().max())
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
 
 
 def _nodes(runner: Runner, island: Island) -> Callable[[Env], Any]:

@@ -127,7 +127,9 @@ def elementary(graphs: Sequence[Any]) -> dict[Any, Any]:
 def _kind(arg: Any) -> Any:
     if isinstance(arg, torch.fx.Node):
         return ("tensor", arg.meta["val"].dtype)
-    return tuple(_kind(a) for a in arg) if isinstance(arg, list | tuple) else arg
+    if isinstance(arg, list | tuple):
+        return tuple(_kind(a) for a in arg)
+    return repr(arg)  # 1, 1.0 and True are equal, and 0.0 and -0.0
 
 
 TRIED: Final = 1 << 14  # entries, each a record of its own

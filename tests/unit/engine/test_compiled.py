@@ -101,6 +101,44 @@ def test_islands_put_back_give_the_same_bits(gated):
             assert torch.equal(a, b)
 
 
+class Towers(nn.Module):
+    """Islands that are alike but for a number; all but its sign, or its kind, is equal."""
+
+    def __init__(self, *numbers):
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 80), nn.Linear(80, 3)
+        self.layers = nn.ModuleList(nn.Linear(80, 80) for _ in numbers)
+        self.numbers = numbers
+
+    def forward(self, x):
+        h = self.first(x)
+        for layer, number in zip(self.layers, self.numbers, strict=True):
+            h = layer(torch.sigmoid((h.detach().abs() + 1) / number) + h.tanh() * 1.5)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("numbers", [(0.0, -0.0), (2, 2.0), (1, True)])
+def test_islands_of_other_numbers_are_others(numbers):
+    found = lab(Towers(*numbers, numbers[0]), data(7, 3), rows=ROWS, settle=False)
+    nodes, env, _ = everything(found)
+    runner = found.path.runner
+    towers = [
+        compiled._key(runner, island, env)
+        for island in compiled.islands(runner, nodes, found.path.wanted)
+        if any(n.op == "aten.div.Tensor" for n in island.nodes)
+    ]
+    assert len(towers) == 3 and towers[0] == towers[2] != towers[1]
+
+
+def test_agreement_is_asked_of_what_is_finite():
+    inf, nan = float("inf"), float("nan")
+    wanted = torch.tensor([inf, nan, -inf, 1.0])
+    assert compiled._close(wanted.clone(), wanted)
+    assert not compiled._close(torch.tensor([inf, nan, -inf, 1.1]), wanted)
+    assert not compiled._close(torch.tensor([inf, nan, inf, 1.0]), wanted)
+    assert not compiled._close(torch.tensor([inf, 0.0, -inf, 1.0]), wanted)
+
+
 def test_nodes_that_must_stay_are_in_no_island(gated):
     nodes, _, _ = everything(gated)
     runner, wanted = gated.path.runner, gated.path.wanted
