@@ -46,13 +46,16 @@ from casemate.graph.ops import JOINT, Batch, Value
 
 _MARGIN: Final = 0.95
 # For deciding whether to compile: the part of an island's time that is likely to be saved, seconds
-# for loading inductor and its trial of operations, and for each kernel.
+# for loading inductor and its trial of operations, for each kernel, and for each operation in it.
 _SAVED: Final = 0.5
 _START_SECONDS: Final = 6.0
 _KERNEL_SECONDS: Final = 4.0
+_NODE_SECONDS: Final = 0.02
 _PAYS: Final = 2.0
 _RACE_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 3.0
+# Of all different islands: nothing asks for the time while they are lowered and tried.
+MOST_NODES: Final = 2048
 
 
 # --- from an island to a graph and its code ---
@@ -348,7 +351,12 @@ def fuse(
             for island in found:
                 kinds.setdefault(_key(runner, island, env), []).append(island)
             lowered: dict[Any, Any] = {}
+            room = MOST_NODES
             for key, same in kinds.items():
+                if len(same[0].nodes) > room:
+                    refused["there are too many operations"] = None
+                    continue
+                room -= len(same[0].nodes)
                 try:
                     lowered[key] = _lowered(runner, same[0], env)
                     elementary([lowered[key]])
@@ -485,5 +493,6 @@ def pays(
                 plain(env)
                 best = min(best, time.perf_counter() - start)
             seconds += len(same) * best
-    cost = _START_SECONDS + _KERNEL_SECONDS * len(kinds)
+    nodes = sum(len(same[0].nodes) for same in kinds.values())
+    cost = _START_SECONDS + _KERNEL_SECONDS * len(kinds) + _NODE_SECONDS * nodes
     return _SAVED * seconds * microbatches > _PAYS * cost

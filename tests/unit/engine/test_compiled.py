@@ -291,6 +291,14 @@ def test_long_runs_compile(gated, monkeypatch):
     gated.path.fused = None
 
 
+def test_compiling_takes_no_longer_than_so_many_operations_do(gated, monkeypatch):
+    monkeypatch.setattr(compiled, "available", lambda: True)
+    monkeypatch.setattr(compiled, "MOST_NODES", 1)
+    assert gated.path.fuse(gated.data, 300.0)
+    assert str(gated.path.fused) == "compiled: none, there are too many operations"
+    gated.path.fused = None
+
+
 ENDS = """
 import subprocess, sys, threading, time
 from casemate.engine import compiled
