@@ -238,6 +238,8 @@ def test_lists_of_unequal_length_are_refused(source):
         (pl.DataFrame({"x": [1, None]}), "data.missing-value", "'x', row 2"),
         (pl.DataFrame({"x": [1.0, float("nan")]}), "data.not-finite", "'x', row 2"),
         (pl.LazyFrame({"x": [1]}), "data.source", "LazyFrame"),
+        (pl.DataFrame({"x": [{"a": 1}]}), "data.dtype", "'x' holds Struct"),
+        (pl.DataFrame({"x": [2**100]}, {"x": pl.Int128}), "data.dtype", "'x' holds Int128"),
         (pa.table({"x": [1, 2, None]}), "data.missing-value", "'x', row 3"),
         (pa.table({"x": [[1, 2], [3, None]]}), "data.missing-value", "'x'"),
         (pa.table([[1], [2]], names=["x", "x"]), "data.duplicate-column", "'x'"),
@@ -264,6 +266,12 @@ def test_faults_of_sources(source, code, words):
     label = {"label": "y", "classes": 2} if isinstance(source, tuple) else {}
     error = refused(source, bounds={"*": (0, 10)}, **label)
     assert error.code == code and words in error.message and error.mend
+
+
+def test_a_label_is_no_unit():
+    table = {"x": [0.1, 0.2], "y": [0, 1]}
+    error = refused(table, label="y", unit="y", classes=2, bounds={"x": (0, 1)})
+    assert (error.code, error.where) == ("data.schema", "y")
 
 
 def test_a_fault_in_a_later_block_names_its_row(tmp_path):

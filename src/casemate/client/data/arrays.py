@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from casemate.client.data.arrow import arrow_array
+from casemate.client.data.arrow import arrow_array, no_wire_form
 from casemate.client.data.columns import Block, refuse
 from casemate.client.data.table import (
     BLOCK_ROWS,
@@ -83,13 +83,20 @@ def pandas_table(frame: Any) -> Table:
 
 
 def polars_table(frame: Any) -> Table:
+    import polars as pl
+
     arrays: dict[str, Any] = {}
     for name in frame.columns:
         series = frame[name]
         if series.null_count():
             no_nulls(name, series.is_null())
+        if series.dtype == pl.Struct:  # whose fields would become an axis
+            raise no_wire_form(name, series.dtype)
         nested = str(series.dtype).startswith("List")
-        arrays[name] = _stacked(name, series.to_list(), 1) if nested else series.to_numpy()
+        try:
+            arrays[name] = _stacked(name, series.to_list(), 1) if nested else series.to_numpy()
+        except pl.exceptions.PolarsError:
+            raise no_wire_form(name, series.dtype) from None
     return arrays_table(arrays)
 
 

@@ -63,7 +63,7 @@ def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
         # kept once would be written out here.
         words = _array(name, column.dictionary, first_row, depth)
         if words.ndim > 1:
-            raise _no_wire_form(name, kind)
+            raise no_wire_form(name, kind)
         return words[column.indices.to_numpy()]
     if kinds.is_fixed_size_list(kind) or kinds.is_list(kind) or kinds.is_large_list(kind):
         lengths = column.value_lengths().to_pylist()
@@ -84,11 +84,12 @@ def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
     if kinds.is_decimal(kind):
         column = column.cast(pa.float64())
     elif not any(is_kind(kind) for is_kind in _plain()):
-        raise _no_wire_form(name, kind)
+        raise no_wire_form(name, kind)
     return column.to_numpy(zero_copy_only=False)
 
 
-def _no_wire_form(name: str, kind: Any) -> DataError:
+def no_wire_form(name: str, kind: Any) -> DataError:
+    """Of a column whose kind is no number, word or list of numbers."""
     message = f"Column {name!r} holds {str(kind)[:80]}, which has no wire form."
     return refuse("dtype", message, "Convert it to numbers or words, or leave it out.", name)
 
@@ -183,7 +184,7 @@ def _require_words_apart(schema: Any, words: Sequence[str]) -> None:
     for leaf in map(schema.column, range(len(schema))):
         octets = leaf.physical_type == "BYTE_ARRAY" and leaf.path not in words
         if octets or (leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.length > _MOST_DECIMAL):
-            raise _no_wire_form(leaf.path, leaf.physical_type)
+            raise no_wire_form(leaf.path, leaf.physical_type)
 
 
 def _require_no_bomb(path: Path) -> None:

@@ -105,6 +105,8 @@ def declare(
     scales: Mapping[str, Scale] = scale if isinstance(scale, Mapping) else {}
     named = [*labels, *([unit] if unit else []), *by_name, *(classes or {}), *scales]
     require(table, (n for n in named if n != "*"))
+    if unit in labels:
+        raise _bad(f"{unit!r} is said to be the unit and a label.", unit)
 
     targets, missing = [], []
     for name, found in table.columns.items():
