@@ -64,6 +64,12 @@ REASONS: Final[tuple[tuple[re.Pattern[str], str, str, str], ...]] = tuple(
             "Keep real and imaginary parts apart: a transform is a product with a matrix of cosines"
             " and one of sines.",
         ),
+        (
+            r"aten\.(_unsafe_)?(index_put|masked_scatter|index_copy|index_fill)",
+            "model.op-unknown",
+            "assigns to the entries that a mask or an index names",
+            "Use torch.where(mask, new, old), masked_fill or scatter.",
+        ),
         (r"aten\.", "model.op-unknown", "is not in the table of operations", _INDEPENDENT),
         (r"", "model.op-unknown", "is no ATen operation", _INDEPENDENT),
     )

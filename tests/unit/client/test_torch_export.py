@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,6 +210,27 @@ def test_assignments_to_slices_have_their_gradient() -> None:
         own = dict(module.named_parameters())
         want = torch.autograd.grad(loss, [own[s.tensor] for s in program.trained])
         torch.testing.assert_close(found, torch.cat([g.flatten() for g in want]))
+
+
+def test_an_assignment_by_mask_is_refused_with_the_mend_that_works() -> None:
+    class Clipped(nn.Linear):
+        def __init__(self, clip: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            super().__init__(4, 3)
+            self.clip = clip
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return self.clip(super().forward(input))
+
+    def assign(x: torch.Tensor) -> torch.Tensor:
+        x[x < 0] = 0
+        return x
+
+    with pytest.raises(ModelError) as e:
+        exported(Clipped(assign), data(), loss="cross_entropy")
+    assert e.value.code == "model.op-unknown"
+    assert "torch.where(mask, new, old)" in e.value.mend
+    where = Clipped(lambda x: torch.where(x < 0, 0.0, x))
+    assert exported(where, data(), loss="cross_entropy")
 
 
 def test_what_the_module_changes_is_refused_by_name() -> None:
