@@ -380,6 +380,24 @@ def test_a_forged_entry_is_found(name: str) -> None:
     world.store.close()
 
 
+def test_an_entry_is_on_what_its_body_is_about() -> None:
+    world = World()
+    world.store.boot = boot(7)
+    about = {
+        world.a: ("epoch", EpochAdvanced(dataset=world.a, epoch=1)),
+        world.free: ("abandon", Abandoned(job=world.free, reason="failed")),
+        "id_x": ("identity", Enrolled(identity="id_x")),
+        boot(7).hex(): ("start", Started(software="x", measurement="", attestation="x")),
+    }
+    for subject, (kind, body) in about.items():
+        for said in (subject, "other"):
+            with world.store.transaction():
+                world.store.append(kind, said, body)
+            last = f"entry {world.store.size() - 1} ({kind}) is on another thing"
+            assert (last in fsck.check(world.store.all).findings) == (said == "other"), last
+    world.store.close()
+
+
 def test_a_commit_or_reservation_by_another_boot_is_found() -> None:
     world = World()
     world.store.boot = boot(7)
