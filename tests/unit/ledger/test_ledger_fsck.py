@@ -1,8 +1,10 @@
-"""The checker against logs that are well chained but say what a correct writer never says."""
+"""The checker against logs that are well chained but say what a correct writer never says, and
+against tables that say what their log does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from casemate.accounting.filters import SATURATED
 from casemate.ledger import catalog, fsck, ledger, log, quotes
 from casemate.ledger.fsck_budget import EMPTY
+from casemate.ledger.ledger import TrainingState
 from casemate.ledger.store import Store
 from casemate.seal import dsse
 from casemate.spec import codec
@@ -58,6 +61,7 @@ from support.ledgers import (
     open_store,
     push,
     queue,
+    register,
     run,
 )
 
@@ -489,37 +493,6 @@ def test_every_debit_is_looked_at() -> None:
     world.store.close()
 
 
-OF_A_RESERVED_JOB = {
-    "boot": "x'01'",
-    "reserved": "1",
-    "granted": "1",
-    "takeovers": "1",
-    "ended": "1",
-    "result_digest": "'x'",
-    "blob": "'x'",
-    "result_key": "x'01'",
-    "envelope": "'x'",
-    "bundle": "x'01'",
-    "state": "'done'",
-}
-
-
-@pytest.mark.parametrize("column", OF_A_RESERVED_JOB)
-def test_what_was_never_reserved_has_nothing_of_a_job_that_was(column: str) -> None:
-    world = World()
-    store, jobs = world.store, [queue(world.store, n, (world.b,), event=SMALL) for n in "xyz"]
-    ledger.abandon(store, jobs[1], "cancelled", "job.cancelled")
-    ledger.abandon(store, jobs[2], "failed", "job.failed")
-    assert fsck.check(store.all).findings == []
-    for job in jobs:
-        store.run("SAVEPOINT before")
-        store.run(f"UPDATE jobs SET {column} = {OF_A_RESERVED_JOB[column]} WHERE id = ?", job)
-        findings = fsck.check(store.all).findings
-        assert any(job in f and "was never reserved" in f for f in findings), findings
-        store.run("ROLLBACK TO before")
-    world.store.close()
-
-
 def test_a_key_that_goes_forward_is_no_finding() -> None:
     world = World()
     assert forge(world.store, "rotate", Rotated(generation=1)) == []
@@ -567,3 +540,112 @@ def test_charges_without_events_are_free_and_checked() -> None:
     assert any("is not what its events cost" in f for f in findings)
     assert SCIENTIST.id == body.scientist
     world.store.close()
+
+
+# Tables that say what their log does not.
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Store]:
+    """Datasets: one ready, one revoked, one refused; quotes: one never run, one done, one live."""
+    store = open_store(SimDisk())
+    a = push(store, "a")
+    catalog.revoke(store, push(store, "revoked"), OWNER.id)
+    catalog.settle(store, register(store, "refused"), "data.schema")
+    ask(store, "asked", (a,), event=SMALL)
+    run(store, queue(store, "done", (a,), event=SMALL))
+    ledger.reserve(store, queue(store, "live", (a,), event=SMALL))
+    yield store
+    store.close()
+
+
+@contextmanager
+def changed(store: Store, sql: str, *values: object) -> Iterator[list[str]]:
+    """What the checker finds after a statement, which is taken back."""
+    store.run("PRAGMA defer_foreign_keys = ON")
+    store.run("SAVEPOINT before")
+    store.run(sql, *values)
+    yield fsck.check(store.all).findings
+    store.run("ROLLBACK TO before")
+    store.run("RELEASE before")
+
+
+def of_dataset(store: Store, name: str) -> str:
+    """Its upload."""
+    sql = "SELECT json_extract(CAST(registration AS TEXT), '$.upload') FROM datasets WHERE id = ?"
+    return str(store.one(sql, dataset_id(name))[0])
+
+
+def of_quotes(store: Store) -> list[str]:
+    """The uploaded models, in the order of the quotes: asked, done, live."""
+    sql = "SELECT json_extract(CAST(submission AS TEXT), '$.upload') FROM quotes ORDER BY place"
+    return [upload for (upload,) in store.all(sql)]
+
+
+def test_uploads_may_go_when_nothing_needs_them(made: Store) -> None:
+    assert fsck.check(made.all).findings == []
+    asked, done, live = of_quotes(made)
+    gone = "DELETE FROM uploads WHERE id = ?"
+    for upload in (of_dataset(made, "revoked"), of_dataset(made, "refused"), asked, done):
+        with changed(made, gone, upload) as findings:
+            assert findings == []
+    with changed(made, gone, of_dataset(made, "a")) as findings:
+        assert findings == [f"the upload of dataset {dataset_id('a')} is missing or another's"]
+    with changed(made, gone, live) as (finding,):
+        assert finding.startswith("the model of quote") and "missing or another's" in finding
+
+
+@pytest.mark.parametrize("column", ["owner", "used_by"])
+def test_uploads_are_of_who_uses_them(made: Store, column: str) -> None:
+    catalog.enrol(made, OTHER)
+    names = [of_dataset(made, name) for name in ("a", "revoked", "refused")]
+    for upload in (*names, *of_quotes(made)):
+        with changed(made, f"UPDATE uploads SET {column} = ? WHERE id = ?", OTHER.id, upload) as f:
+            assert len(f) == 1 and f[0].endswith("is missing or another's"), f
+
+
+def test_a_training_state_is_of_a_step_within_its_run() -> None:
+    store = open_store(SimDisk())
+    job = queue(store, "1", (push(store),), event=SMALL)
+    ledger.reserve(store, job)
+    ledger.begin(store, job)
+    for step, sound in ((1, True), (49, True), (50, False), (0, False)):
+        ledger.keep_state(store, job, TrainingState(step, f"states/{job}.{step}", b"s" * 32))
+        assert (fsck.check(store.all).findings == []) == sound, step
+    store.close()
+
+
+def test_behind_a_gap_nothing_is_believed(made: Store) -> None:
+    """One finding, not one for each thing that the rest of the log would have said."""
+    with changed(made, "DELETE FROM entries WHERE sequence = 3") as findings:
+        assert findings == ["entry 3 of the log is missing"]
+
+
+OF_A_RESERVED_JOB = {
+    "boot": "x'01'",
+    "reserved": "1",
+    "granted": "1",
+    "takeovers": "1",
+    "ended": "1",
+    "result_digest": "'x'",
+    "blob": "'x'",
+    "result_key": "x'01'",
+    "envelope": "'x'",
+    "bundle": "x'01'",
+    "state": "'done'",
+}
+
+
+@pytest.mark.parametrize("column", OF_A_RESERVED_JOB)
+def test_what_was_never_reserved_has_nothing_of_a_job_that_was(column: str) -> None:
+    store = open_store(SimDisk())
+    a = push(store)
+    jobs = [queue(store, n, (a,), event=SMALL) for n in "xyz"]
+    ledger.abandon(store, jobs[1], "cancelled", "job.cancelled")
+    ledger.abandon(store, jobs[2], "failed", "job.failed")
+    assert fsck.check(store.all).findings == []
+    sql = f"UPDATE jobs SET {column} = {OF_A_RESERVED_JOB[column]} WHERE id = ?"
+    for job in jobs:
+        with changed(store, sql, job) as findings:
+            assert any(job in f and "was never reserved" in f for f in findings), findings
+    store.close()
