@@ -28,7 +28,7 @@ from casemate.spec.consent import (
     Rotated,
     SoftwareConsent,
 )
-from casemate.spec.errors import LedgerError
+from casemate.spec.errors import LedgerError, UsageError
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Charge, DpEvent, Metric
 from casemate.spec.log import (
@@ -53,6 +53,7 @@ from support.ledgers import (
     OTHER,
     OWNER,
     SCIENTIST,
+    Witness,
     ask,
     boot,
     commit,
@@ -528,6 +529,25 @@ def test_what_cannot_be_read_is_a_finding_but_a_stopped_store_is_an_error() -> N
     store.close()
     with pytest.raises(LedgerError, match=r"ledger\.stopped"):
         fsck.check(store.all)
+
+
+def test_an_accountant_that_is_not_there_is_an_error_and_no_finding() -> None:
+    def part() -> None:
+        raise UsageError("usage.extra", "It is not installed.", mend="Install it.")
+
+    with pytest.raises(UsageError):
+        fsck._guarded(fsck.Replay(), part)
+
+
+def test_a_witness_may_stand_on_the_first_and_on_the_newest_entry() -> None:
+    store, witness = open_store(SimDisk()), Witness()
+    witness.cosign(store)
+    assert store.size() == 1 and fsck.check(store.all).findings == []
+    push(store)
+    assert fsck.check(store.all).findings == []
+    witness.cosign(store)
+    assert fsck.check(store.all).findings == []
+    store.close()
 
 
 def test_charges_without_events_are_free_and_checked() -> None:

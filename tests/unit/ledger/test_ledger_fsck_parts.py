@@ -185,6 +185,19 @@ def test_every_event_costs_and_little_noise_excuses_no_whole_order() -> None:
     assert f"at order {float(fsck_budget.ORDERS[at]):g} is not what" in finding
 
 
+@pytest.mark.parametrize(("share", "sound"), [(1.0, True), (1.001, False)])
+def test_little_noise_excuses_the_unsampled_cost_at_broken_orders(
+    share: float, sound: bool
+) -> None:
+    loud = DpEvent(rate=1e-3, noise_multiplier=0.05, steps=1)
+    true = charge(loud)
+    at = next(i for i, a in enumerate(fsck_budget.ORDERS) if a.denominator > 1)
+    nano = list(true.rdp_nano)
+    nano[at] = int(share * float(fsck_budget.ORDERS[at]) / (2 * 0.05**2) * 1e9)
+    found = list(fsck_costs.charge(reserved(replace(true, rdp_nano=tuple(nano)), loud)))
+    assert any("is not what its events cost" in f for f in found) is not sound
+
+
 def test_the_tight_epsilon_is_a_little_below_the_writers() -> None:
     disk = SimDisk()
     store = open_store(disk)
