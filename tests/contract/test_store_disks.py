@@ -214,9 +214,10 @@ def test_nothing_of_an_undone_transaction_stays(disk: Disk) -> None:
     store.close()
 
 
-def test_a_store_of_another_version_is_refused(disk: Disk) -> None:
+@pytest.mark.parametrize("version", [0, 99])
+def test_a_store_of_another_version_is_refused(disk: Disk, version: int) -> None:
     store = open_store(disk, 1)
-    store.run("PRAGMA user_version = 99")
+    store.run(f"PRAGMA user_version = {version}")
     store.close()
     with pytest.raises(LedgerError, match=r"ledger\.version"):
         open_store(disk, 2)

@@ -1,6 +1,7 @@
 """Columns, schemas, policies: what an owner can and cannot declare."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,7 @@ GOOD = {"name": "d", "columns": (X, WHO), "rows": 9, "units": 5, "rows_per_unit"
         {"name": "a\n"}, {"rows": 0}, {"units": 0}, {"rows": 2**40 + 1}, {"rows_per_unit": 0},
         {"rows_per_unit": 4097}, {"units": 6}, {"rows": 11}, {"columns": (X,)},
         {"columns": (X,), "rows_per_unit": 1, "units": 8},
+        {"columns": (X, replace(WHO, high=2**40 - 1)), "units": 2**40, "rows": 2**40 + 1},
     ],
 )  # fmt: skip
 def test_impossible_schemas(changed):
