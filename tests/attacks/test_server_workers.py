@@ -174,6 +174,28 @@ def test_children_of_one_that_is_gone_are_ended(monkeypatch: pytest.MonkeyPatch)
     run_async(work())
 
 
+def test_what_it_hides_deep_or_unlisted_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders nested past any stack made the removal itself fail: the disk kept them, and whoever's
+    turn it was to have the worker ended got the error."""
+    body = (
+        "os.chdir(os.environ['TMPDIR'])\nos.symlink('/etc', 'link')\n"
+        "os.mkdir('unlisted')\nopen('unlisted/f', 'w').close()\nos.chmod('unlisted', 0o300)\n"
+        "for _ in range(3000):\n os.mkdir('d')\n open('f', 'w').close()\n os.chdir('d')\n"
+    ) + _frame(READY)
+    monkeypatch.setattr(pool, "command", _script(body + "time.sleep(60)\n"))
+
+    async def work() -> None:
+        made = _pool()
+        async with made.worker() as (worker, _):
+            folder = worker._scratch
+            assert len(list(folder.iterdir())) == 4
+        assert not folder.exists() and not made._live
+        assert Path("/etc/passwd").exists()
+        await made.close()
+
+    run_async(work())
+
+
 def test_its_files_cannot_grow_past_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result's memfd included, by write and by ftruncate."""
     body = (

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import resource
-import shutil
+import secrets
 import signal
 import socket
 import subprocess
@@ -168,7 +168,32 @@ class Worker:
         self.kill(reason)
         await asyncio.to_thread(self._process.wait)
         self._sock.close()
-        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+        await asyncio.to_thread(_remove, self._scratch)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a worker leaves. It may have nested folders deeper than a stack or the table of
+    descriptors goes, or made some that nobody may list: each is moved to the top, then emptied."""
+    folders = [folder]
+    while folders:
+        at = folders.pop()
+        with contextlib.suppress(OSError):
+            at.chmod(0o700)
+            with os.scandir(at) as entries:
+                for entry in entries:
+                    path = Path(entry.path)
+                    with contextlib.suppress(OSError):
+                        if not entry.is_dir(follow_symlinks=False):
+                            path.unlink()
+                            continue
+                        if at != folder:
+                            path.chmod(0o700)  # its entry ".." changes
+                            path = path.rename(folder / secrets.token_hex(16))
+                        folders.append(path)
+            if at != folder:
+                at.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _environment(threads: int, scratch: Path) -> dict[str, str]:
