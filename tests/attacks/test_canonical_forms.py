@@ -414,6 +414,32 @@ def test_a_table_is_refused_here_as_the_worker_refuses_it(
     assert (here[0] == 0) == (what == "good")
 
 
+ENDLESS = {
+    "dataset": ["dataset", "check", "{}/x.safetensors", "--schema", "{}/s.json"],
+    "its schema": ["dataset", "check", "{}/s.csv", "--schema", "{}/x.toml"],
+    "its schema in JSON": ["dataset", "check", "{}/s.safetensors", "--schema", "{}/x.json"],
+    "model": ["model", "check", "{}/x.cmm"],
+    "the schema of a model": ["model", "check", "{}/s.cmm", "--schema", "{}/x.json"],
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_waits_for_ever_on_a_pipe_or_fills_memory_from_a_device(
+    tmp_path: Path, capsys: Any, what: str
+) -> None:
+    (tmp_path / "s.csv").write_text("x\n1\n")
+    (tmp_path / "s.safetensors").write_bytes(b"")
+    (tmp_path / "s.cmm").write_bytes(MODELS["good"]())
+    (tmp_path / "s.json").write_text(json.dumps(codec.to_json(SCHEMA)))
+    for make in (lambda p: os.mkfifo(p), lambda p: p.symlink_to("/dev/zero")):
+        for end in ("safetensors", "toml", "json", "cmm"):
+            (tmp_path / f"x.{end}").unlink(missing_ok=True)
+            make(tmp_path / f"x.{end}")
+        _, code, where = said_here(capsys, *(part.format(tmp_path) for part in ENDLESS[what]))
+        assert code in ("data.source", "data.schema", "usage.file")
+        assert "/x." in where
+
+
 def test_a_csv_is_checked_as_push_checks_it(tmp_path: Path, capsys: Any) -> None:
     text = 'name = "t"\nlabel = "sick"\n[columns.age]\ndtype = "f32"\nlow = 0\nhigh = 120\n'
     text += '[columns.sick]\nclasses = ["no", "yes"]\n'

@@ -168,13 +168,16 @@ def check(file: str, schema: str | None, form: str) -> None:
     """
     from casemate.cli.model import read_schema
     from casemate.client import data
+    from casemate.client.data.sources import require_file
     from casemate.spec import table
 
     path, dropped = Path(file), 0
     if path.suffix == ".safetensors":
         if schema is None:
             raise click.UsageError("Give --schema FILE: a wire form says nothing of its bounds.")
-        declared, wire = read_schema(schema), path.read_bytes()
+        declared = read_schema(schema)
+        require_file(path)
+        wire = path.read_bytes()
     else:
         columns = None if schema is None else data.load_schema(schema)
         name = (columns.name if columns is not None else None) or path.stem

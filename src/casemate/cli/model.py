@@ -179,6 +179,8 @@ def read_schema(path: str) -> Any:
     from casemate.spec.data import DatasetSchema
 
     try:
+        if not Path(path).is_file():  # a pipe or a device has no end
+            raise FileNotFoundError("there is no such file")
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise UsageError(

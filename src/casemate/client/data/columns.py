@@ -125,7 +125,8 @@ class Target:
         if self.dtype == "bool":
             return made
         low, high = self.bounds
-        if not (math.isfinite(low) and math.isfinite(high)):
+        # An integer may be too large for a float.
+        if not (abs(low) < math.inf and abs(high) < math.inf):
             raise refuse(
                 "bounds",
                 f"The bounds of {self.name!r} are not finite.",

@@ -218,6 +218,8 @@ def load_schema(path: str | Path) -> Declaration:
     Raises DataError ``data.schema`` (form), ``data.bounds-missing``, ``data.bounds``.
     """
     path = Path(path)
+    if not path.is_file():  # a pipe or a device has no end
+        raise _bad(f"There is no schema file {path}.", str(path))
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
@@ -233,7 +235,9 @@ def load_schema(path: str | Path) -> Declaration:
     columns = tree.get("columns")
     if not isinstance(columns, dict) or not columns:
         raise _bad("The schema has no [columns.NAME] tables.", "columns")
-    if not isinstance(labels, list) or any(x not in columns for x in labels):
+    if not isinstance(labels, list) or any(
+        not isinstance(x, str) or x not in columns for x in labels
+    ):
         raise _bad("The label names no column of the schema.", "label")
     targets = tuple(_entry(name, entry, name in labels) for name, entry in columns.items())
     missing = [t.name for t in targets if t.dtype != "bool" and t.low is None]

@@ -43,9 +43,14 @@ def open_source(source: Any) -> Table:
     )
 
 
-def _path(path: Path) -> Table:
+def require_file(path: Path) -> None:
+    """Raises DataError ``data.source``; a pipe or a device, which has no end, is no file."""
     if not path.is_file():
         raise refuse("source", f"There is no file {path}.", "Name an existing file.", str(path))
+
+
+def _path(path: Path) -> Table:
+    require_file(path)
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return csv_table(path)
