@@ -127,6 +127,33 @@ def test_fills_the_machine_by_a_list_that_is_kept_once() -> None:
     refused(pa.table({"x": made}), "data.dtype")
 
 
+MANY = 2**27
+NOTHINGS = {
+    "missing values in lists of one length": lambda: pa.Array.from_buffers(
+        pa.list_(pa.null(), MANY), 1, [None],
+        children=[pa.Array.from_buffers(pa.null(), MANY, [None])],
+    ),
+    "missing values in lists": lambda: pa.Array.from_buffers(
+        pa.list_(pa.null()), 1, [None, pa.py_buffer(struct.pack("<ii", 0, MANY))],
+        children=[pa.Array.from_buffers(pa.null(), MANY, [None])],
+    ),
+    "lists of no length": lambda: pa.Array.from_buffers(
+        pa.list_(pa.list_(pa.float64(), 0), MANY), 1, [None],
+        children=[
+            pa.Array.from_buffers(
+                pa.list_(pa.float64(), 0), MANY, [None], children=[pa.array([], pa.float64())]
+            )
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NOTHINGS)
+def test_fills_the_machine_by_what_takes_no_memory_in_arrow(what: str) -> None:
+    """A list of Python's was made of them: 16 GB and a minute for two rows."""
+    refused(pa.table({"x": NOTHINGS[what]()}), "data.missing-value", "data.shape")
+
+
 def test_fills_the_machine_by_views_of_one_word() -> None:
     refused(pa.table({"x": pa.array(["a"], pa.string_view())}), "data.dtype")
 

@@ -46,16 +46,17 @@ def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
     import pyarrow as pa
     import pyarrow.types as kinds
 
+    kind = column.type
     if column.null_count:
-        missing = (i for i, null in enumerate(column.is_null().to_pylist()) if null)
-        row = first_row + next(missing)
+        # Nulls of no kind are as many as one likes in no memory.
+        missing = 0 if kinds.is_null(kind) else column.is_null().index(True).as_py()
+        row = first_row + missing
         raise refuse(
             "missing-value",
             f"Column {name!r}, row {row}: the value is missing.",
             "Fill it in, or remove the row; casemate guesses no values.",
             f"{name}, row {row}",
         )
-    kind = column.type
     if isinstance(column, pa.ExtensionArray):  # what its type says is not looked at
         return _array(name, column.storage, first_row, depth)
     if kinds.is_dictionary(kind):
@@ -66,26 +67,36 @@ def _array(name: str, column: Any, first_row: int, depth: int) -> Any:
             raise no_wire_form(name, kind)
         return words[column.indices.to_numpy()]
     if kinds.is_fixed_size_list(kind) or kinds.is_list(kind) or kinds.is_large_list(kind):
-        lengths = column.value_lengths().to_pylist()
-        if len(set(lengths)) > 1:
-            at = next(i for i, n in enumerate(lengths) if n != lengths[0])
-            raise refuse(
-                "shape",
-                f"Column {name!r}, row {first_row + at}: {lengths[at]} items where another row has"
-                f" {lengths[0]}.",
-                "Pad and cut every row to one declared length.",
-                f"{name}, row {first_row + at}",
-            )
+        size = _list_size(name, column, first_row)
         if depth == MAX_NESTED:
             message = f"Column {name!r} has lists in lists, more than {MAX_NESTED} deep."
             raise refuse("shape", message, f"Give rows of at most {MAX_NESTED} axes.", name)
         inner = _array(name, column.flatten(), first_row, depth + 1)
-        return inner.reshape(len(column), lengths[0] if lengths else 0, *inner.shape[1:])
+        return inner.reshape(len(column), size, *inner.shape[1:])
     if kinds.is_decimal(kind):
         column = column.cast(pa.float64())
     elif not any(is_kind(kind) for is_kind in _plain()):
         raise no_wire_form(name, kind)
     return column.to_numpy(zero_copy_only=False)
+
+
+def _list_size(name: str, column: Any, first_row: int) -> int:
+    """Of lists of one length that length. Raises ``data.shape``."""
+    import pyarrow.types as kinds
+
+    if kinds.is_fixed_size_list(column.type):
+        return int(column.type.list_size)
+    lengths = column.value_lengths().to_numpy()
+    if (differ := lengths != lengths[:1]).any():
+        at = int(differ.argmax())
+        raise refuse(
+            "shape",
+            f"Column {name!r}, row {first_row + at}: {lengths[at]} items where another row has"
+            f" {lengths[0]}.",
+            "Pad and cut every row to one declared length.",
+            f"{name}, row {first_row + at}",
+        )
+    return int(lengths[0]) if len(lengths) else 0
 
 
 def no_wire_form(name: str, kind: Any) -> DataError:
