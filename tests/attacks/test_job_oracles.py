@@ -19,6 +19,7 @@ from support.desk import (
     Person,
     Refused,
     Script,
+    ScriptedWorker,
     refused_in_run,
     run_async,
     spent,
@@ -80,6 +81,38 @@ def test_reads_a_row_by_cancelling_what_looks_wrong() -> None:
     assert first[-4][0] == "cancelled"
     for name, found in seen.items():
         assert found == first, name
+
+
+def test_reads_a_row_by_how_long_a_cancellation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that still runs has to be ended, and one with much memory takes its time: were that
+    waited for, the answer would come sooner where the run is over."""
+    gone, end = asyncio.Event(), ScriptedWorker.end
+
+    async def slowly(self: ScriptedWorker, reason: str = "done") -> None:
+        await gone.wait()
+        await end(self, reason)
+
+    async def work() -> None:
+        script = Script(hold=asyncio.Event())
+        async with Desk(script=script) as desk:
+            _, scientist, info = await people(desk)
+            store = desk.service.store
+            job = (await scientist.submit(await scientist.quote(info))).job
+            await desk.until(lambda: ledger.job(store, job).state == "running")
+            monkeypatch.setattr(ScriptedWorker, "end", slowly)
+            async with asyncio.timeout(5):
+                answer = await scientist.ask("DELETE", f"/v1/jobs/{job}")
+                assert answer["state"] == (await scientist.status(job)).state == "cancelled"
+            ended = len(script.ended)
+            gone.set()
+            await desk.until(lambda: len(script.ended) > ended)
+            assert ledger.job(store, job).state == "cancelled"
+            # The queue goes on.
+            script.hold.set()  # type: ignore[union-attr]
+            again = (await scientist.submit(await scientist.quote(info))).job
+            await desk.until(lambda: ledger.job(store, again).state == "done")
+
+    run_async(work())
 
 
 def test_an_end_that_is_shown_at_once_is_an_oracle(monkeypatch: pytest.MonkeyPatch) -> None:

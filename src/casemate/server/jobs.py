@@ -51,9 +51,7 @@ async def cancel(call: Call) -> JobStatus:
     """Stop a job; one that has ended stays as it is."""
     service = call.service
     if ledger.job(service.store, call.id).state in ("queued", "reserved", "running"):
-        await service.queue.stop(
-            call.id, "cancelled", "job.cancelled", "The scientist cancelled the job."
-        )
+        service.queue.cancel(call.id)
     return service.queue.status(ledger.job(service.store, call.id))
 
 

@@ -382,7 +382,7 @@ def test_cancel_keeps_the_charge_and_kills_the_worker() -> None:
             ended = len(script.ended)
             assert (await scientist.ask("DELETE", f"/v1/jobs/{queued}"))["state"] == "cancelled"
             assert (await scientist.ask("DELETE", f"/v1/jobs/{first}"))["state"] == "cancelled"
-            assert len(script.ended) > ended
+            await desk.until(lambda: len(script.ended) > ended)
             after = await owner.dataset(info.dataset)
             assert after.budget is not None
             assert after.budget.jobs == 1  # the queued one had taken nothing
