@@ -138,6 +138,12 @@ HIDES = {
         "  time.sleep(60)\n"
     ),
     "processes": "for _ in range(40):\n if not os.fork(): time.sleep(60)\n",
+    # Which hold next to no memory of their own, and keep the server from starting one.
+    "threads": (
+        "import threading\n"
+        "threading.stack_size(32768)\n"
+        "for _ in range(1200): threading.Thread(target=time.sleep, args=(60,)).start()\n"
+    ),
 }
 
 
@@ -152,8 +158,8 @@ def test_one_whose_children_take_the_machine_is_ended(
     async def work() -> None:
         made = _pool(worker_bytes=(150 << 20) if reason == "memory" else 4 << 30)
         async with made.worker() as (worker, _):
-            assert await _ended(worker) == reason
-            while any(worker.resident()):  # all but what is not reaped yet
+            assert await _ended(worker) == ("memory" if reason == "memory" else "processes")
+            while any(worker.resident()[0]):  # all but what is not reaped yet
                 await asyncio.sleep(0.01)
         await made.close()
 
@@ -380,12 +386,13 @@ def test_the_watched_numbers_are_the_kernels(tmp_path: Path) -> None:
     )
     worker = Worker(process, socket.socket(), tmp_path)
     try:
-        assert 0 < worker.resident()[0] < 1 << 30
-        assert len(worker.resident()) == 1
+        held, threads = worker.resident()
+        assert len(held) == threads == 1
+        assert 0 < held[0] < 1 << 30
         assert resource.getpagesize() == pool._PAGE
     finally:
         worker.kill("done")
         worker._process.wait()
         process.communicate()
         worker._sock.close()
-    assert not worker.resident()
+    assert worker.resident() == ([], 0)

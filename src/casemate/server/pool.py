@@ -36,6 +36,8 @@ SEND_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 0.25
 # With what it started: a compiler and its parts, one at a time.
 PROCESSES: Final = 32
+# Of all of these; each takes a place and kernel memory that no process's own memory shows.
+THREADS: Final = 1024
 NICE: Final = 10
 # Of what a worker says: no text is more than a sentence or two, and only what it prepared, with a
 # line for each part of a model, may need a longer frame.
@@ -132,16 +134,20 @@ class Worker:
             self.kill("closed")
             raise WorkerGone(self._over or "closed") from None
 
-    def resident(self) -> list[int]:
+    def resident(self) -> tuple[list[int], int]:
         """Bytes of memory that it holds now, and each process that it started and that is still
-        there: all are of its group, whoever their parent is by now. Its own come first."""
+        there: all are of its group, whoever their parent is by now. Its own come first. With them
+        how many threads these have."""
         held: list[int] = []
+        threads = 0
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError, IndexError, ValueError):
                 if os.getpgid(int(name)) == self.pid:
-                    pages = Path(f"/proc/{name}/statm").read_text().split()[1]
-                    held.insert(0 if int(name) == self.pid else len(held), int(pages) * _PAGE)
-        return held
+                    # proc_pid_stat(5), from the third field on: the second may hold anything.
+                    fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                    threads += int(fields[17])
+                    held.insert(0 if int(name) == self.pid else len(held), int(fields[21]) * _PAGE)
+        return held, threads
 
     @property
     def alive(self) -> bool:
@@ -343,13 +349,13 @@ class Pool:
         for it gets ``WorkerGone``. What it started is ended as soon as it is gone itself."""
         most, above = self._config.worker_memory, 0
         while worker.alive:
-            held = await asyncio.to_thread(worker.resident)
+            held, threads = await asyncio.to_thread(worker.resident)
             # Until it runs its own program, a child counts its parent's memory a second time: what
             # is above the limit at one look alone may be that.
             above = above + 1 if sum(held) > most else 0
             if above > 1 or held[:1] > [most]:
                 worker.kill("memory")
-            if len(held) > PROCESSES:
+            if len(held) > PROCESSES or threads > THREADS:
                 worker.kill("processes")
             await asyncio.sleep(WATCH_SECONDS)
         worker.kill("closed")
