@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -177,29 +177,48 @@ class Worker:
         await asyncio.to_thread(_remove, self._scratch)
 
 
+@contextlib.contextmanager
+def _folder(name: Path | str, within: int | None = None) -> Iterator[int]:
+    """A folder, not a link to one, that may be listed and changed from here on: a descriptor."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
+    try:
+        Path(f"/proc/self/fd/{fd}").chmod(0o700)
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _remove(folder: Path) -> None:
     """Remove what a worker leaves. It may have nested folders deeper than a stack or the table of
     descriptors goes, or made some that nobody may list: each is moved to the top, then emptied."""
-    folders = [folder]
-    while folders:
-        at = folders.pop()
-        with contextlib.suppress(OSError):
-            at.chmod(0o700)
-            with os.scandir(at) as entries:
-                for entry in entries:
-                    path = Path(entry.path)
-                    with contextlib.suppress(OSError):
-                        if not entry.is_dir(follow_symlinks=False):
-                            path.unlink()
-                            continue
-                        if at != folder:
-                            path.chmod(0o700)  # its entry ".." changes
-                            path = path.rename(folder / secrets.token_hex(16))
-                        folders.append(path)
-            if at != folder:
-                at.rmdir()
+    with contextlib.suppress(OSError), _folder(folder) as top:
+        names = _empty(top, top)
+        while names:
+            name = names.pop()
+            with contextlib.suppress(OSError), _folder(name, top) as at:
+                names += _empty(at, top)
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=top)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _empty(at: int, top: int) -> list[str]:
+    """Remove the files of a folder, and move its folders to the top: their names there."""
+    folders = []
+    with os.scandir(f"/proc/self/fd/{at}") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                name = entry.name
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(name, dir_fd=at)
+                    continue
+                if at != top:
+                    with _folder(name, at):  # its entry ".." changes
+                        name = secrets.token_hex(16)
+                        os.rename(entry.name, name, src_dir_fd=at, dst_dir_fd=top)
+                folders.append(name)
+    return folders
 
 
 def _environment(threads: int, scratch: Path) -> dict[str, str]:
