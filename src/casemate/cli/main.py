@@ -9,7 +9,7 @@ import click
 
 from casemate.cli import output
 from casemate.cli.lazy import LazyGroup
-from casemate.spec.errors import CasemateError, InternalError
+from casemate.spec.errors import CasemateError, InternalError, UsageError
 
 # Group to (module, attribute, one line of help): help needs none of the modules.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -74,6 +74,17 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 0
+    except OSError as e:  # a full disk, a folder that is not there: of the machine, not of casemate
+        if output.debug():
+            raise
+        error = UsageError(
+            "usage.file",
+            f"{e.filename or 'A file'} cannot be read or written: {e.strerror or type(e).__name__}.",
+            mend="Look at the folder, its permissions and the room on its disk, then try again.",
+            where=str(e.filename or ""),
+        )
+        output.show_error(error, as_json)
+        code = error.exit_code
     except Exception as e:  # a fault of casemate: never a bare traceback
         if output.debug():
             raise

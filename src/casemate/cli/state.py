@@ -80,6 +80,11 @@ def _existing(config: Config) -> None:
         )
 
 
+def _text(path: Path) -> str:
+    """What is no UTF-8 is refused for its form, by who reads it."""
+    return path.read_text("utf-8", errors="replace")
+
+
 def _describe(found: Backup) -> tuple[dict[str, Any], list[tuple[str, object]]]:
     from casemate.seal import checkpoint, note
 
@@ -189,12 +194,12 @@ def recover(
     _existing(config)
     with states.at(config) as place:
         if not consents:
-            text = newest.read_text("utf-8") if newest is not None else None
+            text = _text(newest) if newest is not None else None
             asked = states.ask_owners(place, text)
             request.write_bytes(codec.encode(asked) + b"\n")
         else:
             asked = load_request(request)
-            lines = [x for path in consents for x in path.read_text("utf-8").split("\n") if x]
+            lines = [x for path in consents for x in _text(path).split("\n") if x]
             if states.show(place)["origin"] == asked.next:
                 states.consents(place, lines)
             else:

@@ -99,6 +99,17 @@ def _unreadable(path: Path, reason: object) -> ReceiptError:
     )
 
 
+def _unreadable_name(path: Path, reason: object) -> ReceiptError:
+    """Of an enclave's file: which enclave it is about can no longer be told, so that ``forget``
+    finds nothing to forget."""
+    return ReceiptError(
+        "receipt.memory",
+        f"Which log this client has seen of an enclave cannot be read: {path}: {reason}.",
+        mend="Restore the file, or remove it to begin anew with its enclave.",
+        where=str(path),
+    )
+
+
 def _unwritable(e: OSError) -> UsageError:
     return UsageError(
         "usage.memory",
@@ -429,9 +440,9 @@ class Memory:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except CasemateError as e:
-            raise _unreadable(path, e.message.rstrip(".")) from None
+            raise _unreadable_name(path, e.message.rstrip(".")) from None
         except (OSError, ValueError) as e:
-            raise _unreadable(path, e) from None
+            raise _unreadable_name(path, e) from None
 
     def meet(self, enclave: str, key: bytes, get: Get) -> Seen:
         """See the newest checkpoint of an enclave whose evidence binds ``key``, and remember it.
@@ -480,10 +491,11 @@ class Memory:
         """Each enclave that is remembered, and its log. Raises ``receipt.memory``."""
         found: dict[str, Verifier] = {}
         for path in sorted((self.folder / "enclaves").glob("[0-9a-f]*")):
-            name = path.read_text(encoding="utf-8").partition("\n")[0]
+            name = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
             log = self.log_of(name)
-            if log is not None:
-                found[name] = log
+            if log is None or self._place(name) != path:
+                raise _unreadable_name(path, "it names no enclave")
+            found[name] = log
         return found
 
     def forget(self, url: str) -> tuple[str, ...]:

@@ -109,9 +109,13 @@ def save_to(disk: Disk, out: Disk, name: str, *, software: str, checkpoint: str 
     temporary = f"{name}.new"
     file = out.open(temporary, create=True)
     try:
-        found = backup.write(disk, file, software=software, checkpoint=checkpoint)
-    finally:
-        file.close()
+        try:
+            found = backup.write(disk, file, software=software, checkpoint=checkpoint)
+        finally:
+            file.close()
+    except OSError:  # a part is of no use, and takes room on a disk that may be full
+        out.remove(temporary)
+        raise
     out.rename(temporary, name)
     out.sync_folder(".")
     return found

@@ -167,6 +167,24 @@ def test_faults_of_casemate_show_no_traceback(capsys, monkeypatch):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "x/y"), "[x/y]: x/y cannot be"),
+        (OSError(28, "No space left on device"), ": A file cannot be read or written: No space"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_fault_of_casemate(capsys, monkeypatch, fault, words):
+    def fail():
+        raise fault
+
+    monkeypatch.setattr(config, "read", fail)
+    code, _, err = call(capsys, "enclave", "ls")
+    assert code == 2
+    assert err.startswith("error usage.file") and words in err
+    assert "Report it" not in err
+
+
 def test_exit_codes_are_documented():
     text = (ROOT / "docs" / "cli.md").read_text()
     for family, kind in FAMILIES.items():

@@ -156,6 +156,22 @@ def test_a_damaged_backup(cli, tmp_path):
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["lock"]
 
 
+def test_files_that_are_no_text(cli, tmp_path):
+    (tmp_path / "octets").write_bytes(b"\xff\xfe\n")
+    ask = tmp_path / "ask.json"
+    assert cli.refused("state", "recover", ask, "--newest", tmp_path / "octets") == "format.note"
+    cli.state("recover", ask)
+    assert (
+        cli.refused("state", "recover", ask, "--consent", tmp_path / "octets") == "policy.consent"
+    )
+
+
+def test_a_folder_that_is_not_there(cli, tmp_path):
+    for words in (("recover", tmp_path / "no" / "ask"),
+                  ("take-over", "--request", tmp_path / "no" / "ask")):  # fmt: skip
+        assert cli.refused("state", *words) == "usage.file"
+
+
 def test_rotate(cli):
     assert cli.state("rotate")["generation"] == 1
     assert cli.state("show")["generation"] == 1

@@ -319,7 +319,14 @@ def test_what_is_kept_of_enclaves_is_strict(memory):
     (path,) = (memory.folder / "enclaves").iterdir()
     for bad in (b"", b"\xff", b"x", path.read_bytes()[:-9] + b"\n", b"other\n" + path.read_bytes()):
         path.write_bytes(bad)
-        assert refused(memory, PublicLog().pad(5)).code == "receipt.memory"
+        error = refused(memory, PublicLog().pad(5))
+        assert (error.code, error.where) == ("receipt.memory", str(path))
+        with pytest.raises(ReceiptError, match=path.name) as caught:  # never "forgotten"
+            memory.forget(NAME)
+        assert (caught.value.code, caught.value.mend) == ("receipt.memory", error.mend)
+    assert "remove it" in error.mend
+    path.unlink()
+    assert meet(memory, PublicLog().pad(5)).head.size == 5
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):

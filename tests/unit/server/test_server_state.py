@@ -129,6 +129,14 @@ def test_a_backup_is_all_that_is_sealed_and_nothing_else(files):
     assert bytes.fromhex(secret.decode()) not in raw
 
 
+def test_a_backup_that_finds_no_room_leaves_nothing(files):
+    out = SimDisk.of({"state.tar": b"an older one"})
+    out.fault = (len(out.trace) + 4, "ENOSPC")
+    with pytest.raises(OSError, match="No space"):
+        state.save_to(disk_of(files), out, "state.tar", software="a test", checkpoint=None)
+    assert out.snapshot() == {"state.tar": b"an older one"}
+
+
 def test_a_crashed_state_is_backed_up_with_its_wal(files):
     disk = disk_of(files)
     here = place(disk)
