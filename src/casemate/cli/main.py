@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         error = UsageError(
             "usage.file",
-            f"{e.filename or 'A file'} cannot be read or written: {e.strerror or type(e).__name__}.",
+            f"{e.filename or 'A file'} cannot be read or written: {e.strerror or e}.",
             mend="Look at the folder, its permissions and the room on its disk, then try again.",
             where=str(e.filename or ""),
         )

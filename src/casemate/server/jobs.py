@@ -51,7 +51,9 @@ async def cancel(call: Call) -> JobStatus:
     """Stop a job; one that has ended stays as it is."""
     service = call.service
     if ledger.job(service.store, call.id).state in ("queued", "reserved", "running"):
-        service.queue.cancel(call.id)
+        service.queue.cancel(
+            call.id, "cancelled", "job.cancelled", "The scientist cancelled the job."
+        )
     return service.queue.status(ledger.job(service.store, call.id))
 
 

@@ -256,23 +256,23 @@ class Queue:
             self._service.metrics.jobs.labels(ended.state).inc()
             self._service.log.event("job", job=job, state=ended.state, code=code)
 
-    async def stop(self, job: str, state: str, code: str, message: str) -> None:
-        """End a job now, whatever it is doing, and wait until its worker is no more. A charge
-        stays."""
-        task = self._running.get(job)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        self._end(job, state, code, message)
-        self._sweep()
+    def cancel(self, job: str, state: str, code: str, message: str) -> None:
+        """End a job now, whatever it is doing; its worker is killed. A charge stays.
 
-    def cancel(self, job: str) -> None:
-        """End a job for its scientist, who is not to wait for its worker's end: how long that
-        takes would tell whether the run was over by now, at no public moment."""
+        A scientist is not to wait for the worker's end: how long that takes would tell whether the
+        run was over by now, at no public moment.
+        """
+        self._end(job, state, code, message)  # first, or it would stand first in the queue again
         if job in self._running:
             self._running[job].cancel()
-        self._end(job, "cancelled", "job.cancelled", "The scientist cancelled the job.")
         self._sweep()
+
+    async def stop(self, job: str, state: str, code: str, message: str) -> None:
+        """As :meth:`cancel`, and wait until its worker is no more."""
+        task = self._running.get(job)
+        self.cancel(job, state, code, message)
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
 
     async def stop_revoked(self, dataset: str) -> None:
         """End the jobs that run on a dataset whose key was destroyed."""

@@ -601,6 +601,31 @@ def test_the_queue_runs_as_many_jobs_at_once_as_it_may() -> None:
     run_async(work())
 
 
+def test_a_job_that_is_cancelled_while_it_is_prepared_is_not_begun_again() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            _, scientist, info = await _parties(desk)
+            quote = await scientist.quote(info)
+            desk.service.pool.kept.clear()  # type: ignore[attr-defined]
+            begun: list[object] = []
+
+            async def slow(*_: object) -> None:
+                begun.append(object())
+                await asyncio.sleep(3600)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(run, "prepare", slow)
+                job = (await scientist.submit(quote)).job
+                await desk.until(lambda: bool(begun))
+                assert (await scientist.ask("DELETE", f"/v1/jobs/{job}"))["state"] == "cancelled"
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                assert len(begun) == 1
+                assert not desk.service.queue._running
+
+    run_async(work())
+
+
 def test_a_job_that_is_only_being_prepared_waits_for_the_next_start() -> None:
     """Nothing was charged, so a shutdown costs it nothing."""
 
