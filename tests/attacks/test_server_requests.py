@@ -209,6 +209,17 @@ def _shared_desk() -> tuple[Desk, Person]:
     return _SHARED[0]
 
 
+def test_a_path_with_a_slash_more_is_not_redirected_to_where_the_caller_says() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            for path in ("/v1/health/", "/log/checkpoint/", "/v1//health", "/"):
+                answer = await desk.http.get(path, headers={"host": "evil.example"})
+                assert (answer.status_code, _code(answer)) == (404, "format.route"), path
+                assert "location" not in answer.headers
+
+    run_async(work())
+
+
 def test_sizes_are_capped() -> None:
     async def work() -> None:
         limits = {"json_bytes": 4096, "chunk_bytes": 1000, "upload_bytes": 5000}

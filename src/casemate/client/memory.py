@@ -110,12 +110,13 @@ def _unreadable_name(path: Path, reason: object) -> ReceiptError:
     )
 
 
-def _unwritable(e: OSError) -> UsageError:
+def _unwritable(e: OSError, path: Path) -> UsageError:
+    where = str(e.filename or path)  # a full disk names no file
     return UsageError(
         "usage.memory",
-        f"What was seen of the log cannot be kept: {e.filename}: {e.strerror}.",
-        mend="Set CASEMATE_LOGS to a folder that you may write to.",
-        where=str(e.filename or ""),
+        f"What was seen of the log cannot be kept: {where}: {e.strerror}.",
+        mend="Set CASEMATE_LOGS (of a mirror: name a folder) that you may write to, with room.",
+        where=where,
     )
 
 
@@ -140,7 +141,7 @@ def write(path: Path, data: bytes) -> None:
             finally:
                 os.close(fd)
     except OSError as e:
-        raise _unwritable(e) from None
+        raise _unwritable(e, path) from None
 
 
 def keep(proofs: Path, known: Seen, new: Seen) -> Path:
@@ -228,7 +229,7 @@ class Mirror:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as e:
-            raise _unwritable(e) from None
+            raise _unwritable(e, self.folder) from None
         try:
             if fcntl is not None:
                 fcntl.flock(fd, fcntl.LOCK_EX)
@@ -511,5 +512,5 @@ class Memory:
                     aside.mkdir(mode=0o700, parents=True, exist_ok=True)
                     old.rename(Path(tempfile.mkdtemp(prefix=f"{old.name}-", dir=aside)) / "log")
             except OSError as e:
-                raise _unwritable(e) from None
+                raise _unwritable(e, old) from None
         return tuple(log.name for log in found.values())

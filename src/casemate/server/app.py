@@ -247,4 +247,6 @@ def build(service: Service, background: Callable[[], Any]) -> Starlette:
         path = Path(where, _endpoint(service, route), methods=[route.method])
         path.methods = {route.method}  # Starlette would add HEAD to GET
         paths.append(path)
-    return Starlette(routes=paths, lifespan=lifespan, exception_handlers={HTTPException: unmatched})
+    made = Starlette(routes=paths, lifespan=lifespan, exception_handlers={HTTPException: unmatched})
+    made.router.redirect_slashes = False  # a path that is not in the table does not exist
+    return made

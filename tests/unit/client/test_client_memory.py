@@ -388,7 +388,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(UsageError) as caught:
         meet(memory, log.pad(300))
     assert caught.value.code == "usage.memory"
-    assert "No space left" in caught.value.message
+    assert caught.value.where.startswith(str(tmp_path))
+    assert f"{caught.value.where}: No space left" in caught.value.message
     monkeypatch.undo()
     assert not list(tmp_path.rglob(".new-*")), "no half of a file stays"
     seen = memory.mirror(log.public).seen()
