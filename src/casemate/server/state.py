@@ -24,7 +24,7 @@ from casemate.server.logs import Log
 from casemate.server.metrics import Metrics
 from casemate.server.publish import Publisher
 from casemate.spec.consent import RecoveryConsent, RecoveryRequest, Rotated
-from casemate.spec.errors import LedgerError
+from casemate.spec.errors import LedgerError, UsageError
 from casemate.tee import Tee
 
 T = TypeVar("T")
@@ -92,8 +92,16 @@ def save(config: Config, target: Path, *, opened: bool = True) -> Backup:
     """Back up the state of ``config`` into the file ``target``, whole or not at all.
 
     ``opened``: open the store (a copy of it), which checks it, and put its newest head in; without,
-    no TEE is needed. Raises ``ledger.in-use``, ``ledger.missing``, and as a start does.
+    no TEE is needed. Raises ``usage.file`` for a target in the state folder itself,
+    ``ledger.in-use``, ``ledger.missing``, and as a start does.
     """
+    if target.resolve().is_relative_to(config.state.resolve()):
+        raise UsageError(
+            "usage.file",
+            f"{target} lies in the state folder, which it is to be a backup of.",
+            mend="Name a file elsewhere, best on another disk.",
+            where=str(target),
+        )
     disk, out = OsDisk(config.state), OsDisk(target.absolute().parent)
     with serve.alone(config):
         _require_store(disk)

@@ -156,6 +156,14 @@ def test_a_damaged_backup(cli, tmp_path):
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["lock"]
 
 
+@pytest.mark.parametrize("name", ["ledger/store.db", "monday.tar"])
+def test_a_backup_never_goes_over_what_it_is_of(cli, name):
+    before = (cli.folder / "ledger" / "store.db").read_bytes()
+    assert cli.refused("state", "backup", cli.folder / name) == "usage.file"
+    assert (cli.folder / "ledger" / "store.db").read_bytes() == before
+    assert not (cli.folder / "monday.tar").exists()
+
+
 def test_files_that_are_no_text(cli, tmp_path):
     (tmp_path / "octets").write_bytes(b"\xff\xfe\n")
     ask = tmp_path / "ask.json"
