@@ -21,6 +21,23 @@ def state_folder() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "casemate"
 
 
+def _web_addresses(
+    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    """One that cannot be asked would keep jobs waiting for ever."""
+    from urllib.parse import urlsplit
+
+    for url in given:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise click.BadParameter(f"{url!r} is no address like http://host:port.")
+    return given
+
+
 @click.command()
 @click.option(
     "--state",
@@ -63,6 +80,7 @@ def state_folder() -> Path:
     multiple=True,
     envvar="CASEMATE_WITNESSES",
     metavar="URL",
+    callback=_web_addresses,
     help="Witness that is asked to cosign the log; repeatable.",
 )
 @click.option(

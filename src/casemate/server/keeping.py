@@ -87,10 +87,17 @@ def keyed(disk: Disk, tee: Tee, work: Callable[[bytes], T]) -> tuple[T, int]:
 
 
 def open_store(disk: Disk, tee: Tee, boot: bytes, rng: Rng) -> Store:
-    """The store of a server that starts. Raises ``ledger.restored``, ``ledger.handed-over``, and as
-    ``Store.open``."""
+    """The store of a server that starts. Raises ``ledger.restored``, ``ledger.handed-over``,
+    ``ledger.handover``, and as ``Store.open``."""
     if not asked(disk):
         require_settled(disk)
+    if not disk.exists(STORE_FILE) and disk.exists(f"{handover.FOLDER}/{STORE_NAME}"):
+        raise LedgerError(  # a state begun here would be in its way
+            "ledger.handover",
+            "A state was handed over to this folder and waits there.",
+            mend="Run `casemate state take-over` first.",
+            where=handover.FOLDER,
+        )
     rekey.clear(disk, rekey.NEXT)  # of a rotation that was cut short
     found, number = keyed(disk, tee, lambda key: Store.open(disk, key, boot, rng))
     try:

@@ -29,6 +29,12 @@ def queued(store: Store) -> list[str]:
     return [name for (name,) in store.all("SELECT scientist FROM jobs WHERE state = 'queued'")]
 
 
+def revoked_uploads(store: Store) -> set[str]:
+    """Uploads of datasets whose keys were destroyed."""
+    sql = "SELECT u.id FROM uploads u JOIN datasets d ON u.used_by = d.id WHERE d.state = 'revoked'"
+    return {upload for (upload,) in store.all(sql)}
+
+
 def spent_models(store: Store) -> list[str]:
     """Uploads of models whose job has ended (an upload serves one quote, a quote one job)."""
     return [

@@ -19,6 +19,7 @@ from casemate.ledger import catalog
 from casemate.ledger.sealed import failure
 from casemate.ledger.store import Store
 from casemate.seams import Disk, File
+from casemate.server import records
 from casemate.server.config import Limits
 from casemate.spec.errors import DataError, LedgerError, LimitError
 
@@ -64,12 +65,14 @@ class Uploads:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove bytes that no record names: of a begin or a drop that a crash cut short."""
-        files = set(self._disk.list(FOLDER))
+        """Remove bytes that no record names, of a begin or a drop that a crash cut short, and those
+        of a revocation that it cut short."""
+        files, revoked = set(self._disk.list(FOLDER)), records.revoked_uploads(self._store)
         for upload in catalog.uploads(self._store):
-            if {upload.id, f"{upload.id}.offset"} <= files:
+            whole = {upload.id, f"{upload.id}.offset"} <= files
+            if whole and upload.id not in revoked:
                 files -= {upload.id, f"{upload.id}.offset"}
-            elif upload.used_by is None:
+            elif upload.used_by is None or upload.id in revoked:
                 catalog.drop_upload(self._store, upload.id)
         for file in sorted(files):
             self._disk.remove(f"{FOLDER}/{file}")

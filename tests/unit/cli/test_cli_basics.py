@@ -334,3 +334,12 @@ def test_a_model_file_that_fails_is_the_users(tmp_path, capsys):
     code, _, err = call(capsys, "model", "check", str(junk))
     assert code == 3
     assert "format." in err
+
+
+@pytest.mark.parametrize(
+    "url", ["not a url", "w.example:7380", "ftp://w.example", "http://", "http://w:x", "http://[w"]
+)
+def test_a_witness_that_nobody_can_ask_is_refused_at_once(url, capsys, tmp_path):
+    code, _, err = call(capsys, "serve", "--state", str(tmp_path / "s"), "--witness", url)
+    assert code == 2 and "usage.arguments" in err and url in err
+    assert not (tmp_path / "s").exists()

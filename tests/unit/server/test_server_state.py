@@ -635,6 +635,7 @@ def test_the_whole_upgrade(files, software):
     assert code(state.rotate, place(disk)) == "ledger.handed-over"
     carry(disk, other)
     software(NEW)
+    assert code(assemble, other) == "ledger.handover"  # first what waits there is taken over
     assert handover.take(place(other)) == done.body
     assemble(other)
     shown = state.show(place(other))

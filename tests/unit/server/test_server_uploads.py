@@ -202,3 +202,20 @@ def test_a_torn_slot_leaves_the_other(cut: int) -> None:
     raw[24 : 24 + max(0, cut - 24)] = newer[: max(0, cut - 24)]
     assert uploads._read_slots(bytes(raw)) == (4, 1000)
     assert uploads._read_slots(good + newer) == (5, 2000)
+
+
+def test_a_revocation_that_a_crash_cut_short_is_finished_by_the_next_start() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            owner = await desk.person("owner")
+            kept, gone = await owner.push(), await owner.push()
+            before = {f for f in desk.disk.snapshot() if f.startswith("uploads/")}
+            found = catalog.revoke(desk.service.store, gone.dataset, owner.id)
+            Uploads(desk.disk, desk.service.store, Limits())
+            left = {f for f in desk.disk.snapshot() if f.startswith("uploads/")}
+            name = f"uploads/{found.registration.upload}"
+            assert before - left == {name, f"{name}.offset"}
+            uploads_of = {u.used_by for u in catalog.uploads(desk.service.store)}
+            assert uploads_of == {kept.dataset}
+
+    run_async(work())
