@@ -180,6 +180,37 @@ def test_children_of_one_that_is_gone_are_ended(monkeypatch: pytest.MonkeyPatch)
     run_async(work())
 
 
+def test_one_that_waits_for_its_job_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that took itself over while it prepared a quote had the processor for nothing, for as
+    long as it was kept; and so had what it started."""
+    body = _frame(READY) + "os.fork()\nwhile True: pass\n"
+    monkeypatch.setattr(pool, "command", _script(body))
+
+    def states(worker: Worker) -> set[str]:
+        stats = [p.read_text() for p in Path("/proc").glob("[0-9]*/stat")]
+        fields = [s.rpartition(")")[2].split() for s in stats]  # state, parent, group, ...
+        return {f[0] for f in fields if f[2] == str(worker.pid)}
+
+    async def work() -> None:
+        made = _pool()
+        async with made.worker() as (worker, _):
+            while len(worker.resident()[0]) < 2:
+                await asyncio.sleep(0.01)
+            await made.keep("quote", worker)
+        while states(worker) != {"T"}:
+            await asyncio.sleep(0.01)
+        async with made.worker("quote") as (taken, prepared):
+            assert prepared and taken is worker
+            while states(worker) != {"R"}:
+                await asyncio.sleep(0.01)
+            await made.keep("quote", worker)
+        await made.close()
+        while not states(worker) <= {"Z"}:
+            await asyncio.sleep(0.01)
+
+    run_async(work())
+
+
 def test_what_it_hides_deep_or_unlisted_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders nested past any stack made the removal itself fail: the disk kept them, and whoever's
     turn it was to have the worker ended got the error."""

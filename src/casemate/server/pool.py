@@ -165,9 +165,19 @@ class Worker:
         (``worker.seccomp``). The first reason stays."""
         if self._over is None:
             self._over = reason
+        self._signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Until :meth:`go_on` neither it nor what it started computes anything."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self.pid, number)
 
     async def end(self, reason: str = "done") -> None:
         """Kill, wait until the kernel has taken it away; nothing that it wrote stays."""
@@ -345,6 +355,8 @@ class Pool:
         if kept is not None and not kept.alive:
             await self.release(kept, "closed")
             kept = None
+        if kept is not None:
+            kept.go_on()
         worker = kept if kept is not None else await self._take()
         try:
             yield worker, kept is not None
@@ -354,7 +366,9 @@ class Pool:
             self.top_up()
 
     async def keep(self, quote: str, worker: Worker) -> None:
-        """Let a worker that has prepared a quote's model wait for the job; the oldest goes."""
+        """Let a worker that has prepared a quote's model wait for the job, without computing; the
+        oldest goes."""
+        worker.pause()
         old = self._prepared.pop(quote, None)
         self._prepared[quote] = worker
         while len(self._prepared) > max(1, self._config.spares):
