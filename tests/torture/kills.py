@@ -153,7 +153,7 @@ async def _one(world: RealWorld, lives: list[asyncio.Future[None]], tally: Tally
             await asyncio.sleep(0.002)
         await asyncio.sleep(draw.uniform(0.0, 0.03))
     done = [life for life in lives if life.done()]
-    demand(child.alive, "the server ended by itself")
+    demand(child.alive, f"the server ended by itself: {world.last_words()}")
     child.kill()
     world.gone()
     ready.cancel()

@@ -107,6 +107,9 @@ class RealWorld:
         )  # fmt: skip
         return self.child
 
+    def last_words(self) -> str:
+        return Path(f"{self.state}.log").read_text("utf-8", "replace")[-2000:]
+
     async def attach(self) -> None:
         """Wait until the child listens, and learn its keys. Raises RuntimeError when it ended."""
         assert self.child is not None

@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
@@ -39,6 +40,7 @@ from casemate.spec.job import DpEvent
 
 READY_FILE: Final = "server.json"
 LOCK_FILE: Final = "lock"
+LOCK_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 300  # a new connection needs new evidence
 
@@ -121,18 +123,30 @@ def alone(config: Config) -> Iterator[None]:
     """Hold the state folder for this process; ``ledger.in-use`` when another one does."""
     fd = os.open(config.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock(fd):
             raise LedgerError(
                 "ledger.in-use",
                 f"Another server uses the state folder {config.state}.",
                 mend="Stop it, or name another folder with --state.",
                 where=str(config.state),
-            ) from None
+            )
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Whether nobody else has it, now or in a moment: a worker that a killed server was starting
+    holds the server's descriptors until it runs its own program."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+        time.sleep(0.01)
 
 
 def _listen(config: Config) -> socket.socket:
