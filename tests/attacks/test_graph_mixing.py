@@ -50,6 +50,8 @@ MIXES = {
     "bmm with the batch contracted": [
         node("p", "permute.default", r("t"), ls(1, 2, 0)), node("q", "permute.default", r("t"), ls(1, 0, 2)),
         node("bad", "bmm.default", r("p"), r("q"))],
+    "bmm of records with one matrix": [
+        node("u", "unsqueeze.default", r("m"), 0), node("bad", "bmm.default", r("t"), r("u"))],
     "bmm record by record of others": [
         node("p", "permute.default", r("t"), ls(1, 0, 2)), node("q", "permute.default", r("t"), ls(1, 2, 0)),
         node("bad", "bmm.default", r("p"), r("q"))],
@@ -83,10 +85,18 @@ MIXES = {
     "sliding windows": [node("bad", "unfold.default", r("x"), 0, 2, 1)],
     "diagonal": [node("bad", "diagonal.default", r("x"), 0, 0, 1)],
     "lower triangle": [node("bad", "tril.default", r("x"))],
+    "windows of channels of records": [
+        node("p", "permute.default", r("im"), ls(1, 0, 2, 3)),
+        node("bad", "im2col.default", r("p"), ls(2, 2), ls(1, 1), ls(0, 0), ls(1, 1))],
+    "pixels of records as channels": [
+        node("p", "permute.default", r("im"), ls(1, 0, 2, 3)), node("bad", "pixel_unshuffle.default", r("p"), 2)],
     "pad the batch": [node("bad", "constant_pad_nd.default", r("x"), ls(0, 0, 1, 0))],
+    "pad the batch behind": [node("bad", "constant_pad_nd.default", r("x"), ls(0, 0, 0, 1))],
     "squeeze the batch": [node("bad", "squeeze.dim", r("x"), 0)],
     "join along the batch": [node("bad", "cat.default", ls(r("x"), r("x")), 0)],
     "stack with a constant": [node("bad", "stack.default", ls(r("x"), r("m")), 0)],
+    "expand to twice the batch": [node("bad", "expand.default", r("x"), ls(B2, 4))],
+    "expand three to the batch": [node("bad", "expand.default", r("c"), ls(B))],
     "expand a record": [node("bad", "expand.default", r("x"), ls(4, 4))],
     "expand by the batch": [node("u", "unsqueeze.default", r("x"), 0), node("bad", "expand.default", r("u"), ls(B, -1, -1))],
     "repeat by the batch": [node("u", "unsqueeze.default", r("x"), 0), node("bad", "repeat.default", r("u"), ls(B, 1, 1))],

@@ -284,6 +284,7 @@ MIXES: dict[str, Case] = {
     "log softmax over the batch": single("_log_softmax.default", {"x": XT}, r("x"), -1, False),
     "softmax, backward over the batch": single("_softmax_backward_data.default", {"g": X, "y": X}, r("g"), r("y"), 0, DtypeArg(dtype="f32")),
     "softmax, gradients of other places": single("_log_softmax_backward_data.default", {"g": f(1, 3, 4), "y": f(4, 3, 1, at=2)}, r("g"), r("y"), 1, DtypeArg(dtype="f32")),
+    "a sum over records as integers": single("sum.dim_IntList", {"x": X}, r("x"), ls(0), dtype=DtypeArg(dtype="i64")),
     "sums along the batch": single("cumsum.default", {"x": X}, r("x"), 0),
     "the batch turned round": single("flip.default", {"x": X}, r("x"), ls(0)),
     "the batch halved": single("glu_backward.default", {"g": f(1, 4), "x": f(2, 4)}, r("g"), r("x"), 0),

@@ -147,6 +147,8 @@ def reduce() -> list[Node]:
         node("me", "mean.dim", r("t"), ls(1, 2)), node("mi", "mean.dim", r("i"), ls(1), dtype=F32), node("pr", "prod.dim_int", r("t"), 1),
         node("ls1", "logsumexp.default", r("t"), ls(1, 2)), node("nr", "linalg_vector_norm.default", r("t"), 2, ls(-1), True),
         node("so", "softmax.int", r("t"), -1), node("sl", "log_softmax.int", r("t"), 1), node("si", "softmax.int", r("i"), 1, F32),
+        node("i1", "clamp.default", r("i"), 2, 5), node("i2", "cumsum.default", r("i1"), 1), node("i3", "sum.dim_IntList", r("i1"), ls(1)),
+        node("i4", "sub.Scalar", r("i1"), 9), node("i5", "cumsum.default", r("i4"), 1),
         node("cp", "cumprod.default", r("t"), 1), node("lc", "logcumsumexp.default", r("t"), -1),
     ]  # fmt: skip
 
