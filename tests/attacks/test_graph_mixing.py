@@ -46,6 +46,13 @@ MIXES = {
     "linear over the batch": [
         node("p", "t.default", r("x")), node("q", "expand.default", r("m"), ls(-1, -1)),
         node("bad", "linear.default", r("p"), r("q"))],
+    "linear with a bias of records": [
+        node("p", "slice.Tensor", r("m"), 0, 0, 1), node("s", "select.int", r("x"), 1, 0),
+        node("bad", "linear.default", r("x"), r("p"), r("s"))],
+    "matmul records by columns of records": [
+        node("p", "t.default", r("x")), node("bad", "matmul.default", r("t"), r("p"))],
+    "matmul rows of records by records": [
+        node("p", "permute.default", r("t"), ls(0, 2, 1)), node("bad", "matmul.default", r("x"), r("p"))],
     "linear with weights of records": [node("bad", "linear.default", r("x"), r("x"))],
     "bmm with the batch contracted": [
         node("p", "permute.default", r("t"), ls(1, 2, 0)), node("q", "permute.default", r("t"), ls(1, 0, 2)),
@@ -106,6 +113,10 @@ MIXES = {
     "select by a constant": [node("bad", "index_select.default", r("x"), 0, r("c"))],
     "index by a constant": [node("bad", "index.Tensor", r("x"), ls(r("c")))],
     "index by data": [node("bad", "index.Tensor", r("x"), ls(r("i")))],
+    "index inside records by others' data": [node("bad", "index.Tensor", r("x"), ls(None, r("i")))],
+    "index a folded batch by place": [
+        node("f", "reshape.default", r("t"), ls(Size(a=3), 4)), node("a", "arange.default", B),
+        node("bad", "index.Tensor", r("f"), ls(r("a")))],
     "index by shifted place": [
         node("a", "arange.default", B), node("bad", "add.Tensor", r("a"), 1)],
     "flip the place": [
@@ -190,6 +201,11 @@ OTHERS = {
     "float64": ("model.argument", [node("bad", "_to_copy.default", r("x"), dtype=DtypeArg(dtype="f64"))]),
     "integers multiplied": ("model.dtype", [node("bad", "mm.default", r("i"), r("i"))]),
     "wrong shapes": ("model.shape", [node("bad", "mm.default", r("x"), r("e"))]),
+    "records added to a product of none": ("model.shape", [
+        node("p", "slice.Tensor", r("m"), 0, 0, 1), node("bad", "addmm.default", r("x"), r("p"), r("m"))]),
+    "one matrix for three": ("model.shape", [
+        node("u", "unsqueeze.default", r("m"), 0), node("v", "expand.default", r("u"), ls(3, 4, 4)),
+        node("bad", "baddbmm.default", r("v"), r("u"), r("v"))]),
     "unknown argument": ("model.argument", [node("bad", "relu.default", r("x"), device="cuda")]),
     "too many arguments": ("model.argument", [node("bad", "relu.default", r("x"), 1)]),
     "missing argument": ("model.argument", [node("bad", "mul.Tensor", r("x"))]),

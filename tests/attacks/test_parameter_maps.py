@@ -70,6 +70,12 @@ def _masked(kept: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda w: w.expand(N, N).masked_fill(kept == 0, 0).sum(1)
 
 
+def _doubled(w: Tensor) -> Tensor:
+    for _ in range(60):
+        w = w + w
+    return w * 2.0**-60
+
+
 _DOUBLED = torch.eye(N)
 _DOUBLED[:, 2] = 0
 _DOUBLED[0, 2] = _DOUBLED[1, 2] = 1  # the gradient of w[2] is S[0] + S[1], which numbers as S[2]
@@ -85,6 +91,8 @@ MAPS: dict[str, Callable[[], nn.Module]] = {
     "two sums in place of one": lambda: Mapped(_masked(_DOUBLED)),
     "all on one": lambda: Mapped(_masked(torch.eye(N)[[0] * N])),
     "twice": lambda: Mapped(lambda w: w + w),
+    "twice, by two ways to the same place": lambda: Mapped(lambda w: w + w.flip(0).flip(0)),
+    "twice, sixty times over": lambda: Mapped(_doubled),
     "itself and its mirror": lambda: Mapped(lambda w: w + w.flip(0)),
     "itself and its rest": lambda: Mapped(lambda w: w - w.flip(0)),
     "three times": lambda: Mapped(lambda w: torch.add(w, w, alpha=2)),

@@ -98,6 +98,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Callable[[int], Tensor
     "biased": (lambda: Layer(biased, f=nn.Linear(4, 12), head=nn.Linear(4, 3)), {"x": numbers(5, 4)}),
     "crossed": (lambda: Two(crossed, f=nn.TransformerDecoderLayer(4, 2, 6, batch_first=True), wide=nn.Linear(3, 4), head=nn.Linear(4, 3)), {"x": numbers(3, 4), "y": numbers(2, 3)}),
     "same filters, several dilations": (lambda: Layer(lambda m, x: m.head(sum(F.conv2d(F.pad(x, (d,) * 4), m.w, dilation=d) for d in (1, 2)).relu().mean((2, 3))), w=_p(5, 2, 3, 3), head=nn.Linear(5, 3)), {"x": numbers(2, 6, 6)}),  # type: ignore[union-attr]
+    "looked up, time first": (lambda: Layer(lambda m, x: m.t(x.t().reshape(-1)).view(5, -1, 3).tanh().mean(0), t=nn.Embedding(9, 3)), {"x": counts(9, 5)}),
+    "looked up with two paddings": (lambda: Layer(lambda m, x: (F.embedding(x, m.w, 0) + 2 * F.embedding(x, m.w, 1)).mean(1), w=_p(9, 3)), {"x": counts(9, 5)}),
+    "looked up and a head, padded": (lambda: Layer(lambda m, x: F.linear(m.f(F.embedding(x, m.w, 2).mean(1)), m.w), w=_p(9, 3), f=nn.Linear(3, 3)), {"x": counts(9, 5)}),
+    "a bias for each channel": (lambda: Layer(lambda m, x: m.head((x + m.b[:, None]).tanh().mean(2)), b=_p(4), head=nn.Linear(4, 3)), {"x": numbers(4, 5)}),
+    "same filters twice": (lambda: Layer(lambda m, x: m.f(m.f(x).tanh()).mean((2, 3)), f=nn.Conv2d(3, 3, 3, padding=1)), {"x": numbers(3, 5, 5)}),
+    "same norms twice": (lambda: Layer(lambda m, x: m.g(m.g(m.f(m.f(x).tanh()).unsqueeze(2)).tanh()).squeeze(2), f=nn.LayerNorm(6), g=nn.GroupNorm(3, 6)), {"x": numbers(6)}),
+    "frozen statistics": (lambda: Layer(lambda m, x: m.g(m.f(x)).mean((2, 3)), f=nn.Conv2d(3, 4, 3), g=nn.BatchNorm2d(4, eps=0.5)).eval(), {"x": numbers(3, 5, 5)}),
+    "filters over folded records": (lambda: Layer(lambda m, x: m.f(x.transpose(0, 1).reshape(-1, 2, 6)).view(3, -1, 3, 4).mean((0, 3)), f=nn.Conv1d(2, 3, 3)), {"x": numbers(3, 2, 6)}),
+    "filters in groups": (lambda: Layer(lambda m, x: m.g(m.f(x).tanh()).mean((2, 3)), f=nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), g=nn.ConvTranspose2d(6, 3, 2, stride=2, groups=3)), {"x": numbers(4, 6, 5)}),
+    "two added to one": (lambda: Layer(lambda m, x: F.linear(x, m.a + m.b) + m.c + m.d, a=_p(3, 6), b=_p(3, 6), c=_p(3), d=_p(3)), {"x": numbers(6)}),
     "product of parts": (lambda: Layer(lambda m, x: F.linear(x, torch.kron(m.a, m.b) / m.a.norm()), a=_p(3, 2), b=_p(1, 3)), {"x": numbers(6)}),
 }  # fmt: skip
 

@@ -119,20 +119,20 @@ class Planner:
         return found
 
     def _terms(self, name: str) -> list[tuple[str, tuple[Node, ...]]] | None:
-        """Contractions below an S value, each with the nodes from it to ``name``; ``None`` where
-        the value is no plain sum of such chains."""
+        """Contractions below an S value, each once, with the nodes from it to ``name``; ``None``
+        where the value is no sum of such chains."""
         if name in self.proved.contractions:
             return [(name, ())]
         node = self.proved.linear[name]
-        call = graph_joint.bound(node, self.values)
         sums = [a for a in uses(node) if self.values[a].summed]
         if graph_joint.entry(node).linear == "add":
-            if node.op != "aten.add.Tensor" or call["alpha"] != 1:
-                return None
-            parts = [self._terms(a) for a in sums]
-            if any(p is None for p in parts):
-                return None
-            return [(c, (*chain, node)) for p in parts if p for c, chain in p]
+            found: list[tuple[str, tuple[Node, ...]]] = []
+            for a in sums:  # no further than the first that has none: a chain of a + a is short
+                part = self._terms(a)
+                if part is None:
+                    return None
+                found += [(c, (*chain, node)) for c, chain in part]
+            return found if len({c for c, _ in found}) == len(found) else None
         if len(sums) != 1:
             return None
         below = self._terms(sums[0])
