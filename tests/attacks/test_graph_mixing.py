@@ -312,7 +312,11 @@ def test_an_index_made_of_a_record_must_be_proved_in_range(what: str) -> None:
             run(bad, bounds=bounds)
         assert (e.value.code, e.value.where) == ("model.index-range", "bad")
     if high is not None:
-        run(bad, bounds={"i": (0, high)})
+        low = -high - 1 if what == "lookup" else 0  # an index may count from the end
+        run(bad, bounds={"i": (low, high)})
+        for bounds in ({"i": (low - 1, high)}, {"i": (low, high + 1)}):
+            with pytest.raises(ModelError):
+                run(bad, bounds=bounds)
     run(bad)  # the scientist's side knows no schema yet
 
 

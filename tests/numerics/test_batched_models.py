@@ -101,6 +101,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Callable[[int], Tensor
     "looked up, time first": (lambda: Layer(lambda m, x: m.t(x.t().reshape(-1)).view(5, -1, 3).tanh().mean(0), t=nn.Embedding(9, 3)), {"x": counts(9, 5)}),
     "looked up with two paddings": (lambda: Layer(lambda m, x: (F.embedding(x, m.w, 0) + 2 * F.embedding(x, m.w, 1)).mean(1), w=_p(9, 3)), {"x": counts(9, 5)}),
     "looked up and a head, padded": (lambda: Layer(lambda m, x: F.linear(m.f(F.embedding(x, m.w, 2).mean(1)), m.w), w=_p(9, 3), f=nn.Linear(3, 3)), {"x": counts(9, 5)}),
+    "looked up and a head, turned round": (lambda: Layer(lambda m, x: F.linear(m.f(F.embedding(x, m.w).mean(1)), m.w.flip(0)), w=_p(3, 3), f=nn.Linear(3, 3)), {"x": counts(3, 5)}),
     "a bias for each channel": (lambda: Layer(lambda m, x: m.head((x + m.b[:, None]).tanh().mean(2)), b=_p(4), head=nn.Linear(4, 3)), {"x": numbers(4, 5)}),
     "same filters twice": (lambda: Layer(lambda m, x: m.f(m.f(x).tanh()).mean((2, 3)), f=nn.Conv2d(3, 3, 3, padding=1)), {"x": numbers(3, 5, 5)}),
     "same norms twice": (lambda: Layer(lambda m, x: m.g(m.g(m.f(m.f(x).tanh()).unsqueeze(2)).tanh()).squeeze(2), f=nn.LayerNorm(6), g=nn.GroupNorm(3, 6)), {"x": numbers(6)}),
