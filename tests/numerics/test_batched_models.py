@@ -108,7 +108,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Callable[[int], Tensor
     "frozen statistics": (lambda: Layer(lambda m, x: m.g(m.f(x)).mean((2, 3)), f=nn.Conv2d(3, 4, 3), g=nn.BatchNorm2d(4, eps=0.5)).eval(), {"x": numbers(3, 5, 5)}),
     "filters over folded records": (lambda: Layer(lambda m, x: m.f(x.transpose(0, 1).reshape(-1, 2, 6)).view(3, -1, 3, 4).mean((0, 3)), f=nn.Conv1d(2, 3, 3)), {"x": numbers(3, 2, 6)}),
     "filters in groups": (lambda: Layer(lambda m, x: m.g(m.f(x).tanh()).mean((2, 3)), f=nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), g=nn.ConvTranspose2d(6, 3, 2, stride=2, groups=3)), {"x": numbers(4, 6, 5)}),
-    "two added to one": (lambda: Layer(lambda m, x: F.linear(x, m.a + m.b) + m.c + m.d, a=_p(3, 6), b=_p(3, 6), c=_p(3), d=_p(3)), {"x": numbers(6)}),
+    "two added to one": (lambda: Layer(lambda m, x: F.linear(F.layer_norm(x, (6,), m.e + m.f, m.g), m.a + m.b) + m.c + m.d, a=_p(3, 6), b=_p(3, 6), c=_p(3), d=_p(3), e=_p(6), f=_p(6), g=_p(6)), {"x": numbers(6)}),
     "product of parts": (lambda: Layer(lambda m, x: F.linear(x, torch.kron(m.a, m.b) / m.a.norm()), a=_p(3, 2), b=_p(1, 3)), {"x": numbers(6)}),
 }  # fmt: skip
 
