@@ -111,6 +111,8 @@ MIXES = {
     "scatter along the batch": [node("bad", "scatter_add.default", r("x"), 0, r("i"), r("x"))],
     "gather from a constant": [node("bad", "gather.default", r("m"), 0, r("i"))],
     "select by a constant": [node("bad", "index_select.default", r("x"), 0, r("c"))],
+    "select by others' data": [
+        node("s", "select.int", r("i"), 1, 0), node("bad", "index_select.default", r("x"), 1, r("s"))],
     "index by a constant": [node("bad", "index.Tensor", r("x"), ls(r("c")))],
     "index by data": [node("bad", "index.Tensor", r("x"), ls(r("i")))],
     "index inside records by others' data": [node("bad", "index.Tensor", r("x"), ls(None, r("i")))],

@@ -353,11 +353,8 @@ class Planner:
     def _affine(self, node: Node) -> Pair | None:
         call, refs, rows = graph_joint.bound(node, self.values), uses(node), self.shape.rows
         g, x = refs[:2]
-        value = self.values[g]
         if node.op == "aten.native_layer_norm_backward.default":
             mean, rstd = refs[2:4]
-            if self.values[x].batch != value.batch:
-                return None
             size = math.prod(call["normalized_shape"])
 
             def of_rows(env: Env, name: str, width: int) -> Tensor:

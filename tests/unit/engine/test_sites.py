@@ -135,6 +135,35 @@ def test_formed_gradients_of_hostile_units() -> None:
                 certified(replace(case, exact=exact), way, bound)
 
 
+@pytest.mark.parametrize("units", [4, 16])
+@pytest.mark.parametrize("tokens", [1, 8, 40])
+def test_what_ways_claim_is_of_all_that_they_add(units: int, tokens: int) -> None:
+    """No operands at hand come near the bounds: what they are counted for is held here."""
+    g, x = torch.randn(units, tokens, 30), torch.randn(units, tokens, 40)
+    terms, native = units * tokens, kernels.native()
+    gram = bounds.gram_pair(tokens, 30, 40, precise=False, native=native)
+    precise = bounds.gram_pair(tokens, 30, 40, precise=True, native=native)
+    one = bounds.formed_norm(tokens, native=native)
+    least = {
+        "rank-one": bounds.rank_one(30, 40),
+        "gram": gram,
+        "gram64": precise,
+        "direct": 2.0 * one + one * one,
+        "formed": bounds.row_squares(30 * 40),
+    }
+    added = bounds.contract(terms, forms.chunk_for(units, terms))
+    for case in (outer(g, x), convolution(g, x)):
+        for way in case.site.ways:
+            kept = way.name == "formed"
+            assert way.gamma >= least[way.name]
+            assert way.error >= (bounds.weighted_sum(units) if kept else added)
+            assert way.scaled != kept
+            assert way.bytes == (4 * units * 30 * 40 if kept else 0)
+    (way,) = embedding(torch.zeros(units, tokens, dtype=torch.int64), g).site.ways
+    assert way.gamma >= 2.0 * bounds.embedding_gram(tokens, 30)
+    assert way.error >= bounds.weighted_sum(terms)
+
+
 def test_one_token() -> None:
     for g, x in hostile():
         case = outer(g[:, :1], x[:, :1])
@@ -251,7 +280,8 @@ def test_a_chunk_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
         checks.long_contraction(kernels.compiled if kernels.native() else kernels.twins)
 
 
-def test_underflow_of_the_factors_is_counted() -> None:
+@pytest.mark.parametrize("share", [0.5, 0.6])
+def test_underflow_of_the_factors_is_counted(share: float) -> None:
     """Denormal gradients times inputs near the largest float: c g is off by far more than 2^-24."""
     g = torch.full((4, 1, 500), 3 * 2.0**-149)
     x = torch.full((4, 1, 1), 2.0**127)
@@ -259,9 +289,9 @@ def test_underflow_of_the_factors_is_counted() -> None:
     size = float(case.exact.norm(dim=1)[0])
     way = case.site.way = case.site.ways[0]
     env = dict(case.env)
-    c, good = batched.factors([case.site], [way.norm(env)], size / 2, 4)
+    c, good = batched.factors([case.site], [way.norm(env)], share * size, 4)
     scaled = (g[:, 0] * c[:, None]).double()
-    assert float(scaled.norm(dim=1).max()) * 2.0**127 <= size / 2 * (1 + ETA)
+    assert float(scaled.norm(dim=1).max()) * 2.0**127 <= share * size * (1 + ETA)
     assert bool(good.all())
 
 

@@ -89,8 +89,6 @@ def _paired(call: Call, write: bool) -> Value:
         a > b for k, (a, b) in enumerate(zip(i.dims, v.dims, strict=True)) if k != axis
     ):
         call.shape(f"indexes {v.dims} by {i.dims}")
-    if v.batch is not None and i.dims[v.batch.axis] != v.dims[v.batch.axis]:
-        call.mixes(_OTHERS)
     src = call.args.get("src")
     if (
         write
