@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import casemate
-from casemate.engine import sampling, train
+from casemate.engine import grid, sampling, train
 from casemate.engine.program import Program
 from casemate.spec.errors import PlanError
 from casemate.spec.job import Execution
@@ -45,6 +45,8 @@ CHANGES = {
     "event of more noise": {"events": "more"},
     "not private": {"private": False},
     "larger clip": {"clip": 0.6},
+    "another form of the clip": {"clipping": "per-layer"},
+    "a gamma that nobody asked for": {"gamma": 0.01},
 }
 
 
@@ -59,6 +61,17 @@ def test_plans_that_do_not_bound_the_loop_are_refused(change):
             dataclasses.replace(event, noise_multiplier=event.noise_multiplier * 1.01),
         )
     refused(dataclasses.replace(plan, **changes), spec, program.dimension, rows.units)
+
+
+def test_what_leaves_the_integers_does_not_fit():
+    """A contribution has twice its clip in steps and one, a draw 2^11 times the scale."""
+    step = 2.0**-30
+    assert grid.fits((2.0**51 - 1) * step, step, 1, 1.0)
+    assert not grid.fits(2.0**51 * step, step, 1, 1.0)
+    assert grid.fits(2.0**30 * step, step, 2**30, 1.0)
+    assert not grid.fits(2.0**30 * step, step, 2**31, 1.0)
+    assert not grid.fits(step, step, 1, 2.0**51)
+    assert not grid.fits(1.0, 1.5 * step, 1, 1.0)
 
 
 def test_a_plan_for_a_smaller_model_is_refused():

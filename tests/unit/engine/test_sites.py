@@ -52,12 +52,14 @@ def convolution(g: Tensor, x: Tensor) -> Case:
     return Case(site, images, outer(g, x).exact)
 
 
-def embedding(index: Tensor, g: Tensor, rows: int = 5) -> Case:
+def embedding(index: Tensor, g: Tensor, rows: int = 5, padding: int = -1) -> Case:
     u, count, m = g.shape
     site = forms.embedding_site(
-        "p0", ["v"], lambda env: (env["i"], env["g"]), count, (rows, m), -1, Shape(u, 1)
+        "p0", ["v"], lambda env: (env["i"], env["g"]), count, (rows, m), padding, Shape(u, 1)
     )
     hot = torch.nn.functional.one_hot(index, rows).double()
+    if padding >= 0:
+        hot[:, :, padding] = 0.0
     exact = torch.einsum("utr,utm->urm", hot, g.double()).flatten(1)
     return Case(site, {"i": index, "g": g}, exact)
 
@@ -200,14 +202,14 @@ def on_the_grid(case: Case, bound: float, inverse: float) -> Tensor:
     return steps
 
 
-@pytest.mark.parametrize("bound", [1e-3, 1.0, 1e4])
-def test_embeddings(bound: float) -> None:
+@pytest.mark.parametrize(("bound", "padding"), [(1e-3, -1), (1.0, 0), (1e4, -1)])
+def test_embeddings(bound: float, padding: int) -> None:
     """On the grid a unit is rounded by itself: it moves the sum by its own entries alone."""
     inverse = 2.0**20 / bound
     inverse = 2.0 ** round(torch.tensor(inverse).log2().item())
     for index in indices():
         for g, _ in hostile():
-            case = embedding(index, g)
+            case = embedding(index, g, padding=padding)
             case.site.way = case.site.ways[0]
             certified(case, case.site.ways[0], bound)
             everyone = on_the_grid(case, bound, inverse)
