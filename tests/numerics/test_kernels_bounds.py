@@ -138,3 +138,31 @@ def test_twins_take_any_place() -> None:
     for i in range(5):
         alone = twins.gram_pair(g[i : i + 1], x[i : i + 1])[0]
         assert abs(float(alone) - float(n2[i])) <= 2 * gamma * float(scale[i]) ** 2
+
+
+U, D = bounds.U32, bounds.U64
+
+
+@pytest.mark.parametrize(
+    ("found", "least"),
+    [
+        (bounds.row_squares(100), 101 * D),
+        (bounds.rank_one(10, 20), 33 * D),
+        (bounds.gram_pair(7, 20, 100, precise=False, native=True), (20 + 32) * U),
+        (bounds.gram_pair(7, 20, 100, precise=False, native=False), (20 + 100) * U),
+        (bounds.gram_pair(7, 20, 100, precise=True, native=True), (20 + 100 + 49) * D),
+        (bounds.formed(1000, 9, native=True), 2 * 256 * U),
+        (bounds.formed(1000, 9, native=False), 2 * 1000 * U),
+        (bounds.formed_norm(40, native=True), 41 * U),
+        (bounds.formed_sum(1000), U + 1000 * D),
+        (bounds.embedding_gram(30, 5), (2 * 30 + 150) * D),
+        (bounds.conv_gram(7, 4, 27, 9, native=True), (4 + 27) * U),
+        (bounds.conv_gram(7, 4, 27, 9, precise=True, native=True), (4 + 27 + 49) * D),
+        (bounds.weighted_sum(1000), U + 1000 * D),
+        (bounds.contract(1000, 256), (256 + 4) * U),
+        (bounds.contract(100, 256), 101 * U),
+    ],
+)
+def test_each_rounding_is_counted(found: float, least: float) -> None:
+    """Operands seldom come near a bound: to first order it is the number of roundings."""
+    assert found >= least
