@@ -23,7 +23,8 @@ Patch = pytest.MonkeyPatch
 
 
 class Model(nn.Module):
-    """Tokens, so that norms are had by Gram matrices; a table, a scale and a bias."""
+    """Tokens, so that norms are had by Gram matrices; a table, a scale and a bias; one that has no
+    gradient, and its share of the clip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,9 +32,11 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(5)
         self.a = nn.Linear(5, 6)
         self.b = nn.Linear(6, 3)
+        self.idle = nn.Parameter(torch.ones(3))
 
     def forward(self, index: Tensor) -> Any:
-        return self.b(torch.tanh(self.a(self.norm(self.table(index)))).mean(1))
+        made = self.b(torch.tanh(self.a(self.norm(self.table(index)))).mean(1))
+        return made + self.idle.detach()
 
 
 def data(n: int) -> Data:
