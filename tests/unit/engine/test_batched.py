@@ -45,8 +45,30 @@ def test_factors_are_rounded_towards_zero() -> None:
 def test_the_certified_part_counts() -> None:
     c, _ = factors([0.0], [1e4], 1.0, gamma=1e-6)
     assert float(c[0]) <= 1.0 / math.sqrt(1e-6 * 1e8)
-    c, _ = factors([1.0], [1e6], 1.0, error=1e-6)
-    assert float(c[0]) <= ROUNDING
+    for units in (1, 5):  # each brings a part of what their sum may hide
+        c, _ = factors([1.0] * units, [1e6] * units, 1.0, error=1e-6)
+        assert float(c.sum()) <= ROUNDING
+
+
+@pytest.mark.parametrize("units", [1, 2, 63, 64, 65, 130])
+def test_the_native_factors_are_those_of_the_formula(units: int) -> None:
+    """Over sites, to the last bit but one: a multiply-add may round once less."""
+    made = torch.Generator().manual_seed(units)
+
+    def drawn(power: float) -> torch.Tensor:
+        return torch.rand(units, dtype=torch.float64, generator=made) * 10.0**power
+
+    for power in (-300.0, -60.0, -3.0, 3.0, 60.0, 150.0):
+        sites = [site(1e-6, 2.0**-24), site(0.0, 1e-6, False), site(1e-3, 1e-4)]
+        norms = [Norm(drawn(power)), Norm(drawn(power), drawn(power / 2)), Norm(drawn(power + 2))]
+        norms[0].squared[-1] = math.nan if power == 3.0 else math.inf if power == 60.0 else 0.0
+        for bound in (1e-30, 1.0, 1e30):
+            (a, good), (b, fine) = (
+                f(sites, norms, bound, units) for f in (batched.factors, batched._factors)
+            )
+            assert torch.equal(good, fine)
+            above = torch.maximum(a, b) > 2 * batched.SMALLEST
+            assert torch.allclose(a[above], b[above], rtol=2.0**-23, atol=0.0)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
