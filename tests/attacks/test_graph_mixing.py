@@ -69,6 +69,11 @@ MIXES = {
         node("s", "select.int", r("x"), 1, 0), node("u", "unsqueeze.default", r("s"), 1),
         node("bad", "add.Tensor", r("u"), r("s"))],
     "a constant along the batch": [node("p", "t.default", r("x")), node("bad", "add.Tensor", r("p"), r("w"))],
+    "two of a constant along the batch": [
+        node("p", "t.default", r("x")), node("s", "slice.Tensor", r("m"), 1, 0, 2), node("bad", "add.Tensor", r("p"), r("s"))],
+    "records folded otherwise": [
+        node("p", "permute.default", r("t"), ls(1, 0, 2)), node("f", "reshape.default", r("p"), ls(Size(a=3), 4)),
+        node("g", "reshape.default", r("t"), ls(Size(a=3), 4)), node("bad", "add.Tensor", r("f"), r("g"))],
     "batch into features": [
         node("f", "reshape.default", r("x"), ls(1, -1)), node("bad", "softmax.int", r("f"), 1)],
     "batch flattened away": [node("f", "reshape.default", r("x"), ls(-1)), node("bad", "sum.dim_IntList", r("f"), ls(0))],
@@ -109,6 +114,8 @@ MIXES = {
     "repeat by the batch": [node("u", "unsqueeze.default", r("x"), 0), node("bad", "repeat.default", r("u"), ls(B, 1, 1))],
     "gather along the batch": [node("bad", "gather.default", r("x"), 0, r("i"))],
     "scatter along the batch": [node("bad", "scatter_add.default", r("x"), 0, r("i"), r("x"))],
+    "gather for one record": [
+        node("u", "unsqueeze.default", r("c"), 0), node("bad", "gather.default", r("x"), 1, r("u"))],
     "gather from a constant": [node("bad", "gather.default", r("m"), 0, r("i"))],
     "select by a constant": [node("bad", "index_select.default", r("x"), 0, r("c"))],
     "select by others' data": [
