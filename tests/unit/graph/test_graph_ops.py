@@ -10,7 +10,7 @@ from casemate.graph import check
 from casemate.graph.model import DtypeArg, Graph, InputSpec, Node, Size
 from casemate.graph.ops import FAMILIES, TABLE
 from support.graphs import DTYPES, interpret
-from support.rawgraph import B, data, infos, ls, node, r, weight
+from support.rawgraph import B, data, infos, ls, node, r, run, weight
 
 F32, I64, I32, BOOL, U8 = (DtypeArg(dtype=d) for d in ("f32", "i64", "i32", "bool", "u8"))
 
@@ -416,3 +416,28 @@ def test_costs_of_a_linear_layer() -> None:
     # 2*8*4 forward and twice that backward; 8 additions and their backward.
     assert made.flops == 3 * 64 + 3 * 8
     assert made.saved_bytes == 4 * (8 + 1)
+
+
+# What a node adds to FLOPs and to bytes that are saved, and the least of its workspace.
+COSTS = {
+    # 32 places of 18 products and sums, and twice that backward; columns and a quarter more.
+    "filters": ([node("y", "conv2d.default", r("im"), r("k"))], (3 * 2 * 32 * 18, 4 * 32, 5 * 16 * 18)),
+    "int64": ([node("y", "add.Tensor", r("i"), 1)], (4, 8 * 4, 0)),
+    "bool": ([node("y", "gt.Scalar", r("x"), 0)], (4, 4, 0)),
+    # Both factors, 3 times (3, 4) and (4, 3), as backward needs them.
+    "products that broadcast": (
+        [
+            node("a", "unsqueeze.default", r("t"), 1), node("b", "unsqueeze.default", r("t"), 2),
+            node("p", "transpose.int", r("a"), 2, 3), node("y", "matmul.default", r("b"), r("p")),
+        ],
+        (2 * 3 * 3 * 4, 4 * 9, 4 * 3 * (4 + 12)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", COSTS)
+def test_costs_of_a_node(what: str) -> None:
+    nodes, want = COSTS[what]
+    made, bare = run(*nodes), run()
+    more = made.flops - bare.flops, made.saved_bytes - bare.saved_bytes
+    assert more == want[:2] and made.workspace_bytes >= want[2]
