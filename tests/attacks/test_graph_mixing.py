@@ -342,10 +342,23 @@ def test_arithmetic_keeps_or_loses_the_proof() -> None:
         [node("j", "add.Tensor", r("i"), 6)],
         [node("j", "_to_copy.default", r("x"), dtype=DtypeArg(dtype="i64"))],
         [node("j", "bitwise_xor.Scalar", r("i"), 8)],
-    ):
+        [node("j", "add.Tensor", r("i"), r("i"), alpha=3)],
+        [node("j", "clamp.default", r("i"), 12)],
+        [
+            node("h", "mul.Tensor", r("i"), 5), node("g", "add.Tensor", r("h"), 6),
+            node("j", "remainder.Tensor", r("h"), r("g")),
+        ],
+    ):  # fmt: skip
         with pytest.raises(ModelError) as e:
             look(*nodes)
         assert e.value.code == "model.index-range"
+    with pytest.raises(ModelError) as e:  # in int32 that divisor is -1
+        run(
+            node("h", "_to_copy.default", r("i"), dtype=DtypeArg(dtype="i32")),
+            node("bad", "remainder.Scalar", r("h"), 2**32 - 1),
+            bounds={"i": (0, 4)},
+        )
+    assert (e.value.code, e.value.where) == ("model.index-range", "bad")
 
 
 class Mixing(nn.Module):
