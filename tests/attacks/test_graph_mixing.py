@@ -93,6 +93,7 @@ MIXES = {
     "every other": [node("bad", "slice.Tensor", r("x"), 0, None, None, 2)],
     "a fixed number": [node("bad", "slice.Tensor", r("x"), 0, 0, 4)],
     "split": [node("bad", "split.Tensor", r("x"), 2, 0)],
+    "split by sizes": [node("bad", "split_with_sizes.default", r("x"), ls(1), 0)],
     "unbind": [node("bad", "unbind.int", r("x"), 0)],
     "sliding windows": [node("bad", "unfold.default", r("x"), 0, 2, 1)],
     "diagonal": [node("bad", "diagonal.default", r("x"), 0, 0, 1)],
