@@ -6,16 +6,22 @@ no server touches: so that what was read without a debit is seen, whoever is kil
 """
 
 import array
+import ctypes
 import json
 import os
 import random
+import signal
 import socket
 import sys
 import time
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 
 def main() -> None:
     fd, journal, prepared, result, seconds = sys.argv[1:]
+    # As a worker does: one that is stopped while it waits for its job would not see a server's end.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sock = socket.socket(fileno=int(fd))
     fds: list[int] = []
 
