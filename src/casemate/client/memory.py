@@ -90,24 +90,22 @@ class Seen:
     before: int = 0
 
 
-def _unreadable(path: Path, reason: object) -> ReceiptError:
-    return ReceiptError(
-        "receipt.memory",
-        f"What this client has seen of the log cannot be read: {path}: {reason}.",
-        mend="Restore the folder, or run `casemate enclave forget` to begin anew.",
-        where=str(path),
-    )
+# What cannot be read, and the mend.
+_LOG: Final = (
+    "What this client has seen of the log",
+    "Restore the folder, or run `casemate enclave forget` to begin anew.",
+)
+# Which enclave it is about can no longer be told, so that ``forget`` finds nothing to forget.
+_ENCLAVE: Final = (
+    "Which log this client has seen of an enclave",
+    "Restore the file, or remove it to begin anew with its enclave.",
+)
 
 
-def _unreadable_name(path: Path, reason: object) -> ReceiptError:
-    """Of an enclave's file: which enclave it is about can no longer be told, so that ``forget``
-    finds nothing to forget."""
-    return ReceiptError(
-        "receipt.memory",
-        f"Which log this client has seen of an enclave cannot be read: {path}: {reason}.",
-        mend="Restore the file, or remove it to begin anew with its enclave.",
-        where=str(path),
-    )
+def _unreadable(path: Path, reason: object, of: tuple[str, str] = _LOG) -> ReceiptError:
+    what, mend = of
+    message = f"{what} cannot be read: {path}: {reason}."
+    return ReceiptError("receipt.memory", message, mend=mend, where=str(path))
 
 
 def _unwritable(e: OSError, path: Path) -> UsageError:
@@ -441,9 +439,9 @@ class Memory:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except CasemateError as e:
-            raise _unreadable_name(path, e.message.rstrip(".")) from None
+            raise _unreadable(path, e.message.rstrip("."), _ENCLAVE) from None
         except (OSError, ValueError) as e:
-            raise _unreadable_name(path, e) from None
+            raise _unreadable(path, e, _ENCLAVE) from None
 
     def meet(self, enclave: str, key: bytes, get: Get) -> Seen:
         """See the newest checkpoint of an enclave whose evidence binds ``key``, and remember it.
@@ -495,7 +493,7 @@ class Memory:
             name = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
             log = self.log_of(name)
             if log is None or self._place(name) != path:
-                raise _unreadable_name(path, "it names no enclave")
+                raise _unreadable(path, "it names no enclave", _ENCLAVE)
             found[name] = log
         return found
 
