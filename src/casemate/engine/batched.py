@@ -491,27 +491,34 @@ class Batched:
         sizes = [leaf.numel() for leaf in self.program.leaves]
         tiny = self._small() if clipping == "flat" and step else None
         everywhere = bool((members >= 0).all()) and rows.count > 0
+        places = index.view(-1, k)
+        if k == 1:  # a vector's rows are found in half the time
+            members, places = members.view(-1), index
         put = fill.of_rows(self._buffers, self.program, self.proved.values, rows, store, drawn)
         dtype = torch.int64 if step else torch.float64
         inverse, scale = 1.0 / step if step else 0.0, scale_of(bound, gamma)
         held: torch.Tensor | None = None
         streams: bool | None = None  # told by the first microbatch
+        prepared = -1  # places that have a row, as index and seed say
 
         def evaluated(first: int, chosen: npt.NDArray[np.int64]) -> Env:
             """Operands of the microbatch that begins with that slot."""
+            nonlocal prepared
             taken = torch.from_numpy(chosen[first : first + units])
             count = len(taken) * k
-            index[count:] = -1
-            seed[count:] = 0.0
-            torch.index_select(members, 0, taken, out=index[:count].view(-1, k))
-            if full:
+            if count != prepared:
+                index[count:] = -1
                 seed[:count] = 1.0 / views
-            else:
+                seed[count:] = 0.0
+                prepared = count
+            torch.index_select(members, 0, taken, out=places[: len(taken)])
+            if not full:
                 seed[:count] = there[taken].reshape(-1)
             put(index, not everywhere or count < self.shape.rows)
             try:
                 return self._evaluate(seed)
             except Exception:  # of some record, of which an error would tell (P6)
+                prepared = -1
                 fill.leave_out(put, self._evaluate, index.view(-1, k), seed.view(-1, k))
                 return self._evaluate(seed)
 

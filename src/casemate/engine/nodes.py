@@ -137,6 +137,8 @@ class Runner:
 
     def refresh(self) -> None:
         """Evaluate what depends on the trained tensors alone: once a step."""
+        if self.fixed and not (self._of_weights or self._laid):
+            return
         env = {**(self.fixed or self.inputs), **self._plain}
         with torch.inference_mode():
             for node in self._of_weights:

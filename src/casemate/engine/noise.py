@@ -49,7 +49,8 @@ _EDGE: Final = np.uint64(2**47)
 _HALF: Final = np.uint64(2**63)
 _CHUNK: Final = 1 << 16
 # Pairs that the native side may list before it gives the rest back.
-_ROOM: Final = 1 << 12
+_ROOM: Final = 1 << 10
+_Room: Final = ctypes.c_uint64 * _ROOM
 # Blocks of 16 bytes kept for one pair's further bits: 2^16 blocks, half a megabit for each word.
 _MORE_BLOCKS: Final = 1 << 16
 
@@ -148,19 +149,18 @@ def _add_native(
     scale: float,
     first: int,
 ) -> None:
-    unsure, found = np.empty(_ROOM, dtype=np.uint64), ctypes.c_uint64()
+    unsure, found, place = _Room(), ctypes.c_uint64(), total.ctypes.data
+    slack = _slack(scale, NATIVE_ERROR)
     done = 0
     while done < len(total):
-        rest = total[done:]
         took = helper.casemate_noise_add(
-            *(main, step, first + done // 2, scale, _slack(scale, NATIVE_ERROR)),
-            *(rest.ctypes.data, len(rest), unsure.ctypes.data, _ROOM, ctypes.byref(found)),
+            *(main, step, first + done // 2, scale, slack),
+            *(place + 8 * done, len(total) - done, unsure, _ROOM, ctypes.byref(found)),
         )
-        for place in (done // 2 + int(i) for i in unsure[: found.value]):
-            pair = first + place
-            w1, w2 = keystream.words(main, step, pair, 1).tolist()
-            part = total[2 * place : 2 * place + 2]
-            part += np.array(_exact_pair(w1, w2, scale, more, step, pair))[: len(part)]
+        for pair in (done // 2 + i for i in unsure[: found.value]):
+            w1, w2 = keystream.words(main, step, first + pair, 1).tolist()
+            part = total[2 * pair : 2 * pair + 2]
+            part += np.array(_exact_pair(w1, w2, scale, more, step, first + pair))[: len(part)]
         done += took
 
 

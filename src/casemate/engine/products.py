@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -34,6 +35,11 @@ def _own(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     made: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
     return made
+
+
+def _packed(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN with the weight's columns in rows: its own copying of long columns is slow."""
+    return _onednn(a, b.t().contiguous().t(), bias)
 
 
 def _onednn_there() -> bool:
@@ -109,11 +115,11 @@ def chooser(runner: Runner) -> Callable[[Node, Env], Replacement | None]:
     torch's own does not."""
     known: dict[Any, bool] = {}
 
-    def alike(node: Node, names: tuple[str, str, str | None], env: Env) -> bool:
+    def alike(way: Product, node: Node, names: tuple[str, str, str | None], env: Env) -> bool:
         batches = tuple(runner.proved.values[n].batch for n in names if n is not None)
-        key = (batches, *(_layout(env[n]) for n in names if n is not None))
+        key = (way, batches, *(_layout(env[n]) for n in names if n is not None))
         if key not in known:
-            known[key] = same_in_every_slot(runner, node, env, _as_call(names, _onednn))
+            known[key] = same_in_every_slot(runner, node, env, _as_call(names, way))
         return known[key]
 
     def chosen(node: Node, env: Env) -> Replacement | None:
@@ -124,12 +130,16 @@ def chooser(runner: Runner) -> Callable[[Node, Env], Replacement | None]:
         a, b, row = env[left], env[right], None if bias is None else env[bias]
         if not _fits(a, b, row) or (row is not None and row.dim() != 1):
             return None
-        own, onednn = _timed((_own, _onednn), a, b, row)
-        if onednn < _MARGIN * own or way_of(runner, node, env) is not None:
+        ways = (_own, _onednn) if b.t().is_contiguous() else (_own, _onednn, _packed)
+        own, *others = _timed(ways, a, b, row)
+        needed = way_of(runner, node, env) is not None
+        for seconds, way in sorted(zip(others, ways[1:], strict=True), key=itemgetter(0)):
+            if not needed and seconds >= _MARGIN * own:
+                break
             # Whatever follows was tried on the strides of torch's own result.
-            made = _onednn(a, b, row)
-            if made.stride() == env[node.name].stride() and alike(node, names, env):
-                return _as_call(names, _onednn)
+            made = way(a, b, row)
+            if made.stride() == env[node.name].stride() and alike(way, node, names, env):
+                return _as_call(names, way)
         return None
 
     return chosen

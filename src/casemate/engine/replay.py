@@ -127,6 +127,8 @@ def _flat(call: Call) -> tuple[Callable[..., Any], list[Any]]:
         if not any(_holds(a) for a in args if not isinstance(a, At)):
             return op, list(args)
     parts = [*args, *kwargs.values()]
+    if len(parts) == 1 and args:  # one list
+        return lambda *values: op(list(values)), list(args[0])
     counts = [len(p) if isinstance(p, list | tuple) and _holds(p) else None for p in parts]
     leaves = [x for p, n in zip(parts, counts, strict=True) for x in ((p,) if n is None else p)]
 

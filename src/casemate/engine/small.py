@@ -22,7 +22,7 @@ from casemate.engine import native
 from casemate.engine.kernels import bounds
 from casemate.engine.nodes import Runner
 from casemate.engine.program import uses
-from casemate.engine.sites import Outer, Shape, Site, tokens
+from casemate.engine.sites import Outer, Shape, Site
 from casemate.graph import joint as graph_joint
 from casemate.graph.joint import Proved
 
@@ -81,6 +81,7 @@ class Small:
         self._call, self._parts, self._rows = helper.step_sums, parts, shape.rows
         self._m = (_I * len(parts))(*(p.m for p in parts))
         self._n = (_I * len(parts))(*(p.n for p in parts))
+        self._g, self._x, self._at = ((_P * len(parts))() for _ in range(3))
         self._gamma = _doubles([p.gamma for p in parts])
         self._error = _doubles([p.error for p in parts])
         self._scratch = torch.empty(max(p.m * p.n for p in parts), dtype=torch.float64)
@@ -90,13 +91,18 @@ class Small:
         self, env: dict[str, Any], bound: float, share: float, step: float, total: torch.Tensor
     ) -> torch.Tensor:
         """Add to total (d,) int64; the units' factors (u,), valid until the next call."""
-        g = [p.g(env).contiguous() for p in self._parts]
-        x = [None if p.x is None else p.x(env).contiguous() for p in self._parts]
-        base = total.data_ptr()
-        places = (_P * len(g))(*(base + 8 * p.offset for p in self._parts))
+        base, held = total.data_ptr(), []
+        for i, part in enumerate(self._parts):
+            held.append(part.g(env).contiguous())
+            self._g[i] = held[-1].data_ptr()
+            if part.x is not None:
+                held.append(part.x(env).contiguous())
+                self._x[i] = held[-1].data_ptr()
+            self._at[i] = base + 8 * part.offset
         self._call(
-            len(g), self._rows, _places(g), _places(x), self._m, self._n, self._gamma, self._error,
-            bound, share, 1.0 / step, self._factors.data_ptr(), self._scratch.data_ptr(), places,
+            len(self._parts), self._rows, self._g, self._x, self._m, self._n, self._gamma,
+            self._error, bound, share, 1.0 / step, self._factors.data_ptr(),
+            self._scratch.data_ptr(), self._at,
         )  # fmt: skip
         return self._factors
 
@@ -155,11 +161,10 @@ def _part(proved: Proved, name: str, shape: Shape, offset: int) -> _Part | None:
     if kind == "outer":
         form = Outer(name, refs[0], refs[1], values[0], values[1], shape)
         m, n = form.sizes
-        if form.count != 1:
+        if form.count != 1 or [v.batch and v.batch.axis for v in values] != [1, 0]:
             return None
         return _Part(
-            lambda env: tokens(env[refs[0]], values[0], shape, 0),
-            lambda env: tokens(env[refs[1]], values[1], shape, 1),
+            lambda env: env[refs[0]].t(), lambda env: env[refs[1]],
             m, n, bounds.rank_one(m, n), bounds.weighted_sum(shape.rows), offset,
         )  # fmt: skip
     batch = values[0].batch

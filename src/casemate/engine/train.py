@@ -243,14 +243,14 @@ def applied(
     room = torch.empty(min(windows.WINDOW, len(weights)))
 
     def apply(pieces: Iterator[windows.Piece], step: int) -> None:
-        for first, total in pieces:
-            mean = room[: len(total)]
-            if add is None:
-                mean.copy_(total.mul_(factor))
-            else:
-                add(step, first, total.numpy())
-                kernels.finish(total, factor, mean)
-            with torch.no_grad():
+        with torch.no_grad():
+            for first, total in pieces:
+                mean = room[: len(total)]
+                if add is None:
+                    mean.copy_(total.mul_(factor))
+                else:
+                    add(step, first, total.numpy())
+                    kernels.finish(total, factor, mean)
                 update(weights[first : first + len(total)], mean, step, first)
 
     return apply

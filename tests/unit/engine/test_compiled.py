@@ -447,9 +447,13 @@ def test_a_library_that_tells_slots_apart_is_not_taken(gated, monkeypatch):
         assert [n for n in nodes if chosen(n, env) is not None] == []
 
 
-def test_small_steps_are_parts_on_the_grid():
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(30, 2), (5, 3), (8, 4), (33, 5), (77, 9), (40, 8), (3, 2)]
+)
+def test_small_steps_are_parts_on_the_grid(inputs, outputs):
+    """Whole vectors of columns, ragged ones and less than one; rows of more than one tile."""
     torch.manual_seed(0)
-    found = lab(nn.Linear(30, 2), data(30, 2), rows=64)
+    found = lab(nn.Linear(inputs, outputs), data(inputs, outputs), rows=64)
     found.data["input"][3] = float("nan")
     found.data["input"][5] *= 1e30
     path = found.path
@@ -463,7 +467,8 @@ def test_small_steps_are_parts_on_the_grid():
     total = torch.zeros(found.program.dimension, dtype=torch.int64)
     c = tiny(found.env(), bound, 2.0**-7 * bound / 64, step, total)
     expected, factors = found.parts(bound)
-    assert torch.allclose(c, factors, rtol=1e-6)
+    seen = torch.arange(64) != 5  # whose zero gradient underflows nowhere in float64
+    assert torch.allclose(c[seen], factors[seen], rtol=1e-6)
     assert c[3] == 0
     assert (c <= 1).all()
     error = (total.double() * step - expected).abs().max()

@@ -25,7 +25,7 @@ def test_the_operations_own_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(probe, "same_in_every_slot", counted)
     monkeypatch.setattr(products, "same_in_every_slot", counted)
-    monkeypatch.setattr(products, "_timed", lambda *given: (1.0, 2.0))
+    monkeypatch.setattr(products, "_timed", lambda ways, *given: (1.0, 2.0, 2.0)[: len(ways)])
     torch.manual_seed(0)
     at = lab(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)), rows, rows=64)
     # Two layers of one geometry; torch's own kernel passes or another takes its place.
@@ -33,3 +33,54 @@ def test_the_operations_own_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatch
     tried.clear()
     at.path.settle(at.data)
     assert tried == []
+
+
+def test_the_quickest_library_that_treats_slots_alike_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rows(n: int) -> Data:
+        return {"input": torch.randn(n, 16), "target": torch.randint(16, (n,))}
+
+    taken: list[str] = []
+
+    def noted(name: str) -> products.Product:
+        way = getattr(products, name)
+
+        def run(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            taken.append(name)
+            made: torch.Tensor = way(a, b, bias)
+            return made
+
+        run.__name__ = name
+        return run
+
+    def chosen() -> set[str]:
+        at = lab(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)), rows, rows=64)
+        taken.clear()
+        at.env()
+        return set(taken)
+
+    torch.manual_seed(0)
+    for name in ("_onednn", "_packed"):
+        monkeypatch.setattr(products, name, noted(name))
+    for seconds, expected in (((9.0, 1.0, 2.0), {"_onednn"}), ((1.0, 9.0, 9.0), set())):
+        monkeypatch.setattr(products, "_timed", lambda ways, *a, s=seconds: s[: len(ways)])
+        assert chosen() <= expected  # nothing where an operation's own kernel will do
+    # Backward a weight has its columns for rows.
+    monkeypatch.setattr(products, "_timed", lambda ways, *a: (9.0, 2.0, 1.0)[: len(ways)])
+    assert "_packed" in chosen()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_library_makes_the_same_product(turned: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(33, 20), torch.randn(17, 20).t() if turned else torch.randn(20, 17)
+    row = torch.randn(17) if bias else None
+    if not products._fits(a, b, row):
+        pytest.skip("no oneDNN")
+    expected = a.double() @ b.double() + (0.0 if row is None else row.double())
+    for way in (products._own, products._onednn, products._packed):
+        made = way(a, b, row)
+        assert made.is_contiguous()
+        assert torch.allclose(made.double(), expected, rtol=1e-5, atol=1e-5)

@@ -16,10 +16,12 @@ constexpr double U32 = 0x1p-24;
 constexpr double LARGEST = 0x1p62;
 constexpr int W = 8;      // columns of a tile
 constexpr int ROWS = 4;   // rows of a tile, at most
+constexpr int COLUMNS = 4;  // vectors of columns of a tile, at most
 constexpr i64 BLOCK = 64;  // units whose factors are made side by side
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef double vd __attribute__((vector_size(W * 8)));
+typedef i64 vl __attribute__((vector_size(W * 8)));
 
 inline vd wide(const float *p) {
     vf v;
@@ -33,13 +35,26 @@ inline vd load(const double *p) {
     return v;
 }
 
-double squares(const float *x, i64 n) {
+double total(vd v) {
+    return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+}
+
+// Never a part of a loop over records, whose ends a compiler might handle by other instructions.
+__attribute__((noinline)) double squares(const float *x, i64 n) {
+    if (n < W) {
+        double sum = 0;
+        for (i64 j = 0; j < n; j++) sum += static_cast<double>(x[j]) * x[j];
+        return sum;
+    }
     vd sum = {};
     i64 j = 0;
     for (; j + W <= n; j += W) sum += wide(x + j) * wide(x + j);
-    double rest = 0;
-    for (; j < n; j++) rest += static_cast<double>(x[j]) * x[j];
-    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7])) + rest;
+    if (j < n) {  // the last vector again, without the lanes that were in it
+        const vl lane = {0, 1, 2, 3, 4, 5, 6, 7}, first = vl{} + (W - (n - j));
+        const vd v = lane < first ? vd{} : wide(x + n - W);
+        sum += v * v;
+    }
+    return total(sum);
 }
 
 // As batched.SMALLEST: a smaller factor is zero.
@@ -87,27 +102,40 @@ struct Sums {
     }
 };
 
-// out (m, n) = sum_i c_i g_i x_i^T for columns first to first + W and `R` rows.
-template <int R>
-void tile(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, double *out) {
-    vd sum[R] = {};
+// out (R, n) = sum_i c_i g_i x_i^T for N vectors of columns, each from its place `at` on.
+template <int R, int N>
+void tile(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, const i64 *at,
+          double *out) {
+    vd sum[R][N] = {};
     for (i64 i = 0; i < b; i++) {
         if (c[i] == 0) continue;  // what it holds may not be multiplied
-        const vd v = wide(x + i * n);
-        for (int r = 0; r < R; r++) sum[r] += (static_cast<double>(c[i]) * g[i * m + r]) * v;
+        vd v[N];
+        for (int k = 0; k < N; k++) v[k] = wide(x + i * n + at[k]);
+        for (int r = 0; r < R; r++) {
+            const double scaled = static_cast<double>(c[i]) * g[i * m + r];
+            for (int k = 0; k < N; k++) sum[r][k] += scaled * v[k];
+        }
     }
-    for (int r = 0; r < R; r++) std::memcpy(out + r * n, &sum[r], sizeof(vd));
+    for (int r = 0; r < R; r++)
+        for (int k = 0; k < N; k++) std::memcpy(out + r * n + at[k], &sum[r][k], sizeof(vd));
+}
+
+template <int N>
+void rows(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, const i64 *at,
+          double *out) {
+    constexpr decltype(&tile<1, N>) TILES[] = {tile<1, N>, tile<2, N>, tile<3, N>, tile<4, N>};
+    for (i64 r = 0; r < m; r += ROWS)
+        TILES[(m - r < ROWS ? m - r : ROWS) - 1](c, g + r, x, b, m, n, at, out + r * n);
 }
 
 void outer(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, double *out) {
-    constexpr decltype(&tile<1>) TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>};
     if (n >= W) {
-        for (i64 r = 0; r < m; r += ROWS) {
-            const auto made = TILES[(m - r < ROWS ? m - r : ROWS) - 1];
-            for (i64 j = 0; j < n; j += W) {
-                const i64 at = j + W <= n ? j : n - W;  // the last overlaps the one before
-                made(c, g + r, x + at, b, m, n, out + r * n + at);
-            }
+        for (i64 j = 0; j < n;) {
+            i64 at[COLUMNS];
+            int k = 0;
+            for (; k < COLUMNS && j < n; k++, j += W) at[k] = j + W <= n ? j : n - W;  // overlaps
+            (k == 4 ? rows<4> : k == 3 ? rows<3> : k == 2 ? rows<2> : rows<1>)(c, g, x, b, m, n, at,
+                                                                               out);
         }
         return;
     }
@@ -120,12 +148,20 @@ void outer(const float *c, const float *g, const float *x, i64 b, i64 m, i64 n, 
     }
 }
 
-void bias(const float *c, const float *g, i64 b, i64 m, double *out) {
-    for (i64 r = 0; r < m; r++) out[r] = 0;
+template <int R>
+void column(const float *c, const float *g, i64 b, i64 m, double *out) {
+    double sum[R] = {};
     for (i64 i = 0; i < b; i++) {
         if (c[i] == 0) continue;
-        for (i64 r = 0; r < m; r++) out[r] += static_cast<double>(c[i]) * g[i * m + r];
+        for (int r = 0; r < R; r++) sum[r] += static_cast<double>(c[i]) * g[i * m + r];
     }
+    for (int r = 0; r < R; r++) out[r] = sum[r];
+}
+
+void bias(const float *c, const float *g, i64 b, i64 m, double *out) {
+    constexpr decltype(&column<1>) COLUMNS[] = {column<1>, column<2>, column<3>, column<4>};
+    for (i64 r = 0; r < m; r += ROWS)
+        COLUMNS[(m - r < ROWS ? m - r : ROWS) - 1](c, g + r, b, m, out + r);
 }
 
 }  // namespace
@@ -161,10 +197,9 @@ void step_sums(i64 sites, i64 b, const float *const *g, const float *const *x, c
         uint8_t good[BLOCK];
         for (i64 s = 0; s < sites; s++) {
             double n2[BLOCK];
-            for (i64 i = 0; i < count; i++) {
-                n2[i] = squares(g[s] + (first + i) * m[s], m[s]);
-                if (x[s]) n2[i] *= squares(x[s] + (first + i) * n[s], n[s]);
-            }
+            for (i64 i = 0; i < count; i++) n2[i] = squares(g[s] + (first + i) * m[s], m[s]);
+            if (x[s])
+                for (i64 i = 0; i < count; i++) n2[i] *= squares(x[s] + (first + i) * n[s], n[s]);
             sums.add(count, n2, n2, gamma[s], error[s], !x[s]);
         }
         sums.factors(count, bound, share, c + first, good);
