@@ -289,6 +289,7 @@ class Batched:
             return
         made, plain, self.later = self.later.ready(), self._forward, None
         given, self._trial = self._trial, []
+        trials.forget()
         if made is None or not made.islands:
             self.fused = made
             return
