@@ -372,6 +372,17 @@ def _transformers() -> list[Case]:
         config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_lin", "v_lin"])
         return get_peft_model(model, config)
 
+    class Decoder(nn.Module):
+        """Calls its part as anybody would: with a cache, which begins as a vector of nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder, self.head = hf.LlamaModel(llama), nn.Linear(16, 3)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            hidden = self.decoder(input_ids=input_ids, attention_mask=attention_mask)
+            return self.head(hidden.last_hidden_state[:, 0])
+
     distil = hf.DistilBertConfig(
         vocab_size=50,
         dim=16,
@@ -414,6 +425,7 @@ def _transformers() -> list[Case]:
         Case("lora", lora, text),
         Case("gpt2", lambda: hf.GPT2LMHeadModel(gpt), language, "next_token"),
         Case("llama", lambda: hf.LlamaForCausalLM(llama), language, "next_token"),
+        Case("decoder in a module", Decoder, text),
         Case("vit", lambda: hf.ViTForImageClassification(vit), pixels),
     ]  # fmt: skip
 

@@ -31,6 +31,7 @@ _IDENTITY: Final = {
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
 }
+_CAT: Final = "aten.cat.default"
 _BATCH_NORM: Final = "aten._native_batch_norm_legit_no_training.default"
 # Ops that are refused by name rather than written with others.
 _REFUSED: Final = (
@@ -156,6 +157,8 @@ class _Converter:
         if op in _IDENTITY:
             return self.values[given[0]]
         args, kwargs = self._arguments(node)
+        if op == _CAT and len(args[0].items) == 1:
+            return args[0].items[0]
         if op == "aten._to_copy.default" and not kwargs:
             return args[0]
         if op == _BATCH_NORM:  # with frozen statistics: whole again, and one output
@@ -194,7 +197,8 @@ class _Converter:
         if isinstance(item, fx.Node):
             return self.values[item]
         if isinstance(item, list | tuple):
-            return ListArg(items=tuple(self._arg(node, x) for x in item))
+            some = [x for x in item if not _left_out(node, x)]
+            return ListArg(items=tuple(self._arg(node, x) for x in some))
         if isinstance(item, torch.dtype):
             if item not in DTYPES:
                 _refuse_node(node, "model.dtype", f"uses {item}", "Use float32 and int64.")
@@ -284,9 +288,22 @@ def _live(output: fx.Node) -> set[fx.Node]:
         node = todo.pop()
         if node not in live:
             live.add(node)
-            if str(node.target) != "aten.bernoulli.p":  # which only looks at the shape
-                todo.extend(node.all_input_nodes)
+            todo.extend(_reads(node))
     return live
+
+
+def _reads(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values ``node`` depends on."""
+    if str(node.target) == "aten.bernoulli.p":  # which only looks at the shape
+        return []
+    return [n for n in node.all_input_nodes if not _left_out(node, n)]
+
+
+def _left_out(node: fx.Node, item: Any) -> bool:
+    """Whether ``cat`` passes over the item, whatever axes the others have: a vector of nothing,
+    which Transformers' caches begin with."""
+    empty = isinstance(item, fx.Node) and tuple(getattr(item.meta.get("val"), "shape", ())) == (0,)
+    return empty and str(node.target) == _CAT
 
 
 def _bilinear(a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
