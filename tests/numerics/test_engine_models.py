@@ -21,6 +21,7 @@ NAMES = [n if n in LIGHT else pytest.param(n, marks=pytest.mark.full) for n in C
 # marked as drawing at random.
 BY_AUTOGRAD = (
     "lstm", "torch encoder", "bert", "distilbert", "minilm", "lora", "gpt2", "llama", "vit",
+    "decoder in a module",
 )  # fmt: skip
 TARGETS = ("target", "labels")
 

@@ -332,6 +332,15 @@ class SiameseLoss(nn.Module):
         return (a * b).sum(-1)
 
 
+class Standardised(nn.Conv2d):
+    """Of standardised weights, as Big Transfer's and timm's: each filter by its own statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(filters, None, None, training=True, momentum=0.0, eps=1e-6)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
 def contrastive(similarity: Tensor, target: Tensor) -> Tensor:
     return torch.where(target > 0, 1 - similarity, F.relu(similarity - 0.2)) ** 2
 
@@ -445,6 +454,9 @@ def plain() -> list[Case]:
         Case("efficientnet", lambda: EfficientNet(5, 0.25), _images(3, 32),
              nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.rand(5))),
         Case("frozen batchnorm", frozen_batchnorm, _images(3, 8)),
+        Case("standardised weights", lambda: nn.Sequential(
+            Standardised(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(),
+            nn.Linear(144, 5)), _images(3, 8)),
         Case("bag of words", Bag, words),
         Case("lstm", lambda: Recurrent("LSTM", num_layers=2, bidirectional=True), words),
         Case("lstm projected", lambda: Recurrent("LSTM", proj_size=3), words),

@@ -33,6 +33,7 @@ _IDENTITY: Final = {
 }
 _CAT: Final = "aten.cat.default"
 _BATCH_NORM: Final = "aten._native_batch_norm_legit_no_training.default"
+_OWN_STATISTICS: Final = "aten._native_batch_norm_legit.no_stats"
 # Ops that are refused by name rather than written with others.
 _REFUSED: Final = (
     "aten.embedding_bag", "aten._embedding_bag", "aten.rrelu", "aten.binary_cross_entropy.",
@@ -148,7 +149,7 @@ class _Converter:
             source, index = given
             if callable(self.values[source]):
                 return self.values[source](index)
-            if str(source.target) == _BATCH_NORM:
+            if str(source.target) == _BATCH_NORM or _standardises(source):
                 return self.values[source]
             return Ref(name=f"{self.values[source].name}.{index}")
         op = str(node.target)
@@ -163,6 +164,9 @@ class _Converter:
             return args[0]
         if op == _BATCH_NORM:  # with frozen statistics: whole again, and one output
             op, args = "aten.batch_norm.default", (*args[:5], False, *args[5:], False)
+        if _standardises(node):
+            channels = given[0].meta["val"].shape[1]
+            op, args = "aten.group_norm.default", (args[0], channels, *args[1:3], args[5])
         if op == "aten.squeeze.default":  # named axes, so that a batch of one record stays
             sizes = given[0].meta["val"].shape
             axes = [i for i, d in enumerate(sizes) if isinstance(d, int) and d == 1]
@@ -216,6 +220,15 @@ class _Converter:
 
 
 _ABSENT: Final = object()
+
+
+def _standardises(node: fx.Node) -> bool:
+    """Whether a batch norm has no batch: of a weight's filters, each by its own statistics."""
+    if str(node.target) != _OWN_STATISTICS:
+        return False
+    first: Any = node.args[0]
+    sizes = first.meta["val"].shape
+    return sizes[0] == 1 and all(isinstance(d, int) for d in sizes)
 
 
 def _refuse_node(node: fx.Node, code: str, what: str, mend: str) -> NoReturn:
