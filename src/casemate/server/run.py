@@ -292,8 +292,8 @@ async def _train(
 async def _states(
     service: Service, worker: Worker, job: str, ticks: Ticks, run: Run, memory: int
 ) -> Done | Failed:
-    """Keep each state of a run when it is due, at a public tick; how the run ended, within its
-    time."""
+    """Keep each state of a run when it is due, at a public tick, while the worker works on the
+    next; how the run ended, within its time."""
     clock, limits = service.clock, service.config.limits
     longest = min(limits.run_seconds, limits.run_floor + limits.run_factor * ticks.predicted)
     until = clock.monotonic() + longest
@@ -308,9 +308,9 @@ async def _states(
         if (found.step, found.bytes) != (due, size):
             raise WorkerGone("protocol")
         data = await asyncio.to_thread(_read, memory, size)
+        await worker.tell(GoOn(step=due))
         await clock.sleep(ticks.rest(clock.monotonic()))
         await asyncio.to_thread(states.keep, service, job, due, data)
-        await worker.tell(GoOn(step=due))
         after = due
     return await worker.expect([Done, Failed], until - clock.monotonic())
 

@@ -22,8 +22,8 @@ from casemate.server.service import Service
 from casemate.spec.job import Quote
 
 FOLDER: Final = "states"
-# Of the steps, what a crash can lose.
-PARTS: Final = 20
+# Of the steps: a crash can lose two of these parts, one being kept and one being worked on.
+PARTS: Final = 40
 
 
 def every(quote: Quote, limits: Limits) -> int:

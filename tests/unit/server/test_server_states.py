@@ -69,6 +69,7 @@ def test_a_crash_in_the_middle_goes_on_from_the_newest_state(lost: bool) -> None
             job = (await scientist.submit(quote)).job
             store = desk.service.store
             await desk.until(lambda: _steps(script, GoOn)[-1:] == [2 * every])
+            await desk.until(lambda: getattr(ledger.training_state(store, job), "step", 0) > every)
             kept = ledger.training_state(store, job)
             assert kept is not None and kept.step == 2 * every
             raw = desk.disk.snapshot()[kept.path]
