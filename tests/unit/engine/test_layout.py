@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from casemate.engine import layout
+from support import models
 from support.batched_lab import Data, Lab, clipped, gradients, lab, relative
 
 
@@ -171,3 +172,21 @@ def test_slow_operations_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(layout, "_less", lambda ways: True)
     at = lab(Turned(), images)
     assert not at.path.runner.last and not any("convolution" in op for op in at.slow)
+
+
+def test_a_frozen_batch_norm_saves_nothing_and_is_compared_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its backward reads statistics that are empty."""
+    torch.manual_seed(0)
+    module = models.frozen_batchnorm()
+    monkeypatch.setattr(layout, "_less", lambda *given: True)
+
+    def rows(n: int) -> Data:
+        return {"input": torch.randn(n, 3, 8, 8), "target": torch.randint(5, (n,))}
+
+    at = lab(module, rows)
+    assert at.path.runner.last
+    each = gradients(module, at.program, at.data, "cross_entropy")
+    bound = float(each.norm(dim=1).median())
+    assert relative(at.parts(bound)[0], clipped(each, bound, 1)[0]) < 1e-5
