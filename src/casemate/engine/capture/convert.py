@@ -149,8 +149,8 @@ class _Converter:
             source, index = given
             if callable(self.values[source]):
                 return self.values[source](index)
-            if str(source.target) == _BATCH_NORM or _standardises(source):
-                return self.values[source]
+            if index == 0 and (str(source.target) == _BATCH_NORM or _standardises(source)):
+                return self.values[source]  # written with one output
             return Ref(name=f"{self.values[source].name}.{index}")
         op = str(node.target)
         if dropout.draws(node):
