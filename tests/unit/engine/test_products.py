@@ -7,14 +7,20 @@ import torch
 from torch import nn
 
 from casemate.engine import probe, products
-from support.batched_lab import Data, lab
+from support.batched_lab import Data, Lab, lab
+
+
+def _layers() -> Lab:
+    """Two layers of one geometry."""
+
+    def rows(n: int) -> Data:
+        return {"input": torch.randn(n, 16), "target": torch.randint(16, (n,))}
+
+    return lab(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)), rows, rows=64)
 
 
 def test_the_operations_own_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it fails is asked before another library is looked for, and again after."""
-
-    def rows(n: int) -> Data:
-        return {"input": torch.randn(n, 16), "target": torch.randint(16, (n,))}
 
     tried: list[str] = []
     same = probe.same_in_every_slot
@@ -27,8 +33,8 @@ def test_the_operations_own_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(products, "same_in_every_slot", counted)
     monkeypatch.setattr(products, "_timed", lambda ways, *given: (1.0, 2.0, 2.0)[: len(ways)])
     torch.manual_seed(0)
-    at = lab(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)), rows, rows=64)
-    # Two layers of one geometry; torch's own kernel passes or another takes its place.
+    at = _layers()
+    # torch's own kernel passes or another takes its place.
     assert tried.count("aten.addmm.default") == 1 + any("addmm" in n for n in at.path.instead)
     tried.clear()
     at.path.settle(at.data)
@@ -38,9 +44,6 @@ def test_the_operations_own_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatch
 def test_the_quickest_library_that_treats_slots_alike_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def rows(n: int) -> Data:
-        return {"input": torch.randn(n, 16), "target": torch.randint(16, (n,))}
-
     taken: list[str] = []
 
     def noted(name: str) -> products.Product:
@@ -55,7 +58,7 @@ def test_the_quickest_library_that_treats_slots_alike_is_taken(
         return run
 
     def chosen() -> set[str]:
-        at = lab(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)), rows, rows=64)
+        at = _layers()
         taken.clear()
         at.env()
         return set(taken)

@@ -159,9 +159,9 @@ void column(const float *c, const float *g, i64 b, i64 m, double *out) {
 }
 
 void bias(const float *c, const float *g, i64 b, i64 m, double *out) {
-    constexpr decltype(&column<1>) COLUMNS[] = {column<1>, column<2>, column<3>, column<4>};
+    constexpr decltype(&column<1>) PARTS[] = {column<1>, column<2>, column<3>, column<4>};
     for (i64 r = 0; r < m; r += ROWS)
-        COLUMNS[(m - r < ROWS ? m - r : ROWS) - 1](c, g + r, b, m, out + r);
+        PARTS[(m - r < ROWS ? m - r : ROWS) - 1](c, g + r, b, m, out + r);
 }
 
 }  // namespace
