@@ -82,11 +82,12 @@ class Runner:
             if any(self._value(o).batch is not None for o in self.outs(n))
         }
         self.summed = {maker(n) for n in (*proved.contractions, *proved.linear)}
-        self._of_weights = [
+        self.weights = [
             n
             for n in proved.joint.nodes
             if n.name not in self.of_batch and n.name not in self.summed
         ]
+        self._of_weights = self.weights
         self.fixed: Env = {}
         self.last = False
         self._laid: dict[str, torch.Tensor] = {}  # weights with channels last, and as they are

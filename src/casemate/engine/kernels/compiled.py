@@ -7,9 +7,12 @@ Doors and shapes: ``twins``. MemoryError when there is no room for scratch.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
 
@@ -21,25 +24,27 @@ Tensor = torch.Tensor
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _NO_PADDING = -(2**63)
 
-# name -> argument types, and whether it answers with a status
-_DOORS: dict[str, tuple[tuple[type, ...], bool]] = {
-    "row_squares": ((_P, _I, _I, _P), False),
-    "gram_pair": ((_P, _P, _I, _I, _I, _I, ctypes.c_int, _P, _P), True),
-    "formed_outer": ((_P, _P, _I, _I, _I, _I, _P), True),
-    "formed_sum": ((_P, _I, _I, _I, _P), True),
-    "embedding": ((_P, _P, _I, _I, _I, _I, _P, _P), True),
-    "conv": ((_P, _P, _P, _P, _P), True),
-    "conv_scale": ((_P, _P, _P, _P), True),
-    "conv_gram": ((_P, _P, _P, ctypes.c_int, _P, _P), True),
-    "accumulate": ((_P, _P, _I, _D), False),
-    "finish": ((_P, _I, _D, _P), False),
-    "weighted_sum": ((_P, _I, _I, _P, _P), False),
-    "contract": ((_P, _P, _I, _I, _I, _P, _P, _I, _I, _P), True),
-    "conv_contract": ((_P, _P, _P, _P, _P, _I, _P), True),
-    "embedding_add": ((_P, _P, _I, _I, _I, _I, _P, _P, _D, _P), True),
-    "channel_affine": ((_P, _P, _P, _P, _I, _I, _I, _I, _P, _P), False),
-    "token_affine": ((_P, _P, _P, _P, _I, _I, _I, _I, _P, _P), False),
+# name -> what it takes, and whether it answers with a status. t: a tensor; i, d: a number; s: what
+# _shape makes; f, e, q: a tensor that it fills, float32, float64 or int64. A tensor may be None.
+DOORS: Final[dict[str, tuple[str, bool]]] = {
+    "row_squares": ("tiie", False),
+    "gram_pair": ("ttiiiiiee", True),
+    "formed_outer": ("ttiiiif", True),
+    "formed_sum": ("tiiif", True),
+    "embedding": ("ttiiiiee", True),
+    "conv": ("ttsef", True),
+    "conv_scale": ("ttse", True),
+    "conv_gram": ("ttsiee", True),
+    "accumulate": ("qtid", False),
+    "finish": ("tidf", False),
+    "weighted_sum": ("tiitf", False),
+    "contract": ("ttiiittiif", True),
+    "conv_contract": ("ttsttif", True),
+    "embedding_add": ("ttiiiittdq", True),
+    "channel_affine": ("ttttiiiiff", False),
+    "token_affine": ("ttttiiiiff", False),
 }
+_ARGUMENTS: Final = {"i": _I, "d": _D}
 
 
 @functools.cache
@@ -47,16 +52,31 @@ def library() -> ctypes.CDLL | None:
     """The helper with its doors declared; None where it cannot be had."""
     found = native.library("norms")
     if found is not None:
-        for name, (arguments, status) in _DOORS.items():
+        for name, (takes, status) in DOORS.items():
             door = getattr(found, "norms_" + name)
-            door.argtypes = arguments
+            door.argtypes = [_ARGUMENTS.get(kind, _P) for kind in takes]
             door.restype = ctypes.c_int if status else None
     return found
 
 
-def _call(name: str, *arguments: object) -> None:
-    if getattr(library(), "norms_" + name)(*arguments):
+def _run(name: str, *arguments: Any) -> None:
+    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    if getattr(library(), "norms_" + name)(*given):
         raise MemoryError("no room for a kernel's scratch")
+
+
+_call: Callable[..., None] = _run
+
+
+@contextlib.contextmanager
+def routed(call: Callable[..., None]) -> Iterator[None]:
+    """Have ``call(name, *arguments)`` in place of the helper: how a step is noted for compiling."""
+    global _call
+    held, _call = _call, call
+    try:
+        yield
+    finally:
+        _call = held
 
 
 def _doubles(like: Tensor) -> Tensor:
@@ -74,7 +94,7 @@ def _filled(out: Tensor | None, shape: tuple[int, ...]) -> Tensor:
 def row_squares(x: Tensor) -> Tensor:
     x = x.contiguous()
     out = _doubles(x)
-    _call("row_squares", x.data_ptr(), len(x), math.prod(x.shape[1:]), out.data_ptr())
+    _call("row_squares", x, len(x), math.prod(x.shape[1:]), out)
     return out
 
 
@@ -82,10 +102,7 @@ def gram_pair(g: Tensor, x: Tensor, precise: bool = False) -> tuple[Tensor, Tens
     g, x = g.contiguous(), x.contiguous()
     b, tokens, m = g.shape
     n2, scale = _doubles(g), _doubles(g)
-    _call(
-        "gram_pair", g.data_ptr(), x.data_ptr(), b, tokens, m, x.shape[2], int(precise),
-        n2.data_ptr(), scale.data_ptr(),
-    )  # fmt: skip
+    _call("gram_pair", g, x, b, tokens, m, x.shape[2], int(precise), n2, scale)
     return n2, scale
 
 
@@ -93,14 +110,14 @@ def formed_outer(g: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     g, x = g.contiguous(), x.contiguous()
     (b, tokens, m), n = g.shape, x.shape[2]
     out = _filled(out, (b, m * n))
-    _call("formed_outer", g.data_ptr(), x.data_ptr(), b, tokens, m, n, out.data_ptr())
+    _call("formed_outer", g, x, b, tokens, m, n, out)
     return out
 
 
 def formed_sum(g: Tensor) -> Tensor:
     g = g.contiguous()
     out = torch.empty((g.shape[0], g.shape[2]))
-    _call("formed_sum", g.data_ptr(), *g.shape, out.data_ptr())
+    _call("formed_sum", g, *g.shape, out)
     return out
 
 
@@ -110,10 +127,7 @@ def embedding_gram(
     index, g = index.long().contiguous(), g.contiguous()
     n2, scale = _doubles(g), _doubles(g)
     none = _NO_PADDING if padding_idx is None else padding_idx
-    _call(
-        "embedding", index.data_ptr(), g.data_ptr(), *g.shape, none, n2.data_ptr(),
-        scale.data_ptr(),
-    )  # fmt: skip
+    _call("embedding", index, g, *g.shape, none, n2, scale)
     return n2, scale
 
 
@@ -128,14 +142,14 @@ def _strides(t: Tensor, dims: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=512)
-def _packed(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+def packed(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
     return (_I * len(values))(*values)
 
 
 def _shape(x: Tensor, g: Tensor, w: Window) -> ctypes.Array[ctypes.c_int64]:
     dims = len(w.kernel)
     lead = [1] * (3 - dims)
-    return _packed(
+    return packed(
         (
             x.shape[0], x.shape[1], g.shape[1], w.groups, *lead, *x.shape[2:], *lead, *g.shape[2:],
             *lead, *w.kernel, *lead, *w.stride, *([0] * (3 - dims)), *w.padding, *lead, *w.dilation,
@@ -161,7 +175,7 @@ def conv_formed(x: Tensor, g: Tensor, w: Window, out: Tensor | None = None) -> T
     if x.shape[1] % 16 == 0 and _rows(x, g, w):
         formed_outer(_tokens(g), _tokens(x), out.view(len(x), -1))
         return out
-    _call("conv", x.data_ptr(), g.data_ptr(), shape, None, out.data_ptr())
+    _call("conv", x, g, shape, None, out)
     return out
 
 
@@ -169,7 +183,7 @@ def conv_formed(x: Tensor, g: Tensor, w: Window, out: Tensor | None = None) -> T
 def conv_norms(x: Tensor, g: Tensor, w: Window) -> Tensor:
     shape = _shape(x, g, w)
     out = _doubles(x)
-    _call("conv", x.data_ptr(), g.data_ptr(), shape, out.data_ptr(), None)
+    _call("conv", x, g, shape, out, None)
     return out
 
 
@@ -177,7 +191,7 @@ def conv_norms(x: Tensor, g: Tensor, w: Window) -> Tensor:
 def conv_scale(x: Tensor, g: Tensor, w: Window) -> Tensor:
     shape = _shape(x, g, w)
     out = _doubles(x)
-    _call("conv_scale", x.data_ptr(), g.data_ptr(), shape, out.data_ptr())
+    _call("conv_scale", x, g, shape, out)
     return out
 
 
@@ -188,10 +202,9 @@ def conv_gram(x: Tensor, g: Tensor, w: Window, precise: bool = False) -> tuple[T
         n2, scale = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise)
         return n2.view(-1, w.groups).sum(1), scale.view(-1, w.groups).square().sum(1).sqrt()
     n2, scale = _doubles(x), _doubles(x)
-    _call(
-        "conv_gram", x.data_ptr(), g.data_ptr(), _shape(x, g, w), int(precise), n2.data_ptr(),
-        scale.data_ptr(),
-    )  # fmt: skip
+    _call("conv_gram", x, g, _shape(x, g, w), int(precise), n2, scale)
+    if _call is not _run:  # what overflows is not finite there, and counts as nothing
+        return torch.where(torch.isfinite(scale), n2, scale), scale
     for i in (~torch.isfinite(n2) & torch.isfinite(scale)).nonzero().flatten().tolist():
         seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], w)
         n2[i] = gram_pair(out.transpose(1, 2), seen.transpose(1, 2), precise=True)[0][0]
@@ -201,19 +214,19 @@ def conv_gram(x: Tensor, g: Tensor, w: Window, precise: bool = False) -> tuple[T
 def accumulate(total: Tensor, part: Tensor, inverse_step: float) -> None:
     twins.needs(total, torch.int64)
     part = part.contiguous()
-    _call("accumulate", total.data_ptr(), part.data_ptr(), total.numel(), inverse_step)
+    _call("accumulate", total, part, total.numel(), inverse_step)
 
 
 def finish(total: Tensor, factor: float, out: Tensor) -> None:
     twins.needs(total, torch.int64)
     twins.needs(out, torch.float32)
-    _call("finish", total.data_ptr(), total.numel(), factor, out.data_ptr())
+    _call("finish", total, total.numel(), factor, out)
 
 
 def weighted_sum(formed: Tensor, c: Tensor) -> Tensor:
     formed, c = formed.contiguous(), c.contiguous()
     out = torch.empty(formed.shape[1])
-    _call("weighted_sum", formed.data_ptr(), *formed.shape, c.data_ptr(), out.data_ptr())
+    _call("weighted_sum", formed, *formed.shape, c, out)
     return out
 
 
@@ -226,10 +239,7 @@ def contract(
         turned = contract(x, g, c, keep, chunk).t()
         return turned.contiguous() if out is None else out.copy_(turned)
     out = _filled(out, (m, n))
-    _call(
-        "contract", g.data_ptr(), x.data_ptr(), count, m, n, c.data_ptr(), keep.data_ptr(),
-        count // len(c), chunk, out.data_ptr(),
-    )  # fmt: skip
+    _call("contract", g, x, count, m, n, c, keep, count // len(c), chunk, out)
     return out
 
 
@@ -259,10 +269,7 @@ def conv_contract(
         return turned.contiguous() if out is None else out.copy_(turned)
     shape = _shape(x, g, w)
     out = _filled(out, (outputs, inputs // w.groups, *w.kernel))
-    _call(
-        "conv_contract", x.data_ptr(), g.data_ptr(), shape, c.data_ptr(), keep.data_ptr(), chunk,
-        out.data_ptr(),
-    )  # fmt: skip
+    _call("conv_contract", x, g, shape, c, keep, chunk, out)
     return out
 
 
@@ -284,10 +291,7 @@ def embedding_add(
     index, g = index.long().contiguous(), g.contiguous()
     c, keep = c.contiguous(), keep.contiguous()
     none = _NO_PADDING if padding_idx is None else padding_idx
-    _call(
-        "embedding_add", index.data_ptr(), g.data_ptr(), *g.shape, none, c.data_ptr(),
-        keep.data_ptr(), inverse_step, total.data_ptr(),
-    )  # fmt: skip
+    _call("embedding_add", index, g, *g.shape, none, c, keep, inverse_step, total)
 
 
 def channel_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,14 +302,14 @@ def channel_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Te
     if g.is_contiguous() or not _last(g):
         g, x = g.contiguous(), x.contiguous()
         _call(
-            "channel_affine", g.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), b,
-            channels, positions, groups, dw.data_ptr(), db.data_ptr(),
+            "channel_affine", g, x, mean, rstd, b,
+            channels, positions, groups, dw, db,
         )  # fmt: skip
     else:
         g, x = (t.movedim(1, -1).contiguous() for t in (g, x))
         _call(
-            "token_affine", g.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), b,
-            positions, channels, groups, dw.data_ptr(), db.data_ptr(),
+            "token_affine", g, x, mean, rstd, b,
+            positions, channels, groups, dw, db,
         )  # fmt: skip
     return dw, db
 
@@ -319,10 +323,7 @@ def token_affine(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tens
     g, x, mean, rstd = g.contiguous(), x.contiguous(), mean.contiguous(), rstd.contiguous()
     b, tokens, m = g.shape
     dw, db = torch.empty((b, m)), torch.empty((b, m))
-    _call(
-        "token_affine", g.data_ptr(), x.data_ptr(), mean.data_ptr(), rstd.data_ptr(), b, tokens, m,
-        0, dw.data_ptr(), db.data_ptr(),
-    )  # fmt: skip
+    _call("token_affine", g, x, mean, rstd, b, tokens, m, 0, dw, db)
     return dw, db
 
 
@@ -331,8 +332,5 @@ def channel_sum(g: Tensor) -> Tensor:
         return formed_sum(g.movedim(1, -1).flatten(1, -2))
     g = g.contiguous()
     out = torch.empty(g.shape[:2])
-    _call(
-        "channel_affine", g.data_ptr(), None, None, None, *g.shape[:2], math.prod(g.shape[2:]), 1,
-        None, out.data_ptr(),
-    )  # fmt: skip
+    _call("channel_affine", g, None, None, None, *g.shape[:2], math.prod(g.shape[2:]), 1, None, out)
     return out

@@ -1,0 +1,1 @@
+"""The native step: a job's step compiled ahead of time, without Python and libtorch."""

@@ -1,0 +1,143 @@
+"""The native kernels as operations of a graph, so that a compiler calls them by name.
+
+Each door of :mod:`casemate.engine.kernels.compiled` is one operation ``casemate::norms_NAME`` that
+makes what the door fills. Its C form is ``aoti_torch_cpu_norms_NAME`` (:func:`declarations`,
+:func:`definitions`), over tensors' handles as AOTInductor's C interface has them
+(torch/csrc/inductor/aoti_torch/c/shim.h).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+
+from casemate.engine import forms
+from casemate.engine.kernels import compiled
+
+# By letter of DOORS: what it makes.
+_MADE: Final = {"f": torch.float32, "e": torch.float64, "q": torch.int64}
+_C: Final = {"f": "float", "e": "double", "q": "int64_t"}
+# Doors that the loop around the step calls, not the step.
+_OUTSIDE: Final = ("accumulate", "finish")
+STEP: Final = {name: takes for name, (takes, _) in compiled.DOORS.items() if name not in _OUTSIDE}
+
+
+def _schema(name: str, takes: str) -> str:
+    kinds = {"t": "Tensor?", "i": "int", "d": "float", "s": "int[]"}
+    given = [f"{kinds.get(kind, 'int[]?')} a{i}" for i, kind in enumerate(takes)]
+    made = sum(kind in _MADE for kind in takes)
+    return f"norms_{name}({', '.join(given)}) -> ({', '.join(['Tensor'] * made)})"
+
+
+@functools.cache
+def operations() -> dict[str, Any]:
+    """The operations by door's name, registered once."""
+    library = torch.library.Library("casemate", "DEF")  # noqa: TOR901
+    _kept.append(library)
+    for name, takes in STEP.items():
+        library.define(_schema(name, takes), tags=(torch.Tag.needs_exact_strides,))
+        library.impl(f"norms_{name}", functools.partial(_compute, name, takes), "CPU")
+        library.impl(f"norms_{name}", functools.partial(_shapes, takes), "Meta")
+    return {name: getattr(torch.ops.casemate, f"norms_{name}").default for name in STEP}
+
+
+_kept: list[Any] = []
+
+
+def _shapes(takes: str, *given: Any, device: str = "meta") -> Any:
+    made = [
+        torch.empty(a if a is not None else [0], dtype=_MADE[kind], device=device)
+        for kind, a in zip(takes, given, strict=True)
+        if kind in _MADE
+    ]
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+def _compute(name: str, takes: str, *given: Any) -> Any:
+    """The operation on tensors of the CPU: what the compiled step does."""
+    made, filled = [], []
+    for kind, a in zip(takes, given, strict=True):
+        if kind in _MADE:
+            made.append(torch.zeros(a if a is not None else [0], dtype=_MADE[kind]))
+            filled.append(made[-1] if a is not None else None)
+        else:
+            filled.append(compiled.packed(tuple(a)) if kind == "s" else a)
+    compiled._run(name, *filled)
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """While it holds, kernels are called as operations of a graph."""
+    ops = operations()
+
+    def call(name: str, *arguments: Any) -> None:
+        takes = STEP[name]
+        given = [
+            (list(a.shape) if a is not None else None) if kind in _MADE
+            else list(a) if kind == "s" else a
+            for kind, a in zip(takes, arguments, strict=True)
+        ]  # fmt: skip
+        made = ops[name](*given)
+        made = made if isinstance(made, tuple | list) else (made,)
+        outs = [a for kind, a in zip(takes, arguments, strict=True) if kind in _MADE]
+        for out, new in zip(outs, made, strict=True):
+            if out is not None:
+                out.copy_(new)
+
+    forms.Buffer.noting = True
+    try:
+        with compiled.routed(call):
+            yield
+    finally:
+        forms.Buffer.noting = False
+
+
+# --- in C ---
+
+
+def _parameters(takes: str) -> list[str]:
+    found: list[str] = []
+    for i, kind in enumerate(takes):
+        if kind == "t":
+            found.append(f"AtenTensorHandle* a{i}")
+        elif kind in "id":
+            found.append(f"{'int64_t' if kind == 'i' else 'double'} a{i}")
+        elif kind == "s":
+            found += [f"const int64_t* a{i}", f"int64_t n{i}"]
+        else:
+            found += [f"const int64_t** a{i}", f"int64_t n{i}"]
+    made = sum(kind in _MADE for kind in takes)
+    return found + [f"AtenTensorHandle* r{i}" for i in range(made)]
+
+
+def declaration(name: str) -> str:
+    """The C form of an operation, as AOTInductor wants it declared."""
+    parameters = ", ".join(_parameters(STEP[name]))
+    return f"AOTITorchError aoti_torch_cpu_norms_{name}({parameters})"
+
+
+def definition(name: str) -> str:
+    """C++ that makes the results and calls ``norms_NAME`` (runtime/tensors.cpp has the helpers)."""
+    takes, status = compiled.DOORS[name]
+    lines, given, made = [], [], 0
+    for i, kind in enumerate(takes):
+        if kind == "t":
+            given.append(f"data_of(a{i})")
+        elif kind in "ids":
+            given.append(f"a{i}")
+        else:
+            lines.append(f"    {_C[kind]}* o{i} = made<{_C[kind]}>(a{i}, n{i}, r{made});")
+            given.append(f"o{i}")
+            made += 1
+    call = f"norms_{name}({', '.join(given)})"
+    lines.append(f"    return {call} ? 1 : 0;" if status else f"    {call};\n    return 0;")
+    return "\n".join([f"{declaration(name)} {{", *lines, "}"])
+
+
+def used(names: Sequence[str]) -> list[str]:
+    return [name for name in STEP if name in names]
