@@ -77,6 +77,13 @@ def plain_size(total: int, *, chunk: int = CHUNK) -> int:
     return count
 
 
+def opening(key: bytes, header: bytes) -> tuple[bytes, bytes]:
+    """The AES key, 32 bytes, and the nonces' prefix, 7, of the chunks of one stream."""
+    salt = header[len(MAGIC) + 4 : HEADER_BYTES]
+    made = HKDF(SHA256(), KEY_BYTES + 7, salt, header[:HEADER_BYTES]).derive(key)
+    return made[:KEY_BYTES], made[KEY_BYTES:]
+
+
 @dataclass(frozen=True, slots=True)
 class _Cipher:
     """The chunk cipher of one stream."""
@@ -90,8 +97,7 @@ class _Cipher:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a stream key has {KEY_BYTES} bytes, not {len(key)}")
         chunk = chunk_size(header)
-        salt = header[len(MAGIC) + 4 : HEADER_BYTES]
-        made = HKDF(SHA256(), KEY_BYTES + 7, salt, header[:HEADER_BYTES]).derive(key)
+        made = b"".join(opening(key, header))
         return _Cipher(AESGCM(made[:KEY_BYTES]), made[KEY_BYTES:], chunk)
 
     def nonce(self, index: int, last: bool) -> bytes:
@@ -154,9 +160,14 @@ def encrypt(
     ``key``: 32 bytes. Each call takes a fresh salt, so that one key may seal several streams.
     """
     header = new_header(rng, chunk=chunk)
-    cipher = _Cipher.of(key, header)
     yield header
-    for index, (data, last) in enumerate(_chunks(source, chunk)):
+    yield from encrypt_with(key, header, source)
+
+
+def encrypt_with(key: bytes, header: bytes, source: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks of the stream that ``header``, made by :func:`new_header` for it alone, starts."""
+    cipher = _Cipher.of(key, header)
+    for index, (data, last) in enumerate(_chunks(source, cipher.chunk)):
         yield cipher.encrypt(index, last, data)
 
 

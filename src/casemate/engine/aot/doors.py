@@ -21,6 +21,31 @@ from casemate.engine.kernels import compiled
 # By letter of DOORS: what it makes.
 _MADE: Final = {"f": torch.float32, "e": torch.float64, "q": torch.int64}
 _C: Final = {"f": "float", "e": "double", "q": "int64_t"}
+# What each tensor of a door must hold at least, in entries; a convolution's are as its shape says.
+_HOLDS: Final = {
+    "row_squares": ("a1 * a2",),
+    "gram_pair": ("a2 * a3 * a4", "a2 * a3 * a5"),
+    "formed_outer": ("a2 * a3 * a4", "a2 * a3 * a5"),
+    "formed_sum": ("a1 * a2 * a3",),
+    "embedding": ("a2 * a3", "a2 * a3 * a4"),
+    "weighted_sum": ("a1 * a2", "a1"),
+    "contract": ("a2 * a3", "a2 * a4", "a2 / a7", "a2 / a7"),
+    "embedding_add": ("a2 * a3", "a2 * a3 * a4", "a2", "a2"),
+    "channel_affine": ("a4 * a5 * a6", "a4 * a5 * a6", "a4 * a7", "a4 * a7"),
+    "token_affine": (*("a4 * a5 * a6",) * 2, *("a4 * (a7 > 0 ? a7 : a5)",) * 2),
+}
+# Of the results, in entries; rows of an embedding are bounded by what admission proved of indices.
+_MAKES: Final = {
+    "row_squares": ("a1",),
+    "gram_pair": ("a2", "a2"),
+    "formed_outer": ("a2 * a4 * a5",),
+    "formed_sum": ("a1 * a3",),
+    "embedding": ("a2", "a2"),
+    "weighted_sum": ("a2",),
+    "contract": ("a3 * a4",),
+    "channel_affine": ("a4 * a5", "a4 * a5"),
+    "token_affine": ("a4 * a6", "a4 * a6"),
+}
 # Doors that the loop around the step calls, not the step.
 _OUTSIDE: Final = ("accumulate", "finish")
 STEP: Final = {name: takes for name, (takes, _) in compiled.DOORS.items() if name not in _OUTSIDE}
@@ -121,19 +146,33 @@ def declaration(name: str) -> str:
     return f"AOTITorchError aoti_torch_cpu_norms_{name}({parameters})"
 
 
+def _result(name: str, kind: str) -> str:
+    return {"conv_contract": "q.weights()", "embedding_add": "0"}.get(name, f"q.result('{kind}')")
+
+
 def definition(name: str) -> str:
-    """C++ that makes the results and calls ``norms_NAME`` (runtime/tensors.cpp has the helpers)."""
+    """C++ that makes the results and calls ``norms_NAME``, once operands hold what it reads
+    (runtime/doors.cpp has the helpers)."""
     takes, status = compiled.DOORS[name]
-    lines, given, made = [], [], 0
+    lines, given, made, read = [], [], 0, 0
+    if "s" in takes:
+        lines.append("    const Window q = window_of(a2, n2, a0, a1);")
     for i, kind in enumerate(takes):
         if kind == "t":
-            given.append(f"data_of(a{i})")
+            holds = _HOLDS[name][read] if name in _HOLDS else None
+            got = f"operand(a{i}, {holds})" if holds else f"q.operand(a{i})"
+            lines.append(f"    const Operand t{i} = {got};")
+            given.append(f"t{i}")
+            read += 1
         elif kind in "ids":
             given.append(f"a{i}")
         else:
-            lines.append(f"    {_C[kind]}* o{i} = made<{_C[kind]}>(a{i}, n{i}, r{made});")
+            size = _MAKES[name][made] if name in _MAKES else _result(name, kind)
+            lines.append(f"    {_C[kind]} *o{i} = result<{_C[kind]}>(a{i}, n{i}, {size}, r{made});")
             given.append(f"o{i}")
             made += 1
+    if name == "embedding_add":
+        lines.append("    inside_table(t0, a2 * a3, a5, a4, (*r0)->count());")
     call = f"norms_{name}({', '.join(given)})"
     lines.append(f"    return {call} ? 1 : 0;" if status else f"    {call};\n    return 0;")
     return "\n".join([f"{declaration(name)} {{", *lines, "}"])

@@ -7,9 +7,9 @@ rows, grid, noise, update) is the runtime's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,51 +17,72 @@ from casemate.engine import batched
 from casemate.engine.aot import doors
 from casemate.engine.batched import Batched
 from casemate.engine.joint import SEED
-from casemate.spec.errors import UsageError
+
+Function: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """function: of the trained tensors, the rows' inputs and their weights (rows,), giving a sum
-    for each of ``sums``; inputs: examples of them in that order, by name. sums: of which trained
-    tensor each is, in order; grid: which of them are in grid steps (int64) already."""
+    """function: of ``inputs`` in order, gives a sum for each of ``sums``.
 
-    function: Any
+    inputs: examples by name: trained tensors, what else the model holds, the records' inputs, the
+    records' weights (rows,); ``trained`` and ``held`` are how many there are of the first two.
+    sums: which trained tensor each is of; float32, or int64 in grid steps. clip, grid: what it is
+    made for, in gradient units.
+    """
+
+    function: Function
     inputs: dict[str, torch.Tensor]
+    trained: int
+    held: int
     sums: tuple[int, ...]
+    rows: int
+    per_unit: int
+    clip: float
+    grid: float
 
 
-def of(path: Batched, bound: float) -> Step:
-    """The step of ``path``, whose ways are chosen, for one clip."""
-    runner = path.runner
+def of(path: Batched, clip: float, grid: float) -> Step:
+    """The step of ``path``, whose ways are chosen, for one clip and one grid."""
+    runner, source = path.runner, [*path.source, SEED]
     trained = [f"p{i}" for i in range(len(path.program.leaves))]
-    held = {n: t for n, t in runner.inputs.items() if n not in trained}
-    names = [*trained, *held, *path.source, SEED]
+    held = [name for name in runner.inputs if name not in trained]
+    names = [*trained, *held, *source]
     sums = tuple(i for i, at in enumerate(path._order) if at is not None)
-    forward = runner.function([*path.source, SEED], path.wanted)
+    forward = runner.function(source, path.wanted)
 
     def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         at = dict(zip(names, given, strict=True))
-        env: dict[str, Any] = {n: at[n] for n in (*trained, *held)}
+        env: dict[str, Any] = {name: at[name] for name in (*trained, *held)}
         for node in runner.weights:
             runner._store(node, env, runner.call(node, env, runner.rows))
-        records = [at[n] for n in (*path.source, SEED)]
-        made = forward(env, *records)
+        made = forward(env, *(at[name] for name in source))
         env |= dict(zip(path.wanted, made, strict=True))
         norms = [site.way.norm(env) for site in path.sites]
-        c, good = batched._factors(path.sites, norms, bound, path.shape.units)
-        return tuple(_sum(path, i, env, c, good) for i in sums)
+        c, good = batched._factors(path.sites, norms, clip, path.shape.units)
+        k = path.shape.per_unit
+        weights, keep = (t.repeat_interleave(k) if k > 1 else t for t in (c, good))
+        return tuple(_sum(path, i, env, weights, keep, 1.0 / grid) for i in sums)
 
-    inputs = {**{n: runner.inputs[n] for n in (*trained, *held)},
-              **{n: path._buffers[n] for n in path.source}, SEED: torch.ones(path.shape.rows)}
-    return Step(function, inputs, sums)
+    inputs = {name: runner.inputs[name] for name in (*trained, *held)}
+    inputs |= {name: path._buffers[name] for name in path.source}
+    inputs[SEED] = torch.ones(path.shape.rows)
+    shape = path.shape
+    return Step(
+        function, inputs, len(trained), len(held), sums, shape.rows, shape.per_unit, clip, grid
+    )
 
 
-def _sum(path: Batched, i: int, env: Any, c: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+def _sum(
+    path: Batched, i: int, env: Any, weights: torch.Tensor, keep: torch.Tensor, inverse: float
+) -> torch.Tensor:
     at = path._order[i]
     assert at is not None
-    sums = {n: total(env, c, good) for n, total in at.site.totals.items()}
-    sums = {**env, **sums}
+    if at.gradient in at.site.adds:
+        steps = torch.zeros(path.program.leaves[i].numel(), dtype=torch.int64)
+        at.site.adds[at.gradient](steps, 0, env, weights, keep, inverse)
+        return steps
+    sums = {**env, **{n: total(env, weights, keep) for n, total in at.site.totals.items()}}
     for node in at.tail:
         path.runner._store(node, sums, path.runner.call(node, sums, path.shape.rows))
     made: torch.Tensor = sums[at.gradient]
@@ -69,9 +90,8 @@ def _sum(path: Batched, i: int, env: Any, c: torch.Tensor, good: torch.Tensor) -
 
 
 def noted(step: Step) -> Any:
-    """The step as a graph module."""
+    """The step as a graph module of ATen's operations and the kernels' doors."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    examples = list(step.inputs.values())
     with doors.noted(), torch.no_grad():
-        return make_fx(step.function, tracing_mode="fake")(*examples)
+        return make_fx(step.function, tracing_mode="fake")(*step.inputs.values())

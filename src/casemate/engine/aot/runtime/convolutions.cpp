@@ -6,6 +6,15 @@
 
 namespace {
 
+// Of record, channel and three axes of space; axes of one entry continue the next.
+void strides_of(const Tensor *t, const i64 *space, i64 *to) {
+    const i64 lead = 5 - t->dims;
+    to[0] = t->strides[0];
+    to[1] = t->strides[1];
+    for (i64 d = 2; d >= 0; d--)
+        to[2 + d] = space[d] > 1 ? t->strides[2 + d - lead] : d < 2 ? to[3 + d] * space[d + 1] : 1;
+}
+
 // A convolution of x (b, C, *in) by w (O, C / groups, *kernel) to y (b, O, *out).
 Geometry window(const Tensor *x, const Tensor *w, const Tensor *y, const int64_t *stride,
                 const int64_t *padding, const int64_t *dilation, int64_t groups) {
@@ -34,15 +43,9 @@ Geometry window(const Tensor *x, const Tensor *w, const Tensor *y, const int64_t
     demand(q.b == y->sizes[0] && q.C % groups == 0 && q.O % groups == 0 && w->sizes[0] == q.O &&
                w->sizes[1] == q.C / groups,
            "convolution: operands that do not fit\n");
-    for (const auto &[t, s] : {std::pair{x, q.xs}, std::pair{y, q.gs}}) {
-        s[0] = t->strides[0];
-        s[1] = t->strides[1];
-        for (i64 d = 2; d >= 0; d--) {
-            const i64 size = t == x ? q.in[d] : q.out[d];
-            s[2 + d] = d >= lead ? t->strides[2 + d - lead] : s[3 + d] * 1;
-            if (size == 1) s[2 + d] = d < 2 ? s[3 + d] * (t == x ? q.in[d + 1] : q.out[d + 1]) : 1;
-        }
-    }
+    strides_of(x, q.in, q.xs);
+    strides_of(y, q.out, q.gs);
+    flatten(q);
     return q;
 }
 
@@ -132,7 +135,7 @@ void forward(const Geometry &q, const float *x, const float *columns, const floa
 
 bool apart(const Geometry &q) { return q.C == q.groups && q.O == q.groups && q.groups > 1; }
 
-void convolve(const Geometry &q, const float *x, const float *w, const float *bias, float *y) {
+void by_output(const Geometry &q, const float *x, const float *w, const float *bias, float *y) {
     const i64 ci = q.C / q.groups, o = q.O / q.groups, width = up(o, W), K = q.K();
     if (apart(q)) {
         float *plane = scratch[0].get<float>(q.reached()), *made = scratch[1].get<float>(q.T());
@@ -247,7 +250,7 @@ AOTITorchError aoti_torch_cpu_convolution(
         by_input(q, data_of<float>(x, F32), data_of<float>(w, F32), b, data_of<float>(y, F32));
     } else {
         const Geometry q = window(x, w, y, stride, padding, dilation, groups);
-        convolve(q, data_of<float>(x, F32), data_of<float>(w, F32), b, data_of<float>(y, F32));
+        by_output(q, data_of<float>(x, F32), data_of<float>(w, F32), b, data_of<float>(y, F32));
     }
     return 0;
 }
@@ -262,7 +265,7 @@ AOTITorchError aoti_torch_cpu_convolution_backward(
     Tensor *to = *made = dense(x->dims, x->sizes, F32);
     if (transposed) {
         const Geometry q = window(g, w, to, stride, padding, dilation, groups);
-        convolve(q, data_of<float>(g, F32), data_of<float>(w, F32), nullptr, data_of<float>(to, F32));
+        by_output(q, data_of<float>(g, F32), data_of<float>(w, F32), nullptr, data_of<float>(to, F32));
     } else {
         const Geometry q = window(to, w, g, stride, padding, dilation, groups);
         by_input(q, data_of<float>(g, F32), data_of<float>(w, F32), nullptr, data_of<float>(to, F32));

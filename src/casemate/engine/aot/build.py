@@ -1,0 +1,211 @@
+"""From a step to an artifact: one static executable with the step, our runtime, and nothing else.
+
+torch's AOTInductor makes C++ of the step (scalar loops, no library of torch's); the runtime
+(``runtime/*.cpp``) has the symbols that it asks for, the kernels of ``engine/native``, and the
+training loop. Whatever else the generated code asks for fails the build by name (:data:`ALLOWED`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from casemate.engine import compiled, native
+from casemate.engine.aot import doors
+from casemate.engine.aot.step import Step, noted
+from casemate.spec.errors import ModelError
+
+_HERE: Final = Path(__file__).parent / "runtime"
+_NATIVE: Final = Path(native.__file__).parent
+# As the helpers are built (engine/native), for this CPU; never -ffast-math.
+FLAGS: Final = (
+    *("-O3", "-march=native", "-std=gnu++20", "-fPIE", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fno-plt", "-DNDEBUG", "-pipe"),
+)
+LINK: Final = ("-static-pie", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now")
+_SETTINGS: Final = {
+    "aot_inductor.package_cpp_only": True,
+    "aot_inductor.package": True,
+    "aot_inductor.link_libtorch": False,
+    "aot_inductor.model_name_for_generated_files": "step",
+    "aot_inductor.precompile_headers": False,
+    "layout_optimization": False,
+    "cpp.threads": 1,
+    # Scalar code: a libm call is the same for every entry, and what a compiler makes vectors of is
+    # one operation of IEEE 754, so no entry's bits depend on its place (P13).
+    "cpp.simdlen": 1,
+    "cpp.enable_floating_point_contract_flag": "off",
+    "cpp.enable_unsafe_math_opt_flag": False,
+    "compile_threads": 1,
+    "freezing": False,
+    "max_autotune": False,
+    "fx_graph_cache": False,
+    "size_asserts": False,
+}
+
+
+# What generated code may ask for beside the runtime's symbols: of the C and C++ libraries, nothing
+# that opens, starts or connects anything.
+_ALLOWED: Final = re.compile(
+    r"(_Z|__cxa_|__gxx_|_Unwind_|__dso_handle|__libc_single_threaded|_GLOBAL_OFFSET_TABLE_"
+    r"|pthread_(mutex|rwlock|cond)_|str(chr|cmp|len|tol)$|mem(cmp|cpy|move|set)$"
+    r"|(m|c|re)alloc$|free$|getenv$|__errno_location$|__dynamic_cast$|nextafterf?$"
+    r"|(exp|exp2|expm1|log|log1p|log2|log10|tanh|sinh|cosh|tan|sin|cos|atan|atan2|asin|acos|erf|erfc"
+    r"|lgamma|pow|sqrt|rsqrt|floor|ceil|trunc|rint|nearbyint|round|fabs|fmod|hypot|copysign|fmax"
+    r"|fmin)f?$)"
+)
+# But of the C++ library's own no file, thread or process.
+_NEVER: Final = re.compile(r"filesystem|fstream|St6thread|_IO_FILE|dlopen")
+_TYPES: Final = {
+    torch.uint8: 0, torch.int8: 1, torch.int32: 3, torch.int64: 4, torch.float32: 6,
+    torch.float64: 7, torch.bool: 11,
+}  # fmt: skip
+_SECONDS: Final = 900
+
+
+def refuse(message: str, mend: str = "Train it with the runtime `engine`.") -> ModelError:
+    return ModelError("model.native", message, mend=mend)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """``program``: a static executable. ``digest``: its SHA-256, hex."""
+
+    program: bytes
+    step: Step
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.program).hexdigest()
+
+
+def generated(step: Step) -> tuple[str, list[str], list[torch.Tensor]]:
+    """The step in C++ by AOTInductor, the same bytes for the same step; the kernels that it calls
+    by door's name; its results, without their values."""
+    from torch._inductor import aot_compile
+
+    graph = noted(step)
+    (results,) = (n.args[0] for n in graph.graph.nodes if n.op == "output")
+    used = {n.target for n in graph.graph.nodes if n.op == "call_function"}
+    shims = {op: [doors.declaration(name)] for name, op in doors.operations().items() if op in used}
+    names = [name for name, op in doors.operations().items() if op in used]
+    with compiled._settings(), tempfile.TemporaryDirectory(prefix="casemate-") as folder:
+        settings = {
+            **_SETTINGS, "aot_inductor.output_path": f"{folder}/made",
+            "aot_inductor.custom_ops_to_c_shims": shims,
+        }  # fmt: skip
+        with torch.no_grad():
+            aot_compile(graph, tuple(step.inputs.values()), options=settings)
+        (wrapper,) = Path(folder).rglob("step.wrapper.cpp")
+        text = wrapper.read_text()
+    return _COMMENT.sub("", text), names, [n.meta["val"] for n in results]
+
+
+# Comments hold paths.
+_COMMENT: Final = re.compile(r"^\s*//.*\n", re.MULTILINE)
+
+
+def table(step: Step, results: Sequence[torch.Tensor]) -> str:
+    """What the runtime is told of a step."""
+    inputs = list(step.inputs.values())
+    leaves = [inputs[i].numel() for i in range(step.trained)]
+
+    def entry(t: torch.Tensor) -> str:
+        sizes, strides = (",".join(map(str, x)) for x in (t.shape, t.stride()))
+        return f"{{{_TYPES[t.dtype]}, {t.dim()}, {{{sizes}}}, {{{strides}}}}}"
+
+    sums = [f"{{{i}, {t.numel()}, {_TYPES[t.dtype]}}}" for i, t in zip(step.sums, results, strict=True)]
+    offsets = [0, *itertools.accumulate(leaves)]
+    first = step.trained + step.held
+    return f"""
+struct Input {{ int32_t type; int64_t dims, sizes[8], strides[8]; }};
+struct Sum {{ int64_t tensor, entries; int32_t type; }};
+constexpr Input INPUTS[] = {{{", ".join(map(entry, inputs))}}};
+constexpr Sum SUMS[] = {{{", ".join(sums)}}};
+constexpr int64_t OFFSETS[] = {{{", ".join(map(str, offsets))}}};
+constexpr int64_t INPUT_COUNT = {len(inputs)}, SUM_COUNT = {len(sums)};
+constexpr int64_t TRAINED_COUNT = {step.trained}, DATA_FIRST = {first};
+constexpr int64_t DATA_COUNT = {len(inputs) - first - 1}, DIMENSION = {offsets[-1]};
+constexpr int64_t BATCH = {step.rows}, PER_UNIT = {step.per_unit}, UNITS = BATCH / PER_UNIT;
+constexpr double CLIP = {step.clip.hex()}, GRID = {step.grid.hex()};
+"""
+
+
+def runtime(step: Step, names: Sequence[str], results: Sequence[torch.Tensor]) -> str:
+    """The runtime's source for a step."""
+    text = (_HERE / "main.cpp").read_text()
+    text = re.sub(
+        r'#include "(\w+\.cpp)"\n', lambda found: (_HERE / found[1]).read_text(), text
+    )
+    made = {
+        "TABLE": table(step, results),
+        "NORMS": native._source("norms").decode(),
+        "DOORS": 'extern "C" {\n' + "\n".join(map(doors.definition, names)) + "\n}\n",
+    }
+    for name, source in made.items():
+        text = text.replace(f"// {name}\n", source)
+    return text
+
+
+def build(step: Step) -> Artifact:
+    """Raises ``ModelError`` ``model.native`` for a step that cannot be compiled so, naming what is
+    in the way; ``UsageError`` where there is no compiler."""
+    text, names, results = generated(step)
+    include = Path(torch.__file__).parent / "include"
+    headers = [f"-I{include}", f"-I{include}/torch/csrc/api/include"]
+    headers += ["-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER"]
+    sources = {
+        "step": (text, ("-ffp-contract=off", *headers)),
+        "runtime": (runtime(step, names, results), headers),
+        "noise": (native._source("noise").decode(), ()),
+    }
+    with tempfile.TemporaryDirectory(prefix="casemate-") as folder:
+        for name, (source, more) in sources.items():
+            _compile(folder, [*FLAGS, *more, "-x", "c++", "-", "-c", "-o", f"{name}.o"], source)
+        check_symbols(_undefined(folder, "step.o"), _defined(folder, "runtime.o"))
+        _compile(folder, [*LINK, *(f"{name}.o" for name in sources), "-lquadmath", "-o", "made"], "")
+        return Artifact(Path(folder, "made").read_bytes(), step)
+
+
+def check_symbols(wanted: Sequence[str], have: Sequence[str]) -> None:
+    """Raises ``ModelError`` ``model.native`` for a symbol that generated code may not ask for."""
+    for name in sorted(set(wanted) - set(have)):
+        if not _ALLOWED.match(name) or _NEVER.search(name):
+            raise refuse(f"The compiled step asks for {name!r}, which the runtime does not have.")
+
+
+def _compile(folder: str, arguments: Sequence[str], source: str) -> None:
+    command = [*native._compiler(), *arguments]
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TMPDIR": folder}
+    done = subprocess.run(
+        command, input=source.encode(), cwd=folder, env=environment, capture_output=True,
+        check=False, timeout=_SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        told = done.stderr.decode(errors="replace")[-2000:]
+        raise refuse(f"The compiler refused the step: {told}")
+
+
+def _symbols(folder: str, file: str, which: str) -> list[str]:
+    done = subprocess.run(
+        ["nm", which, "-P", file], cwd=folder, capture_output=True, check=True, text=True
+    )
+    return [line.split()[0] for line in done.stdout.splitlines() if line]
+
+
+def _undefined(folder: str, file: str) -> list[str]:
+    return _symbols(folder, file, "-u")
+
+
+def _defined(folder: str, file: str) -> list[str]:
+    return _symbols(folder, file, "--defined-only")

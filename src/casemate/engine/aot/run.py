@@ -1,0 +1,133 @@
+"""A run of an artifact: what it is given and what it gives (``runtime/loop.cpp``)."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from casemate.engine import keystream, noise, optim, sampling
+from casemate.engine.aot.build import Artifact, refuse
+from casemate.engine.rows import Rows
+from casemate.engine.train import slots
+from casemate.seal import stream
+from casemate.spec.job import Adam, Plan, Sgd, TrainSpec
+
+_JOB: Final = struct.Struct("<8s5Q2Q2Q2Q11d32s32s32s32s8s")
+_RESULT: Final = struct.Struct("<8sQd")
+MAGIC: Final = b"CMNAT01\n"
+MADE: Final = b"CMNRES1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """weights: all trained tensors one after another, float32 (d,), or their average. steps: taken
+    before the budget's stop. epsilon: by the runtime's own account."""
+
+    weights: torch.Tensor
+    steps: int
+    epsilon: float
+
+
+def packed_rows(rows: Rows, names: list[str]) -> Iterator[bytes]:
+    """``rows`` as the runtime reads them, with the inputs ``names`` in order."""
+    yield np.asarray(rows.starts, dtype="<u8").tobytes()
+    order = torch.from_numpy(rows.order)
+    valid = rows.valid[rows.order].astype(np.uint8)
+    yield valid.tobytes() + bytes(-len(valid) % 8)
+    yield b"".join(rows.filler_of(name).contiguous().numpy().tobytes() for name in names)
+    many = 4096
+    for first in range(0, len(order), many):
+        at = order[first : first + many]
+        parts = [
+            rows.inputs[name][at].contiguous().numpy().reshape(len(at), -1).view(np.uint8)
+            for name in names
+        ]
+        yield np.concatenate([p.reshape(len(at), -1) for p in parts], axis=1).tobytes()
+
+
+def job(
+    artifact: Artifact,
+    plan: Plan,
+    train: TrainSpec,
+    rows: Rows,
+    names: list[str],
+    tensors: Mapping[str, torch.Tensor],
+    key: bytes,
+    epsilon: float,
+    delta: float,
+    processes: int = 1,
+) -> Iterator[bytes]:
+    """The bytes that an artifact trains by, with the rows sealed under a key of their own.
+
+    names: the inputs of rows, in the step's order. tensors: the step's trained and held ones by
+    name. key: the run's, 32 bytes. epsilon, delta: past which no step is taken.
+    """
+    step, spec = artifact.step, train.optimizer
+    if (plan.clip, plan.grid, plan.clipping) != (step.clip, step.grid, "flat") or not plan.private:
+        raise refuse("The plan's clip is not the artifact's.")
+    adam = isinstance(spec, Adam)
+    flags = int(isinstance(spec, Sgd) and spec.nesterov)
+    flags |= 2 * int(isinstance(spec, Adam) and spec.decoupled)
+    rows_key, header = os.urandom(stream.KEY_BYTES), stream.new_header()
+    opened = stream.opening(rows_key, header)
+    size = 8 * (rows.units + 1) + -(-len(rows.order) // 8) * 8
+    size += (len(rows.order) + 1) * sum(rows.filler_of(n).nbytes for n in names)
+    limit = sampling.threshold(plan.rate)
+    momentum = spec.momentum if isinstance(spec, Sgd) else 0.0
+    betas = (spec.beta1, spec.beta2, spec.eps) if isinstance(spec, Adam) else (0.0, 0.0, 0.0)
+    yield _JOB.pack(
+        MAGIC, plan.steps, plan.units, slots(plan), len(rows.order), processes,
+        min(limit, 2**64 - 1), int(limit == 2**64), int(adam), flags, stream.CHUNK, size,
+        plan.rate, plan.sigma, plan.normaliser, delta, epsilon,
+        momentum, *betas, spec.weight_decay, train.ema or 0.0,
+        keystream.subkey(key, sampling.PURPOSE), keystream.subkey(key, noise.PURPOSE),
+        keystream.subkey(key, noise.MORE), *opened,
+    )  # fmt: skip
+    rates = [spec.lr * optim.factor(train.schedule, i, plan.steps) for i in range(plan.steps)]
+    yield np.asarray(rates, dtype="<f8").tobytes()
+    for name in list(step.inputs)[: step.trained + step.held]:
+        yield memory(tensors[name])
+    sealed = stream.encrypt_with(rows_key, header, packed_rows(rows, names))
+    yield from sealed
+
+
+def memory(t: torch.Tensor) -> bytes:
+    """A tensor's entries as they lie in memory, gaps and all."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return bytes(t.detach().as_strided((extent,), (1,)).numpy().view(np.uint8).data)
+
+
+def run(artifact: Artifact, given: Iterator[bytes]) -> Trained:
+    """Run it in a process of its own; ``ModelError`` ``model.native`` where it stops early."""
+    program = os.memfd_create("step", os.MFD_CLOEXEC)
+    try:
+        os.write(program, artifact.program)
+        process = subprocess.Popen(
+            [f"/proc/self/fd/{program}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={}, cwd="/", pass_fds=[program],
+        )  # fmt: skip
+    finally:
+        os.close(program)
+    assert process.stdin and process.stdout and process.stderr
+    try:
+        for part in given:
+            process.stdin.write(part)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass
+    made = process.stdout.read()
+    told = process.stderr.read().decode(errors="replace")
+    if process.wait() or len(made) < _RESULT.size:
+        raise refuse(f"The native step ended with status {process.returncode}: {told.strip()}")
+    magic, steps, epsilon = _RESULT.unpack(made[: _RESULT.size])
+    if magic != MADE:
+        raise refuse("The native step gave no result of this form.")
+    weights = torch.frombuffer(bytearray(made[_RESULT.size :]), dtype=torch.float32)
+    return Trained(weights, steps, epsilon)
