@@ -30,7 +30,7 @@ _NATIVE: Final = Path(native.__file__).parent
 # As the helpers are built (engine/native), for this CPU; never -ffast-math.
 FLAGS: Final = (
     *("-O3", "-march=native", "-std=gnu++20", "-fPIE", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fno-plt", "-DNDEBUG", "-pipe"),
+    *("-fno-plt", "-ffunction-sections", "-fdata-sections", "-DNDEBUG", "-pipe"),
 )
 LINK: Final = ("-static-pie", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now")
 _SETTINGS: Final = {
