@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "identity": ("casemate.cli.identity:identity", "Make and show one's keys."),
     "job": ("casemate.cli.job:job", "Quote, submit, approve and watch jobs."),
     "model": ("casemate.cli.model:model", "Check and pack a model on this machine."),
+    "native": ("casemate.cli.native:native", "A job's private step as one small program."),
     "receipt": ("casemate.cli.receipt:receipt", "Verify and read receipts offline."),
     "serve": ("casemate.cli.serve:serve", "Run a server (operator)."),
     "state": ("casemate.cli.state:state", "Back up, upgrade and recover a state (operator)."),

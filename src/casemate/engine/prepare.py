@@ -124,16 +124,16 @@ def prepare(
     weights = weights_of(view)
     check_generator(train, units, checked.dimension)
     program = Program(graph, weights)
-    samples = _samples(program, schemas, inputs) | draws.samples(program.random, _PROBES)
-    probe(program, samples)
+    made_up = samples(program, schemas, inputs) | draws.samples(program.random, _PROBES)
+    probe(program, made_up)
     rows = sum(s.rows for s in schemas)
     each = per_unit * train.views.count
-    frontier = program.prefix({k: v[:1] for k, v in samples.items()})
+    frontier = program.prefix({k: v[:1] for k, v in made_up.items()})
     kept_bytes = (rows + 1) * sum(v.numel() * v.element_size() for v in frontier[: program.lasting])
     # A prefix that is kept is of the row as it is, not of a view.
     worth = program.has_prefix and rows <= train.steps * train.batch_size * each
     worth = worth and not train.views.transforms
-    asked = _Asked(program, samples, train, units, each, worth, kept_bytes, row_bytes, memory_bytes)
+    asked = _Asked(program, made_up, train, units, each, worth, kept_bytes, row_bytes, memory_bytes)
     took, why = _by_graph(asked, checked, compiling, begun) if path != "record" else (None, ())
     if took is None:
         took = _by_record(asked, checked, why)
@@ -305,15 +305,18 @@ def check_generator(train: TrainSpec, units: int, dimension: int) -> None:
         )
 
 
-def _samples(
-    program: Program, schemas: Sequence[DatasetSchema], inputs: Sequence[InputBinding]
+def samples(
+    program: Program,
+    schemas: Sequence[DatasetSchema],
+    inputs: Sequence[InputBinding],
+    count: int = _PROBES,
 ) -> dict[str, torch.Tensor]:
-    """Synthetic rows within the first schema's bounds."""
+    """So many synthetic rows within the first schema's bounds."""
     rng = np.random.default_rng(0)  # tests kernels, guards nothing
     out = {}
     for spec in (s for s in program.data if s.kind == "data"):
         columns = bound_columns(schemas[0], spec, inputs)
-        out[spec.name] = torch.cat([synthetic(columns, rng) for _ in range(_PROBES)])
+        out[spec.name] = torch.cat([synthetic(columns, rng) for _ in range(count)])
     return out
 
 

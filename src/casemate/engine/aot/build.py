@@ -32,7 +32,13 @@ FLAGS: Final = (
     *("-O3", "-march=native", "-std=gnu++20", "-fPIE", "-fno-math-errno", "-fno-trapping-math"),
     *("-fno-plt", "-ffunction-sections", "-fdata-sections", "-DNDEBUG", "-pipe"),
 )
-LINK: Final = ("-static-pie", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now")
+LINK: Final = (
+    "-static-pie",
+    "-s",
+    "-Wl,--gc-sections",
+    "-Wl,--build-id=none",
+    "-Wl,-z,relro,-z,now",
+)
 _SETTINGS: Final = {
     "aot_inductor.package_cpp_only": True,
     "aot_inductor.package": True,
@@ -99,15 +105,18 @@ def generated(step: Step) -> tuple[str, list[str], list[torch.Tensor]]:
     used = {n.target for n in graph.graph.nodes if n.op == "call_function"}
     shims = {op: [doors.declaration(name)] for name, op in doors.operations().items() if op in used}
     names = [name for name, op in doors.operations().items() if op in used]
-    with compiled._settings(), tempfile.TemporaryDirectory(prefix="casemate-") as folder:
-        settings = {
-            **_SETTINGS, "aot_inductor.output_path": f"{folder}/made",
-            "aot_inductor.custom_ops_to_c_shims": shims,
-        }  # fmt: skip
-        with torch.no_grad():
-            aot_compile(graph, tuple(step.inputs.values()), options=settings)
-        (wrapper,) = Path(folder).rglob("step.wrapper.cpp")
-        text = wrapper.read_text()
+    # What inductor makes of a graph that it sees for the first time in a process is not what it
+    # makes of it ever after: the second is taken.
+    for one in (graph, noted(step)):
+        with compiled._settings(), tempfile.TemporaryDirectory(prefix="casemate-") as folder:
+            settings = {
+                **_SETTINGS, "aot_inductor.output_path": f"{folder}/made",
+                "aot_inductor.custom_ops_to_c_shims": shims,
+            }  # fmt: skip
+            with torch.no_grad():
+                aot_compile(one, tuple(step.inputs.values()), options=settings)
+            (wrapper,) = Path(folder).rglob("step.wrapper.cpp")
+            text = wrapper.read_text()
     return _COMMENT.sub("", text), names, [n.meta["val"] for n in results]
 
 
@@ -124,7 +133,9 @@ def table(step: Step, results: Sequence[torch.Tensor]) -> str:
         sizes, strides = (",".join(map(str, x)) for x in (t.shape, t.stride()))
         return f"{{{_TYPES[t.dtype]}, {t.dim()}, {{{sizes}}}, {{{strides}}}}}"
 
-    sums = [f"{{{i}, {t.numel()}, {_TYPES[t.dtype]}}}" for i, t in zip(step.sums, results, strict=True)]
+    sums = [
+        f"{{{i}, {t.numel()}, {_TYPES[t.dtype]}}}" for i, t in zip(step.sums, results, strict=True)
+    ]
     offsets = [0, *itertools.accumulate(leaves)]
     first = step.trained + step.held
     return f"""
@@ -144,9 +155,7 @@ constexpr double CLIP = {step.clip.hex()}, GRID = {step.grid.hex()};
 def runtime(step: Step, names: Sequence[str], results: Sequence[torch.Tensor]) -> str:
     """The runtime's source for a step."""
     text = (_HERE / "main.cpp").read_text()
-    text = re.sub(
-        r'#include "(\w+\.cpp)"\n', lambda found: (_HERE / found[1]).read_text(), text
-    )
+    text = re.sub(r'#include "(\w+\.cpp)"\n', lambda found: (_HERE / found[1]).read_text(), text)
     made = {
         "TABLE": table(step, results),
         "NORMS": native._source("norms").decode(),
@@ -173,7 +182,9 @@ def build(step: Step) -> Artifact:
         for name, (source, more) in sources.items():
             _compile(folder, [*FLAGS, *more, "-x", "c++", "-", "-c", "-o", f"{name}.o"], source)
         check_symbols(_undefined(folder, "step.o"), _defined(folder, "runtime.o"))
-        _compile(folder, [*LINK, *(f"{name}.o" for name in sources), "-lquadmath", "-o", "made"], "")
+        _compile(
+            folder, [*LINK, *(f"{name}.o" for name in sources), "-lquadmath", "-o", "made"], ""
+        )
         return Artifact(Path(folder, "made").read_bytes(), step)
 
 

@@ -61,7 +61,7 @@ def _schema(name: str, takes: str) -> str:
 @functools.cache
 def operations() -> dict[str, Any]:
     """The operations by door's name, registered once."""
-    library = torch.library.Library("casemate", "DEF")  # noqa: TOR901
+    library: Any = torch.library.Library("casemate", "DEF")  # type: ignore[no-untyped-call]
     _kept.append(library)
     for name, takes in STEP.items():
         library.define(_schema(name, takes), tags=(torch.Tag.needs_exact_strides,))
@@ -84,7 +84,8 @@ def _shapes(takes: str, *given: Any, device: str = "meta") -> Any:
 
 def _compute(name: str, takes: str, *given: Any) -> Any:
     """The operation on tensors of the CPU: what the compiled step does."""
-    made, filled = [], []
+    made: list[torch.Tensor] = []
+    filled: list[Any] = []
     for kind, a in zip(takes, given, strict=True):
         if kind in _MADE:
             made.append(torch.zeros(a if a is not None else [0], dtype=_MADE[kind]))

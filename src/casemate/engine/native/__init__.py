@@ -73,6 +73,17 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, f"{type(e).__name__}: {e}"
 
 
+def version() -> str:
+    """What the compiler says of itself; ``FileNotFoundError`` where there is none."""
+    with tempfile.TemporaryDirectory(prefix="casemate-") as scratch:
+        return _run([*_compiler(), "--version"], b"", scratch).decode(errors="replace")
+
+
+def cpu_digest() -> str:
+    """SHA-256 of what ``-march=native`` looks at, hex."""
+    return hashlib.sha256(_cpu().encode()).hexdigest()
+
+
 def _source(name: str) -> bytes:
     """The helper's file, with its parts in their places."""
     whole = (_SOURCES / f"{name}.cpp").read_bytes()

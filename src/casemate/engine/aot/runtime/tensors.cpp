@@ -201,6 +201,10 @@ AOTITorchError aoti_torch_get_strides(AtenTensorHandle t, int64_t **strides) {
     *strides = t->strides;
     return 0;
 }
+AOTITorchError aoti_torch_get_dim(AtenTensorHandle t, int64_t *dims) {
+    *dims = t->dims;
+    return 0;
+}
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle t, int32_t *type) {
     *type = t->type;
     return 0;

@@ -1,0 +1,125 @@
+"""A quoted job's native step: from the packed model and the plan to an accepted artifact."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from casemate.engine import batched, native, prepare, select
+from casemate.engine.aot import build, check, step
+from casemate.engine.aot.build import Artifact, refuse
+from casemate.engine.batched import Batched
+from casemate.engine.program import Program
+from casemate.engine.rows import Rows
+from casemate.engine.sites import Shape
+from casemate.graph import check as graph_check
+from casemate.graph import pack
+from casemate.spec.data import DatasetSchema
+from casemate.spec.job import Dp, InputBinding, Plan, TrainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An accepted artifact and what it was made of.
+
+    ways: by trained tensor with a gradient, how its norms are had: with these the same inputs give
+    the same bytes. agreement: with the engine.
+    """
+
+    artifact: Artifact
+    ways: tuple[str, ...]
+    agreement: check.Agreement
+
+    def manifest(self, plan: Plan) -> dict[str, object]:
+        """What an artifact is remade from, beside the packed model."""
+        made = self.artifact.step
+        return {
+            "artifact": self.artifact.digest,
+            "bytes": len(self.artifact.program),
+            "model": plan.model_digest,
+            "clip": made.clip,
+            "grid": made.grid,
+            "rows": made.rows,
+            "rows_per_unit": made.per_unit,
+            "ways": list(self.ways),
+            "torch": torch.__version__,
+            "compiler": compiler(),
+            "cpu": native.cpu_digest(),
+            "machine": platform.machine(),
+            "differs": self.agreement.median,
+        }
+
+
+def compiler() -> str:
+    """The compiler's name and version, a line."""
+    return native.version().splitlines()[0]
+
+
+def make(
+    packed: bytes,
+    plan: Plan,
+    train: TrainSpec,
+    schemas: Sequence[DatasetSchema],
+    inputs: Sequence[InputBinding],
+    ways: Sequence[str] | None = None,
+) -> Made:
+    """Compile the step of ``plan`` and try it (:func:`casemate.engine.aot.check.accept`).
+
+    ways: as of a :class:`Made`, to make the same again; ``None``: as the engine chooses by timing.
+    Raises ``ModelError``: as admission does, or ``model.native`` for what only the engine can run.
+    """
+    asked = train.privacy
+    if not isinstance(asked, Dp) or asked.clipping != "flat":
+        raise refuse("A native step is private, and clips each unit once (flat).")
+    if train.views.count > 1 or train.views.transforms:
+        raise refuse("A native step has no views.")
+    path, rows = _path(packed, plan, schemas, inputs)
+    records = {name: t[: path.shape.rows] for name, t in rows.inputs.items()}
+    with torch.inference_mode():
+        path.settle(records, last=False)
+        path.choose(path.operands_of(records), select.FORMED_BYTES)
+    if ways is not None:
+        _take(path, ways)
+    taken = tuple(site.way.name for site in path.sites)
+    if "loop" in taken:
+        tensor = path.program.trained[taken.index("loop")].tensor
+        raise refuse(f"The gradient of {tensor!r} is had one record at a time.")
+    artifact = build.build(step.of(path, plan.clip, plan.grid))
+    return Made(artifact, taken, check.accept(artifact, path, rows))
+
+
+def _path(
+    packed: bytes, plan: Plan, schemas: Sequence[DatasetSchema], inputs: Sequence[InputBinding]
+) -> tuple[Batched, Rows]:
+    """The path ``graph`` at the plan's microbatch, and made-up units to try it on."""
+    graph, view = pack.unpack(packed)
+    bounds = graph_check.known_bounds(graph, view, inputs, schemas)
+    checked = graph_check.check(graph, {n: info for n, (info, _) in view.items()}, bounds=bounds)
+    program = Program(graph, prepare.weights_of(view))
+    if program.random:
+        raise refuse("A native step has no random inputs (dropout).")
+    k = max(schema.rows_per_unit for schema in schemas)
+    shape = Shape(plan.microbatch * k, k)
+    samples = prepare.samples(program, schemas, inputs, max(2 * shape.rows, 3))
+    path = batched.build(program, checked, samples, shape, keep=False)
+    return path, _units(samples, k)
+
+
+def _units(samples: Mapping[str, torch.Tensor], k: int) -> Rows:
+    count = len(next(iter(samples.values())))
+    return Rows(
+        dict(samples), np.ones(count, dtype=bool), np.arange(count),
+        np.arange(0, count + 1, k), k, {name: t[:1] for name, t in samples.items()},
+    )  # fmt: skip
+
+
+def _take(path: Batched, ways: Sequence[str]) -> None:
+    found = [{w.name: w for w in site.ways} for site in path.sites]
+    if len(ways) != len(found) or any(w not in by for w, by in zip(ways, found, strict=True)):
+        raise refuse("The ways are not of this model.", mend="Build it without a manifest.")
+    for site, name, by in zip(path.sites, ways, found, strict=True):
+        site.settle(by[name])

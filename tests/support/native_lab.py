@@ -1,0 +1,119 @@
+"""Artifacts of small models, built once for the tests that share them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from casemate.engine.aot import build, check, run, step
+from casemate.engine.rows import Rows
+from casemate.spec.job import Adam, Dp, DpEvent, Plan, Sgd, TrainSpec
+from support.batched_lab import Lab, lab
+
+CLIP, GRID = 0.5, 2.0**-24
+
+
+class Images(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.point = nn.Conv2d(8, 12, 1)
+        self.head = nn.Linear(12 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.nn.functional.silu(self.point(self.depth(x)))
+        return self.head(x.flatten(1))
+
+
+class Texts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 16)
+        self.places = nn.Embedding(6, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.head(self.layer(x).mean(1))
+
+
+def images(n: int) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {"x": torch.randn(n, 3, 8, 8), "target": torch.randint(4, (n,))}
+
+
+def texts(n: int) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return {"ids": torch.randint(40, (n, 6)), "target": torch.randint(3, (n,))}
+
+
+KINDS = {"images": (Images, images, 1), "texts": (Texts, texts, 2)}
+
+
+@dataclass(frozen=True)
+class Built:
+    lab: Lab
+    artifact: build.Artifact
+    rows: Rows
+
+    @property
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.lab.program.data]
+
+
+@functools.cache
+def built(kind: str) -> Built:
+    model, data, k = KINDS[kind]
+    torch.manual_seed(0)
+    made = lab(model(), data, rows=16, per_unit=k, last=False)
+    artifact = build.build(step.of(made.path, CLIP, GRID))
+    more = data(48)
+    starts = np.arange(0, 49, k)
+    filler = {spec.name: more[spec.name][:1] for spec in made.program.data}
+    inputs = {spec.name: more[spec.name] for spec in made.program.data}
+    rows = Rows(inputs, np.ones(48, bool), np.arange(48), starts, k, filler)
+    return Built(made, artifact, rows)
+
+
+def plan(of: Built, **changed: Any) -> Plan:
+    """Of three steps at rate 0.4, with noise that hides nothing."""
+    units, step_ = of.rows.units, of.artifact.step
+    each = step_.rows // step_.per_unit
+    made = Plan(
+        request_digest="0" * 64, model_digest="0" * 64, private=True, units=units, rate=0.4,
+        steps=3, clip=CLIP, normaliser=8.0, sensitivity=CLIP, noise_multiplier=1.0,
+        sigma=1.1 * CLIP, grid=GRID, microbatch=each, microbatches=-(-units // each),
+        events=(DpEvent(rate=0.4, noise_multiplier=1.0, steps=3),), delta_truncation=0.0,
+        delta_sampler=0.0,
+    )  # fmt: skip
+    return replace(made, **changed)
+
+
+def spec(optimizer: Sgd | Adam, ema: float = 0.0) -> TrainSpec:
+    dp = Dp(epsilon=1.0, delta=1e-5, clip=CLIP)
+    return TrainSpec(batch_size=8, steps=3, privacy=dp, optimizer=optimizer, ema=ema)
+
+
+def job(of: Built, plan_: Plan, train: TrainSpec, rows: Rows | None = None, key: bytes = bytes(32),
+        epsilon: float = 1e9, delta: float = 1e-5, processes: int = 1) -> bytes:  # fmt: skip
+    tensors = of.lab.path.runner.inputs
+    return b"".join(
+        run.job(of.artifact, plan_, train, rows or of.rows, of.names, tensors, key, epsilon,
+                delta, processes)
+    )  # fmt: skip
+
+
+def trained(of: Built, *args: Any, **kwargs: Any) -> run.Trained:
+    return run.run(of.artifact, iter([job(of, *args, **kwargs)]))
+
+
+__all__ = ["CLIP", "GRID", "Built", "built", "check", "job", "plan", "spec", "trained"]
