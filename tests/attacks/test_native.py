@@ -36,7 +36,8 @@ def job_with(of: lab.Built, **fields: object) -> bytes:
     """A job whose header says something else at these places."""
     names = [
         "magic", "steps", "units", "slots", "rows", "processes", "threshold", "all", "adam",
-        "flags", "chunk", "rows_bytes", "rate", "sigma", "normaliser", "delta", "epsilon", "momentum",
+        "flags", "chunk", "rows_bytes", "rate", "sigma", "normaliser", "delta", "epsilon",
+        "momentum",
         "beta1", "beta2", "eps", "decay", "average", "sampling", "noise", "more", "rows_key",
         "rows_prefix",
     ]  # fmt: skip
