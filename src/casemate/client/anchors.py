@@ -8,6 +8,7 @@ against an anchor, :func:`post` adds a log's newest checkpoint to an anchor's fi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -256,11 +257,19 @@ def post(path: Path, seen: Seen, mirror: Mirror) -> tuple[Anchor, bool]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """What stands in the file stays where it is, whoever reads it meanwhile."""
+    """All of ``data`` behind what stands in the file, or nothing; what stands there stays."""
     try:
-        with path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            before = os.fstat(fd).st_size
+            try:
+                if os.write(fd, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, before)
+                raise
+        finally:
+            os.close(fd)
     except OSError as e:
         raise _file(path, f"cannot be written: {e.strerror}") from None

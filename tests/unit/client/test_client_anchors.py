@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 
 import pytest
@@ -262,6 +264,30 @@ def test_a_file_that_cannot_be_had_or_written_is_named(public, mirror, tmp_path)
     public.pad(2)
     mirror.extend(public.public, public.file)
     assert refused(anchors.post, tmp_path / "no" / "a", seen(mirror), mirror) == "usage.file"
+
+
+@pytest.mark.parametrize("fault", ["sync", "space"])
+def test_a_disk_that_fails_leaves_the_file_as_it_was(fault, public, mirror, tmp_path, monkeypatch):
+    path = tmp_path / "anchor"
+    public.pad(3)
+    mirror.extend(public.public, public.file)
+    anchors.post(path, seen(mirror), mirror)
+    before = path.read_bytes()
+    public.pad(3)
+    mirror.extend(public.public, public.file)
+    write = os.write
+
+    def fails(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        if fault == "sync":
+            patch.setattr(anchors.os, "fsync", fails)
+        else:
+            patch.setattr(anchors.os, "write", lambda fd, data: write(fd, data[:7]))
+        assert refused(anchors.post, path, seen(mirror), mirror) == "usage.file"
+    assert path.read_bytes() == before
+    assert anchors.post(path, seen(mirror), mirror)[1]
 
 
 def test_a_proof_that_cannot_be_written_is_named(made, trust, tmp_path):
