@@ -457,6 +457,7 @@ def test_one_bit_changed_anywhere_in_a_call_is_refused(lab: Lab, data: st.DataOb
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_each_bit_of_a_call_counts(lab: Lab) -> None:
     call = lab.receipt(9, 13)
     for bit in range(8 * len(call)):
