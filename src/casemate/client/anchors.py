@@ -66,7 +66,7 @@ def prove(
         key=key,
         proof=str(proof),
     )
-    check(made, anchor=anchor)
+    check(made)  # a mirror's hashes may be false
     return made
 
 

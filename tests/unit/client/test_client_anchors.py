@@ -193,6 +193,62 @@ def test_a_proof_beside_another_receipt_is_refused(made, trust, keys, tee, publi
     assert refused(anchors.check, proof, bundle=other, trust=trust) == "receipt.log-entry"
 
 
+def test_evidence_is_judged_at_the_time_that_is_asked_for(made, trust):
+    proof = anchors.prove(made, trust=trust)
+    for call in (
+        lambda: anchors.prove(made, trust=trust, now=0.0),
+        lambda: anchors.check(proof, bundle=made, trust=trust, now=0.0),
+    ):
+        with pytest.raises(EvidenceError):
+            call()
+
+
+def test_what_was_found_and_what_was_not_asked_is_said(made, trust):
+    proof = anchors.prove(made, trust=trust)
+    found = {c.name: c.found for c in anchors.check(proof)}
+    assert found["receipt"] == f"{proof.receipt[:23]}…, committed to by entry 2"
+    assert "not given" in found["bundle"]
+
+
+def test_a_refusal_names_what_it_is_about(made, trust, keys, tee, public, mirror, tmp_path):
+    proof = anchors.prove(made, trust=trust)
+    other = maker(keys, tee, public)(receipt(keys, software="another"))
+    file, small = tmp_path / "anchor", Memory(tmp_path / "small").mirror(public.public)
+    anchors.post(file, seen(mirror), mirror)
+    small.extend(public.public, public.fork(3).file)
+    foreign = Memory(tmp_path / "foreign").mirror((log := PublicLog().pad(30)).public)
+    foreign.extend(log.public, log.file)
+    nowhere = tmp_path / "no" / "file"
+    for where, call in (
+        ("entry", lambda: anchors.check(replace(proof, salt=bytes(32)))),
+        ("receipt", lambda: anchors.check(proof, bundle=other, trust=trust)),
+        (public.origin, lambda: anchors.post(file, seen(small), small)),
+        (log.origin, lambda: anchors.post(file, seen(foreign), foreign)),
+        (str(nowhere), lambda: anchors.load(nowhere)),
+        (str(nowhere), lambda: anchors.save_proof(nowhere, proof)),
+        (str(nowhere), lambda: anchors.post(nowhere, seen(mirror), mirror)),
+    ):
+        with pytest.raises(CasemateError) as caught:
+            call()
+        assert caught.value.where == where
+        assert "None" not in caught.value.message
+
+
+def test_a_proof_longer_than_any_is_not_read(made, trust, tmp_path, monkeypatch):
+    anchors.save_proof(path := tmp_path / "p", proof := anchors.prove(made, trust=trust))
+    size = path.stat().st_size
+    for limit, holds in ((size, True), (size - 1, True), (size - 2, False), (9, False)):
+        monkeypatch.setattr(anchors, "MAX_PROOF", limit)  # the file ends in a newline
+        if holds:
+            assert anchors.load_proof(path) == proof
+        else:
+            assert refused(anchors.load_proof, path).startswith("format.")
+    path.write_bytes(b"x" * 10_000)
+    monkeypatch.setattr(anchors, "MAX_PROOF", 100)
+    assert refused(anchors.load_proof, path) == "format.too-large"
+    assert len(anchors._bytes(path, 100)) == 101
+
+
 def test_a_receipt_is_not_looked_at_without_a_policy(made, trust):
     proof = anchors.prove(made, trust=trust)
     assert refused(anchors.check, proof, bundle=made) == "usage.trust"

@@ -147,8 +147,27 @@ def test_one_bit_changed_anywhere_is_noticed(data):
 
 
 def test_a_file_past_the_limit_is_not_looked_at(log, monkeypatch):
-    monkeypatch.setattr(anchors, "MAX_BYTES", 100)
-    assert refused(str(posted(log))) == "format.anchor"
+    text = str(posted(log))
+    monkeypatch.setattr(anchors, "MAX_BYTES", len(text.encode()))
+    anchors.read(text.encode())
+    monkeypatch.setattr(anchors, "MAX_BYTES", len(text.encode()) - 1)
+    assert refused(text) == "format.anchor"
+
+
+def test_a_refusal_names_what_it_is_about(log):
+    made = posted(log)
+    witness = str(Witness("w" * 80).verifier)
+    for where, call in (
+        ("20", lambda: anchors.post(made, log.sign(20), ())),
+        ("3", lambda: anchors.post(Anchor(log.verifier), log.sign(3), [bytes(32)])),
+        (witness[:60], lambda: anchors.read(f"{anchors.HEAD}\n{witness}\n".encode())),
+        ("", lambda: anchors.read(b"x")),
+    ):
+        with pytest.raises(FormatError) as caught:
+            call()
+        assert caught.value.where == where
+    with pytest.raises(FormatError, match="from 21 entries to 20 follows one of 21"):
+        anchors.post(made, log.sign(20), ())
 
 
 def test_bytes_that_are_no_text_are_refused(log):
