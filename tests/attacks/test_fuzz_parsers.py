@@ -31,13 +31,14 @@ from casemate.attest.snp import abi as snp_abi
 from casemate.attest.snp import uvm
 from casemate.attest.trust import Trust
 from casemate.attest.verify import verify_attestation
-from casemate.client import receipts, replay
+from casemate.client import anchors, receipts, replay
 from casemate.client.data import encode, load_schema
 from casemate.graph import check as graph_check
 from casemate.graph import pack
 from casemate.graph.model import Graph
 from casemate.plan import check as plan_check
 from casemate.plan import state as plan_state
+from casemate.seal import anchors as anchor_files
 from casemate.seal import checkpoint, dsse, hpke, note, requests, stream, tiles
 from casemate.seal.identity import Identity
 from casemate.server import backup
@@ -46,9 +47,9 @@ from casemate.spec.data import Column, DatasetInfo
 from casemate.spec.errors import CasemateError
 from casemate.spec.evidence import Attestation
 from casemate.spec.job import JobRequest
-from casemate.spec.receipt import LogEntry
+from casemate.spec.receipt import LogEntry, ReceiptProof
 from casemate.tee import snp_certificates
-from support import evidence, fuzzing, ledgers, publog, snp
+from support import contract, evidence, fuzzing, ledgers, publog, snp
 from support.disk import SimDisk
 from support.mutation import COUNT, mutated, reformed, scrambled
 from support.server import job_request, mlp, schema, table
@@ -276,6 +277,19 @@ def _log() -> dict[str, Callable[[], Parser]]:
     tile = tiles.Tile(tiles.ENTRIES, 0, 256)
     partial_tile = tiles.Tile(0, 1, 44)
 
+    nothing = anchor_files.Anchor(log.verifier)
+    first = anchor_files.post(nothing, log.sign(9), ())
+    proved = merkle.consistency(9, 300, merkle.tree(log.leaves))
+    anchor = str(anchor_files.post(first, signed, proved))
+    log.leaves.append(contract.commit(300))
+    shown = ReceiptProof(
+        receipt=f"sha256:{contract.RECEIPT.hex()}", salt=contract.SALT, entry=log.leaves[300],
+        key=log.public, proof=str(log.prove(300, log.sign())),
+    )  # fmt: skip
+
+    def anchored(data: bytes) -> object:
+        return anchors.check(codec.decode(ReceiptProof, data))
+
     def entry(data: bytes) -> object:
         found = checkpoint.read_proof(data.decode("utf-8", "replace"))
         return checkpoint.verify_proof(found, log.leaves[7], log.verifier)
@@ -287,6 +301,8 @@ def _log() -> dict[str, Callable[[], Parser]]:
                                [b"PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"],
                                (lines,)),
         "proof": lambda: Parser(entry, [proof], (lines,)),
+        "anchor": lambda: Parser(anchor_files.read, [anchor.encode()], (lines,), part=0.5),
+        "anchored": lambda: Parser(anchored, [codec.encode(shown)], (reformed, lines), part=0.5),
         "witness-request": lambda: Parser(checkpoint.read_request, [asked.encode()], (lines,)),
         "tile-path": lambda: Parser(text(tiles.read_path), [tile.path.encode(),
                                     partial_tile.path.encode(), b"tile/3/x123/x456/789.p/9"]),

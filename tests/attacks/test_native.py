@@ -1,5 +1,5 @@
-"""Attacks on the native step: code that the model brings, rows swapped on the way, jobs that ask for
-more than their privacy. Each is named for what it steals."""
+"""Attacks on the native step: code that the model brings, rows swapped on the way, jobs that ask
+for more than their privacy. Each is named for what it steals."""
 
 from __future__ import annotations
 

@@ -41,6 +41,24 @@ def test_private_lora() -> None:
     assert re.search(r"after LoRA: [\d.]+% at epsilon 4\.00", shown)
 
 
+@pytest.mark.e2e
+def test_anchored_receipt() -> None:
+    pytest.importorskip("eth", reason="run make setup")
+    shown = run("anchored_receipt.py")
+    assert "SIMULATED" in shown
+    assert "this receipt stands in the log: True" in shown
+    refused = re.findall(r"^  (.+): refused, (.+)$", shown, re.M)
+    assert [why for _, why in refused] == [
+        "the path leads to another root",
+        "the path leads to another root",
+        "the path is too short",
+        "the path is too long",
+        "only the poster posts",
+        "the log has not grown",
+    ]
+    assert "neither the Ed25519 signature" in shown
+
+
 def test_every_script_has_a_test() -> None:
     text = Path(__file__).read_text()
     assert all(f'run("{p.name}")' in text for p in EXAMPLES.glob("*.py"))

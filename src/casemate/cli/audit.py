@@ -151,6 +151,52 @@ def mirror(folder: Path, target: config.Target, form: str) -> None:
 
 
 @audit.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--dir", "folder", type=_FOLDER, help="Offline: a mirror of the log.")
+@click.option(
+    "--calldata",
+    is_flag=True,
+    help="Print nothing but the call that posts it to a contract, in hex.",
+)
+@config.target_options
+@output.format_option
+def post(file: Path, folder: Path | None, calldata: bool, target: config.Target, form: str) -> None:
+    """Post the log's newest checkpoint to FILE, an anchor: a file that only grows.
+
+    Each checkpoint stands there with the proof that it extends the one before. Publish the file
+    where nobody can take it back; docs/anchors.md has its form, and a contract for a chain.
+    """
+    from casemate.client import anchors, contract
+    from casemate.client.memory import Memory, Mirror
+
+    if folder is not None:
+        mirror = Mirror(folder)
+        seen = mirror.seen()
+        if seen is None:
+            raise UsageError(
+                "usage.file",
+                f"{folder} holds no mirror of a log.",
+                mend="Name a folder of `casemate audit mirror`.",
+                where=str(folder),
+            )
+    else:
+        with target.line() as connection:
+            seen = connection.line().seen
+        assert seen is not None  # the command line always remembers
+        mirror = Memory().mirror(seen.key.key)
+    anchor, grown = anchors.post(file, seen, mirror)
+    last, head = anchor.posts[-1], anchor.heads[-1]
+    call = "0x" + contract.post(head.size, head.root, last.proof).hex()
+    if calldata:
+        click.echo(call)
+        return
+    shape = {"file": str(file), "origin": head.origin, "entries": head.size, "posted": grown,
+             "checkpoints": len(anchor.posts), "calldata": call}  # fmt: skip
+    said = "now holds" if grown else "holds already"
+    output.emit(form, shape, lambda: f"{file} {said} the checkpoint of {head.size} entries")
+
+
+@audit.command()
 @click.argument("one", type=click.Path(exists=True, path_type=Path))
 @click.argument("two", type=click.Path(exists=True, path_type=Path))
 @click.option("--key", metavar="VKEY", help="The log's verifier key, if this client never saw it.")

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from casemate.seal import checkpoint, note, tiles
 from casemate.seal.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ from casemate.seal.note import Note, Verifier
 from casemate.seal.tiles import ENTRIES, HEIGHT, WIDTH, Level, Tile
 from casemate.spec import merkle
 from casemate.spec.errors import CasemateError, ReceiptError, UsageError
-from casemate.spec.merkle import HASH_BYTES
+from casemate.spec.merkle import HASH_BYTES, Node
 
 try:
     import fcntl
@@ -43,6 +43,7 @@ except ImportError:  # Windows: writes are whole all the same, a race costs a se
     fcntl = None  # type: ignore[assignment]
 
 Get = Callable[[str], bytes]
+T = TypeVar("T")
 
 CHECKPOINT: Final = "checkpoint"
 KEY: Final = "key"
@@ -254,19 +255,27 @@ class Mirror:
             raise _unreadable(path, e.message.rstrip(".")) from None
 
     def root(self, size: int) -> bytes:
-        """The root over the first ``size`` leaves; IndexError past those that were seen. Raises
-        ``receipt.memory`` when the hashes kept do not lead to the checkpoint's root."""
+        """The root over the first ``size`` leaves. Raises as :meth:`ask`."""
+        return self.ask(size, lambda node: merkle.root(size, node))
+
+    def ask(self, size: int, question: Callable[[Node], T]) -> T:
+        """What ``question`` finds in the tree of what was seen; IndexError where that has fewer
+        than ``size`` leaves. Raises ``receipt.memory`` when the hashes kept do not lead to the
+        checkpoint's root."""
         with self._alone():
             known = self.seen()
             if known is None or size > known.head.size:
                 raise IndexError(size)
-            return self._root(size, known.head)
+            return self._ask(known.head, question)
 
     def _root(self, size: int, known: Checkpoint) -> bytes:
-        hashes = _Hashes(self.folder, known.size, {})
+        return self._ask(known, lambda node: merkle.root(size, node))
+
+    def _ask(self, known: Checkpoint, question: Callable[[Node], T]) -> T:
+        node = tiles.reader(known.size, _Hashes(self.folder, known.size, {}))
         try:
-            if hashes.root(known.size) == known.root:
-                return hashes.root(size)
+            if merkle.root(known.size, node) == known.root:
+                return question(node)
         except _Unsound:
             pass
         raise _unreadable(self.folder / "tile", "the hashes are not the checkpoint's")

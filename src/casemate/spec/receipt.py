@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal
 
 from casemate.spec.codec import value
@@ -81,6 +82,29 @@ class ReceiptBundle:
     entry: bytes
     salt: bytes
     proof: str
+
+
+@value("receipt-proof/v1")
+class ReceiptProof:
+    """That a log commits to a receipt, without the receipt itself: for other ledgers
+    (docs/anchors.md).
+
+    ``receipt``: SHA-256 of the envelope. ``salt`` and ``entry``: as in the bundle. ``proof``: that
+    the entry stands in the log (C2SP tlog-proof), under the bundle's checkpoint or a later one.
+    ``key``: the log's Ed25519 key; whose it is only the evidence in the bundle says.
+    """
+
+    receipt: str
+    salt: bytes
+    entry: bytes
+    key: bytes
+    proof: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("sha256:[0-9a-f]{64}", self.receipt):
+            raise ValueError("the receipt's digest is not sha256: and 64 hex digits")
+        if len(self.salt) != 32 or len(self.key) != 32:
+            raise ValueError("a salt and a key have 32 bytes")
 
 
 EntryKind = Literal[

@@ -271,3 +271,16 @@ def test_an_enclave_that_begins_anew_is_refused_until_it_is_forgotten(capsys, ho
     assert call(capsys, "enclave", "verify", *target(lab))[0] == 0
     assert call(capsys, "enclave", "forget", "lab", "--yes")[1]["error"]["code"] == "usage.enclave"
     shutil.rmtree(home)
+
+
+def test_the_log_is_posted_from_the_enclave(capsys, home, lab, tmp_path):
+    path = tmp_path / "anchor"
+    code, found = call(capsys, "audit", "post", str(path), *target(lab))
+    assert (code, found["posted"], found["entries"]) == (0, True, 1)
+    lab.enrol("id_a")
+    code, found = call(capsys, "audit", "post", str(path), *target(lab))
+    assert (code, found["checkpoints"], found["entries"]) == (0, 2, 2)
+    before, lab.fake.log = path.read_bytes(), lab.log.fork(1)
+    code, error = call(capsys, "audit", "post", str(path), *target(lab))
+    assert (code, error["error"]["code"]) == (20, "receipt.rolled-back")
+    assert path.read_bytes() == before
