@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,36 +17,42 @@ LONG: Final = 10**6
 COMPILE_SECONDS: Final = 600.0
 
 
+def program_of(workload: Workload) -> tuple[Any, Any, dict[str, Any]]:
+    """A workload as the engine has it: program, what admission found, records by input."""
+    from casemate.client.torch import export
+    from casemate.engine.prepare import weights_of
+    from casemate.engine.program import Program
+    from casemate.graph import check, pack
+
+    module, (inputs, target) = workload.make(), workload.data()
+    named = dict(zip(inspect.signature(module.forward).parameters, inputs, strict=True))
+    packed, _ = export(module, {**named, "target": target}, loss="cross_entropy")
+    graph, view = pack.unpack(packed.data)
+    checked = check.check(graph, {name: info for name, (info, _) in view.items()})
+    program = Program(graph, weights_of(view))
+    records = {spec.name: {**named, "target": target}[spec.name] for spec in program.data}
+    return program, checked, records
+
+
 def casemate_step(workload: Workload) -> Callable[[], object]:
     """One private step of ``workload``: forward, backward, norms, clip, sum, noise, optimizer.
 
     Building it exports, proves, tries each kernel in every slot, chooses the ways of the norms and
     compiles what a long job would.
     """
-    from casemate.client.torch import export
     from casemate.engine import batched, noise, optim, train
-    from casemate.engine.prepare import weights_of
-    from casemate.engine.program import Program
     from casemate.engine.rows import Rows
     from casemate.engine.select import FORMED_BYTES
     from casemate.engine.sites import Shape
-    from casemate.graph import check, pack
     from casemate.spec.job import Schedule, Sgd
 
-    module, (inputs, target), b = workload.make(), workload.data(), workload.batch
-    named = dict(zip(inspect.signature(module.forward).parameters, inputs, strict=True))
-    packed, _ = export(module, {**named, "target": target}, loss="cross_entropy")
-    del module
-    graph, view = pack.unpack(packed.data)
-    checked = check.check(graph, {name: info for name, (info, _) in view.items()})
-    program = Program(graph, weights_of(view))
-    records = {spec.name: {**named, "target": target}[spec.name] for spec in program.data}
+    b = workload.batch
+    program, checked, records = program_of(workload)
     path = batched.build(program, checked, records, Shape(b, 1), keep=False)
     path.settle(records)
     path.choose(path.operands_of(records), FORMED_BYTES)
     path.form()
     path.fuse(records, COMPILE_SECONDS, microbatches=LONG)
-    del packed, graph, view
     rows = Rows(
         records, valid=np.ones(b, bool), order=np.arange(b), starts=np.arange(b + 1), per_unit=1
     )
