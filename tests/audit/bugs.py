@@ -79,7 +79,7 @@ def bug(name: str, *checks: str) -> Callable[[Callable[[Patch], None]], Callable
 def forget() -> None:
     """Nothing that was computed with or without a bug is taken for the other."""
     lab.forget()
-    rest._worker_kept.cache_clear()
+    rest.worker.cache_clear()
     for kept in (
         calibrate.noise_multiplier, filters.capacities, rdp.step_curve, pld._epsilon,
         noise._subkeys,

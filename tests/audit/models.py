@@ -220,7 +220,7 @@ def _made(name: str, k: int, seed: int, count: int) -> batched_lab.Data:
 
 
 @contextlib.contextmanager
-def _without_help(plain: bool) -> Iterator[None]:
+def without_help(plain: bool) -> Iterator[None]:
     """As on a machine without a compiler: torch's operations instead of the native kernels."""
     with contextlib.ExitStack() as stack:
         if plain:
@@ -254,7 +254,7 @@ def layers(seed: int) -> None:
     a unit of one row or two adds its gradient clipped, also beside one that is infinite, and the
     sum is that of the factors, also where it is made by windows that end within a row of it."""
     for (name, k, plain), make in _labs.items():
-        with _without_help(plain):
+        with without_help(plain):
             at: batched_lab.Lab = lab.kept(make)  # type: ignore[arg-type,assignment]
             _by_all_ways(
                 at, f"{name}, {k} rows{', in torch' * plain}", _made(name, k, seed, at.rows)

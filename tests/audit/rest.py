@@ -165,42 +165,48 @@ def followed(seed: int) -> None:
             len(seen) == steps, f"followed, {path}: {len(seen)} sums were noised in {steps} steps"
         )
         means = [total * job.plan.grid / job.plan.normaliser for total in seen]
-        want = _again(job, means)
+        _, want = again(job, means)
         (found,) = run.result().values()
         off = float(np.abs(found.numpy().ravel() - want).max() / max(1.0, np.abs(want).max()))
         holds(off < 1e-4, f"followed, {path}, {optimizer}: {off:.3g} off what the noised sums make")
 
 
-def _again(job: Job, means: list[np.ndarray]) -> np.ndarray:
-    """The average of the weights after each step, from noised means, float64."""
+def again(job: Job, means: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights after each step, (steps, d), and their average, from noised means, float64."""
     spec, w = job.spec.optimizer, job.initial.numpy().astype(np.float64)
-    a, b = np.zeros(D), np.zeros(D)
-    average, decay = np.zeros(D), job.spec.ema
+    a, b, decay = np.zeros(len(w)), np.zeros(len(w)), job.spec.ema
+    made = []
     for t, g in enumerate(means, 1):
-        rate = spec.lr * _factor(job.spec.schedule, t, len(means))
+        rate = spec.lr * _factor(job.spec.schedule, t, job.spec.steps)
+        shrunk = isinstance(spec, Adam) and spec.decoupled
+        w = w * (1 - rate * spec.weight_decay) if shrunk else w
+        g = g if shrunk else g + spec.weight_decay * w
         if isinstance(spec, Adam):
-            w = w * (1 - rate * spec.weight_decay)
             a = spec.beta1 * a + (1 - spec.beta1) * g
             b = spec.beta2 * b + (1 - spec.beta2) * g * g
             up = a / (1 - spec.beta1**t)
             w = w - rate * up / (np.sqrt(b / (1 - spec.beta2**t)) + spec.eps)
         else:
-            g = g + spec.weight_decay * w
             a = spec.momentum * a + g
-            w = w - rate * (g + spec.momentum * a)
-        average += decay ** (len(means) - t) * w
-    return average * (1 - decay) / (1 - decay ** len(means))
+            w = w - rate * (g + spec.momentum * a if spec.nesterov else a)
+        made.append(w)
+    each = np.array(made)
+    parts = decay ** np.arange(len(each) - 1, -1, -1.0)
+    return each, parts @ each * (1 - decay) / (1 - decay ** len(each))
 
 
 def _factor(schedule: Schedule, t: int, steps: int) -> float:
-    """Of the learning rate at step t from 1 on, for the schedules used here."""
-    if schedule.kind == "constant":
-        return 1.0
-    assert schedule.kind == "cosine"
+    """Of the learning rate at step t from 1 on."""
     if t <= schedule.warmup:
         return t / schedule.warmup
-    turn = math.pi * (t - 1 - schedule.warmup) / (steps - schedule.warmup)
-    return schedule.final + (1 - schedule.final) * (1 + math.cos(turn)) / 2
+    done, left = t - 1 - schedule.warmup, steps - schedule.warmup
+    if schedule.kind == "step":
+        return schedule.gamma ** (done // schedule.every)
+    if schedule.kind == "linear":
+        return 1 - (1 - schedule.final) * done / left
+    if schedule.kind == "cosine":
+        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done / left)) / 2
+    return 1.0
 
 
 def _last(path: str) -> Job:
@@ -225,17 +231,21 @@ def released(seed: int) -> None:
             holds(same, f"result, {path}: after step {step} it is not the weights")
 
 
-def _worker(sizes: tuple[int, ...] = (4, 60, 40, 2), steps: int = 2) -> worker_lab.InProcess:
-    return worker_lab.InProcess(worker_lab.job(steps, sizes=sizes, spoilt=True))
+# Of the worker's job: the widths of its network, and its steps.
+WORKER: Final = (4, 60, 40, 2)
+WORKED: Final = 2
 
 
-_worker_kept = functools.cache(_worker)
+@functools.cache
+def worker() -> worker_lab.InProcess:
+    """The worker's own code, on rows that add nothing."""
+    return worker_lab.InProcess(worker_lab.job(WORKED, sizes=WORKER, spoilt=True))
 
 
 def keys(seed: int) -> None:
     """Every run draws its own key: two runs of one job, and a run resumed from another's state,
     have noise that has nothing in common. Through the worker's own code, and the library's."""
-    at = _worker_kept()
+    at = worker()
     size = len(at._initial)
     with pytest.MonkeyPatch.context() as patch:
         (first, states), (second, _) = at.run(patch, every=1), at.run(patch)
@@ -265,7 +275,7 @@ def keys(seed: int) -> None:
     holds(size == len(raw), "keys: a state holds the trained weights")
     _generators(at, seed, states[1])
     _purposes(seed)
-    made = [_library(seed) for _ in range(2)]
+    made = [library(seed) for _ in range(2)]
     uncorrelated(*made, "keys: two runs of the library")
 
 
@@ -276,7 +286,7 @@ def _generators(at: worker_lab.InProcess, seed: int, state_of: bytes) -> None:
     for who, module, name, run in (
         ("the worker", train, "train", lambda patch: at.run(patch)),
         ("a resumed run", train, "train", lambda patch: at.run(patch, state=resumed)),
-        ("the library", private, "start", lambda patch: _library(seed)),
+        ("the library", private, "start", lambda patch: library(seed)),
     ):
         given: list[bytes] = []
         used: list[bytes] = []
@@ -322,12 +332,12 @@ def _purposes(seed: int) -> None:
     holds(right, f"keys: there are {sorted(asked)} for four purposes")
 
 
-def _library(seed: int) -> np.ndarray:
-    """One step of ``Private`` on rows that add nothing, over sigma."""
+def library(seed: int, feature: float = 0.0) -> np.ndarray:
+    """One step of ``Private`` on rows that hold this, over sigma; with 0 they add nothing."""
     module = nn.Linear(64, 8)
     with torch.no_grad():
         module.weight.zero_()
-    data = {"input": torch.zeros(6, 64), "target": torch.zeros(6, 8)}
+    data = {"input": torch.full((6, 64), feature), "target": torch.full((6, 8), feature)}
     run = Private(
         module, loss=lambda o, t: (o * t).sum(1), data=data,
         optimizer=torch.optim.SGD(module.parameters(), 1.0), batch_size=3, steps=1,
@@ -390,7 +400,7 @@ def plans(seed: int) -> None:
         refused = True
     holds(refused, "plans: a plan with another gamma is run")
     for one in (job, *(lab.kept(sums.CASES[name]) for name in sums.CASES if "micro" in name)):
-        _bounds(one)
+        bounds(one)
     _rooms()
     _sensitivities()
 
@@ -429,7 +439,7 @@ def _moves(path: str, bound: float, dimension: int, step: float) -> float:
     return (bound * (1 + more) + rounded * step * math.sqrt(dimension)) * (1 - 1e-12)
 
 
-def _bounds(job: Job) -> None:
+def bounds(job: Job) -> None:
     """A plan's room and sensitivity, against what they bound."""
     # Of the units sampled in a step those past the last slot are dropped, so seldom as is charged.
     plan, units = job.plan, job.schema.units
