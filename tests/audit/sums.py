@@ -176,6 +176,7 @@ def sensitivity(seed: int, trials: int = 1) -> None:
         on_path(job, name.split(",")[0])
         in_microbatches(job, name)
         sizes = tuple(leaf.numel() for leaf in job.ready.program.leaves)
+        _octaves(job, name, sizes, seed)
         for i, hostile in itertools.product(range(trials), HOSTILE):
             rng = lab.rng_of("sensitivity", seed, name, hostile.__name__, i)
             table = company(job, rng, gain)
@@ -198,6 +199,24 @@ def sensitivity(seed: int, trials: int = 1) -> None:
             none = job.plan.rate < 1
             out = none and norm <= job.slack() + 1e-9
             holds(out or off <= 2e-3, f"{what}: adds {off:.3g} other than the clip says")
+
+
+def _octaves(job: Job, name: str, sizes: tuple[int, ...], seed: int) -> None:
+    """A gradient in each octave from 2^-20 to 2^124 clips, each unit's along an entry of its own."""
+    rng = lab.rng_of("octaves", seed, name)
+    gain, bound = 1.0 if "matrix" in name else GAIN, job.plan.clip
+    units = min(D, job.schema.units)
+    for lowest in range(-20, 124, units):
+        table = lab.zeros(job.schema)
+        long = bound * 2.0 ** np.minimum(124, lowest + np.arange(units) + rng.random(units))
+        table["x"][:units, :units] = torch.from_numpy(np.diag(np.minimum(long / gain, 1e29)))
+        each = np.diag(table["x"][:units, :units].numpy()).astype(np.float64) * gain
+        found = quiet(job, table, rng.bytes(32))
+        for unit, gradient in enumerate(np.diag(each)):
+            more = np.concatenate([gradient, np.zeros(D - units)])
+            off = abs(found[unit] - expected(job, more, sizes)[unit])
+            here = f"{name}: a gradient {each[unit] / bound:.3g} clips long"
+            holds(off <= 2e-3 * bound or not found[unit], f"{here} adds {off:.3g} other")
 
 
 def numbers_that_are_none(seed: int) -> None:
@@ -498,11 +517,15 @@ def quiet(job: Job, table: Table, key: bytes) -> Vector:
     return (before - job.flat()) * job.plan.normaliser / job.rate
 
 
-def _drops(views: int, path: str) -> Job:
-    schema = lab.schema_of(9, UNITS)
+def _drops(views: int, path: str, size: int = 9) -> Job:
+    schema = lab.schema_of(size, UNITS)
     return lab.job(
-        lab.Drops(9), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path
+        lab.Drops(size), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path
     )
+
+
+# More than a stream's blocks of one record that are drawn in one piece.
+LONG: Final = 2_100
 
 
 class Seen(nn.Module):
@@ -516,15 +539,20 @@ class Seen(nn.Module):
         return (x * self.w).flatten(1).sum(1, keepdim=True)
 
 
-def _turned(count: int, path: str) -> Job:
-    views = Views(count=count, transforms=(Flip(), Crop(pixels=1, pad="zeros")))
+def _turned(count: int, path: str, pad: Any = "zeros") -> Job:
+    views = Views(count=count, transforms=(Flip(), Crop(pixels=1, pad=pad)))
     return lab.job(Seen(), lab.schema_of((2, 4, 4), UNITS), batch=UNITS, views=views, path=path)
 
 
 _random: Final = {
     (what, views, path): functools.partial(make, views, path)
-    for what, make in (("dropout", _drops), ("images", _turned))
-    for views in (1, 4)
+    for what, make, counts in (
+        ("dropout", _drops, (1, 4)),
+        ("dropout of long records", functools.partial(_drops, size=LONG), (2,)),
+        ("images", _turned, (1, 4)),
+        ("images reflected", functools.partial(_turned, pad="reflect"), (2,)),
+    )
+    for views in counts
     for path in ("auto", "record")
 }
 
