@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from audit import chance, charges, known, models, rest, runs, sums
+from audit import chance, charges, known, models, owners, receipts, rest, runs, sums
 
 Check = Callable[[int], None]
 
@@ -38,6 +38,8 @@ CHECKS: Final[dict[str, Check]] = {
     "plans": rest.plans,
     "accounting": rest.accounted,
     "charges": charges.charged,
+    "owners": owners.owners,
+    "receipts": receipts.receipts,
 }
 STEPS: Final = 20_000
 
