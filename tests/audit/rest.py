@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any, Final
 from unittest import mock
 
@@ -29,7 +30,7 @@ from casemate.engine.sites import ROUNDING
 from casemate.plan import compile, quote, state
 from casemate.spec import tensors
 from casemate.spec.data import Budget
-from casemate.spec.errors import PlanError, UsageError
+from casemate.spec.errors import BudgetError, CasemateError, PlanError, UsageError
 from casemate.spec.job import Adam, DpEvent, Schedule, Sgd
 from support import worker_lab
 
@@ -122,11 +123,32 @@ def kept(seed: int) -> None:
             again, released = _outcome(job, other, key)
             holds(again == states, f"state, {path}: {what} shows in the state")
             holds(released == result, f"state, {path}: {what} shows in the result")
+        _foreign(job, states[1], f"state, {path}")
         gone = lab.spoilt(table, [place])
         broken = {name: t.clone() for name, t in table.items()}
         broken["x"][place] = math.inf
         same = _outcome(job, gone, key) == _outcome(job, broken, key)
         holds(same, f"state, {path}: a record that counts for nothing shows")
+
+
+def _foreign(job: Job, held: bytes, what: str) -> None:
+    """A run goes on from a state of its own job alone, at one of its steps, whole."""
+    own, less = job.plan, dataclasses.replace
+    first = 1 + held.index(b"}")  # of a step's number, which follows the job's digest
+    at = next(i for i in range(first, len(held)) if held[i : i + 8] == (2).to_bytes(8, "little"))
+    numbered = {n: held[:at] + n.to_bytes(8, "little") + held[at + 8 :] for n in (0, STEPS)}
+    for of, plan, found in (
+        ("its own", own, held),
+        ("a job of less noise", less(own, sigma=own.sigma / 2), held),
+        ("another request", less(own, request_digest=own.model_digest), held),
+        ("before the first step", own, numbered[0]),
+        ("after the last", own, numbered[STEPS]),
+        ("one entry less", own, held[:-4]),
+    ):
+        right = False
+        with suppress(CasemateError):
+            right = state.check(found[: state.HEAD_BYTES], len(found), plan, job.spec).step == 2
+        holds(right == (of == "its own"), f"{what}: a run goes on from the state of {of}: {right}")
 
 
 def _louder(table: lab.Table, place: int) -> None:
@@ -251,6 +273,12 @@ def keys(seed: int) -> None:
         (first, states), (second, _) = at.run(patch, every=1), at.run(patch)
         sealed = worker_lab.sealed_state(states[1], 1)
         third, _ = at.run(patch, state=sealed)
+        for step in (2, 0):
+            refused = True
+            with suppress(CasemateError):
+                at.run(patch, state=worker_lab.sealed_state(states[1], step))
+                refused = False
+            holds(refused, f"keys: the state of step 1 is gone on from as that of step {step}")
     names = sorted(at.job.weights)
 
     def flat(wire: bytes) -> np.ndarray:
@@ -492,6 +520,12 @@ def accounted(seed: int) -> None:
         event = DpEvent(rate=q, noise_multiplier=s, steps=steps)
         found, low = pld.epsilon([event], at), accountant.bounds(q, s, steps, at).low
         holds(low <= found <= max(low * 1.01, low + 0.01), f"accounted: {found:.5f} for {low:.5f}")
+    long = DpEvent(rate=0.01, noise_multiplier=1.0, steps=1_999)
+    found, low = pld.epsilon([long], 1e-6), accountant.bounds(0.01, 1.0, 1_999, 1e-6).low
+    holds(found >= low, f"accounted: {found:.5f} for {low:.5f} of 1,999 steps")
+    with mock.patch.object(pld, "epsilon", lambda events, at: at):
+        at = quote.recompute(plan, delta)[1]
+        holds(at <= delta - extra, f"accounted: the tight epsilon is at {at}, not {delta - extra}")
     _library_accounts()
     _budget()
     _curves(seed)
@@ -513,9 +547,24 @@ def _curves(seed: int) -> None:
             holds(found >= exact * (1 - 1e-6), f"{what}, rate {q:.3g}, noise {s:.3g}")
         for steps in (1, 999, int(10 ** rng.uniform(4, 7))):
             event = DpEvent(rate=q, noise_multiplier=s, steps=steps)
-            pairs = zip(filters.nano([event, event]), rdp.step_curve(q, s), strict=True)
-            least = min(n - min(2e9 * steps * r, filters.SATURATED) for n, r in pairs)
-            holds(least >= -1, f"accounted: two events of {steps} steps, {-least:.3g} too little")
+            _charged((event,), 10 ** rng.uniform(-18, -8))
+            _charged((event, event), 0.0)
+
+
+def _charged(events: tuple[DpEvent, ...], extra: float) -> None:
+    """A charge is no less than its events' curves and its extra delta, to the last unit: a job that
+    costs less than one may be had any number of times."""
+    found = filters.nano(events)
+    for i, n in enumerate(found):
+        exact = sum(e.steps * Fraction(rdp.step_curve(e.rate, e.noise_multiplier)[i]) for e in events)
+        least = min(exact * 10**9, Fraction(filters.SATURATED))
+        holds(n >= least, f"accounted: {events} are {float(least):.4g} and charged {n}")
+    femto = filters.femto(extra)
+    holds(femto >= Fraction(extra) * 10**15, f"accounted: a delta of {extra:.3g} as {femto} femto")
+    with suppress(BudgetError):
+        made = RdpFilter.charge(events, extra, delta_shown=1e-2)
+        whole = (made.rdp_nano, made.delta_femto) == (found, femto)
+        holds(whole, f"accounted: {events} are charged whole")
 
 
 def _divergence(q: float, s: float, order: float) -> float:
