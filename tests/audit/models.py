@@ -108,13 +108,13 @@ WIDTH: Final = 21  # a vector of the kernels' and a part of one
 class Embedded(nn.Module):
     """Tokens' vectors, as they are or against the same table. Index 3 is padding."""
 
-    def __init__(self, tied: bool) -> None:
+    def __init__(self, tied: bool, rows: int = 7) -> None:
         super().__init__()
         made = torch.Generator().manual_seed(8)
-        self.table = nn.Embedding(7, WIDTH, padding_idx=3)
+        self.table = nn.Embedding(rows, WIDTH, padding_idx=3)
         self.tied = tied
         with torch.no_grad():
-            self.table.weight.copy_(torch.randn(7, WIDTH, generator=made))
+            self.table.weight.copy_(torch.randn(rows, WIDTH, generator=made))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.table(x)
@@ -145,10 +145,33 @@ class Parts(Layer):
         return torch.cat([x @ first.t(), x.sin() @ second.t()], -1)
 
 
+class Attends(Layer):
+    """Attention of tokens to each other, and what a recurrent layer puts out: the first result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        attends = isinstance(self.layer, nn.MultiheadAttention)
+        found: Tensor = (self.layer(x, x, x, need_weights=False) if attends else self.layer(x))[0]
+        return found
+
+
+class Scalars(nn.Module):
+    """Parameters of one entry, of no axis and of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s, self.t = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() * self.s + x * self.t
+
+
 class Twice(Layer):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.layer(self.layer(x).tanh())
         return found
+
+
+Inputs = Callable[[int, torch.Generator], Tensor]
 
 
 def _pointwise(*channels: int) -> nn.Module:
@@ -168,11 +191,19 @@ def _tokens(n: int, made: torch.Generator) -> Tensor:
     return x
 
 
-def _images(channels: int, *sizes: int) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, made: torch.randn(n, channels, *sizes or (6, 6), generator=made)
+def _texts(n: int, made: torch.Generator) -> Tensor:
+    """More tokens than any kernel takes at once, of which many are alike."""
+    return torch.randint(0, 50, (n, 300), generator=made)
 
 
-Inputs = Callable[[int, torch.Generator], Tensor]
+def _arrays(*sizes: int) -> Inputs:
+    return lambda n, made: torch.randn(n, *sizes, generator=made)
+
+
+def _images(channels: int, *sizes: int) -> Inputs:
+    return _arrays(channels, *sizes or (6, 6))
+
+
 _FINE: Final = 2.0**-20
 # Forms of the clip that have rules of their own, with their gamma.
 FORMS: Final = {"per-layer": 0.0, "automatic": 0.25}
@@ -194,6 +225,20 @@ ZOO: Final[dict[str, tuple[Callable[[], nn.Module], Inputs]]] = {
     "transposed convolution": (lambda: Layer(nn.ConvTranspose2d(2, 3, 3, stride=2)), _images(2)),
     "group norm": (lambda: Layer(nn.GroupNorm(2, 4)), _images(4)),
     "linear layer of tokens": (lambda: Layer(nn.Linear(6, 5)), _images(4)),
+    # Past what kernels take at once.
+    "linear layer of many tokens": (lambda: Layer(nn.Linear(40, 20)), _arrays(150, 40)),
+    "wide linear layer": (lambda: Layer(nn.Linear(300, 70)), _arrays(300)),
+    "large convolution": (lambda: Layer(nn.Conv2d(20, 18, 3, padding=1)), _images(20, 13, 13)),
+    "embedding of long texts": (lambda: Embedded(False, 50), _texts),
+    "convolution used twice": (lambda: Twice(nn.Conv2d(2, 2, 3, padding=1)), _images(2)),
+    "depthwise convolution": (lambda: Layer(nn.Conv2d(6, 6, 3, groups=6)), _images(6)),
+    "layer norm of many tokens": (lambda: Layer(nn.LayerNorm(5)), _arrays(40, 5)),
+    "frozen batch norm": (lambda: Layer(nn.BatchNorm2d(4)).eval(), _images(4)),
+    "instance norm": (lambda: Layer(nn.InstanceNorm2d(4, affine=True)), _images(4)),
+    "slopes": (lambda: Layer(nn.PReLU(4)), _images(4)),
+    "scalars": (Scalars, _vectors),
+    "attention": (lambda: Attends(nn.MultiheadAttention(8, 2, batch_first=True)), _arrays(5, 8)),
+    "recurrent layer": (lambda: Attends(nn.RNN(3, 4, batch_first=True)), _arrays(4, 3)),
 }
 # More rows than the native step weighs at once; others have 16, some of more tokens than are
 # multiplied at once.

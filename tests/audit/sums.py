@@ -580,17 +580,33 @@ def random_inputs(seed: int) -> None:
         holds(off <= 1e-4 + job.slack(), f"{what}: company changes a unit's draws by {off:.3g}")
 
 
+class Narrow(nn.Module):
+    """Entry by entry, seven at a time: the ends of vectors lie among the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(x[:, :7] * self.w)
+
+
+class Products(nn.Module):
+    """Products whose sums a library may add in an order that goes by the slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = torch.Generator().manual_seed(1)
+        self.w = nn.Parameter(torch.ones(7))
+        self.register_buffer("m", torch.randn(7, 13, generator=made))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh((x[:, :7] * self.w) @ self.m) @ self.m.t()
+
+
 def slots(seed: int) -> None:
     """Rule P13: a record's contribution has the same bits in every slot of a microbatch; a model
     that makes rounding into a signal moves no more than others."""
-
-    class Narrow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(7))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.silu(x[:, :7] * self.w)
 
     def data(n: int) -> batched_lab.Data:
         made = torch.Generator().manual_seed(seed)
@@ -600,11 +616,12 @@ def slots(seed: int) -> None:
     def score(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return outputs.square().sum(1) + outputs[:, 0] * target
 
-    at = batched_lab.lab(Narrow(), data, score, rows=48)
-    for i in range(24):
-        same = {k: v[i : i + 1].repeat(48, *(1,) * (v.dim() - 1)) for k, v in at.data.items()}
-        made = len(set(at.contributions(1.0, same)))
-        holds(made == 1, f"a record has {made} contributions over 48 slots")
+    for module in (Narrow(), Products()):
+        at = batched_lab.lab(module, data, score, rows=48)
+        for i in range(24):
+            same = {k: v[i : i + 1].repeat(48, *(1,) * (v.dim() - 1)) for k, v in at.data.items()}
+            made = len(set(at.contributions(1.0, same)))
+            holds(made == 1, f"a record has {made} contributions over 48 slots")
     job = lab.kept(_amplified)
     rng = lab.rng_of("slots", seed)
     table = lab.zeros(job.schema)
