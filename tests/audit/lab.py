@@ -16,6 +16,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 import torch
@@ -308,15 +309,16 @@ class _Alike(pickle.Pickler):
 
 @contextlib.contextmanager
 def rows_at_most(few: int) -> Iterator[None]:
-    """Microbatches of so few rows, so that a step has several; 0: as it is."""
+    """Microbatches of so few rows, so that a step has several; 0: as it is. What a quote says of
+    seconds is measured briefly, for nothing depends on it."""
     from casemate.engine import select
 
-    whole = select.MOST_ROWS
-    try:
-        select.MOST_ROWS = few or whole  # type: ignore[misc]
+    with (
+        mock.patch.object(select, "MOST_ROWS", few or select.MOST_ROWS),
+        mock.patch.object(select, "_TIMED_SECONDS", 0.01),
+        mock.patch.object(prepare_, "_TIMED_SECONDS", 0.01),
+    ):
         yield
-    finally:
-        select.MOST_ROWS = whole  # type: ignore[misc]
 
 
 # Jobs are prepared once a process; a seeded bug has its own (:func:`forget`).

@@ -285,12 +285,18 @@ def _zoo(name: str, k: int, plain: bool) -> batched_lab.Lab:
     return at
 
 
-# Of units of one row or two, by the native kernels; without these of one.
+# Of units of one row or two, by the native kernels; without these of one. Some in one way alone.
+ONCE: Final[dict[str, tuple[int, ...]]] = {
+    "large convolution": (1,), "convolution used twice": (2,), "layer norm of many tokens": (2,),
+    "frozen batch norm": (1,), "instance norm": (1,), "slopes": (2,), "scalars": (2,),
+    "attention": (1,), "recurrent layer": (1,), "wide linear layer": (1,),
+    "depthwise convolution": (2,), "embedding of long texts": (1,),
+}  # fmt: skip
 _labs: Final = {
     (name, k, plain): functools.partial(_zoo, name, k, plain)
     for name in ZOO
     for k, plain in ((1, False), (2, False), (1, True))
-    if not (plain and name in LAST)
+    if k in ONCE.get(name, (1, 2)) and not (plain and (name in LAST or name in ONCE))
 }
 
 
