@@ -174,6 +174,7 @@ class Job:
     plan: Plan
     inputs: Any
     initial: Tensor
+    request: JobRequest
 
     @property
     def path(self) -> str:
@@ -277,7 +278,8 @@ def job(
         bound = train.SENSITIVITY[ready.path](plan.clip, ready.program.dimension, grid)
         sigma = bound * plan.noise_multiplier * (1 + 2.0**-40)
         plan = dataclasses.replace(plan, grid=grid, sensitivity=bound, sigma=sigma)
-    return Job(schema, spec, ready, plan, inputs, ready.program.flat.detach().clone())
+    initial = ready.program.flat.detach().clone()
+    return Job(schema, spec, ready, plan, inputs, initial, request)
 
 
 _exported: dict[bytes, Any] = {}

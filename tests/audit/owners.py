@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +16,10 @@ from casemate.ledger import catalog, ledger, quotes
 from casemate.ledger.store import Store
 from casemate.spec.data import Budget, Policy
 from casemate.spec.errors import CasemateError
+from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import DpEvent, Metric
 from support import ledgers
 from support.disk import SimDisk
-
 
 QUIET: Final = DpEvent(rate=0.02, noise_multiplier=2.5, steps=200)
 
@@ -42,28 +41,36 @@ def _store() -> Iterator[Store]:
         store.close()
 
 
-def _does(call: Callable[[], Any]) -> bool:
+def _does(call: Callable[..., Any], *args: Any, **more: Any) -> bool:
+    """Whether the ledger lets it be."""
     with suppress(CasemateError):
-        call()
+        call(*args, **more)
         return True
     return False
 
 
-def _refused(what: str, call: Callable[[], Any]) -> None:
-    holds(not _does(call), f"owners: {what}")
+def _refused(what: str, call: Callable[..., Any], *args: Any, **more: Any) -> None:
+    holds(not _does(call, *args, **more), f"owners: {what}")
 
 
-def _takes(store: Store, name: str, names: tuple[str, ...], **more: Any) -> bool:
-    """Whether such a job is queued and charged."""
-    return _does(lambda: ledger.reserve(store, ledgers.queue(store, name, names, **more)))
+def _reserved(store: Store, job: str, names: tuple[str, ...], **more: Any) -> None:
+    who = more.get("scientist", ledgers.SCIENTIST).id
+    ledger.reserve(store, ledger.submit(store, ledgers.ask(store, job, names, **more), who).id)
+
+
+def _spend(store: Store, name: str, who: PublicIdentity = ledgers.SCIENTIST) -> int:
+    """Jobs of one scientist until none is taken; how many."""
+    for i in range(200):
+        if not _does(_reserved, store, f"{who.name} {i}", (name,), event=QUIET, scientist=who):
+            return i
+    return 200
 
 
 def _inside(store: Store, name: str, budget: Budget, whose: str = catalog.EVERYONE) -> bool:
     spent = catalog.account(store, catalog.dataset(store, name).lineage, whose)
     most = filters.capacities(budget.epsilon, budget.delta)
-    return filters.fits(spent.rdp_nano, most) and spent.delta_femto <= filters.delta_capacity(
-        budget.delta
-    )
+    extra = filters.delta_capacity(budget.delta)
+    return filters.fits(spent.rdp_nano, most) and spent.delta_femto <= extra
 
 
 def _budgets() -> None:
@@ -74,37 +81,19 @@ def _budgets() -> None:
             names = [ledgers.push(store)]
             with suppress(CasemateError):
                 names.append(ledgers.push(store, "a, again", previous="a", budget=budget))
-            for i in itertools.takewhile(
-                lambda i: i < 200 and _takes(store, f"of a version {i}", (names[-1],), event=QUIET),
-                itertools.count(),
-            ):
-                del i
+            _spend(store, names[-1])
             right = _inside(store, names[0], ledgers.BUDGET)
             holds(right, "owners: a new version brings a budget of its own")
-            _refused(
-                "another owner's rows are a version",
-                lambda: ledgers.push(store, "b", previous="a", owner=ledgers.OTHER),  # noqa: B023
-            )
+            theirs: dict[str, Any] = {"previous": "a", "owner": ledgers.OTHER}
+            _refused("another owner's rows are a version", ledgers.push, store, "b", **theirs)
     for own in (larger, dataclasses.replace(ledgers.BUDGET, epsilon=1.5)):
         with _store() as store:
             policy = dataclasses.replace(ledgers.OPEN, scientist_budget=own)
             name = ledgers.push(store, policy=policy)
-            jobs = 0
-            while jobs < 200 and _takes(store, f"one's {jobs}", (name,), event=QUIET):
-                jobs += 1
-            right = _inside(store, name, own, ledgers.SCIENTIST.id)
-            holds(jobs and right, f"owners: {jobs} jobs pass a scientist's budget")
-            for i in range(200):
-                asked = ledgers.ask(
-                    store, f"other's {i}", (name,), scientist=ledgers.OTHER, event=QUIET
-                )
-                if not _does(
-                    lambda asked=asked: ledger.reserve(  # type: ignore[misc]
-                        store,
-                        ledger.submit(store, asked, ledgers.OTHER.id).id,  # noqa: B023
-                    )
-                ):
-                    break
+            jobs = _spend(store, name)
+            right = jobs > 0 and _inside(store, name, own, ledgers.SCIENTIST.id)
+            holds(right, f"owners: {jobs} jobs pass a scientist's budget")
+            _spend(store, name, ledgers.OTHER)
             right = _inside(store, name, ledgers.BUDGET)
             holds(right, "owners: scientists' budgets replace the dataset's")
 
@@ -118,7 +107,7 @@ def _caps() -> None:
         with _store() as store:
             policy = dataclasses.replace(ledgers.OPEN, max_epsilon=cap)
             name = ledgers.push(store, policy=policy)
-            taken = _takes(store, "capped", (name,), event=event, delta=1e-3)
+            taken = _does(_reserved, store, "capped", (name,), event=event, delta=1e-3)
             holds(taken == allowed, f"owners: with a cap of {cap:.3f} a job of {high:.3f} is taken")
 
 
@@ -128,19 +117,17 @@ def _purposes() -> None:
     for first, second in ((ledgers.OPEN, exact), (exact, ledgers.OPEN)):
         with _store() as store:
             name, owner = ledgers.push(store, policy=first), ledgers.OWNER.id
-            _refused(
-                "a purpose changes with the policy",
-                lambda: catalog.set_policy(store, name, owner, second),  # noqa: B023
-            )
-            _refused(
-                "a purpose changes with a version",
-                lambda: ledgers.push(store, "again", previous="a", policy=second),  # noqa: B023
-            )
+            change: tuple[Any, ...] = (catalog.set_policy, store, name, owner, second)
+            _refused("a purpose changes with the policy", *change)
+            again: dict[str, Any] = {"previous": "a", "policy": second}
+            _refused("a purpose changes with a version", ledgers.push, store, "again", **again)
     with _store() as store:
         name = ledgers.push(store, policy=exact)
         lineage = catalog.dataset(store, name).lineage
         whole = DpEvent(rate=1.0, noise_multiplier=20.0, steps=1)
-        taken = _takes(store, "private metrics", (name,), event=whole, metrics=(Metric(name="a"),))
+        taken = _does(
+            _reserved, store, "private metrics", (name,), event=whole, metrics=(Metric(name="a"),)
+        )
         spent = catalog.account(store, lineage)
         full = (spent.rdp_nano, spent.delta_femto) == (filters.nano([whole]), filters.femto(2e-9))
         holds(taken and full, "owners: private metrics are not charged whole")
@@ -158,7 +145,7 @@ def _words() -> None:
             name = ledgers.push(store, policy=policy)
             if policy.last_epoch is not None:
                 catalog.advance_epoch(store, name, ledgers.OWNER.id, 1)
-            holds(not _takes(store, "a job", (name,)), f"owners: a job {what} is taken")
+            holds(not _does(_reserved, store, "a job", (name,)), f"owners: a job {what} is taken")
     with _store() as store:
         policy = dataclasses.replace(ledgers.OPEN, approval="each-quote")
         name = ledgers.push(store, policy=policy)
@@ -167,8 +154,8 @@ def _words() -> None:
         job = ledger.submit(store, asked, ledgers.SCIENTIST.id).id
         other = dataclasses.replace(policy, max_epsilon=100.0)
         catalog.set_policy(store, name, ledgers.OWNER.id, other)
-        _refused("a job of an older policy is charged", lambda: ledger.reserve(store, job))
-        _refused("keys are given before a charge", lambda: ledger.begin(store, job))
+        _refused("a job of an older policy is charged", ledger.reserve, store, job)
+        _refused("keys are given before a charge", ledger.begin, store, job)
 
 
 def _resumed() -> None:
@@ -180,7 +167,7 @@ def _resumed() -> None:
         job = ledgers.queue(store, "a job", (name,))
         ledger.reserve(store, job)
         begun = 0
-        while begun < 9 and _does(lambda store=store: ledger.begin(store, job)):  # type: ignore[misc]  # noqa: B023
+        while begun < 9 and _does(ledger.begin, store, job):
             begun += 1
             store.close()
             store = ledgers.open_store(disk, begun + 1)
@@ -199,9 +186,12 @@ def _withdrawn() -> None:
             if stage == "committed":
                 ledgers.commit(store, job)
             catalog.revoke(store, name, ledgers.OWNER.id)
-            left = _does(lambda: ledgers.finish(store, job))  # noqa: B023
+            left = _does(ledgers.finish, store, job)
             holds(not left, f"owners: a {stage} job on rows that were revoked has its result")
-            holds(not _takes(store, "later", (name,)), "owners: a job on revoked rows is taken")
+            holds(
+                not _does(_reserved, store, "later", (name,)),
+                "owners: a job on revoked rows is taken",
+            )
 
 
 def _witnessed() -> None:
@@ -212,10 +202,10 @@ def _witnessed() -> None:
         job = ledgers.queue(store, "a job", (ledgers.push(store, policy=policy),))
         witness.cosign(store)
         ledger.reserve(store, job)
-        _refused("keys are given unwitnessed", lambda: ledger.begin(store, job))
+        _refused("keys are given unwitnessed", ledger.begin, store, job)
         witness.cosign(store)
         ledger.begin(store, job)
-        _refused("a result leaves unwitnessed", lambda: ledgers.finish(store, job))
+        _refused("a result leaves unwitnessed", ledgers.finish, store, job)
 
 
 def _claims() -> None:

@@ -15,7 +15,7 @@ from audit import lab, rest
 from audit.law import holds
 from casemate.accounting import pld
 from casemate.accounting.filters import RdpFilter
-from casemate.attest.trust import Trust
+from casemate.attest.trust import Trust, Unchecked
 from casemate.client.receipts import verify_receipt
 from casemate.seal import dsse
 from casemate.seams import OsRng, SystemClock
@@ -23,13 +23,13 @@ from casemate.server.attestation import attest_now, boot_nonce
 from casemate.server.keys import BootKeys
 from casemate.spec import canonical, codec
 from casemate.spec.errors import CasemateError
+from casemate.spec.evidence import Attestation
 from casemate.spec.job import Plan
 from casemate.spec.log import Committed, commitment
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
-    Attestation,
     Guarantee,
     Receipt,
     ReceiptBundle,
@@ -178,7 +178,7 @@ def _lies(at: Enclave, plan: Plan, delta: float) -> dict[str, Change]:
 
 def receipts(seed: int) -> None:
     """Rule P9: a client takes the receipt of a real plan, and none that claims less than the plan's
-    events cost, whose plan is not what was charged, of other weights, signed or logged by others."""
+    events cost, whose plan is not what was charged, for other weights, or not signed and logged."""
     del seed
     at, job = enclave(), lab.kept(rest._plain)
     units = job.schema.units
@@ -187,15 +187,18 @@ def receipts(seed: int) -> None:
     delta = job.spec.privacy.delta
     true = honest(at, plan, delta)
 
-    def taken(bundle: ReceiptBundle, weights: bytes = WEIGHTS) -> bool:
+    def taken(bundle: ReceiptBundle, weights: bytes = WEIGHTS, trust: Trust = at.trust) -> bool:
         with suppress(CasemateError):
-            verify_receipt(bundle, trust=at.trust, weights=weights)
+            verify_receipt(bundle, trust=trust, weights=weights)
             return True
         return False
 
     holds(taken(at.bundle(true)), "receipts: a true one is taken")
     for what, lie in _lies(at, plan, delta).items():
         holds(not taken(at.bundle(lie(true))), f"receipts: one is taken that tells less: {what}")
+    hardware = Trust.sev_snp(measurements=Unchecked("any, in this test"))
+    right = not taken(at.bundle(true), trust=hardware)
+    holds(right, "receipts: a simulated enclave's is taken unasked")
     other = Ed25519PrivateKey.generate().sign
     holds(not taken(at.bundle(true, sign=other)), "receipts: anyone may sign one")
     holds(not taken(at.bundle(true, other=True)), "receipts: the log has another")

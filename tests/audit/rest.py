@@ -31,7 +31,7 @@ from casemate.plan import compile, quote, state
 from casemate.spec import tensors
 from casemate.spec.data import Budget
 from casemate.spec.errors import BudgetError, CasemateError, PlanError, UsageError
-from casemate.spec.job import Adam, DpEvent, Schedule, Sgd
+from casemate.spec.job import Adam, Dp, DpEvent, Schedule, Sgd
 from support import worker_lab
 
 D: Final = 8
@@ -513,7 +513,7 @@ def accounted(seed: int) -> None:
     holds(tight <= max(true.low * 1.01, true.low + 0.01), f"accounted: {tight:.5f} is not tight")
     for _ in range(2):
         q, steps = 10 ** rng.uniform(-2.5, -0.3), int(10 ** rng.uniform(0, 2.3))
-        epsilon, at = 10 ** rng.uniform(-0.5, 1), 10 ** rng.uniform(-7, -4)
+        epsilon, at = 10 ** rng.uniform(-0.7, 1.7), 10 ** rng.uniform(-8, -3)
         s = calibrate.noise_multiplier(q, steps, epsilon, at)
         low = accountant.bounds(q, s, steps, 0.9 * at).low
         holds(low <= epsilon, f"accounted: noise {s:.4g} for {epsilon:.4g} gives {low:.5f}")
@@ -526,10 +526,32 @@ def accounted(seed: int) -> None:
     with mock.patch.object(pld, "epsilon", lambda events, at: at):
         at = quote.recompute(plan, delta)[1]
         holds(at <= delta - extra, f"accounted: the tight epsilon is at {at}, not {delta - extra}")
+    _planned(job, seed)
     _library_accounts()
     _budget()
     _curves(seed)
     _capacities(seed)
+
+
+def _planned(job: Job, seed: int) -> None:
+    """Plans for any epsilon, delta, clip and batch: noise, events and charge go together."""
+    for i, epsilon in enumerate((0.2, 1.5, 12.0, 45.0)):
+        rng = lab.rng_of("planned", seed, i)
+        delta, steps = 10 ** rng.uniform(-8, -3), int(10 ** rng.uniform(0, 4))
+        batch, clip = int(rng.integers(1, job.schema.units + 1)), 10 ** rng.uniform(-6, 6)
+        privacy = Dp(epsilon=epsilon, delta=delta, clip=clip)
+        spec = dataclasses.replace(job.spec, batch_size=batch, steps=steps, privacy=privacy)
+        request = dataclasses.replace(job.request, train=spec)
+        plan = compile.compile_plan(request, (job.schema,), job.ready.prepared)
+        train.check_plan(plan, spec, job.ready.program.dimension, job.schema.units, job.path)
+        charge, _ = quote.recompute(plan, delta)
+        ratio = plan.sigma / max(plan.sensitivity, plan.clip)
+        rate, extra = batch / job.schema.units, plan.delta_truncation + plan.delta_sampler
+        low = accountant.bounds(rate, ratio, steps, delta - extra).low
+        what = f"planned: {steps} steps at {rate:.3g} for epsilon {epsilon}"
+        holds(low <= epsilon, f"{what} are at least {low:.5f}")
+        holds(charge.epsilon <= epsilon * (1 + 1e-9), f"{what} are charged {charge.epsilon:.5f}")
+        bounds(dataclasses.replace(job, plan=plan, spec=spec))
 
 
 def _curves(seed: int) -> None:
@@ -539,7 +561,7 @@ def _curves(seed: int) -> None:
     rng = lab.rng_of("curves", seed)
     usual = [(10 ** rng.uniform(-2.5, -0.1), 10 ** rng.uniform(-0.2, 0.8)) for _ in range(4)]
     rare = [(10 ** rng.uniform(-7, -2.5), 10 ** rng.uniform(-0.2, 0.8)) for _ in range(2)]
-    loud = [(10 ** rng.uniform(-3, -0.01), 10 ** rng.uniform(0.8, 2)) for _ in range(2)]
+    loud = [(10 ** rng.uniform(-3, -0.01), 10 ** rng.uniform(0.8, 4)) for _ in range(2)]
     for q, s in (*usual, *rare, *loud, (1.0, 10 ** rng.uniform(-1, 2))):
         for order, found in zip(rdp.ORDERS, rdp.step_curve(q, s), strict=True):
             exact = _divergence(q, s, order)
@@ -556,7 +578,9 @@ def _charged(events: tuple[DpEvent, ...], extra: float) -> None:
     costs less than one may be had any number of times."""
     found = filters.nano(events)
     for i, n in enumerate(found):
-        exact = sum(e.steps * Fraction(rdp.step_curve(e.rate, e.noise_multiplier)[i]) for e in events)
+        exact = sum(
+            e.steps * Fraction(rdp.step_curve(e.rate, e.noise_multiplier)[i]) for e in events
+        )
         least = min(exact * 10**9, Fraction(filters.SATURATED))
         holds(n >= least, f"accounted: {events} are {float(least):.4g} and charged {n}")
     femto = filters.femto(extra)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any, Final
 from unittest import mock
@@ -59,16 +58,18 @@ LEVELS: Final[dict[str, tuple[Any, ...]]] = {
     "path": ("auto", "record"),
     "form": ("flat", "per-layer", "automatic"),
     "gamma": (4.0, 0.25, 0.01),  # of the clip
-    "clip": (1e-3, 0.3, 1.0, 50.0),
-    "noise": (0.3, 1.0, 6.0, 60.0),
+    "clip": (1e-7, 1e-3, 0.3, 1.0, 50.0, 1e6),
+    "noise": (0.1, 0.5, 1.0, 6.0, 300.0),
+    "delta": (1e-8, 1e-5, 1e-3),
     "optimizer": ("plain", "momentum", "nesterov", "adam", "adamw"),
     "schedule": ("constant", "linear", "cosine", "step"),
     "ema": (0.0, 0.6),
     "views": (1, 1, 3),
     "drop": (False, True),
-    "k": (0, 1, 2),  # rows of a unit; 0: units are rows
-    "datasets": (1, 1, 2),
-    "people": ((8, 8), (40, 6), (60, 30), (3_000, 3), (24, 1)),  # units, and of a step
+    "k": (0, 1, 2, 5),  # rows of a unit; 0: units are rows
+    "datasets": (1, 1, 2, 4),
+    # Units, and how many of them a step has: also none for the most part, and many microbatches.
+    "people": ((8, 8), (40, 6), (60, 30), (3_000, 3), (24, 1), (120, 100), (120_000, 2)),
     "sizes": ((1,), (3, 5), (2, 1, 3, 1, 4, 2, 1, 3, 2, 1, 5, 3), (40,), (1, 7, 20)),
     "dtype": ("f32", "f32", "i32", "u8"),
     "few": (0, 16),
@@ -97,8 +98,17 @@ def _optimizer(kind: dict[str, Any], unit: float) -> Sgd | Adam:
         "plain": Sgd(lr=1.0),
         "momentum": Sgd(lr=1.0, momentum=0.7),
         "nesterov": Sgd(lr=1.0, momentum=0.7, nesterov=True, weight_decay=0.05),
-        "adam": Adam(lr=unit, beta1=0.6, beta2=0.8, eps=unit, weight_decay=0.05),
-        "adamw": Adam(lr=unit, beta1=0.6, beta2=0.8, eps=unit, weight_decay=0.05, decoupled=True),
+        "adam": Adam(
+            lr=min(1.0, unit), beta1=0.6, beta2=0.8, eps=min(1e6, unit), weight_decay=0.05
+        ),
+        "adamw": Adam(
+            lr=min(1.0, unit),
+            beta1=0.6,
+            beta2=0.8,
+            eps=min(1e6, unit),
+            weight_decay=0.05,
+            decoupled=True,
+        ),
     }[kind["optimizer"]]
 
 
@@ -131,9 +141,10 @@ def _made(number: int) -> Job:
     with models.without_help(kind["plain"]):
         return lab.job(
             Carrier(kind["sizes"], kind["drop"]), schema, batch=batch, steps=kind["steps"],
-            noise=noise, clip=clip, form=kind["form"], gamma=clip * kind["gamma"],
+            noise=noise, clip=clip, form=kind["form"], gamma=min(1e6, max(1e-6, clip * kind["gamma"])),
             path=kind["path"], optimizer=_optimizer(kind, clip * (1 + noise) / batch),
             schedule=_schedule(kind), ema=kind["ema"], views=Views(count=kind["views"]),
+            delta=kind["delta"],
             dropout=kind["drop"], few=kind["few"],
         )  # fmt: skip
 
@@ -145,7 +156,7 @@ def _rows(kind: dict[str, Any], rng: np.random.Generator, clip: float) -> list[T
     """Of each dataset: units with fewer rows than they may have and with more, rows that break
     their schema, gradients of all lengths around the clip."""
     made = []
-    units, count, k = _parts(kind)
+    units, count, _ = _parts(kind)
     low, high = lab.BOUNDS[kind["dtype"]]
     for _ in range(kind["datasets"]):
         x = rng.normal(size=(count, sum(kind["sizes"])))
@@ -171,19 +182,19 @@ def _assembled(job: Job, kind: dict[str, Any], tables: list[Table]) -> rows.Rows
     return rows.assemble(parts, tables, job.ready.program.data, job.inputs)
 
 
-def _adds(job: Job, kind: dict[str, Any], tables: list[Table]) -> np.ndarray:
-    """What each unit adds, (units, d): of its first rows, at most k, those within their schema."""
+def _adds(job: Job, kind: dict[str, Any], tables: list[Table], chosen: np.ndarray) -> np.ndarray:
+    """What each of these units adds, (n, d): of its first rows, at most k, those within their
+    schema."""
     units, _, k = _parts(kind)
     low, high = lab.BOUNDS[kind["dtype"]]
-    out = []
-    for table in tables:
-        x = table["x"].numpy().astype(np.float64)
-        right = ((x >= low) & (x <= high)).all(1)
-        who = table["who"].numpy() if kind["k"] else np.arange(len(x))
-        for unit in range(units):
-            mine = np.flatnonzero(who == unit)[:k]
-            total = x[mine[right[mine]]].sum(0)
-            out.append(sums.expected(job, total, kind["sizes"]))
+    out = [np.zeros(sum(kind["sizes"]))]
+    for whole in chosen:
+        dataset, unit = divmod(int(whole), units)
+        x = tables[dataset]["x"].numpy()
+        who = tables[dataset]["who"].numpy() if kind["k"] else np.arange(len(x))
+        mine = x[np.flatnonzero(who == unit)[:k]].astype(np.float64)
+        right = ((mine >= low) & (mine <= high)).all(1)
+        out.append(sums.expected(job, mine[right].sum(0), kind["sizes"]))
     return np.array(out)
 
 
@@ -233,7 +244,7 @@ def _constants(job: Job, what: str) -> None:
 def _again(job: Job, kind: dict[str, Any], seed: int, what: str) -> None:
     plan, rng = job.plan, lab.rng_of("runs", seed, what)
     tables = _rows(kind, rng, plan.clip)
-    given, parts = _assembled(job, kind, tables), _adds(job, kind, tables)
+    given, count = _assembled(job, kind, tables), job.ready.program.dimension
     helper = (lambda: None) if kind["plain"] else engine_noise._helper
     means: list[np.ndarray] = []
     with mock.patch.object(engine_noise, "_helper", helper):
@@ -244,8 +255,8 @@ def _again(job: Job, kind: dict[str, Any], seed: int, what: str) -> None:
                 source, key = Held(_state(run)), rng.bytes(32)
                 run = job.start_of(given, key, source=source)
             chosen = known.sample(key, step, plan.units, plan.rate)[: train.slots(plan)]
-            drawn = np.rint(known.normals(key, step, parts.shape[1]) * plan.sigma / plan.grid)
-            total = parts[chosen].sum(0) + (drawn * plan.grid).astype(np.float64)
+            drawn = np.rint(known.normals(key, step, count) * plan.sigma / plan.grid)
+            total = _adds(job, kind, tables, chosen).sum(0) + (drawn * plan.grid).astype(np.float64)
             means.append(total / plan.normaliser)
             run(step)
             want, average = rest.again(job, means)
@@ -284,9 +295,11 @@ def _afterwards(job: Job, kind: dict[str, Any], seed: int, what: str) -> None:
 
 
 def _overwritten(seed: int) -> Any:
-    """In place of the noise: sums that have nothing of the rows."""
+    """After the noise: sums that have nothing of the rows."""
+    real = engine_noise.add_gaussian
 
     def add(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+        real(total, key, step, scale, first)
         rng = lab.rng_of("overwritten", seed, step, first)
         total[:] = np.rint(rng.normal(size=len(total)) * scale)
 

@@ -202,7 +202,7 @@ def sensitivity(seed: int, trials: int = 1) -> None:
 
 
 def _octaves(job: Job, name: str, sizes: tuple[int, ...], seed: int) -> None:
-    """A gradient in each octave from 2^-20 to 2^124 clips, each unit's along an entry of its own."""
+    """A gradient in each octave of 2^-20 to 2^124 clips, each unit's along its own entry."""
     rng = lab.rng_of("octaves", seed, name)
     gain, bound = 1.0 if "matrix" in name else GAIN, job.plan.clip
     units = min(D, job.schema.units)
