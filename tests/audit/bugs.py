@@ -2002,3 +2002,33 @@ def _unlogged(patch: Patch) -> None:
 @bug("clients take receipts that contradict themselves", "receipts")
 def _contradicts(patch: Patch) -> None:
     patch.setattr(receipts, "_agree", lambda *a: None)
+
+
+@bug("automatic clipping forgets the norm where gamma is above the clip", "sensitivity")
+def _large_gamma(patch: Patch) -> None:
+    def automatic(sizes: Any, gamma: float) -> clip.Clip:
+        plain = clip.automatic(gamma)
+
+        def scale(x: torch.Tensor, bound: float) -> None:
+            x.mul_(bound / gamma) if gamma > bound else plain(x, bound)
+
+        return scale
+
+    patch.setattr(clip, "FORMS", {**clip.FORMS, "automatic": automatic})
+
+
+@_accounting("the library's noise by one accountant is for a tenth more")
+def _for_more(patch: Patch) -> None:
+    real = private.noise_for
+
+    def noise_for(rate: Any, steps: Any, epsilon: float, delta: Any, accountant: Any) -> float:
+        return real(rate, steps, epsilon * (1.1 if accountant == "rdp" else 1), delta, accountant)
+
+    patch.setattr(private, "noise_for", noise_for)
+
+
+@bug("later microbatches than five clip at twice the bound", "runs")
+def _sixth(patch: Patch) -> None:
+    at, real = _Microbatches(patch), batched.Batched._factors
+    patch.setattr(batched.Batched, "_factors", lambda self, env, bound, *rest_: real(
+        self, env, bound * (2.0 if at.number > 4 else 1.0), *rest_))  # fmt: skip

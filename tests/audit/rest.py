@@ -640,6 +640,11 @@ def _library_accounts() -> None:
         found = run.spent(run.done, way)
         holds(true.low <= found, f"accounted: the library's {found:.5f} by {way}")
     holds(run.epsilon <= 2.0, "accounted: the library spends what was asked")
+    for way, spent in private.ACCOUNTANTS.items():
+        noise = private.noise_for(rate, 40, 3.0, 1e-6, way)  # type: ignore[arg-type]
+        event = DpEvent(rate=rate, noise_multiplier=noise, steps=40)
+        found = spent((event,), 1e-6)
+        holds(found <= 3.0 * (1 + 1e-9), f"accounted: the library's noise by {way} is of {found}")
     holds(run.done == 5, f"accounted: the library takes {run.done} steps")
 
 

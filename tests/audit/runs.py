@@ -68,7 +68,7 @@ LEVELS: Final[dict[str, tuple[Any, ...]]] = {
     "drop": (False, True),
     "k": (0, 1, 2, 5),  # rows of a unit; 0: units are rows
     "datasets": (1, 1, 2, 4),
-    # Units, and how many of them a step has: also none for the most part, and many microbatches.
+    # Units, and how many a step has: also none for the most part, and many microbatches.
     "people": ((8, 8), (40, 6), (60, 30), (3_000, 3), (24, 1), (120, 100), (120_000, 2)),
     "sizes": ((1,), (3, 5), (2, 1, 3, 1, 4, 2, 1, 3, 2, 1, 5, 3), (40,), (1, 7, 20)),
     "dtype": ("f32", "f32", "i32", "u8"),
@@ -138,10 +138,11 @@ def _made(number: int) -> Job:
     whole, batch = units * kind["datasets"], kind["people"][1]
     schema = _schema(kind, whole, count * kind["datasets"], k)
     clip, noise = kind["clip"], kind["noise"]
+    gamma = min(1e6, max(1e-6, clip * kind["gamma"]))
     with models.without_help(kind["plain"]):
         return lab.job(
             Carrier(kind["sizes"], kind["drop"]), schema, batch=batch, steps=kind["steps"],
-            noise=noise, clip=clip, form=kind["form"], gamma=min(1e6, max(1e-6, clip * kind["gamma"])),
+            noise=noise, clip=clip, form=kind["form"], gamma=gamma,
             path=kind["path"], optimizer=_optimizer(kind, clip * (1 + noise) / batch),
             schedule=_schedule(kind), ema=kind["ema"], views=Views(count=kind["views"]),
             delta=kind["delta"],

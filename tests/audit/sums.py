@@ -88,9 +88,9 @@ class Sick(nn.Module):
         return ((large - large + x) * self.w).sum(1, keepdim=True)
 
 
-def _meter(form: str = "flat", path: str = "auto", clip: float = 1.0) -> Job:
-    schema = lab.schema_of(D, UNITS)
-    return lab.job(lab.Meter(SIZES, GAIN), schema, batch=UNITS, form=form, path=path, clip=clip)
+def _meter(form: str = "flat", path: str = "auto", clip: float = 1.0, **more: Any) -> Job:
+    schema, module = lab.schema_of(D, UNITS), lab.Meter(SIZES, GAIN)
+    return lab.job(module, schema, batch=UNITS, form=form, path=path, clip=clip, **more)
 
 
 CASES: Final[dict[str, Callable[[], Job]]] = {
@@ -101,6 +101,8 @@ CASES: Final[dict[str, Callable[[], Job]]] = {
     "record, per-layer": lambda: _meter("per-layer", "record", clip=3.0),
     "graph, automatic": lambda: _meter("automatic", clip=3.0),
     "record, automatic": lambda: _meter("automatic", "record", clip=0.3),
+    "graph, automatic, a large gamma": lambda: _meter("automatic", gamma=4.0),
+    "record, automatic, a large gamma": lambda: _meter("automatic", "record", gamma=4.0),
     "graph, one matrix": lambda: lab.job(lab.Line(D), lab.schema_of(D, UNITS), batch=9),
     "graph, microbatches of the native step": lambda: lab.job(
         lab.Meter(SIZES, GAIN), lab.schema_of(D, 60), batch=45, few=16
