@@ -1773,7 +1773,7 @@ def _band(patch: Patch) -> None:
     patch.setattr(clip, "FORMS", {**clip.FORMS, "flat": lambda sizes, gamma: banded})
 
 
-@bug("the ninth tensor is not in the norm", "runs")
+@bug("the ninth tensor is not in the norm", "sensitivity")
 def _ninth(patch: Patch) -> None:
     real, build = batched.factors, small.build
     patch.setattr(

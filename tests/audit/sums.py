@@ -24,6 +24,7 @@ from support.engine_lab import no_noise
 
 SIZES: Final = (1, 7, 20)
 D: Final = sum(SIZES)
+MANY: Final = (2, 1, 3, 1, 4, 2, 1, 3, 2, 1, 5, 3)  # D as well
 GAIN: Final = 1e12
 UNITS: Final = 12
 # Above the clip by this, of the clip, is a clip that does not hold: float32 sums err by less.
@@ -103,6 +104,7 @@ CASES: Final[dict[str, Callable[[], Job]]] = {
     "record, automatic": lambda: _meter("automatic", "record", clip=0.3),
     "graph, automatic, a large gamma": lambda: _meter("automatic", gamma=4.0),
     "record, automatic, a large gamma": lambda: _meter("automatic", "record", gamma=4.0),
+    "graph, many tensors": lambda: lab.job(lab.Meter(MANY, GAIN), lab.schema_of(D, 40), batch=40),
     "graph, one matrix": lambda: lab.job(lab.Line(D), lab.schema_of(D, UNITS), batch=9),
     "graph, microbatches of the native step": lambda: lab.job(
         lab.Meter(SIZES, GAIN), lab.schema_of(D, 60), batch=45, few=16
