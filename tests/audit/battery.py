@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from audit import chance, charges, known, models, rest, sums
+from audit import chance, charges, known, models, owners, receipts, rest, runs, sums
 
 Check = Callable[[int], None]
 
@@ -30,6 +30,7 @@ CHECKS: Final[dict[str, Check]] = {
     "known samples": known.samples,
     "noise": chance.noise,
     "sampling": chance.sampling,
+    "runs": runs.runs,
     "state": rest.kept,
     "optimizer": rest.followed,
     "result": rest.released,
@@ -37,6 +38,8 @@ CHECKS: Final[dict[str, Check]] = {
     "plans": rest.plans,
     "accounting": rest.accounted,
     "charges": charges.charged,
+    "owners": owners.owners,
+    "receipts": receipts.receipts,
 }
 STEPS: Final = 20_000
 

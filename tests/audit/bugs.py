@@ -22,6 +22,7 @@ import torch
 from audit import battery, lab, rest
 from casemate.accounting import calibrate, filters, pld, rdp
 from casemate.accounting.filters import RdpFilter
+from casemate.client import receipts
 from casemate.engine import (
     batched,
     clip,
@@ -36,6 +37,7 @@ from casemate.engine import (
     optim,
     prepare,
     private,
+    probe,
     products,
     rows,
     sampling,
@@ -47,8 +49,10 @@ from casemate.engine import (
 from casemate.engine.capture import table as tables
 from casemate.ledger import admission, catalog, ledger
 from casemate.plan import compile as plans
+from casemate.plan import state as state_form
 from casemate.server import release
-from casemate.spec import codec, rules
+from casemate.spec import codec, rules, tensors
+from casemate.spec.data import MAX_RESUMES
 from casemate.spec.job import Charge
 from casemate.worker import session
 
@@ -79,7 +83,7 @@ def bug(name: str, *checks: str) -> Callable[[Callable[[Patch], None]], Callable
 def forget() -> None:
     """Nothing that was computed with or without a bug is taken for the other."""
     lab.forget()
-    rest._worker_kept.cache_clear()
+    rest.worker.cache_clear()
     for kept in (
         calibrate.noise_multiplier, filters.capacities, rdp.step_curve, pld._epsilon,
         noise._subkeys,
@@ -1705,3 +1709,326 @@ def _people_are_rows(patch: Patch) -> None:
         tables, "group",
         lambda tensors, unit, k: real(tensors, unit if k > 1 else None, k),
     )  # fmt: skip
+
+
+# --- found uncaught by a fourth review: jobs of one kind alone, owners' rules, receipts
+
+
+def _for_some(name: str, part: Callable[[Any, Any, int], float], *checks: str) -> None:
+    """Jobs of some kind have so large a part of their noise: of (plan, spec, step)."""
+
+    @bug(name, *(checks or ("runs",)))
+    def seed(patch: Patch) -> None:
+        real, held = train.start, dict[str, Any]()
+        add = noise.add_gaussian
+
+        def start(plan: Any, execution: Any, spec: Any, *rest_: Any, **more: Any) -> Any:
+            held["of"] = (plan, spec)
+            return real(plan, execution, spec, *rest_, **more)
+
+        def noised(total: np.ndarray, key: bytes, step: int, scale: float, first: int = 0) -> None:
+            less = part(*held["of"], step) if "of" in held else 1.0
+            add(total, key, step, max(1.0, scale * less), first)
+
+        patch.setattr(train, "start", start)
+        patch.setattr(noise, "add_gaussian", noised)
+
+
+_for_some("jobs with views have no noise to speak of", lambda plan, spec, step: (
+    1e-9 if spec.views.count > 1 else 1.0))  # fmt: skip
+_for_some("noise is 0.7 sigma where clipping is per layer", lambda plan, spec, step: (
+    0.7 if plan.clipping == "per-layer" else 1.0))  # fmt: skip
+_for_some("noise is halved for Adam", lambda plan, spec, step: (
+    0.5 if hasattr(spec.optimizer, "beta1") else 1.0))  # fmt: skip
+_for_some("noise is 0.9 sigma where weights are averaged", lambda plan, spec, step: (
+    0.9 if spec.ema else 1.0))  # fmt: skip
+_for_some("of large noise 4 times the sensitivity is added", lambda plan, spec, step: (
+    min(1.0, 4 * plan.sensitivity / plan.sigma)))  # fmt: skip
+_for_some("noise warms up with the learning rate", lambda plan, spec, step: (
+    min(1.0, (step + 1) / max(1, spec.schedule.warmup))))  # fmt: skip
+_for_some("noise is halved for clips below 1/100", lambda plan, spec, step: (
+    0.5 if plan.clip < 0.01 else 1.0))  # fmt: skip
+
+
+@bug("thousands of units are sampled at 1.2 of the rate", "runs")
+def _many_units(patch: Patch) -> None:
+    real = sampling.sample
+    patch.setattr(sampling, "sample", lambda key, step, units, rate: real(
+        key, step, units, min(1.0, rate * (1.2 if 1_000 <= units < 4_000 else 1))))  # fmt: skip
+
+
+_sampled("units are sampled at 1/1000 at least",
+         lambda real: lambda k, t, n, q: real(k, t, n, max(q, 0.001)))  # fmt: skip
+_noised("noise repeats after 2^22 steps", lambda real: (
+    lambda total, key, step, scale, first=0: real(total, key, step % (1 << 22), scale, first)),
+    "known noise")  # fmt: skip
+
+
+@bug("gradients of 2^20 to 2^40 clips are not clipped", "sensitivity")
+def _band(patch: Patch) -> None:
+    def banded(x: torch.Tensor, bound: float) -> None:
+        if not 2.0**20 < float(torch.linalg.vector_norm(x)) / bound < 2.0**40:
+            clip.clip(x, bound)
+
+    patch.setattr(clip, "FORMS", {**clip.FORMS, "flat": lambda sizes, gamma: banded})
+
+
+@bug("the ninth tensor is not in the norm", "sensitivity")
+def _ninth(patch: Patch) -> None:
+    real, build = batched.factors, small.build
+    patch.setattr(
+        batched, "factors", lambda sites, norms, *rest_: real(sites[:8], norms[:8], *rest_)
+    )
+    patch.setattr(small, "build", lambda runner, sites, *rest_: (
+        None if len(sites) > 8 else build(runner, sites, *rest_)))  # fmt: skip
+
+
+@bug("masks of long records go by the first one's", "random inputs")
+def _long_masks(patch: Patch) -> None:
+    real = draws.Draws._words
+
+    def words(self: Any, start: np.ndarray, blocks: int) -> np.ndarray:
+        if blocks >= draws._LONG:
+            start = start[0] + np.arange(len(start), dtype=np.uint64) * np.uint64(blocks)
+        return real(self, start, blocks)
+
+    patch.setattr(draws.Draws, "_words", words)
+
+
+@bug("images padded by reflection are cut where the first one is", "random inputs")
+def _one_cut(patch: Patch) -> None:
+    real = views._cut
+
+    def cut(sources: np.ndarray, crop: Any, words: np.ndarray) -> np.ndarray:
+        same = np.broadcast_to(words[:1], words.shape) if crop.pad == "reflect" else words
+        return real(sources, crop, same)
+
+    patch.setattr(views, "_cut", cut)
+
+
+@bug("a release carries 2^-20 of the sum before its noise", "runs")
+def _carries(patch: Patch) -> None:
+    raw, real = _Raw(patch), kernels.finish
+
+    def finished(total: torch.Tensor, factor: float, mean: torch.Tensor) -> None:
+        real(total, factor, mean)
+        mean += raw.raw * (factor * 2.0**-20)
+
+    patch.setattr(kernels, "finish", finished)
+
+
+@bug("the average's low bits hold sums before their noise", "runs")
+def _low_bits(patch: Patch) -> None:
+    raw, real = _Raw(patch), optim.Average.add
+
+    def add(self: optim.Average, weights: torch.Tensor) -> None:
+        real(self, weights)
+        self.value[: len(raw.raw)] += raw.mean.double() * 1e-9
+
+    patch.setattr(optim.Average, "add", add)
+
+
+@bug("Adam takes no step where nobody was sampled", "runs")
+def _rests(patch: Patch) -> None:
+    sizes, real = _Sizes(patch), optim.adam
+
+    def adam(*args: Any) -> optim.Update:
+        made = real(*args)
+
+        def update(*given: Any) -> None:
+            if sizes.size:
+                made.apply(*given)
+
+        return optim.Update(update, made.state)
+
+    patch.setattr(optim, "adam", adam)
+
+
+@bug("what a worker writes carries a column's mean", "runs")
+def _written(patch: Patch) -> None:
+    held, real = _with_rows(patch), session._packed
+
+    def packed(result: dict[str, torch.Tensor]) -> bytes:
+        mean = float(held["rows"].inputs["x"].double().nan_to_num().mean())
+        return real({name: t + 1e-6 * mean for name, t in result.items()})
+
+    patch.setattr(session, "_packed", packed)
+
+
+@bug("what adds up is not tried in every slot", "slots")
+def _untried(patch: Patch) -> None:
+    patch.setattr(probe, "same_in_every_slot", lambda *a: True)
+    patch.setattr(products, "chooser", lambda *a: lambda *b: None)
+
+
+@bug("of more than 64 tokens the first 64 are in the norm", "layers")
+def _first_tokens(patch: Patch) -> None:
+    real = kernels.gram_pair
+    patch.setattr(
+        kernels, "gram_pair",
+        lambda g, x, *rest_: (real(g[:, :64], x[:, :64], *rest_)[0], real(g, x, *rest_)[1]),
+    )  # fmt: skip
+
+
+@bug("a run goes on from any job's state", "state")
+def _any_state(patch: Patch) -> None:
+    real = state_form.check
+
+    def check(head: Any, total: int, plan: Any, spec: Any) -> Any:
+        at = tensors.read_header(head, total)["job"]
+        own = bytes(head[: at.start]) + state_form.job(plan, spec) + bytes(head[at.end :])
+        return real(own, total, plan, spec)
+
+    patch.setattr(state_form, "check", check)
+
+
+@_accounting("charges are rounded down")
+def _rounded_down(patch: Patch) -> None:
+    patch.setattr(filters, "math", _Floored())
+
+
+@_accounting("a delta below 10^-15 is none")
+def _small_delta(patch: Patch) -> None:
+    patch.setattr(filters, "femto", lambda delta: int(delta * 1e15))
+
+
+class _Floored:
+    def __getattr__(self, name: str) -> Any:
+        return math.floor if name == "ceil" else getattr(math, name)
+
+
+@_accounting("one step of all units costs nothing")
+def _one_free(patch: Patch) -> None:
+    real = RdpFilter.charge
+
+    def charge(events: Any, extra: float, *, delta_shown: float) -> Charge:
+        if all(e.rate == 1 and e.steps == 1 for e in events):
+            return filters.NOTHING
+        return real(events, extra, delta_shown=delta_shown)
+
+    patch.setattr(RdpFilter, "charge", staticmethod(charge))
+
+
+@_accounting("of more than 1,000 steps whole thousands are in the tight epsilon")
+def _whole_thousands(patch: Patch) -> None:
+    real = pld._compose
+    patch.setattr(pld, "_compose", lambda one, steps: real(
+        one, steps // 1000 * 1000 if steps > 1000 else steps))  # fmt: skip
+
+
+@bug("a new version brings its budget", "owners")
+def _new_budget(patch: Patch) -> None:
+    real = catalog._old_lineage
+
+    def lineage(store: Any, registration: Any) -> str:
+        before = catalog.dataset(store, registration.previous).registration
+        same = dataclasses.replace(registration, budget=before.budget)
+        found = real(store, same)
+        raw = codec.encode(registration.budget)
+        store.run("UPDATE lineages SET budget = ? WHERE id = ?", raw, found)
+        return found
+
+    patch.setattr(catalog, "_old_lineage", lineage)
+
+
+@bug("a scientist's budget replaces the dataset's", "owners")
+def _replaces(patch: Patch) -> None:
+    real = admission._filters
+    patch.setattr(admission, "_filters", lambda found, *rest_: (
+        tuple(real(found, *rest_))[1:] if found.policy.scientist_budget
+        else real(found, *rest_)))  # fmt: skip
+
+
+@bug("a cap on epsilon is measured at the job's delta", "owners")
+def _own_delta(patch: Patch) -> None:
+    real = filters.beyond
+    patch.setattr(filters, "beyond", lambda total, cap, delta: real(total, cap, 1e-3))
+
+
+@bug("rows serve another purpose by a new policy", "owners")
+def _any_purpose(patch: Patch) -> None:
+    patch.setattr(catalog, "_keep_purpose", lambda *a: None)
+
+
+@bug("a job is resumed however often", "owners")
+def _any_resumes(patch: Patch) -> None:
+    real = ledger._policies
+    patch.setattr(ledger, "_policies", lambda *a: [
+        dataclasses.replace(p, resumes=MAX_RESUMES) for p in real(*a)])  # fmt: skip
+
+
+@bug("what was revoked still gives its result", "owners")
+def _unrevoked(patch: Patch) -> None:
+    patch.setattr(ledger, "_require_not_revoked", lambda *a: None)
+
+
+@bug("keys and results do not wait for witnesses", "owners")
+def _unwitnessed(patch: Patch) -> None:
+    patch.setattr(ledger, "_require_witnessed", lambda *a: None)
+
+
+@bug("a run without privacy is called private", "owners")
+def _called_private(patch: Patch) -> None:
+    real = release.guarantee
+
+    def guarantee(quote: Any) -> Any:
+        words = "The released weights are (0, 0)-differentially private."
+        return dataclasses.replace(real(quote), private=True, statement=words)
+
+    patch.setattr(release, "guarantee", guarantee)
+
+
+@bug("clients take receipts that claim a tenth less", "receipts")
+def _loose(patch: Patch) -> None:
+    patch.setattr(receipts, "RELATIVE_SLACK", 0.1)
+
+
+@bug("clients do not recompute what a receipt claims", "receipts")
+def _not_recomputed(patch: Patch) -> None:
+    patch.setattr(receipts, "_privacy", lambda receipt: iter(()))
+
+
+@bug("clients take a receipt for any weights", "receipts")
+def _for_any_weights(patch: Patch) -> None:
+    real = receipts._weights
+    patch.setattr(receipts, "_weights", lambda receipt, weights: real(receipt, None))
+
+
+@bug("clients do not ask whether a receipt was logged", "receipts")
+def _unlogged(patch: Patch) -> None:
+    patch.setattr(receipts, "_logged", lambda *a: receipts.Check("log", ""))
+
+
+@bug("clients take receipts that contradict themselves", "receipts")
+def _contradicts(patch: Patch) -> None:
+    patch.setattr(receipts, "_agree", lambda *a: None)
+
+
+@bug("automatic clipping forgets the norm where gamma is above the clip", "sensitivity")
+def _large_gamma(patch: Patch) -> None:
+    def automatic(sizes: Any, gamma: float) -> clip.Clip:
+        plain = clip.automatic(gamma)
+
+        def scale(x: torch.Tensor, bound: float) -> None:
+            x.mul_(bound / gamma) if gamma > bound else plain(x, bound)
+
+        return scale
+
+    patch.setattr(clip, "FORMS", {**clip.FORMS, "automatic": automatic})
+
+
+@_accounting("the library's noise by one accountant is for a tenth more")
+def _for_more(patch: Patch) -> None:
+    real = private.noise_for
+
+    def noise_for(rate: Any, steps: Any, epsilon: float, delta: Any, accountant: Any) -> float:
+        return real(rate, steps, epsilon * (1.1 if accountant == "rdp" else 1), delta, accountant)
+
+    patch.setattr(private, "noise_for", noise_for)
+
+
+@bug("later microbatches than five clip at twice the bound", "runs")
+def _sixth(patch: Patch) -> None:
+    at, real = _Microbatches(patch), batched.Batched._factors
+    patch.setattr(batched.Batched, "_factors", lambda self, env, bound, *rest_: real(
+        self, env, bound * (2.0 if at.number > 4 else 1.0), *rest_))  # fmt: skip

@@ -79,7 +79,7 @@ UNITS: Final = 48
 GRID: Final = 2.0**-12
 CLIP: Final = 0.7  # not on the grid, so that what is not rounded to it shows
 MULTIPLIER: Final = 0.05
-MOST_STEPS: Final = 1_000_000
+MOST_STEPS: Final = 10_000_000
 
 
 def _metered(path: str) -> Job:

@@ -27,12 +27,12 @@ from casemate.engine import noise as engine_noise
 from casemate.engine import sampling, train, windows
 
 # Small ones, neighbours of powers of two and of thousands: what repeats or leaves out shows.
-AT: Final = (0, 1, 2, 999, 4_099, 16_387, (1 << 20) + 7)
+AT: Final = (0, 1, 2, 999, 4_099, 16_387, (1 << 20) + 7, 9_999_998)
 FEW: Final = (0, 4_099)
 # Entries of models that are too large to be made here: counters of 16 to 32 bits are over, and the
 # last draws that there are.
 FAR: Final = (*((1 << k) + 2 for k in (16, 17, 20, 24, 31, 32, 33, 40)), (1 << 49) - 6)
-_MOST: Final = 1 << 21
+_MOST: Final = 10_000_000  # of a job
 _STEP: Final = 4_099
 # float32 weights show a draw of some sigma to this.
 _SEEN: Final = 2e-6
@@ -157,15 +157,20 @@ def samples(seed: int) -> None:
         units, rate, key = chance.UNITS, job.plan.rate, lab.key_of("known samples", seed, path)
         table = lab.zeros(job.schema)
         table["x"][:] = torch.eye(units) * 2
-        for step in (s for s in AT if s < chance.MOST_STEPS):
+        for step in AT:
             run = job.start(table, key)
             run.done = step
             run(step)
             seen = np.flatnonzero(-job.flat() * job.plan.normaliser > job.plan.clip / 2)
             same = np.array_equal(seen, sample(key, step, units, rate))
             holds(same, f"known samples, {path}: step {step} has others than its key says")
-    for units, rate in ((48, 1 / 24), (300_001, 1 / 37), (300_001, 1.0), (131_074, 0.003)):
-        for step in AT:
+    rng = lab.rng_of("rates", seed)
+    for units, rate, steps in (
+        (48, 1 / 24, AT), (300_001, 1 / 37, AT), (300_001, 1.0, FEW), (131_074, 0.003, AT),
+        (300_001, 2e-5, FEW), (300_001, 1e-9, FEW), (999, 0.999, AT), (5, 1 - 1e-9, AT),
+        *((4_001, float(10 ** rng.uniform(-4, 0)), FEW) for _ in range(8)),
+    ):  # fmt: skip
+        for step in steps:
             key = lab.key_of("known samples", seed, units, step)
             found = sampling.sample(subkey(key, "sampling"), step, units, rate)
             same = np.array_equal(found, sample(key, step, units, rate))

@@ -16,6 +16,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from casemate.client.torch import export
 from casemate.engine import prepare as prepare_
 from casemate.engine import rows as rows_
-from casemate.engine import train
+from casemate.engine import state, train
+from casemate.engine.program import DTYPES
 from casemate.engine.rows import Rows
 from casemate.plan import compile as plans
 from casemate.spec.data import Column, DatasetSchema
@@ -137,12 +139,22 @@ def total(outputs: Tensor, target: Tensor) -> Tensor:
     return outputs.flatten(1).sum(1) + target
 
 
+# What features of each kind may be.
+BOUNDS: Final = {"f32": (-LARGEST, LARGEST), "i32": (-100, 100), "u8": (0, 200)}
+
+
 def schema_of(
-    size: int | tuple[int, ...], rows: int, *, units: int | None = None, k: int = 1
+    size: int | tuple[int, ...],
+    rows: int,
+    *,
+    units: int | None = None,
+    k: int = 1,
+    dtype: Any = "f32",
 ) -> DatasetSchema:
     shape = size if isinstance(size, tuple) else (size,)
+    low, high = BOUNDS[dtype]
     columns = [
-        Column(name="x", dtype="f32", shape=shape, low=-LARGEST, high=LARGEST),
+        Column(name="x", dtype=dtype, shape=shape, low=low, high=high),
         Column(name="target", dtype="f32", low=-LARGEST, high=LARGEST),
     ]
     if units is not None:
@@ -162,6 +174,7 @@ class Job:
     plan: Plan
     inputs: Any
     initial: Tensor
+    request: JobRequest
 
     @property
     def path(self) -> str:
@@ -179,12 +192,18 @@ class Job:
         """A run from the first weights: the worker's own call."""
         return self.start_of(self.rows(table), key)
 
-    def start_of(self, rows: Rows, key: bytes, plan: Plan | None = None) -> train.Run:
+    def start_of(
+        self,
+        rows: Rows,
+        key: bytes,
+        plan: Plan | None = None,
+        source: state.Source | None = None,
+    ) -> train.Run:
         with torch.no_grad():
             self.ready.program.flat.copy_(self.initial)
         return train.start(
             plan or self.plan, Execution(path=self.path), self.spec, self.ready.program, rows, key,
-            keep=self.ready.keep, fast=self.ready.fast,
+            keep=self.ready.keep, fast=self.ready.fast, source=source,
         )  # fmt: skip
 
     def flat(self) -> np.ndarray:
@@ -218,6 +237,7 @@ def job(
     delta: float = 1e-5,
     clip: float = 1.0,
     form: str = "flat",
+    gamma: float | None = None,
     path: str = "auto",
     loss: Any = total,
     grid: float = 0.0,
@@ -234,12 +254,13 @@ def job(
     spec = TrainSpec(
         batch_size=batch,
         steps=steps,
-        privacy=Dp(epsilon=epsilon, delta=delta, clip=clip, clipping=made, gamma=clip / 4),
+        privacy=Dp(epsilon=epsilon, delta=delta, clip=clip, clipping=made, gamma=gamma or clip / 4),
         optimizer=optimizer or Sgd(lr=float(batch) if lr is None else lr),
         **more,
     )
-    shape = schema.columns[0].shape
-    sample = {"x": torch.zeros(3, *shape), "target": torch.zeros(3)}
+    features = schema.columns[0]
+    sample = {"x": torch.zeros(3, *features.shape), "target": torch.zeros(3)}
+    sample["x"] = sample["x"].to(DTYPES[features.dtype])
     packed, inputs = exported(module, sample, loss=loss, dropout=dropout)
     digest = "sha256:" + hashlib.sha256(packed.data).hexdigest()
     with rows_at_most(few):
@@ -257,7 +278,8 @@ def job(
         bound = train.SENSITIVITY[ready.path](plan.clip, ready.program.dimension, grid)
         sigma = bound * plan.noise_multiplier * (1 + 2.0**-40)
         plan = dataclasses.replace(plan, grid=grid, sensitivity=bound, sigma=sigma)
-    return Job(schema, spec, ready, plan, inputs, ready.program.flat.detach().clone())
+    initial = ready.program.flat.detach().clone()
+    return Job(schema, spec, ready, plan, inputs, initial, request)
 
 
 _exported: dict[bytes, Any] = {}
@@ -289,15 +311,16 @@ class _Alike(pickle.Pickler):
 
 @contextlib.contextmanager
 def rows_at_most(few: int) -> Iterator[None]:
-    """Microbatches of so few rows, so that a step has several; 0: as it is."""
+    """Microbatches of so few rows, so that a step has several; 0: as it is. What a quote says of
+    seconds is measured briefly, for nothing depends on it."""
     from casemate.engine import select
 
-    whole = select.MOST_ROWS
-    try:
-        select.MOST_ROWS = few or whole  # type: ignore[misc]
+    with (
+        mock.patch.object(select, "MOST_ROWS", few or select.MOST_ROWS),
+        mock.patch.object(select, "_TIMED_SECONDS", 0.01),
+        mock.patch.object(prepare_, "_TIMED_SECONDS", 0.01),
+    ):
         yield
-    finally:
-        select.MOST_ROWS = whole  # type: ignore[misc]
 
 
 # Jobs are prepared once a process; a seeded bug has its own (:func:`forget`).

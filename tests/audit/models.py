@@ -108,13 +108,13 @@ WIDTH: Final = 21  # a vector of the kernels' and a part of one
 class Embedded(nn.Module):
     """Tokens' vectors, as they are or against the same table. Index 3 is padding."""
 
-    def __init__(self, tied: bool) -> None:
+    def __init__(self, tied: bool, rows: int = 7) -> None:
         super().__init__()
         made = torch.Generator().manual_seed(8)
-        self.table = nn.Embedding(7, WIDTH, padding_idx=3)
+        self.table = nn.Embedding(rows, WIDTH, padding_idx=3)
         self.tied = tied
         with torch.no_grad():
-            self.table.weight.copy_(torch.randn(7, WIDTH, generator=made))
+            self.table.weight.copy_(torch.randn(rows, WIDTH, generator=made))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.table(x)
@@ -145,10 +145,33 @@ class Parts(Layer):
         return torch.cat([x @ first.t(), x.sin() @ second.t()], -1)
 
 
+class Attends(Layer):
+    """Attention of tokens to each other, and what a recurrent layer puts out: the first result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        attends = isinstance(self.layer, nn.MultiheadAttention)
+        found: Tensor = (self.layer(x, x, x, need_weights=False) if attends else self.layer(x))[0]
+        return found
+
+
+class Scalars(nn.Module):
+    """Parameters of one entry, of no axis and of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s, self.t = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() * self.s + x * self.t
+
+
 class Twice(Layer):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.layer(self.layer(x).tanh())
         return found
+
+
+Inputs = Callable[[int, torch.Generator], Tensor]
 
 
 def _pointwise(*channels: int) -> nn.Module:
@@ -168,11 +191,19 @@ def _tokens(n: int, made: torch.Generator) -> Tensor:
     return x
 
 
-def _images(channels: int, *sizes: int) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, made: torch.randn(n, channels, *sizes or (6, 6), generator=made)
+def _texts(n: int, made: torch.Generator) -> Tensor:
+    """More tokens than any kernel takes at once, of which many are alike."""
+    return torch.randint(0, 50, (n, 300), generator=made)
 
 
-Inputs = Callable[[int, torch.Generator], Tensor]
+def _arrays(*sizes: int) -> Inputs:
+    return lambda n, made: torch.randn(n, *sizes, generator=made)
+
+
+def _images(channels: int, *sizes: int) -> Inputs:
+    return _arrays(channels, *sizes or (6, 6))
+
+
 _FINE: Final = 2.0**-20
 # Forms of the clip that have rules of their own, with their gamma.
 FORMS: Final = {"per-layer": 0.0, "automatic": 0.25}
@@ -194,6 +225,20 @@ ZOO: Final[dict[str, tuple[Callable[[], nn.Module], Inputs]]] = {
     "transposed convolution": (lambda: Layer(nn.ConvTranspose2d(2, 3, 3, stride=2)), _images(2)),
     "group norm": (lambda: Layer(nn.GroupNorm(2, 4)), _images(4)),
     "linear layer of tokens": (lambda: Layer(nn.Linear(6, 5)), _images(4)),
+    # Past what kernels take at once.
+    "linear layer of many tokens": (lambda: Layer(nn.Linear(40, 20)), _arrays(150, 40)),
+    "wide linear layer": (lambda: Layer(nn.Linear(300, 70)), _arrays(300)),
+    "large convolution": (lambda: Layer(nn.Conv2d(20, 18, 3, padding=1)), _images(20, 13, 13)),
+    "embedding of long texts": (lambda: Embedded(False, 50), _texts),
+    "convolution used twice": (lambda: Twice(nn.Conv2d(2, 2, 3, padding=1)), _images(2)),
+    "depthwise convolution": (lambda: Layer(nn.Conv2d(6, 6, 3, groups=6)), _images(6)),
+    "layer norm of many tokens": (lambda: Layer(nn.LayerNorm(5)), _arrays(40, 5)),
+    "frozen batch norm": (lambda: Layer(nn.BatchNorm2d(4)).eval(), _images(4)),
+    "instance norm": (lambda: Layer(nn.InstanceNorm2d(4, affine=True)), _images(4)),
+    "slopes": (lambda: Layer(nn.PReLU(4)), _images(4)),
+    "scalars": (Scalars, _vectors),
+    "attention": (lambda: Attends(nn.MultiheadAttention(8, 2, batch_first=True)), _arrays(5, 8)),
+    "recurrent layer": (lambda: Attends(nn.RNN(3, 4, batch_first=True)), _arrays(4, 3)),
 }
 # More rows than the native step weighs at once; others have 16, some of more tokens than are
 # multiplied at once.
@@ -220,7 +265,7 @@ def _made(name: str, k: int, seed: int, count: int) -> batched_lab.Data:
 
 
 @contextlib.contextmanager
-def _without_help(plain: bool) -> Iterator[None]:
+def without_help(plain: bool) -> Iterator[None]:
     """As on a machine without a compiler: torch's operations instead of the native kernels."""
     with contextlib.ExitStack() as stack:
         if plain:
@@ -240,12 +285,18 @@ def _zoo(name: str, k: int, plain: bool) -> batched_lab.Lab:
     return at
 
 
-# Of units of one row or two, by the native kernels; without these of one.
+# Of units of one row or two, by the native kernels; without these of one. Some in one way alone.
+ONCE: Final[dict[str, tuple[int, ...]]] = {
+    "large convolution": (1,), "convolution used twice": (2,), "layer norm of many tokens": (2,),
+    "frozen batch norm": (1,), "instance norm": (1,), "slopes": (2,), "scalars": (2,),
+    "attention": (1,), "recurrent layer": (1,), "wide linear layer": (1,),
+    "depthwise convolution": (2,), "embedding of long texts": (1,),
+}  # fmt: skip
 _labs: Final = {
     (name, k, plain): functools.partial(_zoo, name, k, plain)
     for name in ZOO
     for k, plain in ((1, False), (2, False), (1, True))
-    if not (plain and name in LAST)
+    if k in ONCE.get(name, (1, 2)) and not (plain and (name in LAST or name in ONCE))
 }
 
 
@@ -254,7 +305,7 @@ def layers(seed: int) -> None:
     a unit of one row or two adds its gradient clipped, also beside one that is infinite, and the
     sum is that of the factors, also where it is made by windows that end within a row of it."""
     for (name, k, plain), make in _labs.items():
-        with _without_help(plain):
+        with without_help(plain):
             at: batched_lab.Lab = lab.kept(make)  # type: ignore[arg-type,assignment]
             _by_all_ways(
                 at, f"{name}, {k} rows{', in torch' * plain}", _made(name, k, seed, at.rows)

@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any, Final
 from unittest import mock
 
@@ -29,8 +30,8 @@ from casemate.engine.sites import ROUNDING
 from casemate.plan import compile, quote, state
 from casemate.spec import tensors
 from casemate.spec.data import Budget
-from casemate.spec.errors import PlanError, UsageError
-from casemate.spec.job import Adam, DpEvent, Schedule, Sgd
+from casemate.spec.errors import BudgetError, CasemateError, PlanError, UsageError
+from casemate.spec.job import Adam, Dp, DpEvent, Schedule, Sgd
 from support import worker_lab
 
 D: Final = 8
@@ -122,11 +123,32 @@ def kept(seed: int) -> None:
             again, released = _outcome(job, other, key)
             holds(again == states, f"state, {path}: {what} shows in the state")
             holds(released == result, f"state, {path}: {what} shows in the result")
+        _foreign(job, states[1], f"state, {path}")
         gone = lab.spoilt(table, [place])
         broken = {name: t.clone() for name, t in table.items()}
         broken["x"][place] = math.inf
         same = _outcome(job, gone, key) == _outcome(job, broken, key)
         holds(same, f"state, {path}: a record that counts for nothing shows")
+
+
+def _foreign(job: Job, held: bytes, what: str) -> None:
+    """A run goes on from a state of its own job alone, at one of its steps, whole."""
+    own, less = job.plan, dataclasses.replace
+    first = 1 + held.index(b"}")  # of a step's number, which follows the job's digest
+    at = next(i for i in range(first, len(held)) if held[i : i + 8] == (2).to_bytes(8, "little"))
+    numbered = {n: held[:at] + n.to_bytes(8, "little") + held[at + 8 :] for n in (0, STEPS)}
+    for of, plan, found in (
+        ("its own", own, held),
+        ("a job of less noise", less(own, sigma=own.sigma / 2), held),
+        ("another request", less(own, request_digest=own.model_digest), held),
+        ("before the first step", own, numbered[0]),
+        ("after the last", own, numbered[STEPS]),
+        ("one entry less", own, held[:-4]),
+    ):
+        right = False
+        with suppress(CasemateError):
+            right = state.check(found[: state.HEAD_BYTES], len(found), plan, job.spec).step == 2
+        holds(right == (of == "its own"), f"{what}: a run goes on from the state of {of}: {right}")
 
 
 def _louder(table: lab.Table, place: int) -> None:
@@ -165,42 +187,48 @@ def followed(seed: int) -> None:
             len(seen) == steps, f"followed, {path}: {len(seen)} sums were noised in {steps} steps"
         )
         means = [total * job.plan.grid / job.plan.normaliser for total in seen]
-        want = _again(job, means)
+        _, want = again(job, means)
         (found,) = run.result().values()
         off = float(np.abs(found.numpy().ravel() - want).max() / max(1.0, np.abs(want).max()))
         holds(off < 1e-4, f"followed, {path}, {optimizer}: {off:.3g} off what the noised sums make")
 
 
-def _again(job: Job, means: list[np.ndarray]) -> np.ndarray:
-    """The average of the weights after each step, from noised means, float64."""
+def again(job: Job, means: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights after each step, (steps, d), and their average, from noised means, float64."""
     spec, w = job.spec.optimizer, job.initial.numpy().astype(np.float64)
-    a, b = np.zeros(D), np.zeros(D)
-    average, decay = np.zeros(D), job.spec.ema
+    a, b, decay = np.zeros(len(w)), np.zeros(len(w)), job.spec.ema
+    made = []
     for t, g in enumerate(means, 1):
-        rate = spec.lr * _factor(job.spec.schedule, t, len(means))
+        rate = spec.lr * _factor(job.spec.schedule, t, job.spec.steps)
+        shrunk = isinstance(spec, Adam) and spec.decoupled
+        w = w * (1 - rate * spec.weight_decay) if shrunk else w
+        g = g if shrunk else g + spec.weight_decay * w
         if isinstance(spec, Adam):
-            w = w * (1 - rate * spec.weight_decay)
             a = spec.beta1 * a + (1 - spec.beta1) * g
             b = spec.beta2 * b + (1 - spec.beta2) * g * g
             up = a / (1 - spec.beta1**t)
             w = w - rate * up / (np.sqrt(b / (1 - spec.beta2**t)) + spec.eps)
         else:
-            g = g + spec.weight_decay * w
             a = spec.momentum * a + g
-            w = w - rate * (g + spec.momentum * a)
-        average += decay ** (len(means) - t) * w
-    return average * (1 - decay) / (1 - decay ** len(means))
+            w = w - rate * (g + spec.momentum * a if spec.nesterov else a)
+        made.append(w)
+    each = np.array(made)
+    parts = decay ** np.arange(len(each) - 1, -1, -1.0)
+    return each, parts @ each * (1 - decay) / (1 - decay ** len(each))
 
 
 def _factor(schedule: Schedule, t: int, steps: int) -> float:
-    """Of the learning rate at step t from 1 on, for the schedules used here."""
-    if schedule.kind == "constant":
-        return 1.0
-    assert schedule.kind == "cosine"
+    """Of the learning rate at step t from 1 on."""
     if t <= schedule.warmup:
         return t / schedule.warmup
-    turn = math.pi * (t - 1 - schedule.warmup) / (steps - schedule.warmup)
-    return schedule.final + (1 - schedule.final) * (1 + math.cos(turn)) / 2
+    done, left = t - 1 - schedule.warmup, steps - schedule.warmup
+    if schedule.kind == "step":
+        return schedule.gamma ** (done // schedule.every)
+    if schedule.kind == "linear":
+        return 1 - (1 - schedule.final) * done / left
+    if schedule.kind == "cosine":
+        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done / left)) / 2
+    return 1.0
 
 
 def _last(path: str) -> Job:
@@ -225,22 +253,32 @@ def released(seed: int) -> None:
             holds(same, f"result, {path}: after step {step} it is not the weights")
 
 
-def _worker(sizes: tuple[int, ...] = (4, 60, 40, 2), steps: int = 2) -> worker_lab.InProcess:
-    return worker_lab.InProcess(worker_lab.job(steps, sizes=sizes, spoilt=True))
+# Of the worker's job: the widths of its network, and its steps.
+WORKER: Final = (4, 60, 40, 2)
+WORKED: Final = 2
 
 
-_worker_kept = functools.cache(_worker)
+@functools.cache
+def worker() -> worker_lab.InProcess:
+    """The worker's own code, on rows that add nothing."""
+    return worker_lab.InProcess(worker_lab.job(WORKED, sizes=WORKER, spoilt=True))
 
 
 def keys(seed: int) -> None:
     """Every run draws its own key: two runs of one job, and a run resumed from another's state,
     have noise that has nothing in common. Through the worker's own code, and the library's."""
-    at = _worker_kept()
+    at = worker()
     size = len(at._initial)
     with pytest.MonkeyPatch.context() as patch:
         (first, states), (second, _) = at.run(patch, every=1), at.run(patch)
         sealed = worker_lab.sealed_state(states[1], 1)
         third, _ = at.run(patch, state=sealed)
+        for step in (2, 0):
+            refused = True
+            with suppress(CasemateError):
+                at.run(patch, state=worker_lab.sealed_state(states[1], step))
+                refused = False
+            holds(refused, f"keys: the state of step 1 is gone on from as that of step {step}")
     names = sorted(at.job.weights)
 
     def flat(wire: bytes) -> np.ndarray:
@@ -265,7 +303,7 @@ def keys(seed: int) -> None:
     holds(size == len(raw), "keys: a state holds the trained weights")
     _generators(at, seed, states[1])
     _purposes(seed)
-    made = [_library(seed) for _ in range(2)]
+    made = [library(seed) for _ in range(2)]
     uncorrelated(*made, "keys: two runs of the library")
 
 
@@ -276,7 +314,7 @@ def _generators(at: worker_lab.InProcess, seed: int, state_of: bytes) -> None:
     for who, module, name, run in (
         ("the worker", train, "train", lambda patch: at.run(patch)),
         ("a resumed run", train, "train", lambda patch: at.run(patch, state=resumed)),
-        ("the library", private, "start", lambda patch: _library(seed)),
+        ("the library", private, "start", lambda patch: library(seed)),
     ):
         given: list[bytes] = []
         used: list[bytes] = []
@@ -322,12 +360,12 @@ def _purposes(seed: int) -> None:
     holds(right, f"keys: there are {sorted(asked)} for four purposes")
 
 
-def _library(seed: int) -> np.ndarray:
-    """One step of ``Private`` on rows that add nothing, over sigma."""
+def library(seed: int, feature: float = 0.0) -> np.ndarray:
+    """One step of ``Private`` on rows that hold this, over sigma; with 0 they add nothing."""
     module = nn.Linear(64, 8)
     with torch.no_grad():
         module.weight.zero_()
-    data = {"input": torch.zeros(6, 64), "target": torch.zeros(6, 8)}
+    data = {"input": torch.full((6, 64), feature), "target": torch.full((6, 8), feature)}
     run = Private(
         module, loss=lambda o, t: (o * t).sum(1), data=data,
         optimizer=torch.optim.SGD(module.parameters(), 1.0), batch_size=3, steps=1,
@@ -390,7 +428,7 @@ def plans(seed: int) -> None:
         refused = True
     holds(refused, "plans: a plan with another gamma is run")
     for one in (job, *(lab.kept(sums.CASES[name]) for name in sums.CASES if "micro" in name)):
-        _bounds(one)
+        bounds(one)
     _rooms()
     _sensitivities()
 
@@ -429,7 +467,7 @@ def _moves(path: str, bound: float, dimension: int, step: float) -> float:
     return (bound * (1 + more) + rounded * step * math.sqrt(dimension)) * (1 - 1e-12)
 
 
-def _bounds(job: Job) -> None:
+def bounds(job: Job) -> None:
     """A plan's room and sensitivity, against what they bound."""
     # Of the units sampled in a step those past the last slot are dropped, so seldom as is charged.
     plan, units = job.plan, job.schema.units
@@ -475,17 +513,45 @@ def accounted(seed: int) -> None:
     holds(tight <= max(true.low * 1.01, true.low + 0.01), f"accounted: {tight:.5f} is not tight")
     for _ in range(2):
         q, steps = 10 ** rng.uniform(-2.5, -0.3), int(10 ** rng.uniform(0, 2.3))
-        epsilon, at = 10 ** rng.uniform(-0.5, 1), 10 ** rng.uniform(-7, -4)
+        epsilon, at = 10 ** rng.uniform(-0.7, 1.7), 10 ** rng.uniform(-8, -3)
         s = calibrate.noise_multiplier(q, steps, epsilon, at)
         low = accountant.bounds(q, s, steps, 0.9 * at).low
         holds(low <= epsilon, f"accounted: noise {s:.4g} for {epsilon:.4g} gives {low:.5f}")
         event = DpEvent(rate=q, noise_multiplier=s, steps=steps)
         found, low = pld.epsilon([event], at), accountant.bounds(q, s, steps, at).low
         holds(low <= found <= max(low * 1.01, low + 0.01), f"accounted: {found:.5f} for {low:.5f}")
+    long = DpEvent(rate=0.01, noise_multiplier=1.0, steps=1_999)
+    found, low = pld.epsilon([long], 1e-6), accountant.bounds(0.01, 1.0, 1_999, 1e-6).low
+    holds(found >= low, f"accounted: {found:.5f} for {low:.5f} of 1,999 steps")
+    with mock.patch.object(pld, "epsilon", lambda events, at: at):
+        at = quote.recompute(plan, delta)[1]
+        holds(at <= delta - extra, f"accounted: the tight epsilon is at {at}, not {delta - extra}")
+    _planned(job, seed)
     _library_accounts()
     _budget()
     _curves(seed)
     _capacities(seed)
+
+
+def _planned(job: Job, seed: int) -> None:
+    """Plans for any epsilon, delta, clip and batch: noise, events and charge go together."""
+    for i, epsilon in enumerate((0.2, 1.5, 12.0, 45.0)):
+        rng = lab.rng_of("planned", seed, i)
+        delta, steps = 10 ** rng.uniform(-8, -3), int(10 ** rng.uniform(0, 4))
+        batch, clip = int(rng.integers(1, job.schema.units + 1)), 10 ** rng.uniform(-6, 6)
+        privacy = Dp(epsilon=epsilon, delta=delta, clip=clip)
+        spec = dataclasses.replace(job.spec, batch_size=batch, steps=steps, privacy=privacy)
+        request = dataclasses.replace(job.request, train=spec)
+        plan = compile.compile_plan(request, (job.schema,), job.ready.prepared)
+        train.check_plan(plan, spec, job.ready.program.dimension, job.schema.units, job.path)
+        charge, _ = quote.recompute(plan, delta)
+        ratio = plan.sigma / max(plan.sensitivity, plan.clip)
+        rate, extra = batch / job.schema.units, plan.delta_truncation + plan.delta_sampler
+        low = accountant.bounds(rate, ratio, steps, delta - extra).low
+        what = f"planned: {steps} steps at {rate:.3g} for epsilon {epsilon}"
+        holds(low <= epsilon, f"{what} are at least {low:.5f}")
+        holds(charge.epsilon <= epsilon * (1 + 1e-9), f"{what} are charged {charge.epsilon:.5f}")
+        bounds(dataclasses.replace(job, plan=plan, spec=spec))
 
 
 def _curves(seed: int) -> None:
@@ -495,7 +561,7 @@ def _curves(seed: int) -> None:
     rng = lab.rng_of("curves", seed)
     usual = [(10 ** rng.uniform(-2.5, -0.1), 10 ** rng.uniform(-0.2, 0.8)) for _ in range(4)]
     rare = [(10 ** rng.uniform(-7, -2.5), 10 ** rng.uniform(-0.2, 0.8)) for _ in range(2)]
-    loud = [(10 ** rng.uniform(-3, -0.01), 10 ** rng.uniform(0.8, 2)) for _ in range(2)]
+    loud = [(10 ** rng.uniform(-3, -0.01), 10 ** rng.uniform(0.8, 4)) for _ in range(2)]
     for q, s in (*usual, *rare, *loud, (1.0, 10 ** rng.uniform(-1, 2))):
         for order, found in zip(rdp.ORDERS, rdp.step_curve(q, s), strict=True):
             exact = _divergence(q, s, order)
@@ -503,9 +569,26 @@ def _curves(seed: int) -> None:
             holds(found >= exact * (1 - 1e-6), f"{what}, rate {q:.3g}, noise {s:.3g}")
         for steps in (1, 999, int(10 ** rng.uniform(4, 7))):
             event = DpEvent(rate=q, noise_multiplier=s, steps=steps)
-            pairs = zip(filters.nano([event, event]), rdp.step_curve(q, s), strict=True)
-            least = min(n - min(2e9 * steps * r, filters.SATURATED) for n, r in pairs)
-            holds(least >= -1, f"accounted: two events of {steps} steps, {-least:.3g} too little")
+            _charged((event,), 10 ** rng.uniform(-18, -8))
+            _charged((event, event), 0.0)
+
+
+def _charged(events: tuple[DpEvent, ...], extra: float) -> None:
+    """A charge is no less than its events' curves and its extra delta, to the last unit: a job that
+    costs less than one may be had any number of times."""
+    found = filters.nano(events)
+    for i, n in enumerate(found):
+        exact = sum(
+            e.steps * Fraction(rdp.step_curve(e.rate, e.noise_multiplier)[i]) for e in events
+        )
+        least = min(exact * 10**9, Fraction(filters.SATURATED))
+        holds(n >= least, f"accounted: {events} are {float(least):.4g} and charged {n}")
+    femto = filters.femto(extra)
+    holds(femto >= Fraction(extra) * 10**15, f"accounted: a delta of {extra:.3g} as {femto} femto")
+    with suppress(BudgetError):
+        made = RdpFilter.charge(events, extra, delta_shown=1e-2)
+        whole = (made.rdp_nano, made.delta_femto) == (found, femto)
+        holds(whole, f"accounted: {events} are charged whole")
 
 
 def _divergence(q: float, s: float, order: float) -> float:
@@ -557,6 +640,11 @@ def _library_accounts() -> None:
         found = run.spent(run.done, way)
         holds(true.low <= found, f"accounted: the library's {found:.5f} by {way}")
     holds(run.epsilon <= 2.0, "accounted: the library spends what was asked")
+    for way, spent in private.ACCOUNTANTS.items():
+        noise = private.noise_for(rate, 40, 3.0, 1e-6, way)  # type: ignore[arg-type]
+        event = DpEvent(rate=rate, noise_multiplier=noise, steps=40)
+        found = spent((event,), 1e-6)
+        holds(found <= 3.0 * (1 + 1e-9), f"accounted: the library's noise by {way} is of {found}")
     holds(run.done == 5, f"accounted: the library takes {run.done} steps")
 
 

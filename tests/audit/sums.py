@@ -24,6 +24,7 @@ from support.engine_lab import no_noise
 
 SIZES: Final = (1, 7, 20)
 D: Final = sum(SIZES)
+MANY: Final = (2, 1, 3, 1, 4, 2, 1, 3, 2, 1, 5, 3)  # D as well
 GAIN: Final = 1e12
 UNITS: Final = 12
 # Above the clip by this, of the clip, is a clip that does not hold: float32 sums err by less.
@@ -88,9 +89,9 @@ class Sick(nn.Module):
         return ((large - large + x) * self.w).sum(1, keepdim=True)
 
 
-def _meter(form: str = "flat", path: str = "auto", clip: float = 1.0) -> Job:
-    schema = lab.schema_of(D, UNITS)
-    return lab.job(lab.Meter(SIZES, GAIN), schema, batch=UNITS, form=form, path=path, clip=clip)
+def _meter(form: str = "flat", path: str = "auto", clip: float = 1.0, **more: Any) -> Job:
+    schema, module = lab.schema_of(D, UNITS), lab.Meter(SIZES, GAIN)
+    return lab.job(module, schema, batch=UNITS, form=form, path=path, clip=clip, **more)
 
 
 CASES: Final[dict[str, Callable[[], Job]]] = {
@@ -101,6 +102,9 @@ CASES: Final[dict[str, Callable[[], Job]]] = {
     "record, per-layer": lambda: _meter("per-layer", "record", clip=3.0),
     "graph, automatic": lambda: _meter("automatic", clip=3.0),
     "record, automatic": lambda: _meter("automatic", "record", clip=0.3),
+    "graph, automatic, a large gamma": lambda: _meter("automatic", gamma=4.0),
+    "record, automatic, a large gamma": lambda: _meter("automatic", "record", gamma=4.0),
+    "graph, many tensors": lambda: lab.job(lab.Meter(MANY, GAIN), lab.schema_of(D, 40), batch=40),
     "graph, one matrix": lambda: lab.job(lab.Line(D), lab.schema_of(D, UNITS), batch=9),
     "graph, microbatches of the native step": lambda: lab.job(
         lab.Meter(SIZES, GAIN), lab.schema_of(D, 60), batch=45, few=16
@@ -176,6 +180,7 @@ def sensitivity(seed: int, trials: int = 1) -> None:
         on_path(job, name.split(",")[0])
         in_microbatches(job, name)
         sizes = tuple(leaf.numel() for leaf in job.ready.program.leaves)
+        _octaves(job, name, sizes, seed)
         for i, hostile in itertools.product(range(trials), HOSTILE):
             rng = lab.rng_of("sensitivity", seed, name, hostile.__name__, i)
             table = company(job, rng, gain)
@@ -198,6 +203,24 @@ def sensitivity(seed: int, trials: int = 1) -> None:
             none = job.plan.rate < 1
             out = none and norm <= job.slack() + 1e-9
             holds(out or off <= 2e-3, f"{what}: adds {off:.3g} other than the clip says")
+
+
+def _octaves(job: Job, name: str, sizes: tuple[int, ...], seed: int) -> None:
+    """A gradient in each octave of 2^-20 to 2^124 clips, each unit's along its own entry."""
+    rng = lab.rng_of("octaves", seed, name)
+    gain, bound = 1.0 if "matrix" in name else GAIN, job.plan.clip
+    units = min(D, job.schema.units)
+    for lowest in range(-20, 124, units):
+        table = lab.zeros(job.schema)
+        long = bound * 2.0 ** np.minimum(124, lowest + np.arange(units) + rng.random(units))
+        table["x"][:units, :units] = torch.from_numpy(np.diag(np.minimum(long / gain, 1e29)))
+        each = np.diag(table["x"][:units, :units].numpy()).astype(np.float64) * gain
+        found = quiet(job, table, rng.bytes(32))
+        for unit, gradient in enumerate(np.diag(each)):
+            more = np.concatenate([gradient, np.zeros(D - units)])
+            off = abs(found[unit] - expected(job, more, sizes)[unit])
+            here = f"{name}: a gradient {each[unit] / bound:.3g} clips long"
+            holds(off <= 2e-3 * bound or not found[unit], f"{here} adds {off:.3g} other")
 
 
 def numbers_that_are_none(seed: int) -> None:
@@ -498,11 +521,15 @@ def quiet(job: Job, table: Table, key: bytes) -> Vector:
     return (before - job.flat()) * job.plan.normaliser / job.rate
 
 
-def _drops(views: int, path: str) -> Job:
-    schema = lab.schema_of(9, UNITS)
+def _drops(views: int, path: str, size: int = 9) -> Job:
+    schema = lab.schema_of(size, UNITS)
     return lab.job(
-        lab.Drops(9), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path
+        lab.Drops(size), schema, batch=UNITS, dropout=True, views=Views(count=views), path=path
     )
+
+
+# More than a stream's blocks of one record that are drawn in one piece.
+LONG: Final = 2_100
 
 
 class Seen(nn.Module):
@@ -516,15 +543,20 @@ class Seen(nn.Module):
         return (x * self.w).flatten(1).sum(1, keepdim=True)
 
 
-def _turned(count: int, path: str) -> Job:
-    views = Views(count=count, transforms=(Flip(), Crop(pixels=1, pad="zeros")))
+def _turned(count: int, path: str, pad: Any = "zeros") -> Job:
+    views = Views(count=count, transforms=(Flip(), Crop(pixels=1, pad=pad)))
     return lab.job(Seen(), lab.schema_of((2, 4, 4), UNITS), batch=UNITS, views=views, path=path)
 
 
 _random: Final = {
     (what, views, path): functools.partial(make, views, path)
-    for what, make in (("dropout", _drops), ("images", _turned))
-    for views in (1, 4)
+    for what, make, counts in (
+        ("dropout", _drops, (1, 4)),
+        ("dropout of long records", functools.partial(_drops, size=LONG), (2,)),
+        ("images", _turned, (1, 4)),
+        ("images reflected", functools.partial(_turned, pad="reflect"), (2,)),
+    )
+    for views in counts
     for path in ("auto", "record")
 }
 
@@ -552,17 +584,33 @@ def random_inputs(seed: int) -> None:
         holds(off <= 1e-4 + job.slack(), f"{what}: company changes a unit's draws by {off:.3g}")
 
 
+class Narrow(nn.Module):
+    """Entry by entry, seven at a time: the ends of vectors lie among the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(x[:, :7] * self.w)
+
+
+class Products(nn.Module):
+    """Products whose sums a library may add in an order that goes by the slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = torch.Generator().manual_seed(1)
+        self.w = nn.Parameter(torch.ones(7))
+        self.register_buffer("m", torch.randn(7, 13, generator=made))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh((x[:, :7] * self.w) @ self.m) @ self.m.t()
+
+
 def slots(seed: int) -> None:
     """Rule P13: a record's contribution has the same bits in every slot of a microbatch; a model
     that makes rounding into a signal moves no more than others."""
-
-    class Narrow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(7))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.silu(x[:, :7] * self.w)
 
     def data(n: int) -> batched_lab.Data:
         made = torch.Generator().manual_seed(seed)
@@ -572,11 +620,12 @@ def slots(seed: int) -> None:
     def score(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return outputs.square().sum(1) + outputs[:, 0] * target
 
-    at = batched_lab.lab(Narrow(), data, score, rows=48)
-    for i in range(24):
-        same = {k: v[i : i + 1].repeat(48, *(1,) * (v.dim() - 1)) for k, v in at.data.items()}
-        made = len(set(at.contributions(1.0, same)))
-        holds(made == 1, f"a record has {made} contributions over 48 slots")
+    for module in (Narrow(), Products()):
+        at = batched_lab.lab(module, data, score, rows=48)
+        for i in range(24):
+            same = {k: v[i : i + 1].repeat(48, *(1,) * (v.dim() - 1)) for k, v in at.data.items()}
+            made = len(set(at.contributions(1.0, same)))
+            holds(made == 1, f"a record has {made} contributions over 48 slots")
     job = lab.kept(_amplified)
     rng = lab.rng_of("slots", seed)
     table = lab.zeros(job.schema)

@@ -259,6 +259,8 @@ def _privacy(receipt: Receipt) -> Iterator[Check]:
             raise _refuse("events", "An event has another rate or noise than the plan.")
     if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1 - RELATIVE_SLACK):
         raise _refuse("sigma", "The noise is below its multiplier times the sensitivity.")
+    if plan.sensitivity < plan.clip:
+        raise _refuse("sensitivity", "The sensitivity is below the clip.", "plan.sensitivity")
     extra = plan.delta_truncation + plan.delta_sampler
     if not 0 <= extra < guarantee.delta < 1:
         raise _refuse("guarantee", "The guarantee's delta does not cover the plan's own deltas.")

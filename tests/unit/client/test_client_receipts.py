@@ -119,6 +119,10 @@ LIES = {
         "receipt.events",
     ),
     "less noise than said": (changed_plan(sigma=2.0), "receipt.sigma"),
+    "a sensitivity below the clip": (
+        changed_plan(sensitivity=0.5, sigma=2.0),
+        "receipt.sensitivity",
+    ),
     "smaller epsilon": (claims(epsilon=0.5), "receipt.epsilon"),
     "smaller delta, same epsilon": (claims(delta=5e-6), "receipt.epsilon"),
     "a delta below the plan's own": (claims(delta=1e-7), "receipt.guarantee"),
