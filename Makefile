@@ -107,6 +107,12 @@ bench-attest: setup
 bench-fortified: setup
 	@$(PY) -m benchmarks.fortified
 
+# docs/native.md: the native step beside the best non-private one; the trusted code in lines and bytes.
+.PHONY: bench-native
+bench-native: setup
+	@$(PY) -m benchmarks.native
+	@$(PY) -m benchmarks.trusted
+
 # docs/benchmarks-engine.md: the private step beside PyTorch's and other private ones.
 .PHONY: bench-engine
 bench-engine: setup
