@@ -260,7 +260,7 @@ def _privacy(receipt: Receipt) -> Iterator[Check]:
     if plan.sigma < plan.noise_multiplier * plan.sensitivity * (1 - RELATIVE_SLACK):
         raise _refuse("sigma", "The noise is below its multiplier times the sensitivity.")
     if plan.sensitivity < plan.clip:
-        raise _refuse("sensitivity", "The sensitivity is below the clip.", "plan.sensitivity")
+        raise _refuse("sensitivity", "The sensitivity is below the clip.")
     extra = plan.delta_truncation + plan.delta_sampler
     if not 0 <= extra < guarantee.delta < 1:
         raise _refuse("guarantee", "The guarantee's delta does not cover the plan's own deltas.")

@@ -5,22 +5,10 @@ Signed transactions, a block for each, the rules of Cancun; no peers, no stake, 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Final
 
 from casemate.spec.errors import UsageError
-
-try:
-    from eth.chains.base import MiningChain
-    from eth.consensus.noproof import NoProofConsensus
-    from eth.db.atomic import AtomicDB
-    from eth.vm.forks.cancun import CancunVM
-    from eth_keys import keys
-except ImportError as e:
-    raise UsageError(
-        "usage.extra",
-        f"A chain in this process needs packages that are not installed ({e.name}).",
-        mend="Run pip install py-evm==0.12.1b1.",
-    ) from None
 
 GAS_LIMIT: Final = 30_000_000  # of a block, as on Ethereum when Cancun began
 GAS_PRICE: Final = 10**10
@@ -33,11 +21,23 @@ class Reverted(Exception):
     """A call was refused; the text is the contract's reason, "" where it gave none."""
 
 
+def _needed(module: str) -> Any:
+    """A module of py-evm or what comes with it."""
+    try:
+        return import_module(module)
+    except ImportError as e:
+        raise UsageError(
+            "usage.extra",
+            f"A chain in this process needs packages that are not installed ({e.name}).",
+            mend="Run pip install py-evm==0.12.1b1.",
+        ) from None
+
+
 class Account:
     """Who signs transactions: ``address`` (20 bytes) of a secret of 32 bytes."""
 
     def __init__(self, secret: bytes) -> None:
-        self.key = keys.PrivateKey(secret)
+        self.key = _needed("eth_keys").keys.PrivateKey(secret)
         self.address: bytes = self.key.public_key.to_canonical_address()
 
 
@@ -46,11 +46,14 @@ class Chain:
     topics, data)."""
 
     def __init__(self, *accounts: Account) -> None:
-        vm = CancunVM.configure(consensus_class=NoProofConsensus)
-        kind = MiningChain.configure("Local", vm_configuration=((0, vm),), chain_id=1337)
+        cancun = _needed("eth.vm.forks.cancun").CancunVM
+        vm = cancun.configure(consensus_class=_needed("eth.consensus.noproof").NoProofConsensus)
+        kind = _needed("eth.chains.base").MiningChain.configure(
+            "Local", vm_configuration=((0, vm),), chain_id=1337
+        )
         fund = {"balance": 10**20, "nonce": 0, "code": b"", "storage": {}}
         self._chain = kind.from_genesis(
-            AtomicDB(), _GENESIS, {a.address: dict(fund) for a in accounts}
+            _needed("eth.db.atomic").AtomicDB(), _GENESIS, {a.address: dict(fund) for a in accounts}
         )
         self.events: list[tuple[bytes, tuple[int, ...], bytes]] = []
 
