@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import apsw
 
-from casemate.ledger import catalog, rekey
+from casemate.ledger import catalog, models, rekey
 from casemate.ledger.store import Store
 from casemate.seams import Disk
 from casemate.spec import codec
@@ -82,6 +82,7 @@ def hand_over(
             raise consent_missing(dropped)
         for name in dropped:
             _drop(store, name)
+        models.destroy(store)
         body = HandedOver(
             measurement=measurement, request=request, dropped=tuple(dropped), anchor=moved
         )

@@ -103,14 +103,33 @@ class Worker:
             raise
         raise WorkerGone(self._over or "closed")
 
-    async def tell(self, message: object, fds: Sequence[int] = ()) -> None:
-        """Send a message; ``fds`` stay the caller's. ``WorkerGone`` when it does not take it."""
+    async def octets(self, count: int, seconds: float) -> bytes:
+        """So many bytes behind a message; ``WorkerGone``, and the worker is ended, otherwise."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._read(count)
+        except TimeoutError:
+            self.kill("time")
+        except (OSError, WorkerGone):
+            self.kill("closed")
+        except asyncio.CancelledError:
+            self.kill("cancelled")
+            raise
+        raise WorkerGone(self._over or "closed")
+
+    async def tell(
+        self, message: object, fds: Sequence[int] = (), payload: Sequence[bytes] = ()
+    ) -> None:
+        """Send a message and the octets that it announces; ``fds`` stay the caller's.
+        ``WorkerGone`` when it does not take it."""
         frame = frames.encode(message)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 sent = self._sock.sendmsg([frame[: frames.HEAD]], rights)
                 await asyncio.get_running_loop().sock_sendall(self._sock, frame[sent:])
+                for part in payload:
+                    await asyncio.get_running_loop().sock_sendall(self._sock, part)
         except (OSError, TimeoutError):
             self.kill("closed")
             raise WorkerGone(self._over or "closed") from None

@@ -25,6 +25,7 @@ from casemate.ledger import recovery
 from casemate.seams import Clock, Disk, HttpNet, Net, OsDisk, OsRng, Rng, SystemClock, files
 from casemate.server import app, attestation, keeping, keys, machine, release, states
 from casemate.server.config import Config, server_policy, software
+from casemate.server.inference import Inference
 from casemate.server.logs import Bridge, Log
 from casemate.server.metrics import Metrics
 from casemate.server.pool import Pool
@@ -108,6 +109,7 @@ def assemble(
         },
     )  # fmt: skip
     service.queue = Queue(service)
+    service.inference = Inference(service)
     return service
 
 
@@ -252,6 +254,7 @@ def server(service: Service, ready: Callable[[], None]) -> uvicorn.Server:
                 if service.broken is None:
                     await service.queue.drain(service.config.drain_seconds)
         finally:
+            await service.inference.close()
             await service.pool.close()
             await warm
 
