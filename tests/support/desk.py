@@ -260,7 +260,9 @@ class ScriptedPool:
         self.kept: dict[str, ScriptedWorker] = {}
 
     @contextlib.asynccontextmanager
-    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Any, bool]]:
+    async def worker(
+        self, prepared: str | None = None, *, prompt: bool = False
+    ) -> AsyncIterator[tuple[Any, bool]]:
         kept = self.kept.pop(prepared, None) if prepared else None
         worker = kept or ScriptedWorker(self.script)
         try:

@@ -217,7 +217,7 @@ class Inference:
         model = deployment.model
         error: Exception = _failed()
         try:
-            async with self._service.pool.worker() as (worker, _):
+            async with self._service.pool.worker(prompt=True) as (worker, _):
                 serving = await self._prepare(worker, host, deployment, key)
                 host.ready.set_result(serving)
                 self._service.log.event("model", model=model, state="loaded")

@@ -192,7 +192,7 @@ def layers() -> tuple[str, ...]:
     return tuple(sorted(json.loads(done.stdout))) if done.returncode == 0 else ()
 
 
-def spawn(threads: int, file_bytes: int) -> Worker:
+def spawn(threads: int, file_bytes: int, nice: int = NICE) -> Worker:
     """Start :func:`command` with nothing but one end of a socket pair and an empty folder.
 
     Its standard streams are /dev/null: a traceback could hold rows. No file of its, the result's
@@ -220,8 +220,8 @@ def spawn(threads: int, file_bytes: int) -> Worker:
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
         # The server answers first: its own session would else have as large a part as the server's
         # (sched(7), autogrouping).
-        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
-        Path(f"/proc/{process.pid}/autogroup").write_text(str(NICE))
+        os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+        Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
     return Worker(process, ours, scratch)
 
 
@@ -241,9 +241,9 @@ class Pool:
         while not self._closed and len(self._ready) < self._config.spares:
             self._ready.append(asyncio.create_task(self._start()))
 
-    async def _start(self) -> Worker:
+    async def _start(self, nice: int = NICE) -> Worker:
         worker = await asyncio.to_thread(
-            spawn, self._config.threads, self._config.limits.result_bytes
+            spawn, self._config.threads, self._config.limits.result_bytes, nice
         )
         self._live.add(worker)
         self._watches[worker] = asyncio.create_task(self._watch(worker))
@@ -275,16 +275,19 @@ class Pool:
             watch.cancel()
 
     @contextlib.asynccontextmanager
-    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Worker, bool]]:
+    async def worker(
+        self, prepared: str | None = None, *, prompt: bool = False
+    ) -> AsyncIterator[tuple[Worker, bool]]:
         """A worker for one job, ended afterwards unless :meth:`keep` took it.
 
-        Yields it, and whether it is the one that prepared the quote ``prepared``.
+        Yields it, and whether it is the one that prepared the quote ``prepared``. prompt: people
+        wait for its answers, so that it has the server's own priority.
         """
         kept = self._prepared.pop(prepared, None) if prepared is not None else None
         if kept is not None and not kept.alive:
             await self.release(kept, "closed")
             kept = None
-        worker = kept if kept is not None else await self._take()
+        worker = kept or await (self._start(0) if prompt else self._take())
         try:
             yield worker, kept is not None
         finally:
