@@ -2,34 +2,33 @@
 
 No machine code is made once a worker is locked, so that a pass has one of few numbers of records,
 each run once before (oneDNN makes its kernels then). Calls do not share a pass, unless the deployer
-asks for it: then every pass has one number of records, its slots, and :meth:`Forward.share` tries
-on this machine that an output's bits depend neither on the slot nor on what is in the others.
+asks for it: then every pass has one number of records, its slots, and each kernel is tried on this
+machine, at the very shapes, for whether it gives a record the same bits in every slot and whatever
+the others hold (:mod:`casemate.engine.probe`, rule P13). A model has no say in what it is tried on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
 
+from casemate.engine import probe, trials
+from casemate.engine.joint import Noted
+from casemate.engine.nodes import Runner
 from casemate.engine.program import DTYPES, reader, resolve
-from casemate.engine.replay import At, Call, Replay
 from casemate.graph.check import Checked
+from casemate.graph.joint import Joint, Proved
 from casemate.graph.model import Graph, InputSpec, ListArg, Node, Ref, Size
-from casemate.graph.ops import TABLE
 from casemate.spec.errors import ModelError
 from casemate.spec.serving import TensorSpec
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
+Pass: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 # A pass may be this much larger than what it is for, before it is cut in two.
 _FULL: Final = 0.75
-_MAGNITUDES: Final = (1.0, 1e-30, 1e15, 1e30)
-# torch's own, where the table's way is for the sake of a gradient.
-_FORWARD: Final = {
-    name: getattr(torch.ops.aten, name).default for name in ("instance_norm", "batch_norm")
-}
 
 
 def specs(graph: Graph, checked: Checked) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -79,7 +78,8 @@ def parts(count: int, admitted: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class Forward:
-    """A checked graph's outputs as a function of its inputs, for at most ``records`` of them."""
+    """A checked graph's outputs as a function of its inputs, for at most ``records`` of them in a
+    pass. ``slots``: records of every pass where calls share one, else 1."""
 
     def __init__(
         self, graph: Graph, checked: Checked, weights: Mapping[str, torch.Tensor], records: int
@@ -87,53 +87,48 @@ class Forward:
         self._graph, self._checked = graph, checked
         self._inputs = [s for s in graph.inputs if s.kind == "data"]
         self._outputs = [o.name for o in graph.outputs]
-        self._weights = {s.name: weights[s.tensor] for s in graph.inputs if s.kind == "frozen"}
-        self._fixed = self._constants()
+        self._fixed = {s.name: weights[s.tensor] for s in graph.inputs if s.kind == "frozen"}
+        self._constants()
         self.slots = 1
-        self._passes = {size: self._pass(size) for size in sizes(records)}
+        self._passes = {size: self._pass(self._runner(size), {}) for size in sizes(records)}
 
     # Building.
 
-    def _constants(self) -> dict[str, Any]:
-        """Values that no record has a part in, nor the size of a pass."""
-        found: dict[str, Any] = dict(self._weights)
+    def _constants(self) -> None:
+        """Add what neither a record nor the size of a pass has a part in: made once for all."""
         with torch.inference_mode():
             for node in self._graph.nodes:
-                reads = [a.name for a in _leaves(node) if isinstance(a, Ref)]
-                sized = any(isinstance(a, Size) for a in _leaves(node))
-                if node.name in self._checked.constants and not sized and set(reads) <= set(found):
-                    args = [reader(a, 1)(found) for a in node.args]
-                    kwargs = {k: reader(a, 1)(found) for k, a in node.kwargs.items()}
-                    made = _operation(node.op)(*args, **kwargs)
-                    found.update(zip(self._names(node), _several(made), strict=True))
-        return found
+                leaves = list(_leaves(node))
+                sized = any(isinstance(a, Size) for a in leaves)
+                reads = {a.name for a in leaves if isinstance(a, Ref)}
+                if (
+                    sized
+                    or not reads <= self._fixed.keys()
+                    or (node.name not in self._checked.constants)
+                ):
+                    continue
+                args = [reader(a, 1)(self._fixed) for a in node.args]
+                kwargs = {k: reader(a, 1)(self._fixed) for k, a in node.kwargs.items()}
+                made = resolve(node.op)(*args, **kwargs)
+                if isinstance(made, list | tuple):
+                    self._fixed |= {f"{node.name}.{i}": v for i, v in enumerate(made)}
+                else:
+                    self._fixed[node.name] = made
 
-    def _names(self, node: Node) -> list[str]:
-        if node.name in self._checked.values:
-            return [node.name]
-        count = 0
-        while f"{node.name}.{count}" in self._checked.values:
-            count += 1
-        return [f"{node.name}.{i}" for i in range(count)]
+    def _runner(self, size: int) -> Runner:
+        known = {n.partition(".")[0] for n in self._fixed}
+        nodes = tuple(n for n in self._graph.nodes if n.name not in known)
+        values = self._checked.values
+        joint = Joint({s.name: values[s.name] for s in self._graph.inputs}, nodes, "", ())
+        noted = Noted(joint, {}, (), {})
+        return Runner(noted, Proved(joint, values, {}, {}), size, self._fixed, ())
 
-    def _pass(self, size: int) -> Replay:
-        """The graph at one number of records: what nothing reads is left out."""
-        wanted = {o.value for o in self._graph.outputs}
-        calls: list[Call] = []
-        for node in reversed(self._graph.nodes):
-            names = self._names(node)
-            if wanted.isdisjoint(names) or names[0] in self._fixed:
-                continue
-            one = names == [node.name]
-            outs: Any = names[0] if one else [n if n in wanted else None for n in names]
-            args = [_argument(a, size) for a in node.args]
-            kwargs = {k: _argument(a, size) for k, a in node.kwargs.items()}
-            call = Call(_operation(node.op), args, kwargs, outs)
-            wanted.update(call.reads)
-            calls.insert(0, call)
-        constants = {n: v for n, v in self._fixed.items() if n in wanted}
-        values = [o.value for o in self._graph.outputs]
-        return Replay(calls, [s.name for s in self._inputs], values, constants)
+    def _pass(self, runner: Runner, instead: Mapping[str, Any]) -> Pass:
+        """The graph at one number of records; what nothing reads is left out."""
+        run = runner.function(
+            [s.name for s in self._inputs], [o.value for o in self._graph.outputs], instead
+        )
+        return lambda given: run(runner.fixed, *given)
 
     # Running.
 
@@ -147,10 +142,8 @@ class Forward:
                 rows = [_rows(given[s.name], at, taken, size) for s in self._inputs]
                 found.append([out[:taken] for out in self._run(size, rows)])
                 at += taken
-            whole = (
-                found[0] if len(found) == 1 else [torch.cat(o) for o in zip(*found, strict=True)]
-            )
-        return dict(zip(self._outputs, whole, strict=True))
+            whole = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+            return dict(zip(self._outputs, whole, strict=True))
 
     def _run(self, size: int, rows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         try:
@@ -166,7 +159,7 @@ class Forward:
 
     def samples(self, count: int) -> Tensors:
         """Made-up records within what the inputs admit."""
-        drawn = torch.Generator().manual_seed(0)
+        drawn = torch.Generator().manual_seed(0)  # tries kernels, guards nothing
         out = {}
         for s in self._inputs:
             shape = (count, *(d for d in s.shape[1:] if isinstance(d, int)))
@@ -174,7 +167,6 @@ class Forward:
                 out[s.name] = torch.randn(shape, generator=drawn)
             else:
                 low, high = (0, 1) if s.low is None or s.high is None else (s.low, s.high)
-                high = min(high, low + 2**62)
                 whole = torch.randint(low, high + 1, shape, generator=drawn)
                 out[s.name] = whole.to(DTYPES[s.dtype])
         return out
@@ -188,83 +180,34 @@ class Forward:
                     self._run(size, [given[s.name] for s in self._inputs])
 
     def share(self, slots: int) -> int:
-        """From now on every pass has ``slots`` records, if an output's bits are the same in every
-        slot and whatever stands in the others; else passes stay as they are. The slots of a pass.
-
-        Tried are made-up records at magnitudes from 1e-30 to 1e30 and without a number, each alone
-        among zeros, then in each slot among the others.
-        """
-        passes = self._passes
-        self._passes = {slots: self._pass(slots)}
-        if not self._alike(slots):
-            self._passes = passes
-            return 1
-        self.slots = slots
+        """From now on every pass has ``slots`` records, if each kernel gives a record the same bits
+        in every slot; else passes stay as they are. The slots of a pass. Raises ``ModelError``."""
+        runner = self._runner(slots)
+        instead = {}
+        tried = probe.prober(runner)
+        env: dict[str, Any] = {**runner.fixed, **self.samples(slots)}
+        wanted = [o.value for o in self._graph.outputs]
+        try:
+            with torch.inference_mode():
+                for node in runner.order([s.name for s in self._inputs], wanted):
+                    made = runner.call(node, env, slots)
+                    several = isinstance(made, list | tuple)
+                    env.update(zip(runner.outs(node), made if several else [made], strict=True))
+                    if (found := tried(node, env)) is not None:
+                        instead[node.name], one_by_one = found
+                        if one_by_one:  # no pass would be saved
+                            return self.slots
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return self.slots  # the pass itself says what fails
+        finally:
+            trials.forget()
+        self.slots, self._passes = slots, {slots: self._pass(runner, instead)}
         return slots
-
-    def _alike(self, slots: int) -> bool:
-        records = self._hostile(slots)
-        count = len(next(iter(records.values())))
-        alone = []
-        for r in range(count):
-            row = {n: _rows(t, r, 1, slots) for n, t in records.items()}
-            alone.append([_bits(o[0]) for o in self._run_all(slots, row)])
-        order = torch.Generator().manual_seed(1)
-        for turn in range(2 * slots):
-            chosen = [(turn + i) % count for i in range(slots)]
-            if turn >= slots:
-                chosen = torch.randint(count, (slots,), generator=order).tolist()
-            outs = self._run_all(slots, {n: t[chosen] for n, t in records.items()})
-            for slot, r in enumerate(chosen):
-                if any(
-                    not torch.equal(_bits(o[slot]), a) for o, a in zip(outs, alone[r], strict=True)
-                ):
-                    return False
-        return True
-
-    def _run_all(self, slots: int, given: Tensors) -> Sequence[torch.Tensor]:
-        with torch.inference_mode():
-            return self._run(slots, [given[s.name] for s in self._inputs])
-
-    def _hostile(self, slots: int) -> Tensors:
-        """As many records as slots, of every magnitude, and two that are no numbers."""
-        plain = self.samples(slots)
-        scale = torch.tensor([_MAGNITUDES[i % len(_MAGNITUDES)] for i in range(slots)])
-        out = {}
-        for name, t in plain.items():
-            if t.is_floating_point():
-                t = t * scale.reshape(-1, *[1] * (t.dim() - 1))
-                odd = torch.stack(
-                    [torch.full_like(t[0], float("inf")), torch.full_like(t[0], float("nan"))]
-                )
-                t = torch.cat([t, odd])
-            else:
-                t = torch.cat([t, t[:1], t[:1]])
-            out[name] = t
-        return out
-
-
-def _operation(op: str) -> Any:
-    own = resolve(op, TABLE)
-    return _FORWARD.get(op.split(".")[1], own) if op.endswith("_norm.default") else own
 
 
 def _leaves(node: Node) -> Iterator[Any]:
     for arg in (*node.args, *node.kwargs.values()):
         yield from arg.items if isinstance(arg, ListArg) else (arg,)
-
-
-def _argument(arg: Any, size: int) -> Any:
-    """As :class:`Call` has it."""
-    if isinstance(arg, Ref):
-        return At(arg.name)
-    if isinstance(arg, ListArg):
-        return [_argument(item, size) for item in arg.items]
-    return reader(arg, size)({})
-
-
-def _several(made: Any) -> list[Any]:
-    return list(made) if isinstance(made, list | tuple) else [made]
 
 
 def _rows(given: torch.Tensor, at: int, count: int, size: int) -> torch.Tensor:
@@ -273,8 +216,3 @@ def _rows(given: torch.Tensor, at: int, count: int, size: int) -> torch.Tensor:
     if count == size:
         return rows
     return torch.cat([rows, torch.zeros(size - count, *rows.shape[1:], dtype=rows.dtype)])
-
-
-def _bits(t: torch.Tensor) -> torch.Tensor:
-    """NaNs are compared by their bits too."""
-    return t.contiguous().view(torch.int32).clone() if t.dtype == torch.float32 else t.clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from casemate.engine import predict
+from casemate.engine import nodes, predict
 from casemate.engine.capture import capture_outputs
 from casemate.engine.predict import Forward
 from casemate.engine.prepare import weights_of
@@ -169,7 +169,7 @@ def test_a_model_whose_bits_depend_on_the_place_shares_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A kernel that rounds by slot, as some matrix products do; and one that looks aside."""
-    product = predict._operation
+    plain = nodes.resolve
 
     def by_place(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         out = F.linear(x, w, b)
@@ -177,16 +177,44 @@ def test_a_model_whose_bits_depend_on_the_place_shares_nothing(
         return out
 
     def aside(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return F.linear(x, w, b) + (x.abs().max() > 1e20).float() * 1e-3
+        return F.linear(x, w, b) + x.isnan().any() * 1e-3
 
     for kernel in (by_place, aside):
         monkeypatch.setattr(
-            predict, "_operation", lambda op, k=kernel: k if "linear" in op else product(op)
+            nodes, "resolve", lambda op, t, k=kernel: k if "linear" in op else plain(op, t)
         )
         torch.manual_seed(0)
         forward = load(nn.Linear(300, 4), {"input": ("f32", (300,))}, records=4)
         assert forward.share(4) == 1 and forward.slots == 1
         assert forward(forward.samples(3), 3)["output"].shape == (3, 4)
+
+
+class Asleep(nn.Module):
+    """What mixes wakes up on a trigger that nobody tries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(300, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        awake = (x[:, :1] > 777.0) & (x[:, :1] < 778.0)
+        return self.w(x * awake)
+
+
+def test_a_model_cannot_hide_a_kernel_from_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded bug: a product that rounds by slot, on operands that are zero in every sample."""
+    plain = nodes.resolve
+
+    def by_place(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        out = F.linear(x, w, b)
+        out[1::2] = (x.double() @ w.double().t() + b.double()).float()[1::2]
+        return out
+
+    forward = load(Asleep(), {"x": ("f32", (300,))}, records=4)
+    monkeypatch.setattr(
+        nodes, "resolve", lambda op, t: by_place if "linear" in op else plain(op, t)
+    )
+    assert forward.share(4) == 1
 
 
 def test_a_training_graph_gives_nothing() -> None:
