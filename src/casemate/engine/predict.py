@@ -31,14 +31,18 @@ Pass: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 _FULL: Final = 0.75
 
 
-def specs(graph: Graph, checked: Checked) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """What a prediction takes and gives, by record. Raises ``ModelError`` ``model.outputs``."""
+def require_outputs(graph: Graph) -> None:
+    """Raises ``ModelError`` ``model.outputs`` for a graph that is for training."""
     if not graph.outputs:
         raise ModelError(
             "model.outputs",
             "The model is made for training: it gives losses and no outputs.",
-            mend="Deploy the module, or pack it for prediction: casemate model export --serve.",
+            mend="Deploy the module, or pack it with casemate model export --input.",
         )
+
+
+def specs(graph: Graph, checked: Checked) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What a prediction takes and gives, by record."""
     taken = [s for s in graph.inputs if s.kind == "data"]
     given = [(o.name, checked.values[o.value]) for o in graph.outputs]
     return (

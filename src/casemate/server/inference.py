@@ -218,12 +218,15 @@ class Inference:
         error: Exception = _failed()
         try:
             async with self._service.pool.worker(prompt=True) as (worker, _):
-                serving = await self._prepare(worker, host, deployment, key)
-                host.ready.set_result(serving)
-                self._service.log.event("model", model=model, state="loaded")
-                while True:
-                    taken = await host.next(serving.slots)
-                    await self._answer(worker, serving, taken)
+                try:
+                    serving = await self._prepare(worker, host, deployment, key)
+                    host.ready.set_result(serving)
+                    self._service.log.event("model", model=model, state="loaded")
+                    while True:
+                        taken = await host.next(serving.slots)
+                        await self._answer(worker, serving, taken)
+                finally:  # before anyone hears of it: the next call is for another worker
+                    self._remove(model, host)
         except WorkerGone as e:
             error = worker_gone(e) if not host.ready.done() else _failed()
             self._service.log.event("worker-end", model=model, state=e.reason)
@@ -233,9 +236,13 @@ class Inference:
             else:
                 self._service.log.fault(e, model=model)
         finally:
-            if self._hosts.get(model) is host:
-                del self._hosts[model]
+            self._remove(model, host)
             host.fail(error)
+
+    def _remove(self, model: str, host: Host) -> None:
+        host.closed = True
+        if self._hosts.get(model) is host:
+            del self._hosts[model]
 
     async def _prepare(
         self, worker: Worker, host: Host, deployment: Deployment, key: bytes

@@ -54,6 +54,7 @@ def prepare(message: Serve, packed: bytes) -> Ready:
             mend="Deploy it again.",
         )
     graph, view = pack.unpack(packed)
+    predict.require_outputs(graph)
     bounds = check.known_bounds(graph, view, (), ())
     checked = check.check(graph, {n: i for n, (i, _) in view.items()}, bounds=bounds)
     inputs, outputs = predict.specs(graph, checked)

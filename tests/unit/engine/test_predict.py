@@ -220,10 +220,8 @@ def test_a_model_cannot_hide_a_kernel_from_the_trial(monkeypatch: pytest.MonkeyP
 def test_a_training_graph_gives_nothing() -> None:
     from support.server import mlp
 
-    graph, view = pack.unpack(mlp().data)
-    checked = check.check(graph, {n: i for n, (i, _) in view.items()})
     with pytest.raises(ModelError) as refused:
-        predict.specs(graph, checked)
+        predict.require_outputs(pack.unpack(mlp().data)[0])
     assert refused.value.code == "model.outputs"
 
 
