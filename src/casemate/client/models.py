@@ -98,6 +98,10 @@ def export_outputs(
     """Pack what ``model`` returns, for prediction; see
     :meth:`casemate.client.enclave.Enclave.deploy`. A ``.cmm`` file or a ``Packed`` needs no torch.
     Raises ``UsageError``, ``ModelError``."""
+    if isinstance(model, str | Path) and Path(model).suffix == ".onnx":
+        from casemate.client import torch as bridge
+
+        return bridge.export_onnx(model, bounds=bounds)
     if isinstance(model, str | Path):
         model = load(model)
     if isinstance(model, Packed):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from casemate.client import bind
+from casemate.client.torch import onnx
 from casemate.engine.capture import capture_outputs, frozen, metrics_head
 from casemate.engine.capture import loss as losses
 from casemate.engine.capture.trace import Specs, capture, module_of, parameters, specs_of
@@ -100,6 +102,13 @@ def export_outputs(
                 mend="Give example=, such as a tensor, or a dict of tensors by name.",
             )
     return capture_outputs(module, {n: _spec(n, x) for n, x in given.items()}, bounds)
+
+
+def export_onnx(path: str | Path, *, bounds: Mapping[str, tuple[int, int]] | None = None) -> Packed:
+    """Pack an ONNX file for prediction (:mod:`casemate.client.torch.onnx`). Raises ``UsageError``,
+    ``ModelError``."""
+    module, specs = onnx.load(path)
+    return capture_outputs(module, specs, bounds)
 
 
 def _is_spec(given: Any) -> bool:
