@@ -199,8 +199,8 @@ def _arrays(specs: Sequence[TensorSpec], records: int, data: memoryview, inputs:
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     first = first[0] if isinstance(first, tuple) else first
     if hasattr(first, "detach"):
-        import torch
+        from casemate.client import torch as bridge
 
-        arrays = {n: torch.from_numpy(a) for n, a in arrays.items()}
+        arrays = bridge.tensors(arrays)
     only = next(iter(arrays.values()))
     return only if len(arrays) == 1 else arrays

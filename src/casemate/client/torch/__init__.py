@@ -10,10 +10,11 @@ from casemate.client.torch.export import (
     export_metrics,
     export_onnx,
     export_outputs,
+    tensors,
 )
 from casemate.engine.capture import groupnorm, load_weights, optimizer, schedule
 
 __all__ = [
     "export", "export_metrics", "export_onnx", "export_outputs", "groupnorm", "load_weights",
-    "optimizer", "schedule",
+    "optimizer", "schedule", "tensors",
 ]  # fmt: skip

@@ -104,6 +104,11 @@ def export_outputs(
     return capture_outputs(module, {n: _spec(n, x) for n, x in given.items()}, bounds)
 
 
+def tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors that share the memory of numpy arrays."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
 def export_onnx(path: str | Path, *, bounds: Mapping[str, tuple[int, int]] | None = None) -> Packed:
     """Pack an ONNX file for prediction (:mod:`casemate.client.torch.onnx`). Raises ``UsageError``,
     ``ModelError``."""
