@@ -46,10 +46,10 @@ def _model(row: tuple[Any, ...]) -> Model:
     return Model(
         id_,
         owner,
-        codec.decode(Deployment, deployment),
-        codec.decode(ServePolicy, policy),
+        codec.known(Deployment, deployment),
+        codec.known(ServePolicy, policy),
         digest,
-        codec.decode(Serving, serving),
+        codec.known(Serving, serving),
         key,
         accepted,
     )

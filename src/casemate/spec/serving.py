@@ -6,6 +6,7 @@ too, whatever it says.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -151,7 +152,8 @@ def layout(specs: Sequence[TensorSpec], records: int) -> dict[str, tuple[str, tu
     return {s.name: (s.dtype, (records, *s.shape)) for s in specs}
 
 
-def plain_size(specs: Sequence[TensorSpec], records: int) -> int:
+@functools.lru_cache(maxsize=4096)
+def plain_size(specs: tuple[TensorSpec, ...], records: int) -> int:
     """Bytes of the safetensors of so many records."""
     shapes = layout(specs, records)
     sizes = (tensors.DTYPES[d][1] * math.prod(s) for d, s in shapes.values())
@@ -166,12 +168,14 @@ _ERROR_BYTES: Final = 2048
 _SHOWN: Final = (200, 800, 400, 120)  # of a code, a message, its mend, its place
 
 
-def answer_size(outputs: Sequence[TensorSpec], records: int) -> int:
+def answer_size(outputs: tuple[TensorSpec, ...], records: int) -> int:
     """Bytes of every answer to so many records."""
     return 1 + max(_ERROR_BYTES, plain_size(outputs, records))
 
 
-def pack_answer(outputs: Sequence[TensorSpec], records: int, said: bytes | CasemateError) -> bytes:
+def pack_answer(
+    outputs: tuple[TensorSpec, ...], records: int, said: bytes | CasemateError
+) -> bytes:
     """The answer that holds the outputs' safetensors, or an error."""
     size = answer_size(outputs, records)
     if isinstance(said, bytes):
@@ -187,7 +191,7 @@ def _short(text: str, most: int) -> str:
     return "".join(plain)[:most]
 
 
-def read_answer(outputs: Sequence[TensorSpec], records: int, plain: bytes) -> memoryview:
+def read_answer(outputs: tuple[TensorSpec, ...], records: int, plain: bytes) -> memoryview:
     """The safetensors of an answer. Raises the error that it holds, or ``FormatError``."""
     if len(plain) != answer_size(outputs, records) or plain[:1] not in (_OUTPUTS, _ERROR):
         raise _bad("An answer is not of the length or the kind that is due.")

@@ -164,7 +164,7 @@ def _run(
 
 
 def _open(
-    inputs: Sequence[TensorSpec], call: Call, sealed: bytes
+    inputs: tuple[TensorSpec, ...], call: Call, sealed: bytes
 ) -> predict.Tensors | CasemateError:
     """A call's tensors, or why it has none."""
     try:
