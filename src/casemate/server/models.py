@@ -27,7 +27,7 @@ def _show(service: Service, model: Model, caller: str) -> ModelInfo:
         outputs=model.serving.outputs,
         parameters=model.serving.parameters,
         slots=model.serving.slots,
-        left=service.inference.left(model, caller),
+        left=service.inference.left(model, caller) if model.policy.admits(caller) else None,
     )
 
 

@@ -119,7 +119,8 @@ class ModelInfo:
 
     state: ``frozen`` until its owner sets the policy again, since the server's software changed or
     the state was restored. slots: of one forward pass, 1 where calls do not share one. left: the
-    asking caller's calls that are left in this epoch, ``None`` where they are not counted.
+    asking caller's calls that are left in this epoch, ``None`` where they are not counted or not
+    admitted.
     """
 
     model: str

@@ -332,3 +332,9 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
             load(tmp_path / "model.onnx")
     with pytest.raises(CasemateError, match=r"usage\.file"):
         load(tmp_path / "absent.onnx")
+
+
+def test_the_page_lists_the_rules() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "inference.md").read_text()
+    listed = page.split("<!-- onnx -->")[1].split("<!-- end -->")[0]
+    assert sorted(w.strip() for w in listed.split(",")) == sorted(RULES)
