@@ -1,8 +1,8 @@
 """What a sealed call to a deployed model costs beside the bare forward pass of the same module.
 
-``python -m benchmarks.inference [--calls 300] [--format json]``: a real server process, the SDK, and
-in the SDK's process the module by itself, call by call in turn, so that whatever else the machine
-does is shared by both. One thread each. Figures: docs/inference.md.
+``python -m benchmarks.inference [--calls 300] [--format json]``: a real server process, the SDK,
+and in the SDK's process the module by itself, call by call in turn, so that whatever else the
+machine does is shared by both. One thread each. Figures: docs/inference.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Private inference on this machine, in under a minute: python examples/private_inference.py
 
 A laboratory has a model that nobody may copy; a clinic has measurements that nobody may see. The
-laboratory deploys the model, sealed, into an enclave server; the clinic calls it. The server is real,
-its TEE is simulated, and says so.
+laboratory deploys the model, sealed, into an enclave server; the clinic calls it. The server is
+real, its TEE is simulated, and says so.
 """
 
 from __future__ import annotations

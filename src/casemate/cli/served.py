@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,10 +175,10 @@ def undeploy(model: str, target: config.Target, form: str) -> None:
     required=True,
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Inputs by name, records along axis 0: .safetensors, .npz, or .npy for a single one.",
+    help="Inputs by name, records along axis 0: lists in JSON, or .safetensors.",
 )
 @click.option(
-    "--out", type=click.Path(dir_okay=False), help="Write the outputs: .safetensors or .npz."
+    "--out", type=click.Path(dir_okay=False), help="Write the outputs: .json or .safetensors."
 )
 @config.target_options
 @output.format_option
@@ -205,20 +206,22 @@ def predict(model: str, file: str, out: str | None, target: config.Target, form:
 
 
 def _read(path: Path) -> Any:
-    """Arrays by name, or a single one. Nothing in the file is run."""
+    """Arrays by name, or of JSON a single one. Nothing in the file is run."""
     from casemate.client import weights
 
     np = weights.numpy()
     try:
         if path.suffix == ".safetensors":
             return weights.load(path.read_bytes())
-        found = np.load(path, allow_pickle=False)
-        return dict(found) if path.suffix == ".npz" else found
-    except (OSError, ValueError, EOFError, CasemateError) as e:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return {name: np.asarray(values) for name, values in found.items()}
+        return np.asarray(found)
+    except (OSError, ValueError, RecursionError, CasemateError) as e:
         raise UsageError(
             "usage.file",
             f"The inputs {path} cannot be read: {str(e)[:160]}.",
-            mend="Give a .safetensors of casemate's form, or what numpy.save or numpy.savez wrote.",
+            mend="Give lists of numbers by input in JSON, or a .safetensors of casemate's form.",
             where=str(path),
         ) from None
 
@@ -227,8 +230,8 @@ def _write(path: Path, outputs: dict[str, Any]) -> None:
     from casemate.client import weights
     from casemate.spec import tensors
 
-    if path.suffix == ".npz":
-        weights.numpy().savez(path, **outputs)
+    if path.suffix != ".safetensors":
+        path.write_text(json.dumps({n: a.tolist() for n, a in outputs.items()}) + "\n")
         return
     names = {weights.numpy().dtype(wire): name for name, wire in weights.NUMPY.items()}
     path.write_bytes(
