@@ -25,9 +25,8 @@ from casemate.engine.capture import outputs
 from casemate.graph import pack
 from casemate.seal import calls, requests
 from casemate.seams import OsRng
-from casemate.spec import tensors
 from casemate.spec.errors import CasemateError
-from casemate.spec.serving import layout
+from casemate.spec.serving import dump
 from support import server as servers
 from support.markers import Markers, floats
 from support.server import RunningServer, start
@@ -114,8 +113,7 @@ def test_a_caller_does_not_govern(caller: cm.Enclave, model: str) -> None:
 
 def sealed(enclave: cm.Enclave, model: str, caller: str, records: int = 1) -> tuple[bytes, bytes]:
     specs = enclave.models.show(model).inputs
-    shapes = layout(specs, records)
-    wire = tensors.dump({n: (d, s, bytes(4 * records * FEATURES)) for n, (d, s) in shapes.items()})
+    wire = dump(specs, records, {"x": bytes(4 * records * FEATURES)})
     key = enclave.attestation.binding.hpke_key
     return calls.seal(key, model, caller, records, wire, OsRng())
 
@@ -255,9 +253,7 @@ def test_what_is_wrong_within_is_told_to_the_caller_alone(
     good, _ = sealed(caller, model, caller.identity.id, 2)
     usual = len(post(caller, model, good))
     specs = caller.models.show(model).inputs
-    wire = tensors.dump({
-        n: (d, s, bytes(8 * FEATURES)) for n, (d, s) in layout(specs, 2).items()
-    })  # fmt: skip
+    wire = dump(specs, 2, {"x": bytes(8 * FEATURES)})
     plain = {
         "garbage": os.urandom(len(wire)),
         "short": wire[:-4],

@@ -57,7 +57,7 @@ from casemate.spec.serving import (
     ModelInfo,
     ServePolicy,
     TensorSpec,
-    layout,
+    dump,
     pack_answer,
     read_answer,
 )
@@ -215,7 +215,7 @@ def scores(inputs: bytes, records: int) -> bytes:
     ((_, view),) = tensors.load(inputs).values()
     raw, each, given = bytes(view), 4 * FEATURES, 4 * CLASSES
     out = b"".join(raw[i * each : i * each + given] for i in range(records))
-    return tensors.dump({n: (d, s, out) for n, (d, s) in layout(GIVES, records).items()})
+    return dump(GIVES, records, {"scores": out})
 
 
 def _bytes(fd: int) -> bytes:
@@ -585,9 +585,7 @@ async def deployment(
 
 def call(person: Person, model: str, records: int = 1, inputs: bytes | None = None) -> Called:
     """A sealed call, of zeros unless ``inputs`` are given (float32 after float32)."""
-    shapes = layout(TAKES, records)
-    data = bytes(4 * FEATURES * records) if inputs is None else inputs
-    wire = tensors.dump({n: (d, s, data) for n, (d, s) in shapes.items()})
+    wire = dump(TAKES, records, {"x": inputs or bytes(4 * FEATURES * records)})
     public = person.desk.service.keys.hpke.public
     body, key = calls.seal(public, model, person.id, records, wire, OsRng())
     return Called(f"/v1/models/{model}/predictions", body, key, records)

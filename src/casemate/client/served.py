@@ -11,14 +11,13 @@ from casemate.client.connection import Connection
 from casemate.client.uploads import new_key, sealed_file, upload
 from casemate.seal import calls, hpke
 from casemate.seams import OsRng
-from casemate.spec import codec, tensors
-from casemate.spec.errors import FormatError, UsageError
+from casemate.spec import codec, serving
+from casemate.spec.errors import UsageError
 from casemate.spec.serving import (
     Deployment,
     ModelInfo,
     ServePolicy,
     TensorSpec,
-    layout,
     read_answer,
 )
 
@@ -157,7 +156,7 @@ def _named(specs: Sequence[TensorSpec], inputs: Any) -> dict[str, Any]:
     return found
 
 
-def _wire(specs: Sequence[TensorSpec], inputs: Any) -> tuple[bytes, int]:
+def _wire(specs: tuple[TensorSpec, ...], inputs: Any) -> tuple[bytes, int]:
     """The inputs' safetensors, and how many records they are. Raises ``UsageError``."""
     np = weights.numpy()
     arrays = {}
@@ -182,20 +181,20 @@ def _wire(specs: Sequence[TensorSpec], inputs: Any) -> tuple[bytes, int]:
                 mend="Give arrays of these shapes, with the records along axis 0.",
                 where=s.name,
             )
-        made[s.name] = (s.dtype, tuple(a.shape), np.ascontiguousarray(a).tobytes())
-    return tensors.dump(made), records
+        made[s.name] = np.ascontiguousarray(a).tobytes()
+    return serving.dump(specs, records, made), records
 
 
-def _arrays(specs: Sequence[TensorSpec], records: int, data: memoryview, inputs: Any) -> Any:
+def _arrays(specs: tuple[TensorSpec, ...], records: int, data: memoryview, inputs: Any) -> Any:
     """The outputs as arrays, or tensors where tensors were given; a single one without its name."""
-    found = tensors.load(data)
-    if {n: (i.dtype, i.shape) for n, (i, _) in found.items()} != layout(specs, records):
-        raise FormatError(
-            "format.answer",
-            "The answer holds other tensors than the model gives.",
-            mend="Look at the model again: enclave.models.show(ref).",
-        )
-    arrays = weights.load(bytes(data))
+    np = weights.numpy()
+    found = serving.load(specs, records, data)
+    arrays = {
+        s.name: np.frombuffer(found[s.name], weights.NUMPY[s.dtype])
+        .reshape(records, *s.shape)
+        .copy()
+        for s in specs
+    }
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     first = first[0] if isinstance(first, tuple) else first
     if hasattr(first, "detach"):

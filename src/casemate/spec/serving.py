@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from casemate.spec import canonical, tensors
@@ -17,6 +18,7 @@ from casemate.spec.canonical import Json
 from casemate.spec.codec import value
 from casemate.spec.data import ANYONE, Dtype
 from casemate.spec.errors import FAMILIES, CasemateError, FormatError
+from casemate.spec.tensors import TensorInfo
 
 MAX_CALLERS: Final = 4096
 MAX_CALLS: Final = 2**48
@@ -148,17 +150,54 @@ def call_info(model: str, caller: str, records: int) -> bytes:
     return f"casemate/call-key/v1|{model}|{caller}|{records}".encode()
 
 
-def layout(specs: Sequence[TensorSpec], records: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of each tensor of so many records."""
-    return {s.name: (s.dtype, (records, *s.shape)) for s in specs}
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The one form of so many records' safetensors: its ``prefix``, and where each tensor lies."""
+
+    prefix: bytes
+    places: Mapping[str, TensorInfo]
+    size: int
 
 
 @functools.lru_cache(maxsize=4096)
+def layout(specs: tuple[TensorSpec, ...], records: int) -> Layout:
+    """The form is canonical, so that there is one header for these names, dtypes and shapes: what
+    begins otherwise is something else, and nothing has to be parsed."""
+    shapes = {s.name: (s.dtype, (records, *s.shape)) for s in specs}
+    prefix, names = tensors.layout(shapes)
+    places, at = {}, len(prefix)
+    for name in names:
+        dtype, shape = shapes[name]
+        end = at + tensors.DTYPES[dtype][1] * math.prod(shape)
+        places[name] = TensorInfo(dtype, shape, at, end)
+        at = end
+    return Layout(prefix, places, at)
+
+
 def plain_size(specs: tuple[TensorSpec, ...], records: int) -> int:
     """Bytes of the safetensors of so many records."""
-    shapes = layout(specs, records)
-    sizes = (tensors.DTYPES[d][1] * math.prod(s) for d, s in shapes.values())
-    return len(tensors.layout(shapes)[0]) + sum(sizes)
+    return layout(specs, records).size
+
+
+def dump(specs: tuple[TensorSpec, ...], records: int, raw: Mapping[str, bytes]) -> bytes:
+    """The safetensors of these row-major little-endian bytes, by name."""
+    form = layout(specs, records)
+    return b"".join([form.prefix, *(raw[name] for name in form.places)])
+
+
+def load(
+    specs: tuple[TensorSpec, ...], records: int, data: bytes | memoryview
+) -> dict[str, memoryview]:
+    """A view of each tensor's bytes. Raises ``FormatError`` ``format.tensors`` for anything but the
+    safetensors of so many records."""
+    form, view = layout(specs, records), memoryview(data)
+    if len(view) != form.size or view[: len(form.prefix)] != form.prefix:
+        raise FormatError(
+            "format.tensors",
+            "The tensors are not those that are due, by name, dtype and shape.",
+            mend="Compare them with what the model takes: enclave.models.show(ref).",
+        )
+    return {name: view[i.start : i.end] for name, i in form.places.items()}
 
 
 # An answer, before it is sealed: a byte that says what it is, then the outputs' safetensors, or an

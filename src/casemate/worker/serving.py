@@ -21,18 +21,12 @@ from casemate.engine.prepare import weights_of
 from casemate.engine.program import DTYPES
 from casemate.graph import check, pack
 from casemate.seal import calls, stream
-from casemate.spec import frames, tensors
+from casemate.spec import frames
+from casemate.spec import serving as form
 from casemate.spec.errors import CasemateError, DataError, LimitError, ModelError
 from casemate.spec.messages import Call, Predict, Predicted, Serve, Serving
-from casemate.spec.serving import (
-    MAX_TENSORS,
-    TensorSpec,
-    layout,
-    pack_answer,
-    plain_size,
-)
+from casemate.spec.serving import MAX_TENSORS, TensorSpec
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MIB = 1 << 20
 
 
@@ -98,7 +92,7 @@ def warm(ready: Ready) -> None:
     """Answer a call as all will be, so that nothing is done for the first time after the lock."""
     keys = bytes(64)
     zeros = _zeros(ready.serving.inputs, 1)
-    plain = _dump(ready.serving.inputs, zeros)
+    plain = _dump(ready.serving.inputs, zeros, 1)
     asked, answered = calls.split(keys)
     sealed = b"".join(stream.encrypt(asked, [plain]))
     call = Call(keys=keys, records=1, size=len(sealed))
@@ -130,8 +124,10 @@ def answers(ready: Ready, asked: Sequence[Call], sealed: Sequence[bytes]) -> lis
     out = []
     for call, found, outputs in zip(asked, opened, said, strict=True):
         told = found if isinstance(found, CasemateError) else outputs
-        body = told if isinstance(told, CasemateError) else _dump(serving.outputs, told)
-        plain = pack_answer(serving.outputs, call.records, body)
+        body = (
+            told if isinstance(told, CasemateError) else _dump(serving.outputs, told, call.records)
+        )
+        plain = form.pack_answer(serving.outputs, call.records, body)
         out.append(b"".join(stream.encrypt(calls.split(call.keys)[1], [plain])))
     return out
 
@@ -168,23 +164,13 @@ def _open(
 ) -> predict.Tensors | CasemateError:
     """A call's tensors, or why it has none."""
     try:
-        size = plain_size(inputs, call.records)
-        if stream.plain_size(len(sealed)) != size:
+        if stream.plain_size(len(sealed)) != form.plain_size(inputs, call.records):
             raise _wrong("The inputs are not of the size that so many records have.", "")
         data = b"".join(stream.decrypt(calls.split(call.keys)[0], [sealed]))
-        return {name: _tensor(*found) for name, found in _matched(inputs, call.records, data)}
+        found = form.load(inputs, call.records, data)
+        return {s.name: _tensor(s, (call.records, *s.shape), found[s.name]) for s in inputs}
     except CasemateError as e:
         return e
-
-
-def _matched(
-    inputs: Sequence[TensorSpec], records: int, data: bytes
-) -> list[tuple[str, tuple[TensorSpec, tuple[int, ...], memoryview]]]:
-    found = tensors.load(data)
-    due = layout(inputs, records)
-    if {n: (i.dtype, i.shape) for n, (i, _) in found.items()} != due:
-        raise _wrong("The inputs are not those that the model takes, by name, dtype and shape.", "")
-    return [(s.name, (s, due[s.name][1], found[s.name][1])) for s in inputs]
 
 
 def _tensor(spec: TensorSpec, shape: tuple[int, ...], raw: memoryview) -> torch.Tensor:
@@ -220,9 +206,10 @@ def _zeros(inputs: Sequence[TensorSpec], records: int) -> predict.Tensors:
     return out
 
 
-def _dump(specs: Sequence[TensorSpec], found: Mapping[str, torch.Tensor]) -> bytes:
-    wire = {}
-    for s in specs:
-        t = found[s.name].contiguous()
-        wire[s.name] = (_NAMES[t.dtype], tuple(t.shape), t.numpy().tobytes())
-    return tensors.dump(wire)
+def _dump(specs: tuple[TensorSpec, ...], found: Mapping[str, torch.Tensor], records: int) -> bytes:
+    return form.dump(specs, records, {n: _bytes(t) for n, t in found.items()})
+
+
+def _bytes(t: torch.Tensor) -> bytes:
+    raw: bytes = t.contiguous().numpy().tobytes()
+    return raw

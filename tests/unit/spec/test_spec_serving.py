@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
@@ -15,7 +14,9 @@ from casemate.spec.serving import (
     ServePolicy,
     TensorSpec,
     answer_size,
+    dump,
     layout,
+    load,
     pack_answer,
     plain_size,
     read_answer,
@@ -30,9 +31,9 @@ SPECS = (
 
 
 def zeros(records: int) -> bytes:
-    shapes = layout(SPECS, records)
+    places = layout(SPECS, records).places
     return tensors.dump({
-        n: (d, s, bytes(tensors.DTYPES[d][1] * math.prod(s))) for n, (d, s) in shapes.items()
+        n: (i.dtype, i.shape, bytes(i.end - i.start)) for n, i in places.items()
     })  # fmt: skip
 
 
@@ -88,7 +89,14 @@ def test_a_tensor_of_no_possible_form_is_refused(fields: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("records", [1, 2, 7, 300])
 def test_sizes_are_those_of_the_safetensors(records: int) -> None:
-    assert plain_size(SPECS, records) == len(zeros(records))
+    data = zeros(records)
+    assert plain_size(SPECS, records) == len(data)
+    assert dict(layout(SPECS, records).places) == tensors.read_header(data, len(data))
+    found = load(SPECS, records, data)
+    assert dump(SPECS, records, {n: bytes(v) for n, v in found.items()}) == data
+    for other in (data[:-1], data + b"\0", data.replace(b"scores", b"scared"), b""):
+        with pytest.raises(FormatError, match=r"format\.tensors"):
+            load(SPECS, records, other)
     assert answer_size(SPECS, records) == max(2049, 1 + len(zeros(records)))
 
 

@@ -213,4 +213,4 @@ def test_a_training_model_is_refused() -> None:
 
 
 def test_the_public_layout_is_what_is_parsed() -> None:
-    assert set(layout(ready().serving.inputs, 2)) == set(inputs())
+    assert set(layout(ready().serving.inputs, 2).places) == set(inputs())
