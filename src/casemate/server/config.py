@@ -24,7 +24,7 @@ class Limits:
     ``prepare_seconds`` if that is less, it compiles nothing more; 0: nothing at all. A run that is
     predicted to take less than ``state_seconds`` keeps no training states. ``models``: deployed by
     one identity; ``model_calls``: to one of them that wait or run; a pass over a call's records
-    that takes longer than ``call_seconds`` ends its worker.
+    that takes longer than ``call_seconds`` ends its worker; ``answer_bytes``: of one call.
     """
 
     json_bytes: int = 4 * MIB
@@ -54,6 +54,7 @@ class Limits:
     models: int = 100
     model_calls: int = 256
     call_seconds: float = 30.0
+    answer_bytes: int = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

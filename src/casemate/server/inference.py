@@ -25,7 +25,7 @@ from casemate.server.pool import Worker, WorkerGone, refusal
 from casemate.server.run import tell, worker_gone
 from casemate.server.throttle import Busy
 from casemate.spec import messages
-from casemate.spec.errors import CasemateError, JobError
+from casemate.spec.errors import CasemateError, JobError, LimitError
 from casemate.spec.messages import Failed, Locked, Predict, Predicted, Serve, Serving
 from casemate.spec.serving import Deployment, ServePolicy, answer_size
 
@@ -268,6 +268,14 @@ class Inference:
             raise refusal(locked, ("lock",))
         if found.model_digest != deployment.model_digest:
             raise WorkerGone("protocol")
+        size = answer_size(found.outputs, host.policy.records)
+        if size > config.limits.answer_bytes:
+            raise LimitError(
+                "limit.answer-size",
+                f"An answer to {host.policy.records} records would have {size} bytes;"
+                f" {config.limits.answer_bytes} are admitted.",
+                mend="Deploy with fewer records in a call, or with smaller outputs.",
+            )
         return found
 
     async def _answer(self, worker: Worker, serving: Serving, taken: list[Waiting]) -> None:

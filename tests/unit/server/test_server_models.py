@@ -15,7 +15,7 @@ from casemate.server.pool import WorkerGone
 from casemate.spec import tensors
 from casemate.spec.errors import CasemateError
 from casemate.spec.messages import Failed, Predict, Predicted, Serve
-from casemate.spec.serving import ServePolicy
+from casemate.spec.serving import ServePolicy, TensorSpec
 from support.desk import (
     Desk,
     Person,
@@ -105,6 +105,19 @@ def test_a_model_that_is_refused_leaves_nothing() -> None:
             assert await owner.ask("GET", "/v1/models") == []
             desk.script.answers = {}
             assert (await deploy(owner, ServePolicy(callers=()))).state == "ready"
+
+    run_async(work())
+
+
+def test_a_model_whose_answers_would_be_too_large_is_refused() -> None:
+    async def work() -> None:
+        huge = TensorSpec(name="scores", dtype="f32", shape=(1 << 20,))
+        found = dataclasses.replace(serving("sha256:" + "ab" * 32), outputs=(huge,))
+        async with Desk(script=Script(answers={Serve: found})) as desk:
+            owner = await desk.person("owner")
+            policy = ServePolicy(callers=(), records=17)
+            assert await refused(deploy(owner, policy)) == "limit.answer-size"
+            await deploy(owner, dataclasses.replace(policy, records=15))
 
     run_async(work())
 
