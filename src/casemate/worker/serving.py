@@ -40,7 +40,8 @@ class Ready:
 
 def prepare(message: Serve, packed: bytes) -> Ready:
     """Parse, check, build, warm. Raises ``FormatError``, ``ModelError`` or ``LimitError``."""
-    torch.set_num_threads(message.threads)
+    # Slots were tried on one thread: how work is split over several may follow the machine's load.
+    torch.set_num_threads(1 if message.slots > 1 else message.threads)
     if "sha256:" + hashlib.sha256(packed).hexdigest() != message.model_digest:
         raise ModelError(
             "model.digest",
