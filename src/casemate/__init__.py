@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         NonPrivate,
         Policy,
         Schedule,
+        ServePolicy,
         Views,
     )
     from casemate.seal.identity import Identity
@@ -53,6 +54,7 @@ _HOMES: Final = {
     "Run": "casemate.client.jobs",
     "SGD": "casemate.client.values",
     "Schedule": "casemate.client.values",
+    "ServePolicy": "casemate.client.values",
     "Views": "casemate.client.values",
     "Trust": "casemate.attest.trust",
     "Witnesses": "casemate.client.heads",
@@ -62,8 +64,8 @@ _HOMES: Final = {
 }
 
 __all__ = [
-    "Adam", "AdamW", "Budget", "DP", "Identity", "NonPrivate", "Policy", "SGD", "Schedule", "Trust",
-    "Views",
+    "Adam", "AdamW", "Budget", "DP", "Identity", "NonPrivate", "Policy", "SGD", "Schedule",
+    "ServePolicy", "Trust", "Views",
     "Enclave", "Memory", "Run", "connect",
     "Witnesses", "load_bundle", "verify_receipt",
     "CasemateError",

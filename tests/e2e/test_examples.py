@@ -32,6 +32,16 @@ def test_private_training() -> None:
 
 
 @pytest.mark.e2e
+def test_private_inference() -> None:
+    shown = run("private_inference.py")
+    assert "SIMULATED" in shown and "those of the model itself: True" in shown
+    assert float(re.findall(r"accuracy ([\d.]+)%", shown)[0]) > 90
+    codes = ("model.unknown", "auth.forbidden", "limit.records", "policy.calls",
+             "model.mixes-records")  # fmt: skip
+    assert all(code in shown for code in codes)
+
+
+@pytest.mark.e2e
 @pytest.mark.full
 def test_private_lora() -> None:
     pytest.importorskip("peft")

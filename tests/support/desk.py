@@ -19,7 +19,7 @@ import httpx
 
 from casemate.graph import pack
 from casemate.plan import state as plan_state
-from casemate.seal import hpke, requests, stream
+from casemate.seal import calls, hpke, requests, stream
 from casemate.seal.identity import Identity
 from casemate.seams import Net, OsRng, Unreachable
 from casemate.seams.net import MAX_ANSWER
@@ -43,10 +43,23 @@ from casemate.spec.messages import (
     Failed,
     GoOn,
     Locked,
+    Predict,
+    Predicted,
     Prepare,
     Prepared,
     Run,
+    Serve,
+    Serving,
     State,
+)
+from casemate.spec.serving import (
+    Deployment,
+    ModelInfo,
+    ServePolicy,
+    TensorSpec,
+    dump,
+    pack_answer,
+    read_answer,
 )
 from casemate.tee.simulated import CHAIN_FILE, SEALING_FILE, SimulatedTee
 from support.disk import SimDisk
@@ -199,6 +212,23 @@ def training_state(plan: Plan, train: TrainSpec, step: int) -> bytes:
     })  # fmt: skip
 
 
+TAKES = (TensorSpec(name="x", dtype="f32", shape=(FEATURES,)),)
+GIVES = (TensorSpec(name="scores", dtype="f32", shape=(CLASSES,)),)
+
+
+def serving(digest: str, slots: int = 1) -> Serving:
+    """What scripted workers say of every model that they load."""
+    return Serving(model_digest=digest, inputs=TAKES, outputs=GIVES, parameters=58, slots=slots)
+
+
+def scores(inputs: bytes, records: int) -> bytes:
+    """A scripted worker's outputs: of each record its first features, as they are."""
+    ((_, view),) = tensors.load(inputs).values()
+    raw, each, given = bytes(view), 4 * FEATURES, 4 * CLASSES
+    out = b"".join(raw[i * each : i * each + given] for i in range(records))
+    return dump(GIVES, records, {"scores": out})
+
+
 def _bytes(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
 
@@ -210,7 +240,20 @@ class ScriptedWorker:
         self.prepared: Prepared | None = None
         self._next: list[Any] = []
 
-    async def tell(self, message: object, fds: Sequence[int] = ()) -> None:
+    def _answered(self, keys: bytes, records: int, sealed: bytes) -> bytes:
+        asking, answering = calls.split(keys)
+        said = scores(b"".join(stream.decrypt(asking, [sealed])), records)
+        return b"".join(stream.encrypt(answering, [pack_answer(GIVES, records, said)]))
+
+    async def octets(self, count: int, seconds: float) -> bytes:
+        data = self._octets.pop(0)
+        if len(data) != count:
+            raise WorkerGone("protocol")
+        return data
+
+    async def tell(
+        self, message: object, fds: Sequence[int] = (), payload: Sequence[bytes] = ()
+    ) -> None:
         self.script.told.append(message)
         given = self.script.answers.get(type(message))
         if isinstance(message, CheckDataset):
@@ -222,6 +265,15 @@ class ScriptedWorker:
             )
             self._next = [given] if given else [prepared, Locked(layers=("rlimits",))]
             self._prepare = message
+        elif isinstance(message, Serve):
+            ready = serving(message.model_digest, message.slots)
+            self._next = [given or ready, Locked(layers=("rlimits",))]
+        elif isinstance(message, Predict):
+            self._next = [given or Predicted(calls=len(message.calls))]
+            self._octets = [
+                self._answered(call.keys, call.records, data)
+                for call, data in zip(message.calls, payload, strict=True)
+            ]
         elif isinstance(message, Run):
             self._next = [given or self._run(message, fds)]
         elif isinstance(message, GoOn):
@@ -252,7 +304,8 @@ class ScriptedWorker:
         answer = self._next.pop(0)
         held = Done if self.script.hold_at is None else State
         due = getattr(answer, "step", None) == self.script.hold_at
-        if isinstance(answer, held) and due and self.script.hold is not None:
+        called = isinstance(answer, Predicted)
+        if (called or (isinstance(answer, held) and due)) and self.script.hold is not None:
             await self.script.hold.wait()
         if isinstance(answer, Exception):
             raise answer
@@ -272,7 +325,9 @@ class ScriptedPool:
         self.kept: dict[str, ScriptedWorker] = {}
 
     @contextlib.asynccontextmanager
-    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Any, bool]]:
+    async def worker(
+        self, prepared: str | None = None, *, prompt: bool = False
+    ) -> AsyncIterator[tuple[Any, bool]]:
         kept = self.kept.pop(prepared, None) if prepared else None
         worker = kept or ScriptedWorker(self.script)
         try:
@@ -295,6 +350,7 @@ class Desk:
         script: Script | None = None,
         rates: Rates = FREE,
         workers: int = 1,
+        models: int = 2,
         net: Net | None = None,
         witnesses: tuple[str, ...] = (),
         **limits: Any,
@@ -304,7 +360,7 @@ class Desk:
         self.script = script or Script()
         self.logs: list[str] = []
         config = Config(
-            state=Path("unused"), port=0, dev=True, workers=workers, rates=rates,
+            state=Path("unused"), port=0, dev=True, workers=workers, models=models, rates=rates,
             limits=Limits(**limits), threads=1, witnesses=witnesses,
         )  # fmt: skip
         self.service = assemble(
@@ -324,6 +380,7 @@ class Desk:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        await self.service.inference.close()
         await self._life.__aexit__(None, None, None)
         await self.http.aclose()
         self.service.store.close()
@@ -497,6 +554,61 @@ class Person:
         while (status := await self.status(job)).state in ("queued", "running"):
             await asyncio.sleep(0.001)
         return status
+
+
+@dataclass
+class Called:
+    """A call that was sealed and not sent yet, and the key of its answer."""
+
+    path: str
+    body: bytes
+    key: bytes
+    records: int
+
+    def read(self, response: httpx.Response) -> bytes:
+        """The outputs in an answer, or the error, raised."""
+        if response.status_code >= 400:
+            raise Refused(response)
+        plain = calls.open_answer(self.key, response.content)
+        return bytes(read_answer(GIVES, self.records, plain))
+
+
+async def deploy(
+    owner: Person, policy: ServePolicy, *, model: str | None = None, digest: str = "ab" * 32
+) -> ModelInfo:
+    """A model as scripted workers have it."""
+    key = os.urandom(32)
+    made = await deployment(owner, policy, key, model=model, digest=digest)
+    return codec.from_json(ModelInfo, await owner.ask("POST", "/v1/models", made))
+
+
+async def deployment(
+    owner: Person, policy: ServePolicy, key: bytes, *, model: str | None = None, digest: str = ""
+) -> Deployment:
+    name = model or "model_" + os.urandom(16).hex()
+    digest = "sha256:" + (digest or "ab" * 32)
+    info = Deployment.info(name, owner.id, codec.digest(policy), digest)
+    return Deployment(
+        model=name, owner=owner.id, name="scores", policy=policy, model_digest=digest,
+        upload=await owner.upload(b"".join(stream.encrypt(bytes(32), [b"a packed model"]))),
+        sealed_key=owner.seal(key, info),
+    )  # fmt: skip
+
+
+def call(person: Person, model: str, records: int = 1, inputs: bytes | None = None) -> Called:
+    """A sealed call, of zeros unless ``inputs`` are given (float32 after float32)."""
+    wire = dump(TAKES, records, {"x": inputs or bytes(4 * FEATURES * records)})
+    public = person.desk.service.keys.hpke.public
+    body, key = calls.seal(public, model, person.id, records, wire, OsRng())
+    return Called(f"/v1/models/{model}/predictions", body, key, records)
+
+
+async def predict(
+    person: Person, model: str, records: int = 1, inputs: bytes | None = None
+) -> bytes:
+    """The outputs of a call, as safetensors."""
+    made = call(person, model, records, inputs)
+    return made.read(await person.send("POST", made.path, made.body))
 
 
 def spent(info: DatasetInfo) -> float:

@@ -24,6 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "unit" / "spec" / "golden"
 DIGEST = "sha256:" + "ab" * 32
 DATASET = "ds_" + "0123456789abcdef0123" * 2
 JOB = "job_" + "0123456789abcdef" * 2
+MODEL = "model_" + "0123456789abcdef" * 2
 IDENTITY = "id_" + "0123456789abcdef0123" * 2
 
 _AGE = data.Column(name="age", dtype="f32", low=0, high=120, scale="unit")
@@ -54,6 +55,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "identity/v1": {"sign_key": bytes(range(32)), "seal_key": bytes(i % 256 for i in range(1216))},
     "identity-file/v1": {"salt": bytes(16), "log_n": 17, "secret": bytes(range(156))},
     "train/v1": {"batch_size": 64},
+    "serve-policy/v1": {"callers": (IDENTITY,), "calls": 1000},
+    "tensor-spec/v1": {"name": "tokens", "dtype": "i64", "low": 0, "high": 99},
+    "deployment/v1": {"model": MODEL, "model_digest": DIGEST},
 }  # fmt: skip
 
 

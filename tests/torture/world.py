@@ -112,7 +112,9 @@ class _Pool:
         self._kept: dict[str, _Worker] = {}
 
     @contextlib.asynccontextmanager
-    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Any, bool]]:
+    async def worker(
+        self, prepared: str | None = None, *, prompt: bool = False
+    ) -> AsyncIterator[tuple[Any, bool]]:
         kept = self._kept.pop(prepared, None) if prepared else None
         worker = kept or _Worker(self._world)
         try:

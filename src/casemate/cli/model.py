@@ -10,13 +10,18 @@ from typing import Any
 
 import click
 
-from casemate.cli import output
+from casemate.cli import output, served
 from casemate.spec.errors import CasemateError, UsageError
 
 
 @click.group()
 def model() -> None:
-    """Check a packed model as the enclave will, and pack one's own; all on this machine."""
+    """Check a packed model as the enclave will, and pack one's own, on this machine; deploy one for
+    prediction."""
+
+
+for _command in (served.deploy, served.ls, served.show, served.policy, served.undeploy):
+    model.add_command(_command)
 
 
 def load_model(named: str) -> Any:
@@ -88,7 +93,7 @@ def _summary(
     from casemate.plan.check import check_inputs
 
     graph, weights = pack.unpack(packed.data)
-    bounds = None
+    bounds = check.known_bounds(graph, weights, (), ()) if graph.outputs else None
     if schemas:
         bindings = bind(graph, schemas[0], None)
         check_inputs(graph.inputs, bindings, schemas)
@@ -108,6 +113,10 @@ def _summary(
         "flops": found.flops,
         "record_bytes": found.saved_bytes + found.workspace_bytes,
     }
+    proved = "in range: proved from the schemas" if schemas else "give --schema to prove"
+    if graph.outputs:
+        proved = "in range: proved from the inputs' bounds"
+        shape["outputs"] = {o.name: found.values[o.value].dtype for o in graph.outputs}
     rows: list[tuple[str, object]] = [
         ("digest", packed.digest),
         ("size", f"{len(packed.data) / 2**20:.2f} MiB, {len(graph.nodes)} nodes"),
@@ -116,11 +125,11 @@ def _summary(
         ("operations", ", ".join(ops)),
         (
             "one record",
-            f"{found.flops:,} operations forward and backward,"
+            f"{found.flops:,} operations{'' if graph.outputs else ' forward and backward'},"
             f" {(found.saved_bytes + found.workspace_bytes) / 2**20:.2f} MiB",
         ),
         ("records", "independent: proved on the graph"),
-        ("indices", "in range: proved from the schemas" if schemas else "give --schema to prove"),
+        ("indices", proved),
     ]
     return shape, rows
 
@@ -151,23 +160,31 @@ def check(file: str, schemas: tuple[str, ...], form: str) -> None:
 
 
 @model.command()
-@click.argument("named", metavar="FILE.py:NAME")
+@click.argument("named", metavar="FILE.py:NAME|FILE.onnx")
 @click.option(
     "--schema",
-    required=True,
     type=click.Path(dir_okay=False),
-    help="JSON of `casemate dataset show ID --format json`.",
+    help="For training: JSON of `casemate dataset show ID --format json`.",
 )
-@click.option("--loss", help="Such as cross_entropy.")
+@click.option("--loss", help="For training: such as cross_entropy.")
+@served.input_option
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="FILE.cmm to write.")
 @output.format_option  # fmt: skip
-def export(named: str, schema: str, loss: str | None, out: str, form: str) -> None:
-    """Pack NAME of your own FILE.py, run here, into a FILE.cmm. Needs the extra `torch`."""
+def export(
+    named: str, schema: str | None, loss: str | None, inputs: dict[str, Any], out: str, form: str
+) -> None:
+    """Pack NAME of your own FILE.py, run here, into a FILE.cmm: for training on a --schema, or for
+    prediction from --input (of a FILE.onnx they are known). Needs the extra `torch`."""
     from casemate.client import models
 
-    exported = models.export(load_model(named), [read_schema(schema)], loss=loss)
-    Path(out).write_bytes(exported.packed.data)
-    shape, rows = _summary(exported.packed)
+    if schema is not None and not inputs:
+        packed = models.export(load_model(named), [read_schema(schema)], loss=loss).packed
+    elif schema is None and loss is None and (inputs or named.endswith(".onnx")):
+        packed = served.pack(named, inputs)
+    else:
+        raise click.UsageError("Give --schema with --loss for training, or --input for prediction.")
+    Path(out).write_bytes(packed.data)
+    shape, rows = _summary(packed)
     output.emit(form, {**shape, "file": out}, lambda: output.rows_table(out, (), rows))
 
 

@@ -101,6 +101,14 @@ def _web_addresses(
     help="Jobs that run at once.",
 )
 @click.option(
+    "--models",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    envvar="CASEMATE_MODELS",
+    help="Deployed models that are loaded at once.",
+)
+@click.option(
     "--spares",
     type=click.IntRange(0, 64),
     default=1,

@@ -66,6 +66,7 @@ PATIENCE: Final = 20
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 # Heads that cannot both be true: no failure to fetch one.
 _PROVEN: Final = frozenset({"receipt.fork", "receipt.rolled-back", "receipt.log-replaced"})
+_TIMEOUT: Final = dict.fromkeys(("connect", "read", "write", "pool"), READ_SECONDS)
 _LOST: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
 
@@ -88,6 +89,7 @@ class _OneStream(httpx.BaseTransport):
     """Sends on one open stream; there is no code here that opens another."""
 
     def __init__(self, origin: httpcore.Origin, stream: httpcore.NetworkStream) -> None:
+        self._origin = origin
         self._http = httpcore.HTTP11Connection(origin, stream)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -104,6 +106,31 @@ class _OneStream(httpx.BaseTransport):
             )
         )
         return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
+
+    @contextmanager
+    def exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Iterator[httpx.Response]:
+        """One request as it was signed, and its answer, without what a client of the web adds."""
+        scheme, _, rest = url.partition("://")
+        netloc, _, path = rest.partition("/")
+        origin = self._origin
+        named = {"host": netloc, "accept": "*/*", **headers, "content-length": str(len(body))}
+        answer = self._http.handle_request(
+            httpcore.Request(
+                method=method,
+                url=httpcore.URL(
+                    scheme=scheme, host=origin.host, port=origin.port, target=f"/{path}"
+                ),
+                headers=[(n.encode("ascii"), v.encode("latin-1")) for n, v in named.items()],
+                content=body,
+                extensions={"timeout": _TIMEOUT},
+            )
+        )
+        try:
+            yield httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
+        finally:
+            answer.close()
 
     @property
     def usable(self) -> bool:
@@ -432,7 +459,7 @@ class Connection:
             nonce=self._nonce(),
         )
         try:
-            with line.http.stream(method, url, content=body, headers=signed) as response:
+            with line.stream.exchange(method, url, signed, body) as response:
                 yield response
         except BaseException:
             # A half-read stream cannot carry another request.

@@ -13,6 +13,7 @@ from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets, DatasetView
 from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
 from casemate.client.memory import Memory
+from casemate.client.served import Models, ModelView
 from casemate.client.uploads import new_key, sealed_file, upload
 from casemate.seal import hpke
 from casemate.seal.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from casemate.attest.trust import Trust
     from casemate.attest.verify import Verdict
     from casemate.spec.evidence import Attestation
+    from casemate.spec.serving import ServePolicy
 
 
 def connect(
@@ -67,7 +69,7 @@ def connect(
 
 class Enclave:
     """An attested enclave: ``datasets`` for owners, ``quote`` and ``train`` for scientists,
-    ``jobs`` for both."""
+    ``jobs`` for both; ``deploy``, ``predict`` and ``models`` for deployed models."""
 
     def __init__(self, connection: Connection, trust: Trust, identity: Identity) -> None:
         self._connection = connection
@@ -75,6 +77,7 @@ class Enclave:
         self.identity = identity
         self.datasets = Datasets(connection)
         self.jobs = Jobs(connection)
+        self.models = Models(connection)
 
     @property
     def url(self) -> str:
@@ -311,6 +314,38 @@ class Enclave:
         ``max_epsilon`` and errors as in :meth:`train`.
         """
         return self._run(self.quote_metrics(model, datasets, **job), max_epsilon)
+
+    def deploy(
+        self,
+        model: Any,
+        policy: ServePolicy,
+        *,
+        example: Any = None,
+        bounds: Mapping[str, tuple[int, int]] | None = None,
+        name: str = "model",
+    ) -> ModelView:
+        """Deploy ``model``, sealed: whom ``policy`` admits may call it, nobody sees its weights.
+
+        ``model``: a ``torch.nn.Module``, which is exported here in evaluation mode and as it is
+        now, an ``.onnx`` file, or a packed model (``.cmm`` path, ``Packed``) made for prediction.
+        ``example``: of a module, tensors or arrays with the batch as axis 0: one, a tuple, or a
+        dict by the names of ``forward``'s parameters; only dtypes and shapes are used. ``bounds``:
+        inclusive bounds of integer inputs, which indices made of them need, as
+        ``{"tokens": (0, 30_521)}``. ``name`` is shown to callers.
+        Raises ``ModelError`` naming the node where records would mix, ``UsageError``.
+        """
+        return self.models.deploy(model, policy, example=example, bounds=bounds, name=name)
+
+    def predict(self, model: str | ModelView, inputs: Any) -> Any:
+        """What a deployed model gives for ``inputs``: arrays or tensors with records along axis 0,
+        one, a tuple in the model's order, or a dict by input.
+
+        They are sealed to the attested key, and so is the answer to a key of this call: numpy
+        arrays, or tensors where tensors were given; a dict of several outputs by name. Raises
+        ``UsageError`` for inputs of another form, ``DataError`` ``data.inputs``, ``PolicyError``
+        ``policy.calls`` when no calls are left, ``LimitError``.
+        """
+        return self.models.predict(model, inputs)
 
     def _run(self, quote: QuoteView, max_epsilon: float | None) -> Run:
         quote.raise_if_refused()

@@ -92,6 +92,31 @@ def export_metrics(
     return Exported(packed, bindings)
 
 
+def export_outputs(
+    model: Any, example: Any = None, bounds: Mapping[str, tuple[int, int]] | None = None
+) -> Packed:
+    """Pack what ``model`` returns, for prediction; see
+    :meth:`casemate.client.enclave.Enclave.deploy`. A ``.cmm`` file or a ``Packed`` needs no torch.
+    Raises ``UsageError``, ``ModelError``."""
+    if isinstance(model, str | Path) and Path(model).suffix == ".onnx":
+        from casemate.client import torch as bridge
+
+        return bridge.export_onnx(model, bounds=bounds)
+    if isinstance(model, str | Path):
+        model = load(model)
+    if isinstance(model, Packed):
+        if not pack.unpack(model.data)[0].outputs:
+            raise UsageError(
+                "usage.model",
+                "The model is packed for training: it gives losses and no outputs.",
+                mend="Deploy the module, or pack it with casemate model export --input.",
+            )
+        return model
+    from casemate.client import torch as bridge
+
+    return bridge.export_outputs(model, example, bounds=bounds)
+
+
 def metrics(
     given: str | Sequence[str] | Mapping[str, Any], limits: Mapping[str, float] | None
 ) -> dict[str, tuple[object, float]]:

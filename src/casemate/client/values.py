@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 from casemate.seal import note
-from casemate.spec import data, job
+from casemate.spec import data, job, serving
 from casemate.spec.errors import UsageError
 
 T = TypeVar("T")
@@ -30,6 +30,29 @@ def make(made: type[T], /, **fields: Any) -> T:
 def Budget(epsilon: float, delta: float) -> data.Budget:  # noqa: N802
     """A dataset's total budget for the life of its ledger: epsilon in (0, 1000], delta ≤ 0.01."""
     return make(data.Budget, epsilon=float(epsilon), delta=float(delta))
+
+
+def ServePolicy(  # noqa: N802
+    callers: Iterable[str] | str,
+    *,
+    calls: int | None = None,
+    records: int = 64,
+    at_once: int = 8,
+    slots: int = 1,
+    epoch: int = 0,
+) -> serving.ServePolicy:
+    """A deployed model's policy (:class:`casemate.spec.serving.ServePolicy`).
+
+    ``callers``: identity ids, or ``"*"`` for anyone enrolled. ``calls``: of each caller in one
+    epoch. ``records``: the most in one call. ``at_once``: the most calls of one caller that wait or
+    run. ``slots``: let several callers' records share forward passes of so many records. Raises
+    ``UsageError``.
+    """
+    named = (callers,) if isinstance(callers, str) else tuple(callers)
+    return make(
+        serving.ServePolicy, callers=named, calls=calls, records=records, at_once=at_once,
+        slots=slots, epoch=epoch,
+    )  # fmt: skip
 
 
 def Policy(  # noqa: N802

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from casemate.spec.data import ANYONE, DatasetInfo
+from casemate.spec.serving import ModelInfo, TensorSpec
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[object]]
@@ -126,3 +127,52 @@ def dataset(info: DatasetInfo) -> tuple[str, Rows]:
         scale = "" if column.scale == "none" else f", scaled {column.scale}"
         rows.append((f"{column.role} {column.name}", f"{column.dtype} {shape}{bounds}{scale}"))
     return info.schema.name, rows
+
+
+MODEL_HEAD = ("model", "name", "takes", "gives", "state", "calls left", "owner")
+
+
+def told(spec: TensorSpec) -> str:
+    """A tensor of a call or an answer in words."""
+    bounds = "" if spec.low is None else f" in [{spec.low}, {spec.high}]"
+    return f"{spec.name} {spec.dtype} [{', '.join(map(str, ('records', *spec.shape)))}]{bounds}"
+
+
+def model_row(info: ModelInfo) -> tuple[object, ...]:
+    return (
+        info.model,
+        info.name,
+        ", ".join(map(told, info.inputs)),
+        ", ".join(map(told, info.outputs)),
+        info.state,
+        "not counted" if info.left is None else info.left,
+        info.owner,
+    )
+
+
+def models(infos: Sequence[ModelInfo]) -> Listing[ModelInfo]:
+    rows = tuple(model_row(i) for i in infos)
+    return Listing(tuple(infos), f"{len(infos)} model(s)", MODEL_HEAD, rows)
+
+
+def model(info: ModelInfo) -> Rows:
+    """Rows that show one deployed model whole."""
+    policy = info.policy
+    callers = "any enrolled identity" if ANYONE in policy.callers else ", ".join(policy.callers)
+    counted = "not counted" if policy.calls is None else f"{policy.calls} of each caller"
+    return [
+        ("model", info.model),
+        ("name", info.name),
+        ("owner", info.owner),
+        ("state", info.state),
+        ("takes", ", ".join(map(told, info.inputs))),
+        ("gives", ", ".join(map(told, info.outputs))),
+        ("parameters", info.parameters),
+        ("callers", callers or "nobody"),
+        ("epoch", policy.epoch),
+        ("calls", counted + ("" if info.left is None else f"; {info.left} of yours left")),
+        ("one call", f"at most {policy.records} records"),
+        ("at once", f"{policy.at_once} calls of one caller"),
+        ("one pass", f"{info.slots} records of any callers" if info.slots > 1 else "one call"),
+        ("policy digest", info.policy_digest),
+    ]

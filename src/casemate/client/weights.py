@@ -10,19 +10,25 @@ from casemate.spec.errors import UsageError
 NUMPY: Final = {"bool": "?", "u8": "u1", "i32": "<i4", "i64": "<i8", "f32": "<f4"}
 
 
-def load(data: bytes, into: Any = None) -> dict[str, Any]:
-    """Name to numpy array of a safetensors file; also loaded into the module ``into``, if given.
-
-    Raises ``UsageError`` (``usage.extra``) without numpy, ``FormatError`` for another file.
-    """
+def numpy() -> Any:
+    """The package. Raises ``UsageError`` (``usage.extra``) without it."""
     try:
         import numpy as np
     except ImportError:
         raise UsageError(
             "usage.extra",
-            "Weights as arrays need numpy, which is not installed.",
-            mend="Run pip install 'casemate[torch]', or save the file instead.",
+            "Arrays need numpy, which is not installed.",
+            mend="Run pip install 'casemate[torch]'; weights can also be saved as a file.",
         ) from None
+    return np
+
+
+def load(data: bytes, into: Any = None) -> dict[str, Any]:
+    """Name to numpy array of a safetensors file; also loaded into the module ``into``, if given.
+
+    Raises ``UsageError`` (``usage.extra``) without numpy, ``FormatError`` for another file.
+    """
+    np = numpy()
     arrays = {
         name: np.frombuffer(view, dtype=NUMPY[info.dtype]).reshape(info.shape).copy()
         for name, (info, view) in tensors.load(data).items()

@@ -25,6 +25,7 @@ from casemate.spec.tensors import TensorInfo
 
 # The most by which dropout may multiply what it keeps.
 MAX_GAIN: Final = 2**16
+MAX_OUTPUTS: Final = 64
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}\Z")
 
 
@@ -128,6 +129,15 @@ def _data(spec: InputSpec, bounds: Mapping[str, tuple[int, int] | None] | None) 
     return Value(spec.dtype, dims, Batch(0), known, data=bounds is not None)
 
 
+def _declared(graph: Graph, spec: InputSpec) -> None:
+    """Bounds stand in the graph where no dataset declares them, and make sense."""
+    whole = spec.kind == "data" and spec.dtype in ("u8", "i32", "i64")
+    if not (graph.outputs and whole) or spec.low is None or spec.high is None:
+        _form(spec.name, f"Input {spec.name!r} has bounds and is no integer input of a prediction.")
+    if held(spec.dtype, (spec.low, spec.high)) is None or spec.low > spec.high:
+        _form(spec.name, f"Input {spec.name!r} has bounds that its dtype does not hold.")
+
+
 def _random(spec: InputSpec, bounds: Mapping[str, tuple[int, int] | None] | None) -> Value:
     """Each element is 0 or 1 / (1 - rate), drawn for the record alone."""
     name = spec.name
@@ -162,6 +172,8 @@ def _inputs(
             _form(name, f"Input {name!r} has a dtype or shape that is not admitted.")
         if spec.kind != "random" and spec.rate:
             _form(name, f"Input {name!r} has a rate and is not random.")
+        if (spec.low, spec.high) != (None, None):
+            _declared(graph, spec)
         if spec.kind in _OF_RECORD:
             values[name] = _OF_RECORD[spec.kind](spec, bounds)
         else:
@@ -212,9 +224,12 @@ def known_bounds(
     bindings: Sequence[InputBinding],
     schemas: Sequence[DatasetSchema],
 ) -> dict[str, tuple[int, int] | None]:
-    """:func:`declared_bounds`, and those of constant int64 inputs (offsets, tables) by value."""
+    """:func:`declared_bounds`, those that a graph for prediction declares itself, and those of
+    constant int64 inputs (offsets, tables) by value."""
     out = declared_bounds(graph, bindings, schemas)
     for spec in graph.inputs:
+        if spec.low is not None and spec.high is not None:
+            out[spec.name] = spec.low, spec.high
         if spec.kind == "frozen" and spec.tensor in weights:
             info, raw = weights[spec.tensor]
             if info.dtype == "i64" and raw:
@@ -356,24 +371,17 @@ def check(
     there is no schema yet) that proof is left out.
 
     The proof of independence carries the batch axis through every node (three states suffice, R and
-    B here; see casemate.graph.ops.base): the loss of record b is a function of record b and of the
-    weights.
+    B here; see casemate.graph.ops.base): the loss of record b, or each output for it, is a function
+    of record b and of the weights.
     """
     values = _inputs(graph, weights, bounds, limits)
     walk = _Walk(graph, values, limits)
     for node in graph.nodes:
         walk.node(node)
-    loss = values.get(graph.loss)
-    if loss is None:
-        _form(graph.loss[:80], f"The loss {graph.loss[:80]!r} is no value of the graph.")
-    if loss.batch != Batch(0) or loss.dims != (1,) or not loss.floating or loss.slot:
-        shape = tuple(f"{d.a}*B" if isinstance(d, Size) else d for d in loss.shape)
-        message = f"The loss {graph.loss!r} is {loss.dtype} of shape {shape}."
-        mend = "Give one float32 loss for each record, shape (B,)."
-        _refuse("model.loss", message, mend, graph.loss)
-    if graph.loss not in walk.trained:
-        mend = "Leave requires_grad on for what is to be trained."
-        _refuse("model.nothing-trained", "The loss depends on no trained weight.", mend, graph.loss)
+    if graph.outputs:
+        _outputs(graph, values)
+    else:
+        _loss(graph, values, walk)
     parameters = tuple(s.name for s in graph.inputs if s.kind == "param")
     dimension = sum(values[p].numel for p in parameters)
     if not dimension:
@@ -392,3 +400,37 @@ def check(
         frozen_prefix=frozenset(walk.prefix),
         constants=frozenset(walk.constants),
     )
+
+
+def _loss(graph: Graph, values: Mapping[str, Value], walk: _Walk) -> None:
+    """One float32 for each record, that some trained weight has a part in."""
+    loss = values.get(graph.loss)
+    if loss is None:
+        _form(graph.loss[:80], f"The loss {graph.loss[:80]!r} is no value of the graph.")
+    if loss.batch != Batch(0) or loss.dims != (1,) or not loss.floating or loss.slot:
+        shape = tuple(f"{d.a}*B" if isinstance(d, Size) else d for d in loss.shape)
+        message = f"The loss {graph.loss!r} is {loss.dtype} of shape {shape}."
+        mend = "Give one float32 loss for each record, shape (B,)."
+        _refuse("model.loss", message, mend, graph.loss)
+    if graph.loss not in walk.trained:
+        mend = "Leave requires_grad on for what is to be trained."
+        _refuse("model.nothing-trained", "The loss depends on no trained weight.", mend, graph.loss)
+
+
+def _outputs(graph: Graph, values: Mapping[str, Value]) -> None:
+    """Each with a slice for each record along axis 0; nothing is trained or drawn."""
+    if graph.loss or any(s.kind in ("param", "random") for s in graph.inputs):
+        _form("outputs", "A graph for prediction has a loss, or an input that is trained or drawn.")
+    if len(graph.outputs) > MAX_OUTPUTS:
+        mend = f"At most {MAX_OUTPUTS} are admitted."
+        _refuse("model.too-large", f"The graph has {len(graph.outputs)} outputs.", mend)
+    names: set[str] = set()
+    for out in graph.outputs:
+        _name("Output", out.name, names)
+        found = values.get(out.value)
+        if found is None:
+            _form(out.name, f"The output {out.name!r} is no value of the graph.")
+        if found.batch != Batch(0) or found.dims[0] != 1 or found.slot:
+            message = f"The output {out.name!r} does not have one slice for each record on axis 0."
+            mend = "Return tensors whose axis 0 is the batch, and nothing that all records share."
+            _refuse("model.outputs", message, mend, out.name)

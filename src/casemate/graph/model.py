@@ -2,10 +2,11 @@
 
 A graph is a list of nodes in execution order over functional ATen operations, with norms,
 attention, convolution, pooling and RNNs kept whole. The only symbol is the batch ``B``; every size
-is affine in it. Its outputs are the per-record losses, shape (B,), float32. Arguments follow the
-op's ATen schema without device, layout, memory format and generator; trailing defaults may be left
-out. Where the schema has a number, the strings ``inf`` and ``-inf`` are the infinities (JSON has
-none; no op's string argument takes these words).
+is affine in it. Its result is the per-record losses, shape (B,), float32; that of a graph for
+prediction are named tensors with a slice for each record. Arguments follow the op's ATen schema
+without device, layout, memory format and generator; trailing defaults may be left out. Where the
+schema has a number, the strings ``inf`` and ``-inf`` are the infinities (JSON has none; no op's
+string argument takes these words).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ListArg:
 Arg: TypeAlias = "Ref | Size | DtypeArg | ListArg | bool | int | float | str | None"
 
 
-@value("input-spec/v1", later=("rate",))
+@value("input-spec/v1", later=("rate", "low", "high"))
 class InputSpec:
     """An input of the graph.
 
@@ -63,6 +64,8 @@ class InputSpec:
     each element of each record by itself, 0 with probability ``rate``, else 1 / (1 - rate), as
     dropout multiplies by). ``tensor`` names the weight file's tensor for param and frozen; two
     inputs may name the same tensor only through one InputSpec (tied weights are one input).
+    low, high: inclusive bounds of an integer ``data`` input of a graph for prediction, which no
+    dataset declares; whoever runs the graph refuses records outside.
     """
 
     name: str
@@ -71,6 +74,8 @@ class InputSpec:
     shape: tuple[int | Size, ...]
     tensor: str = ""
     rate: float = 0.0
+    low: int | None = None
+    high: int | None = None
 
 
 @value("node/v1")
@@ -87,13 +92,26 @@ class Node:
     source: str = ""
 
 
-@value("graph/v1")
+@value("output/v1")
+class Output:
+    """An output of a graph for prediction: its name, and that of the value that it is."""
+
+    name: str
+    value: str
+
+
+@value("graph/v1", later=("outputs",))
 class Graph:
-    """Inputs, nodes in order, and ``loss``, the name of the (B,) float32 losses."""
+    """Inputs, nodes in order, and ``loss``, the name of the (B,) float32 losses.
+
+    A graph for prediction has ``outputs`` instead, no loss (``""``) and nothing that is trained;
+    each of them has the batch as axis 0.
+    """
 
     inputs: tuple[InputSpec, ...]
     nodes: tuple[Node, ...]
     loss: str
+    outputs: tuple[Output, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

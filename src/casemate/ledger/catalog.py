@@ -70,7 +70,8 @@ def identity(store: Store, id: str) -> PublicIdentity:
             f"The identity {id[:60]!r} is not enrolled here.",
             mend="Connect once with this identity to enrol it.",
         )
-    return codec.decode(PublicIdentity, row[0])
+    found: PublicIdentity = codec.known(PublicIdentity, row[0])
+    return found
 
 
 def add_upload(store: Store, owner: str, size: int, *, most: int = 64) -> str:

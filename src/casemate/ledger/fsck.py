@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from casemate.ledger import fsck_budget as budgets
-from casemate.ledger import fsck_folder, fsck_notes, fsck_receipts
+from casemate.ledger import fsck_folder, fsck_models, fsck_notes, fsck_receipts
 from casemate.ledger import fsck_passing as passes
 from casemate.ledger.fsck_replay import Account, Replay, Rows, commitment, read
 from casemate.seams import Disk
@@ -114,6 +114,7 @@ def _check(replay: Replay, rows: Rows) -> None:
         _compare_quotes,
         _compare_jobs,
         _compare_states,
+        fsck_models.compare,
         passes.compare,
     ):
         compare(replay, rows)

@@ -12,7 +12,7 @@ from typing import Final
 
 import apsw
 
-from casemate.ledger import catalog, consent, rekey
+from casemate.ledger import catalog, consent, models, rekey
 from casemate.ledger.store import Store
 from casemate.seams import Disk
 from casemate.spec import codec
@@ -104,6 +104,7 @@ def hand_over(
             _drop(store, name)
         if measurement == consent.running(store):  # the successor's start will not freeze, nor thaw
             consent.use_up(store, measurement)
+        models.destroy(store)
         body = HandedOver(
             measurement=measurement, request=request, dropped=tuple(dropped), anchor=moved
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from casemate.ledger import catalog, consent, handover, ledger, log
+from casemate.ledger import catalog, consent, handover, ledger, log, models
 from casemate.ledger.store import Link, Store, not_begun
 from casemate.seal import checkpoint, note
 from casemate.spec import codec
@@ -135,6 +135,7 @@ def _void(store: Store) -> None:
         "INSERT OR IGNORE INTO frozen SELECT id, ? FROM datasets WHERE state != 'revoked'",
         consent.RECOVERY,
     )
+    models.freeze(store)
     store.run("DELETE FROM consents")  # they name the log before
     store.run("DELETE FROM cosignatures")
     store.run("UPDATE anchor SET name = NULL, count = NULL, before = NULL, step = NULL")

@@ -5,8 +5,22 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 2
+VERSION: Final = 3
 APPLICATION_ID: Final = 0x43534D54  # "CSMT"
+
+# What version 3 added: deployed models. `accepted`: the measurement under which its owner lets one
+# run. `calls`: of a caller in this epoch, with those of a block that is not used up.
+MODELS: Final = """
+CREATE TABLE models(
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL REFERENCES identities, deployment BLOB NOT NULL,
+  policy BLOB NOT NULL, policy_digest TEXT NOT NULL, serving BLOB NOT NULL,
+  model_key BLOB NOT NULL, accepted TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE model_calls(
+  model TEXT NOT NULL REFERENCES models, caller TEXT NOT NULL REFERENCES identities,
+  calls INTEGER NOT NULL CHECK (calls > 0), PRIMARY KEY (model, caller)
+) STRICT, WITHOUT ROWID;
+"""
 
 # A dataset's key stands in a table of its own, so that revoking is deleting a row. `nodes`: the
 # complete subtrees of the log's Merkle tree. An account without a scientist is the whole lineage's.
@@ -15,7 +29,8 @@ APPLICATION_ID: Final = 0x43534D54  # "CSMT"
 # A log key `ended` at the size at which a recovery went on under the next one. `frozen`: until its
 # owner consents to a recovery (`accepted` is 'recovery'), or to the software that runs (`accepted`
 # is the measurement before it, so that going back needs no consent).
-SCHEMA: Final = """
+SCHEMA: Final = (
+    """
 CREATE TABLE entries(sequence INTEGER PRIMARY KEY, entry BLOB NOT NULL) STRICT;
 CREATE TABLE nodes(
   level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)
@@ -99,3 +114,5 @@ CREATE INDEX jobs_of_dataset ON job_datasets(dataset);
 CREATE INDEX jobs_of_lineage ON job_datasets(lineage);
 CREATE INDEX jobs_in_state ON jobs(state);
 """
+    + MODELS
+)

@@ -20,7 +20,7 @@ import apsw
 from casemate.ledger import anchor as anchors
 from casemate.ledger import fsck
 from casemate.ledger.anchor import Anchor, Mark, Stand
-from casemate.ledger.schema import APPLICATION_ID, SCHEMA, VERSION
+from casemate.ledger.schema import APPLICATION_ID, MODELS, SCHEMA, VERSION
 from casemate.ledger.sealed import FOLDER, connect, failure, let_go
 from casemate.ledger.vfs import Mount
 from casemate.seams import Disk, Rng
@@ -104,6 +104,11 @@ class Store:
                 self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._connection.execute(f"PRAGMA user_version = {VERSION}")
         version = self.one("PRAGMA user_version")[0]
+        if version == 2:
+            with self.transaction():
+                self._connection.execute(MODELS)
+                self._connection.execute(f"PRAGMA user_version = {VERSION}")
+            version = VERSION
         if version != VERSION or self.one("PRAGMA application_id")[0] != APPLICATION_ID:
             raise LedgerError(
                 "ledger.version",

@@ -7,6 +7,7 @@ its purpose; there is no separate ``aad``, since in single-shot use it adds noth
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +33,7 @@ SECRET_BYTES: Final = 64 + 32  # ML-KEM-768 seed (FIPS 203: d || z), X25519 priv
 _MLKEM_PUBLIC: Final = SEAL_KEY_BYTES - 32
 
 
+@functools.lru_cache(maxsize=64)
 def _public(key: bytes) -> MLKEM768X25519PublicKey:
     if len(key) != SEAL_KEY_BYTES:
         raise ValueError(f"{len(key)} bytes where {SEAL_KEY_BYTES} are due")

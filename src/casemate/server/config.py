@@ -23,7 +23,9 @@ class Limits:
     tells nothing of the rows; and after ``run_seconds``, since a worker has predicted it.
     ``compile_seconds`` after a worker began to prepare, or half of ``prepare_seconds`` if that is
     less, it compiles nothing more; 0: nothing at all. A run that is predicted to take less than
-    ``state_seconds`` keeps no training states.
+    ``state_seconds`` keeps no training states. ``models``: deployed by one identity;
+    ``model_calls``: to one of them that wait or run; a pass over a call's records that takes longer
+    than ``call_seconds`` ends its worker; ``answer_bytes``: of one call.
     """
 
     json_bytes: int = 4 * MIB
@@ -51,6 +53,10 @@ class Limits:
     nonces: int = 1 << 21
     nonces_per_identity: int = 1 << 16
     attestations: int = 4_096
+    models: int = 100
+    model_calls: int = 256
+    call_seconds: float = 30.0
+    answer_bytes: int = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,8 @@ class Rates:
 class Config:
     """One server. ``state`` is its folder; ``port`` 0 takes a free one.
 
-    ``workers``: jobs that run at once. ``spares``: workers that wait with their imports done.
+    ``workers``: jobs that run at once. ``models``: deployed models that are loaded at once, each in
+    a worker of its own. ``spares``: workers that wait with their imports done.
     ``tee``: as :func:`casemate.tee.open` takes it; ``dev`` means a simulated one. ``threads``: of
     one worker. ``attest_window``: seconds in which nonces are gathered for one report.
     ``witnesses``: submission prefixes (URLs) of the witnesses that are asked to cosign the log.
@@ -93,6 +100,7 @@ class Config:
     tee: str = "auto"
     dev: bool = False
     workers: int = 1
+    models: int = 2
     spares: int = 1
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     attest_window: float = 0.01
@@ -106,10 +114,10 @@ class Config:
 
     @property
     def worker_memory(self) -> int:
-        """Bytes that one worker may hold: the limit, or its share of three quarters of the
-        machine's memory."""
+        """Bytes that one worker may hold, for a job or a deployed model: the limit, or its share of
+        three quarters of the machine's memory."""
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(self.limits.worker_bytes, machine * 3 // 4 // max(1, self.workers))
+        return min(self.limits.worker_bytes, machine * 3 // 4 // max(1, self.workers + self.models))
 
 
 def software() -> str:

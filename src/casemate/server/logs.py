@@ -27,6 +27,7 @@ FIELDS: Final[dict[str, type | re.Pattern[str]]] = {
     "boot": re.compile(r"[0-9a-f]{32}\Z"),
     "job": re.compile(r"job_[0-9a-f]{32}\Z"),
     "dataset": re.compile(r"ds_[0-9a-f]{40}\Z"),
+    "model": re.compile(r"model_[0-9a-f]{32}\Z"),
     "state": re.compile(r"[a-z]{1,20}\Z"),
     "phase": re.compile(r"[a-z]{1,20}\Z"),
     "tee": re.compile(r"[a-z0-9-]{1,20}\Z"),
@@ -36,7 +37,18 @@ FIELDS: Final[dict[str, type | re.Pattern[str]]] = {
     "port": int,
 }
 EVENTS: Final = frozenset(
-    {"ready", "stop", "request", "fault", "job", "dataset", "worker-end", "server", "witness"}
+    {
+        "ready",
+        "stop",
+        "request",
+        "fault",
+        "job",
+        "dataset",
+        "worker-end",
+        "server",
+        "witness",
+        "model",
+    }
 )
 
 

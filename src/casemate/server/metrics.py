@@ -48,7 +48,22 @@ class Metrics:
         self.witnesses = Counter(
             "casemate_witness_answers", "Answers of witnesses", ["status"], registry=registry
         )
+        self.calls = Counter("casemate_model_calls", "Answered calls", ["model"], registry=registry)
+        self.called = Counter(
+            "casemate_model_records", "Records of answered calls", ["model"], registry=registry
+        )
+        self.call_seconds = Histogram(
+            "casemate_model_call_seconds", "Time from a call's body to its answer", ["model"],
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0),
+            registry=registry,
+        )  # fmt: skip
         self.uploaded = Counter("casemate_uploaded_bytes", "Sealed bytes taken", registry=registry)
+
+    def predicted(self, model: str, records: int, seconds: float) -> None:
+        """A call of so many records was answered."""
+        self.calls.labels(model).inc()
+        self.called.labels(model).inc(records)
+        self.call_seconds.labels(model).observe(seconds)
 
     def text(self) -> bytes:
         """The exposition text."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from casemate.ledger import catalog, ledger, quotes
+from casemate.ledger import catalog, ledger, models, quotes
 from casemate.spec.errors import AuthError
 
 if TYPE_CHECKING:
@@ -67,6 +67,17 @@ def job_roles(service: Service, caller: str, name: str) -> Roles:
     return frozenset(roles)
 
 
+def model_roles(service: Service, caller: str, name: str) -> Roles:
+    """owner; caller: admitted by the policy. Raises ``model.unknown`` for all others."""
+    found = models.model(service.store, name)
+    roles = {"owner"} if found.owner == caller else set()
+    if found.policy.admits(caller):
+        roles.add("caller")
+    if not roles:
+        raise models.unknown(name)
+    return frozenset(roles)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """``roles(service, caller, id)`` must meet ``admits``."""
@@ -89,6 +100,9 @@ RULES: Final[dict[str, Rule]] = {
     "quote-party": _rule(quote_roles, "owner", "scientist"),
     "job-scientist": _rule(job_roles, "scientist"),
     "job-party": _rule(job_roles, "owner", "scientist"),
+    "model-owner": _rule(model_roles, "owner"),
+    "model-caller": _rule(model_roles, "caller"),
+    "model-party": _rule(model_roles, "owner", "caller"),
 }
 
 

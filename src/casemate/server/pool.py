@@ -122,14 +122,33 @@ class Worker:
             raise
         raise WorkerGone(self._over or "closed")
 
-    async def tell(self, message: object, fds: Sequence[int] = ()) -> None:
-        """Send a message; ``fds`` stay the caller's. ``WorkerGone`` when it does not take it."""
+    async def octets(self, count: int, seconds: float) -> bytes:
+        """So many bytes behind a message; ``WorkerGone``, and the worker is ended, otherwise."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._read(count)
+        except TimeoutError:
+            self.kill("time")
+        except (OSError, WorkerGone):
+            self.kill("closed")
+        except asyncio.CancelledError:
+            self.kill("cancelled")
+            raise
+        raise WorkerGone(self._over or "closed")
+
+    async def tell(
+        self, message: object, fds: Sequence[int] = (), payload: Sequence[bytes] = ()
+    ) -> None:
+        """Send a message and the octets that it announces; ``fds`` stay the caller's.
+        ``WorkerGone`` when it does not take it."""
         frame = frames.encode(message)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 sent = self._sock.sendmsg([frame[: frames.HEAD]], rights)
                 await asyncio.get_running_loop().sock_sendall(self._sock, frame[sent:])
+                for part in payload:
+                    await asyncio.get_running_loop().sock_sendall(self._sock, part)
         except (OSError, TimeoutError):
             self.kill("closed")
             raise WorkerGone(self._over or "closed") from None
@@ -263,7 +282,7 @@ def layers() -> tuple[str, ...]:
     return tuple(sorted(json.loads(done.stdout))) if done.returncode == 0 else ()
 
 
-def spawn(threads: int, file_bytes: int) -> Worker:
+def spawn(threads: int, file_bytes: int, nice: int = NICE) -> Worker:
     """Start :func:`command` with nothing but one end of a socket pair and an empty folder.
 
     Its standard streams are /dev/null: a traceback could hold rows. No file of its, the result's
@@ -291,8 +310,8 @@ def spawn(threads: int, file_bytes: int) -> Worker:
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
         # The server answers first: its own session would else have as large a part as the server's
         # (sched(7), autogrouping).
-        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
-        Path(f"/proc/{process.pid}/autogroup").write_text(str(NICE))
+        os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+        Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
     return Worker(process, ours, scratch)
 
 
@@ -312,9 +331,9 @@ class Pool:
         while not self._closed and len(self._ready) < self._config.spares:
             self._ready.append(asyncio.create_task(self._start()))
 
-    async def _start(self) -> Worker:
+    async def _start(self, nice: int = NICE) -> Worker:
         worker = await asyncio.to_thread(
-            spawn, self._config.threads, self._config.limits.result_bytes
+            spawn, self._config.threads, self._config.limits.result_bytes, nice
         )
         self._live.add(worker)
         self._watches[worker] = asyncio.create_task(self._watch(worker))
@@ -346,10 +365,13 @@ class Pool:
             watch.cancel()
 
     @contextlib.asynccontextmanager
-    async def worker(self, prepared: str | None = None) -> AsyncIterator[tuple[Worker, bool]]:
+    async def worker(
+        self, prepared: str | None = None, *, prompt: bool = False
+    ) -> AsyncIterator[tuple[Worker, bool]]:
         """A worker for one job, ended afterwards unless :meth:`keep` took it.
 
-        Yields it, and whether it is the one that prepared the quote ``prepared``.
+        Yields it, and whether it is the one that prepared the quote ``prepared``. prompt: people
+        wait for its answers, so that it has the server's own priority.
         """
         kept = self._prepared.pop(prepared, None) if prepared is not None else None
         if kept is not None and not kept.alive:
@@ -357,7 +379,9 @@ class Pool:
             kept = None
         if kept is not None:
             kept.go_on()
-        worker = kept if kept is not None else await self._take()
+            worker = kept
+        else:
+            worker = await (self._start(0) if prompt else self._take())
         try:
             yield worker, kept is not None
         finally:

@@ -19,6 +19,11 @@ def datasets_of(store: Store, owner: str) -> set[str]:
     return {id_ for (id_,) in store.all("SELECT id FROM datasets WHERE owner = ?", owner)}
 
 
+def models_of(store: Store, owner: str) -> int:
+    """How many models an identity has deployed."""
+    return int(store.one("SELECT count(*) FROM models WHERE owner = ?", owner)[0])
+
+
 def quotes_of(store: Store, scientist: str) -> int:
     """How many quotes are kept for a scientist."""
     return int(store.one("SELECT count(*) FROM quotes WHERE scientist = ?", scientist)[0])

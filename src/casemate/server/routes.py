@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from casemate.server import consents, datasets, jobs, log, openapi, public, quotes
+from casemate.server import consents, datasets, jobs, log, models, openapi, public, quotes
 from casemate.server.config import Limits, software
 from casemate.server.service import Call
 from casemate.spec.data import DatasetInfo, Policy, Registration
@@ -15,6 +15,7 @@ from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import JobStatus, Quote, Submission
 from casemate.spec.receipt import ReceiptBundle
+from casemate.spec.serving import Deployment, ModelInfo, ServePolicy
 
 _OFFSET: Final = ("header", datasets.OFFSET, True, "Where the piece begins, in bytes.")
 
@@ -157,6 +158,30 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/v1/jobs/{id}/receipt", "job-party", jobs.receipt, "The receipt and its evidence",
         answer=ReceiptBundle,
+    ),
+    Route(
+        "POST", "/v1/models", "enrolled", models.deploy, "Deploy an uploaded model",
+        body=Deployment, answer=ModelInfo, status=201, rate="quote",
+    ),
+    Route(
+        "GET", "/v1/models", "enrolled", models.list_models,
+        "Deployed models that one owns or may call", answer=tuple[ModelInfo, ...],
+    ),
+    Route(
+        "GET", "/v1/models/{id}", "model-party", models.show_model, "One deployed model",
+        answer=ModelInfo,
+    ),
+    Route(
+        "PUT", "/v1/models/{id}/policy", "model-owner", models.set_policy,
+        "Replace the policy: who may call, how often", body=ServePolicy, answer=ModelInfo,
+    ),
+    Route(
+        "DELETE", "/v1/models/{id}", "model-owner", models.undeploy,
+        "Undeploy: the model's key is destroyed", status=204,
+    ),
+    Route(
+        "POST", "/v1/models/{id}/predictions", "model-caller", models.predict,
+        "Call a model; inputs and outputs are sealed", body=bytes, answer=bytes,
     ),
     Route(
         "GET", "/log/checkpoint", "public", log.checkpoint,

@@ -53,7 +53,7 @@ def worker_gone(gone: WorkerGone) -> JobError:
     )
 
 
-async def _tell(worker: Worker, message: object, *files: Callable[[], int]) -> None:
+async def tell(worker: Worker, message: object, *files: Callable[[], int]) -> None:
     """Send a message with the descriptors that ``files`` open, then close ours."""
     with contextlib.ExitStack() as stack:
         opened = []
@@ -89,7 +89,7 @@ async def prepare(
         released=request.released,
     )
     try:
-        await _tell(worker, message, lambda: service.uploads.descriptor(upload))
+        await tell(worker, message, lambda: service.uploads.descriptor(upload))
         prepared: Prepared | Failed = await worker.expect(
             [Prepared, Failed], limits.prepare_seconds
         )
@@ -126,7 +126,7 @@ async def check_dataset(service: Service, dataset: str) -> None:
     try:
         async with service.pool.worker() as (worker, _):
             upload = found.registration.upload
-            await _tell(worker, message, lambda: service.uploads.descriptor(upload))
+            await tell(worker, message, lambda: service.uploads.descriptor(upload))
             seconds = service.config.limits.check_seconds
             answer: Checked | Failed = await worker.expect([Checked, Failed], seconds)
         if isinstance(answer, Failed):
@@ -275,7 +275,7 @@ async def _train(
             resume=None if left is None else Resume(key=left.key, step=left.step),
             state_steps=every,
         )
-        await _tell(worker, message, *files)
+        await tell(worker, message, *files)
         done = await _states(service, worker, job, ticks, message, state)
         await worker.end()  # nobody writes the result any more
         if isinstance(done, Failed):

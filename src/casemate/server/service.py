@@ -24,6 +24,7 @@ from casemate.spec.evidence import Attestation
 from casemate.tee import Tee
 
 if TYPE_CHECKING:
+    from casemate.server.inference import Inference
     from casemate.server.queue import Queue
 
 
@@ -53,6 +54,7 @@ class Service:
     nonces: Nonces
     throttles: Mapping[str, Throttle]
     queue: Queue = field(init=False)
+    inference: Inference = field(init=False)
     stop: Callable[[], None] = lambda: None
     broken: LedgerError | None = None
     held: set[str] = field(default_factory=set)

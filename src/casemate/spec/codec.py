@@ -243,3 +243,9 @@ def decode(
     """The value of class ``cls`` in canonical bytes; ``FormatError`` for anything else. ``limit``
     and ``values`` are those of :func:`casemate.spec.canonical.decode`."""
     return from_json(cls, canonical.decode(data, limit=limit, values=values))
+
+
+@functools.lru_cache(maxsize=4096)
+def known(cls: type[T], data: bytes) -> T:
+    """As :func:`decode`, of small values that come again and again: frozen, so that one will do."""
+    return decode(cls, data)

@@ -68,7 +68,35 @@ def send(sock: socket.socket, value: object, fds: Sequence[int] = ()) -> None:
         sent = sock.sendmsg([frame[:HEAD]], rights)
         sock.sendall(frame[sent:])
     except OSError as e:
-        raise NetError("net.closed", f"The peer is gone: {e}.", mend="Start the job again.") from e
+        raise _gone(e) from e
+
+
+def send_bytes(sock: socket.socket, parts: Sequence[bytes]) -> None:
+    """Send octets that a frame before them announced. Raises ``NetError`` when the peer is gone."""
+    try:
+        for part in parts:
+            sock.sendall(part)
+    except OSError as e:
+        raise _gone(e) from e
+
+
+def receive_bytes(sock: socket.socket, count: int) -> bytes:
+    """So many octets, that a frame before them announced. Raises ``NetError``."""
+    out = bytearray(count)
+    view = memoryview(out)
+    while view:
+        try:
+            got = sock.recvmsg_into([view])[0]
+        except OSError as e:
+            raise _gone(e) from e
+        if not got:
+            raise _gone("it has closed")
+        view = view[got:]
+    return bytes(out)
+
+
+def _gone(why: object) -> NetError:
+    return NetError("net.closed", f"The peer is gone: {why}.", mend="Start the job again.")
 
 
 def receive(
@@ -104,7 +132,7 @@ def receive(
             if room and got & socket.MSG_CTRUNC:
                 raise _refuse("A frame brings more descriptors than it may.")
             if not part:
-                raise NetError("net.closed", "The peer is gone.", mend="Start the job again.")
+                raise _gone("it has closed")
             out += part
         return out
 
@@ -122,8 +150,6 @@ def receive(
                 "net.timeout", "The peer did not answer in time.", mend="Start the job again."
             ) from e
         if isinstance(e, OSError):
-            raise NetError(
-                "net.closed", f"The peer is gone: {e}.", mend="Start the job again."
-            ) from e
+            raise _gone(e) from e
         raise
     return value, fds

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from casemate.spec.codec import value
 from casemate.spec.data import DatasetSchema
 from casemate.spec.job import Execution, InputBinding, Plan, TrainSpec
+from casemate.spec.serving import TensorSpec
 
 MAX_FRAME: Final = 1 << 20
 
@@ -96,6 +97,41 @@ class GoOn:
     step: int
 
 
+@value("w-serve/v1")
+class Serve:
+    """Parse, prove and warm a model that is deployed; no calls yet. Descriptors: the sealed model.
+
+    records, slots: as in ``ServePolicy``. memory_bytes: of the whole process. call_seconds: after
+    which the kernel ends the worker, should the server not have done so."""
+
+    key: bytes
+    model_digest: str
+    records: int
+    slots: int
+    memory_bytes: int
+    threads: int
+    call_seconds: int
+    sandbox: tuple[str, ...] = ()
+
+
+@value("w-call/v1")
+class Call:
+    """One call: the keys of its inputs' stream and of its answer's, its records, and how many bytes
+    its sealed inputs have."""
+
+    keys: bytes
+    records: int
+    size: int
+
+
+@value("w-predict/v1")
+class Predict:
+    """Answer these calls, whose sealed inputs follow the frame one after another. Sent only after
+    ``Serving`` and ``Locked``."""
+
+    calls: tuple[Call, ...]
+
+
 # From the worker to the server.
 
 
@@ -154,6 +190,25 @@ class State:
 
     step: int
     bytes: int
+
+
+@value("w-serving/v1")
+class Serving:
+    """What a deployed model takes and gives. parameters: its scalars. slots: of one forward pass;
+    1 where a record's bits depended on its place, so that calls do not share one."""
+
+    model_digest: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    slots: int
+
+
+@value("w-predicted/v1")
+class Predicted:
+    """The sealed answers follow the frame, one for each call, of the sizes that are public."""
+
+    calls: int
 
 
 @value("w-done/v1")

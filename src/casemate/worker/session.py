@@ -1,4 +1,5 @@
-"""One job over the socket: ``Ready``, then one check, or prepare, lock and run."""
+"""One job over the socket: ``Ready``, then one check, or prepare, lock and run; or one deployed
+model: prepare, lock and calls."""
 
 from __future__ import annotations
 
@@ -29,9 +30,10 @@ from casemate.spec.messages import (
     Prepare,
     Ready,
     Run,
+    Serve,
     State,
 )
-from casemate.worker import dataset
+from casemate.worker import dataset, serving
 from casemate.worker.lock import Entered, lock
 
 MAX_DATASETS = 64
@@ -47,13 +49,23 @@ def serve(sock: socket.socket, entered: Entered) -> int:
     frames.send(sock, Ready(pid=os.getpid()))
     phase: Phase = "prepare"
     try:
-        message, fds = frames.receive(sock, (CheckDataset, Prepare), max_fds=1)
+        message, fds = frames.receive(sock, (CheckDataset, Prepare, Serve), max_fds=1)
         if len(fds) != 1:
             raise _protocol("one descriptor must come with the first message")
         if isinstance(message, CheckDataset):
             phase = "check"
             _check(sock, message, fds[0], entered)
             return 0
+        if isinstance(message, Serve):
+            called = serving.prepare(message, _packed_model(message, fds[0]))
+            frames.send(sock, called.serving)
+            phase = "lock"
+            layers = _shut_in(
+                message, [sock.fileno()], entered, memory_bytes=message.memory_bytes, file_bytes=0
+            )
+            frames.send(sock, Locked(layers=layers))
+            phase = "run"
+            serving.serve(sock, message, called)
         assert isinstance(message, Prepare)
         ready = _prepare(message, fds[0])
         frames.send(sock, ready.prepared)
@@ -117,7 +129,7 @@ def _failed(phase: Phase, error: Exception) -> Failed:
 
 
 def _shut_in(
-    message: CheckDataset | Prepare,
+    message: CheckDataset | Prepare | Serve,
     keep: list[int],
     entered: Entered,
     *,
@@ -143,12 +155,16 @@ def _check(sock: socket.socket, message: CheckDataset, fd: int, entered: Entered
     frames.send(sock, Checked(dataset=message.dataset))
 
 
-def _prepare(message: Prepare, fd: int) -> prepare.Ready:
+def _packed_model(message: Prepare | Serve, fd: int) -> bytes:
     reader = stream.Reader(message.key, fd)
     packed = reader.read(0, reader.size)
     os.close(fd)
+    return packed
+
+
+def _prepare(message: Prepare, fd: int) -> prepare.Ready:
     return prepare.prepare(
-        packed,
+        _packed_model(message, fd),
         message.model_digest,
         message.schemas,
         message.inputs,

@@ -22,7 +22,8 @@ from casemate.spec import codec, merkle
 from casemate.spec.data import Policy
 from casemate.spec.job import Quote
 from casemate.spec.receipt import LogEntry
-from support.desk import Desk, Person, run_async
+from casemate.spec.serving import ServePolicy
+from support.desk import Desk, Person, call, deploy, deployment, run_async
 from support.disk import SimDisk
 
 CALLERS = ("unsigned", "outsider", "stranger", "scientist", "other-owner", "owner")
@@ -72,6 +73,14 @@ EXPECTED: dict[tuple[str, str], dict[str, int]] = {
     ("DELETE", "/v1/jobs/{id}"): SCIENTIST,
     ("GET", "/v1/jobs/{id}/result"): SCIENTIST,
     ("GET", "/v1/jobs/{id}/receipt"): PARTY,
+    # A deployment signed by its owner alone; theirs fails later: it is sealed to another boot.
+    ("POST", "/v1/models"): _row(401, 401, 403, 403, 403, 400),
+    ("GET", "/v1/models"): SIGNED,
+    ("GET", "/v1/models/{id}"): PARTY,
+    ("PUT", "/v1/models/{id}/policy"): OWNER,
+    ("DELETE", "/v1/models/{id}"): OWNER,
+    # The scientist may call, and seals to another boot too.
+    ("POST", "/v1/models/{id}/predictions"): _row(401, 401, 404, 400, 404, 403),
     ("GET", "/log/checkpoint"): PUBLIC,
     ("GET", "/log/tile/{path}"): PUBLIC,
     ("GET", "/log/attestation/{hex}"): PUBLIC,
@@ -111,7 +120,10 @@ def _built() -> tuple[dict[str, bytes], dict[str, Identity], dict[str, str], dic
             quote = codec.from_json(Quote, await scientist.ask("POST", "/v1/quotes", submission))
             job = (await scientist.submit(quote)).job
             await scientist.finished(job)
+            serve = ServePolicy(callers=(scientist.id,))
+            deployed = await deploy(owner, serve)
             ids = {
+                "models": deployed.model,
                 "identities": owner.id,
                 "uploads": (await owner.ask("POST", "/v1/uploads", {"size": 100}))["upload"],
                 "datasets": info.dataset,
@@ -135,6 +147,9 @@ def _built() -> tuple[dict[str, bytes], dict[str, Identity], dict[str, str], dic
                         owner.identity,
                     )
                 },
+                ("POST", "/v1/models"): await deployment(owner, serve, bytes(32)),
+                ("PUT", "/v1/models/{id}/policy"): serve,
+                ("POST", "/v1/models/{id}/predictions"): call(scientist, deployed.model).body,
                 ("POST", "/v1/quotes"): submission,
                 ("POST", "/v1/jobs"): {"quote": ids["quotes"]},
             }
@@ -204,6 +219,7 @@ def test_a_strangers_answer_is_that_for_what_does_not_exist() -> None:
                 "datasets": "ds_" + "0" * 40,
                 "quotes": "sha256:" + "0" * 64,
                 "jobs": "job_" + "0" * 32,
+                "models": "model_" + "0" * 32,
             }
             for route in ROUTES:
                 thing = route.path.split("/")[2] if route.path.startswith("/v1/") else ""
@@ -252,7 +268,7 @@ def test_lists_hold_only_ones_own() -> None:
     async def work() -> None:
         async with Desk(_disk()) as desk:
             world = _world(desk)
-            for path, thing in (("datasets", "dataset"), ("jobs", "job")):
+            for path, thing in (("datasets", "dataset"), ("jobs", "job"), ("models", "model")):
                 counts = {
                     name: [x[thing] for x in await person.ask("GET", f"/v1/{path}")]
                     for name, person in world.people.items()

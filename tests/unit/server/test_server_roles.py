@@ -63,7 +63,8 @@ def test_whom_each_rule_admits() -> None:
     assert admits == {
         "upload-owner": {"owner"}, "dataset-owner": {"owner"}, "dataset-party": both,
         "quote-owner": {"owner"}, "quote-party": both, "job-scientist": {"scientist"},
-        "job-party": both,
+        "job-party": both, "model-owner": {"owner"}, "model-caller": {"caller"},
+        "model-party": {"owner", "caller"},
     }  # fmt: skip
     roles = permissions.dataset_roles
     made = permissions._rule(roles, "owner", "scientist")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import ssl
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from casemate.attest import binding
 from casemate.attest.trust import Trust
 from casemate.attest.verify import verify_attestation
-from casemate.server import tls
+from casemate.server import serve, tls
 from casemate.server.attestation import boot_nonce
+from casemate.server.config import Config
 from casemate.server.throttle import Busy
 from casemate.spec import codec
 from casemate.spec.errors import EvidenceError
@@ -189,3 +192,10 @@ def test_unpickling_is_forbidden_from_the_start() -> None:
         "try:\n    pickle.loads(data)\nexcept RuntimeError as e:\n    sys.exit(str(e))\n"
     )
     assert done.stderr.strip() == "unpickling is forbidden here"
+
+
+def test_the_listening_socket_names_its_protocol(tmp_path: Path) -> None:
+    """asyncio turns Nagle's algorithm off for sockets that say they are TCP: else each answer
+    waits for the peer's delayed acknowledgement, 40 ms."""
+    with serve._listen(Config(state=tmp_path, port=0, dev=True)) as sock:
+        assert sock.proto == socket.IPPROTO_TCP

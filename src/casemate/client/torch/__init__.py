@@ -5,7 +5,16 @@ as the only symbol, and writes the graph in casemate's own format
 (:mod:`casemate.engine.capture`); what is here says which columns feed it.
 """
 
-from casemate.client.torch.export import export, export_metrics
+from casemate.client.torch.export import (
+    export,
+    export_metrics,
+    export_onnx,
+    export_outputs,
+    tensors,
+)
 from casemate.engine.capture import groupnorm, load_weights, optimizer, schedule
 
-__all__ = ["export", "export_metrics", "groupnorm", "load_weights", "optimizer", "schedule"]
+__all__ = [
+    "export", "export_metrics", "export_onnx", "export_outputs", "groupnorm", "load_weights",
+    "optimizer", "schedule", "tensors",
+]  # fmt: skip

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from casemate.client import bind
-from casemate.engine.capture import frozen, metrics_head
+from casemate.client.torch import onnx
+from casemate.engine.capture import capture_outputs, frozen, metrics_head
 from casemate.engine.capture import loss as losses
 from casemate.engine.capture.trace import Specs, capture, module_of, parameters, specs_of
 from casemate.graph.model import LABEL_NAMES, Graph, InputSpec, Packed
 from casemate.spec.data import DatasetSchema
-from casemate.spec.errors import ModelError
+from casemate.spec.errors import ModelError, UsageError
 from casemate.spec.job import InputBinding
 
 Inputs: TypeAlias = "Mapping[str, str | Sequence[str]]"
@@ -70,6 +72,68 @@ def export_metrics(
     with frozen(module):
         specs, bindings = _inputs(module, made, schema, inputs or {})
         return capture(module, made, specs, bindings, schema, dropout=False), bindings
+
+
+def export_outputs(
+    module: nn.Module, example: Any, *, bounds: Mapping[str, tuple[int, int]] | None = None
+) -> Packed:
+    """Pack what ``module`` returns, in evaluation mode and as it is now.
+
+    example: tensors or arrays with the batch as axis 0, by the names of ``forward``'s parameters,
+    in their order (a tuple), or one alone; or in place of a tensor (dtype, shape of one record).
+    Only dtypes and shapes are used. bounds: inclusive bounds of integer inputs, which indices made
+    of them need. Raises ``UsageError``, ``ModelError``.
+    """
+    module = module_of(module)
+    required, optional, _ = parameters(module)
+    if isinstance(example, Mapping):
+        given = dict(example)
+    else:
+        several = isinstance(example, tuple) and not _is_spec(example)
+        parts = list(example) if several else [example]
+        names = [*required, *optional] or [f"input_{i}" for i in range(len(parts))]
+        given = dict(zip(names, parts, strict=False))
+        if example is None or len(given) < len(parts):
+            raise UsageError(
+                "usage.inputs",
+                f"The module's inputs are {', '.join(names)[:200]}; {len(parts)} examples are given"
+                if example is not None
+                else "No example of the module's inputs is given.",
+                mend="Give example=, such as a tensor, or a dict of tensors by name.",
+            )
+    return capture_outputs(module, {n: _spec(n, x) for n, x in given.items()}, bounds)
+
+
+def tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors that share the memory of numpy arrays."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def export_onnx(path: str | Path, *, bounds: Mapping[str, tuple[int, int]] | None = None) -> Packed:
+    """Pack an ONNX file for prediction (:mod:`casemate.client.torch.onnx`). Raises ``UsageError``,
+    ``ModelError``."""
+    module, specs = onnx.load(path)
+    return capture_outputs(module, specs, bounds)
+
+
+def _is_spec(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str)
+
+
+def _spec(name: str, given: Any) -> tuple[str, tuple[int, ...]]:
+    if _is_spec(given):
+        return given[0], tuple(given[1])
+    tensor = torch.as_tensor(given)
+    if tensor.dtype == torch.float64 and not isinstance(given, torch.Tensor):
+        tensor = tensor.float()  # Python's own numbers
+    if not tensor.dim():
+        raise UsageError(
+            "usage.inputs",
+            f"The example of {name!r} has no axis for records.",
+            mend="Give a tensor whose axis 0 is the record.",
+            where=name,
+        )
+    return specs_of({name: tensor})[name]
 
 
 def _inputs(

@@ -12,7 +12,7 @@ from torch._subclasses.fake_impls import register_op_impl
 from torch.export.graph_signature import InputKind, OutputKind
 
 from casemate.engine.capture import dropout
-from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
+from casemate.graph.model import DtypeArg, Graph, InputSpec, ListArg, Node, Output, Ref, Size
 from casemate.graph.ops import TABLE
 from casemate.graph.ops.base import PLACE_NAMES
 from casemate.graph.pack import Tensor
@@ -48,8 +48,11 @@ _RENAMED: Final = {
 
 
 class _Converter:
-    def __init__(self, program: Any, module: nn.Module, names: list[str]) -> None:
+    def __init__(
+        self, program: Any, module: nn.Module, names: list[str], outputs: list[str]
+    ) -> None:
         self.program, self.module, self.names = program, module, names
+        self.outputs = outputs
         self.values: dict[fx.Node, Any] = {}
         self.inputs: list[InputSpec] = []
         self.nodes: list[Node] = []
@@ -82,9 +85,22 @@ class _Converter:
         for node in self.program.graph.nodes:
             if node.op == "call_function" and node in live:
                 self.values[node] = self._node(node)
-        loss = self.values[output]
-        graph = Graph(inputs=tuple(self.inputs), nodes=tuple(self.nodes), loss=loss.name)
-        return graph, self.weights
+        found = [self._output(node) for node in self.program.graph.output_node().args[0]]
+        inputs, nodes = tuple(self.inputs), tuple(self.nodes)
+        if not self.outputs:
+            return Graph(inputs=inputs, nodes=nodes, loss=found[0]), self.weights
+        outputs = tuple(Output(name=n, value=v) for n, v in zip(self.outputs, found, strict=True))
+        return Graph(inputs=inputs, nodes=nodes, loss="", outputs=outputs), self.weights
+
+    def _output(self, node: Any) -> str:
+        value = self.values.get(node) if isinstance(node, fx.Node) else None
+        if isinstance(value, Ref):
+            return value.name
+        raise ModelError(
+            "model.outputs",
+            "The module returns a number that is no tensor.",
+            mend="Return tensors with one slice for each record.",
+        )
 
     def _weight(self, name: str, spec: Any, by_tensor: dict[int, Ref]) -> Ref:
         if spec.kind is InputKind.CONSTANT_TENSOR:
@@ -394,10 +410,13 @@ def _refuse_by_name(program: Any) -> None:
             _refuse_node(node, code, what, mend)
 
 
-def convert(program: Any, module: nn.Module, names: list[str]) -> tuple[Graph, dict[str, Tensor]]:
-    """Graph and weights of an exported program whose user inputs are ``names`` in order."""
+def convert(
+    program: Any, module: nn.Module, names: list[str], outputs: list[str]
+) -> tuple[Graph, dict[str, Tensor]]:
+    """Graph and weights of an exported program whose user inputs are ``names`` in order. outputs:
+    names of its outputs, of a graph for prediction; none: its one output is the losses."""
     _detach_no_grad(program)
     _refuse_by_name(program)
     for op in (torch.ops.aten.cross_entropy_loss.default, torch.ops.aten.nll_loss_nd.default):
         register_op_impl(op)(_class_loss_shape)  # torch drops it when it has decomposed
-    return _Converter(program.run_decompositions(_decompositions()), module, names).run()
+    return _Converter(program.run_decompositions(_decompositions()), module, names, outputs).run()

@@ -7,7 +7,7 @@ import keyword
 import logging
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -223,6 +223,11 @@ def trace(
 ) -> tuple[Graph, Any]:
     """The graph and weights of the per-record losses of ``module`` on inputs of these ``specs``;
     its modules ``training`` in that mode."""
+    _require_names(specs)
+    return exported(_Records(module, loss, list(specs)), module, specs, training)
+
+
+def _require_names(specs: Specs) -> None:
     for name in specs:
         if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
             raise ModelError(
@@ -231,7 +236,17 @@ def trace(
                 mend="Use an ASCII identifier.",
                 where=name[:80],
             )
-    wrapper = _Records(module, loss, list(specs))
+
+
+def exported(
+    wrapper: nn.Module,
+    module: nn.Module,
+    specs: Specs,
+    training: Collection[nn.Module] = (),
+    outputs: Callable[[], list[str]] = list,
+) -> tuple[Graph, Any]:
+    """The graph and weights of ``wrapper``, which calls ``module``, as a function of tensors of
+    these ``specs``. outputs: names of what it returned, asked once it is traced; none: losses."""
     examples = tuple(
         torch.zeros(EXAMPLE_BATCH, *shape, dtype=TORCH_DTYPES[dtype])
         for dtype, shape in specs.values()
@@ -253,7 +268,7 @@ def trace(
                 dynamic_shapes=(tuple({0: batch} for _ in examples),),
                 strict=False,
             )
-            return convert(program, module, list(specs))
+            return convert(program, module, list(specs), outputs())
         except CasemateError:
             raise
         except Exception as e:
