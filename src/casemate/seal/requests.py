@@ -8,16 +8,22 @@ which the server must admit once.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 from cryptography.exceptions import InvalidSignature as BadSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from http_message_signatures import (
+    ContentDigest,
+    HTTPMessageSignaturesException,
+    HTTPMessageSigner,
+    HTTPMessageVerifier,
+    HTTPSignatureKeyResolver,
+    algorithms,
+)
 
 from casemate.seal.identity import Identity
 from casemate.spec.errors import AuthError, UsageError
@@ -30,13 +36,10 @@ NONCE_BYTES: Final = 16
 COMPONENTS: Final = ("@method", "@target-uri", "content-digest", BOOT_HEADER, NONCE_HEADER)
 _SIGNED: Final = ("signature", "signature-input", "content-digest", BOOT_HEADER, NONCE_HEADER)
 _MAX_HEADER: Final = 1024
-_COVERED: Final = "(" + " ".join(f'"{c}"' for c in COMPONENTS) + ")"
 _INPUT: Final = re.compile(
-    re.escape(f"{LABEL}={_COVERED}")
+    re.escape(f"{LABEL}=(" + " ".join(f'"{c}"' for c in COMPONENTS) + ")")
     + r';created=[0-9]{1,15};keyid="(id_[0-9a-f]{40})";alg="ed25519"'
 )
-# An absolute URL, in the characters that a request may have it in.
-_URL: Final = re.compile(r"https?://[!-~]+")
 # The last letter before the padding: unused bits are zero, so that bytes have one spelling.
 _SIGNATURE: Final = re.compile(re.escape(LABEL) + r"=:[A-Za-z0-9+/]{85}[AQgw]==:")
 _DIGEST: Final = re.compile(r"sha-256=:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=:")
@@ -45,16 +48,33 @@ Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 Lookup: TypeAlias = Callable[[str], PublicIdentity | None]
 
 
-def _base(method: str, url: str, headers: Mapping[str, str], parameters: str) -> bytes:
-    """The signature base (RFC 9421, section 2.5) of :data:`COMPONENTS`."""
-    values = (method, url, *(headers[name] for name in COMPONENTS[2:]), parameters)
-    names = (*COMPONENTS, "@signature-params")
-    return "\n".join(f'"{n}": {v}' for n, v in zip(names, values, strict=True)).encode()
+@dataclass(slots=True)
+class _Message:
+    """What the library asks of a request."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
 
 
-def _content_digest(body: bytes) -> str:
-    """RFC 9530, SHA-256 alone."""
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+class _Keys(HTTPSignatureKeyResolver):
+    def __init__(self, key: Any) -> None:
+        self._key = key
+
+    def resolve_public_key(self, key_id: str) -> Any:
+        return self._key
+
+    def resolve_private_key(self, key_id: str) -> Any:
+        return self._key
+
+
+class _Verifier(HTTPMessageVerifier):
+    """No decision by a clock, and the label is checked by the caller."""
+
+    require_created = False
+
+    def validate_created_and_expires(self, sig_input: object, max_age: object = None) -> None:
+        return None
 
 
 def _refuse(reason: str, message: str, mend: str = "Sign the request with casemate.") -> AuthError:
@@ -86,18 +106,20 @@ def sign(
         raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
     out = {name.lower(): text for name, text in _pairs(headers) if name.lower() not in _SIGNED}
     out[BOOT_HEADER], out[NONCE_HEADER] = boot.hex(), nonce.hex()
-    if not _URL.fullmatch(url):
+    message = _Message(method.upper(), url, out)
+    signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519)
+    try:
+        prepared = signer.prepare(
+            message, key_id=identity.id, label=LABEL, covered_component_ids=COMPONENTS, body=body
+        )
+    except HTTPMessageSignaturesException as e:
         raise UsageError(
             "usage.url",
-            f"No request can be signed for {url[:200]!r}.",
+            f"No request can be signed for {url[:200]!r}: {e}.",
             mend="Give an absolute URL such as https://enclave.example:8443.",
-        )
-    out["content-digest"] = _content_digest(body)
-    parameters = f'{_COVERED};created={int(time.time())};keyid="{identity.id}";alg="ed25519"'
-    signature = identity.sign(_base(method.upper(), url, out, parameters))
-    out["signature-input"] = f"{LABEL}={parameters}"
-    out["signature"] = f"{LABEL}=:{base64.b64encode(signature).decode()}:"
-    return out
+        ) from None
+    signer.apply(message, prepared, identity.sign(prepared.signature_base))
+    return {name.lower(): text for name, text in out.items()}
 
 
 def _signed_headers(headers: Headers) -> dict[str, str]:
@@ -152,21 +174,24 @@ def verify(
             f"Nobody is enrolled as {stated[1]}.",
             "Enrol the identity with this server first.",
         )
-    parameters = found["signature-input"].removeprefix(f"{LABEL}=")
-    signature = base64.b64decode(found["signature"][len(LABEL) + 2 : -1])
+    verifier = _Verifier(
+        signature_algorithm=algorithms.ED25519,
+        key_resolver=_Keys(Ed25519PublicKey.from_public_bytes(public.sign_key)),
+    )
     try:
-        key = Ed25519PublicKey.from_public_bytes(public.sign_key)
-        key.verify(signature, _base(method, url, found, parameters))
-    except (BadSignature, ValueError):
+        verifier.verify(_Message(method, url, found), max_age=None, require_components=COMPONENTS)
+    except (HTTPMessageSignaturesException, BadSignature, ValueError):
         raise _refuse(
             "signature",
             "The signature does not belong to this request and identity.",
             "Sign the request as it is sent, with the identity that it names.",
         ) from None
-    if found["content-digest"] != _content_digest(body):
+    try:
+        ContentDigest.verify(found["content-digest"], body)
+    except HTTPMessageSignaturesException:
         raise _refuse(
             "content-digest",
             "The body is not the one that was signed.",
             "Send the body unchanged.",
-        )
+        ) from None
     return public.id
