@@ -96,13 +96,19 @@ class Built:
 
 
 @functools.cache
-def built(kind: str) -> Built:
+def stepped(kind: str) -> tuple[Lab, step.Step]:
     model, data, k = KINDS[kind]
     torch.manual_seed(0)
     made = lab(model(), data, rows=16, per_unit=k, last=False)
     for site in made.path.sites:  # not the quickest, but the same in each process
         site.settle(site.ways[0])
-    of = step.of(made.path, CLIP, GRID)
+    return made, step.of(made.path, CLIP, GRID)
+
+
+@functools.cache
+def built(kind: str) -> Built:
+    _, data, k = KINDS[kind]
+    made, of = stepped(kind)
     artifact = build.Artifact(kept(kind, lambda: build.build(of).program), of)
     more = data(48)
     starts = np.arange(0, 49, k)
