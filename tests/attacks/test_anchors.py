@@ -6,18 +6,21 @@ contract lets one of them through. Anchors' files: tests/unit/seal/test_seal_anc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("eth", reason="py-evm is not installed: run make setup")
-
+from casemate.cli.demo import chain
 from casemate.cli.demo.chain import Account, Reverted
 from casemate.client import contract
-from casemate.spec import merkle
-from support.contract import LOG_KEY, SALT, Lab, commit, compiled, receipt
+from casemate.spec import canonical, merkle
+from casemate.spec.errors import CasemateError
+from support.contract import LOG_KEY, SALT, Lab, commit, compiled, needs_a_chain, receipt
+
+needs_a_chain()
 
 TRUE = (1).to_bytes(32, "big")
 # The sizes of the quick run: every shape of a small tree, and some of larger ones.
@@ -504,13 +507,21 @@ def test_a_log_grows_from_any_size_to_any_other(old: int, grown: int) -> None:
 
 def test_a_chain_without_sha_256_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """There, a call of the precompile succeeds and answers nothing."""
-    from eth.vm.forks.cancun import CancunVM
-
-    computation = CancunVM.get_state_class().computation_class
+    cancun = chain._needed("eth.vm.forks.cancun").CancunVM
+    computation = cancun.get_state_class().computation_class
     left = {k: v for k, v in computation._precompiles.items() if k[-1] != 2}
     monkeypatch.setattr(computation, "_precompiles", left)
     with pytest.raises(Reverted, match="no SHA-256"):
         Lab([1])
+
+
+def test_a_chain_leaves_parsers_the_limit_of_recursion() -> None:
+    """Else deep JSON would end the process, not be refused: py-evm asks for ten times as much."""
+    limit = sys.getrecursionlimit()
+    Lab([1])
+    assert sys.getrecursionlimit() == limit < 5_000
+    with pytest.raises(CasemateError, match="deep"):
+        canonical.decode(b"[" * 100_000)
 
 
 def test_nothing_else_is_answered(lab: Lab) -> None:

@@ -4,78 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit import lab, rest
 from audit.law import holds
-from casemate.accounting import pld
-from casemate.accounting.filters import RdpFilter
 from casemate.attest.trust import Trust, Unchecked
 from casemate.client.receipts import verify_receipt
-from casemate.seal import dsse
 from casemate.seams import OsRng, SystemClock
-from casemate.server.attestation import attest_now, boot_nonce
 from casemate.server.keys import BootKeys
-from casemate.spec import canonical, codec
 from casemate.spec.errors import CasemateError
-from casemate.spec.evidence import Attestation
 from casemate.spec.job import Plan
-from casemate.spec.log import Committed, commitment
-from casemate.spec.receipt import (
-    PAYLOAD_TYPE,
-    PREDICATE_TYPE,
-    STATEMENT_TYPE,
-    Guarantee,
-    Receipt,
-    ReceiptBundle,
-    ReceiptDataset,
-)
+from casemate.spec.log import commitment
+from casemate.spec.receipt import Receipt, ReceiptBundle
 from casemate.tee.simulated import SimulatedTee
 from support.disk import SimDisk
-from support.evidence import PROMISES
-from support.publog import PublicLog, keys_of, origin
+from support.publog import PublicLog, keys_of
+from support.receipts import SALT, WEIGHTS, maker, receipt
 
-SALT: Final = bytes(range(32))
-WEIGHTS: Final = b"weights"
 Change = Callable[[Receipt], Receipt]
 
 
 @dataclasses.dataclass(frozen=True)
 class Enclave:
-    """A boot with its log, whose evidence is simulated."""
+    """A boot with its log, whose evidence is simulated. ``make``: of ``support.receipts.maker``."""
 
-    log: PublicLog
     keys: BootKeys
-    attestation: Attestation
+    make: Callable[..., ReceiptBundle]
     trust: Trust
-
-    def bundle(self, receipt: Receipt, sign: Any = None, other: bool = False) -> ReceiptBundle:
-        """A receipt as it leaves: signed, and its commit logged. other: the log has another."""
-        statement: dict[str, Any] = {
-            "_type": STATEMENT_TYPE,
-            "subject": [{"name": "w", "digest": {"sha256": receipt.result_digest[7:]}}],
-            "predicateType": PREDICATE_TYPE,
-            "predicate": codec.to_json(receipt),
-        }
-        by, public = sign or self.keys.receipt.sign, self.keys.receipt.public.hex()
-        text = dsse.sign(PAYLOAD_TYPE, canonical.encode(statement), by, public)
-        logged = hashlib.sha256(text.encode() + b"!" * other).hexdigest()
-        body = Committed(
-            job=receipt.job,
-            result=commitment(SALT, receipt.result_digest),
-            receipt=commitment(SALT, "sha256:" + logged),
-        )
-        self.log.pad(2)
-        place = self.log.append("commit", receipt.job, body, self.keys.boot)
-        return ReceiptBundle(
-            envelope=text, attestation=self.attestation, entry=self.log.leaves[place], salt=SALT,
-            proof=str(self.log.prove(place, self.log.sign())),
-        )  # fmt: skip
 
 
 @functools.cache
@@ -83,34 +42,7 @@ def enclave() -> Enclave:
     tee = SimulatedTee(SimDisk(), OsRng(), SystemClock())
     log = PublicLog()
     keys = keys_of(log)
-    attestation = attest_now(tee, keys, PROMISES, [boot_nonce(keys.boot)])[0]
-    return Enclave(log, keys, attestation, Trust.simulated(tee.root))
-
-
-def honest(at: Enclave, plan: Plan, delta: float) -> Receipt:
-    """What is true of a run of this plan on two datasets."""
-    extra = plan.delta_truncation + plan.delta_sampler
-    charge = RdpFilter.charge(plan.events, extra, delta_shown=delta)
-    first = plan.units // 3
-    parts = [
-        ReceiptDataset(
-            dataset="ds_" + c * 40, owner="id_x", policy_digest=plan.request_digest, units=units,
-            charge=charge,
-        )
-        for c, units in (("a", first), ("b", plan.units - first))
-    ]  # fmt: skip
-    return Receipt(
-        job="job_" + "0" * 32, scientist="id_s", boot=at.keys.boot,
-        model_digest=plan.model_digest,
-        result_digest="sha256:" + hashlib.sha256(WEIGHTS).hexdigest(),
-        request_digest=plan.request_digest, quote_digest=plan.request_digest, plan=plan,
-        guarantee=Guarantee(
-            private=True, epsilon=pld.epsilon(plan.events, delta - extra), delta=delta,
-            unit="unit", statement="differentially private",
-        ),
-        datasets=tuple(parts), simulated=("tee",), software="casemate test",
-        log=origin(at.keys.log.public), reserved=1,
-    )  # fmt: skip
+    return Enclave(keys, maker(keys, tee, log), Trust.simulated(tee.root))
 
 
 def _lies(at: Enclave, plan: Plan, delta: float) -> dict[str, Change]:
@@ -123,7 +55,7 @@ def _lies(at: Enclave, plan: Plan, delta: float) -> dict[str, Change]:
         return lambda r: less(r, guarantee=less(r.guarantee, **said))
 
     def planned(**said: Any) -> Change:
-        return lambda r: honest(at, less(plan, **said), delta)
+        return lambda r: receipt(at.keys, plan=less(plan, **said), delta=delta)
 
     def of_events(**said: Any) -> Change:
         return planned(events=(less(event, **said),))
@@ -185,7 +117,7 @@ def receipts(seed: int) -> None:
     digest = "sha256:" + "1" * 64
     plan = dataclasses.replace(job.plan, units=units, model_digest=digest)
     delta = job.spec.privacy.delta
-    true = honest(at, plan, delta)
+    true = receipt(at.keys, plan=plan, delta=delta)
 
     def taken(bundle: ReceiptBundle, weights: bytes = WEIGHTS, trust: Trust = at.trust) -> bool:
         with suppress(CasemateError):
@@ -193,13 +125,16 @@ def receipts(seed: int) -> None:
             return True
         return False
 
-    holds(taken(at.bundle(true)), "receipts: a true one is taken")
+    holds(taken(at.make(true)), "receipts: a true one is taken")
     for what, lie in _lies(at, plan, delta).items():
-        holds(not taken(at.bundle(lie(true))), f"receipts: one is taken that tells less: {what}")
+        holds(not taken(at.make(lie(true))), f"receipts: one is taken that tells less: {what}")
     hardware = Trust.sev_snp(measurements=Unchecked("any, in this test"))
-    right = not taken(at.bundle(true), trust=hardware)
+    right = not taken(at.make(true), trust=hardware)
     holds(right, "receipts: a simulated enclave's is taken unasked")
     other = Ed25519PrivateKey.generate().sign
-    holds(not taken(at.bundle(true, sign=other)), "receipts: anyone may sign one")
-    holds(not taken(at.bundle(true, other=True)), "receipts: the log has another")
-    holds(not taken(at.bundle(true), b"others"), "receipts: one is taken for other weights")
+    holds(not taken(at.make(true, sign=other)), "receipts: anyone may sign one")
+    holds(
+        not taken(at.make(true, said={"receipt": commitment(SALT, plan.model_digest)})),
+        "receipts: the log has another",
+    )
+    holds(not taken(at.make(true), b"others"), "receipts: one is taken for other weights")

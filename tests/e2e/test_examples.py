@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support.contract import needs_a_chain
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -53,7 +55,7 @@ def test_private_lora() -> None:
 
 @pytest.mark.e2e
 def test_anchored_receipt() -> None:
-    pytest.importorskip("eth", reason="run make setup")
+    needs_a_chain()
     shown = run("anchored_receipt.py")
     assert "SIMULATED" in shown
     assert "this receipt stands in the log: True" in shown

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ COMPILER = ROOT / "build" / "vyper" / "bin" / "python"
 SALT = hashlib.sha256(b"salt").digest()
 RECEIPT = hashlib.sha256(b"envelope").digest()
 LOG_KEY = hashlib.sha256(b"log").digest()
+
+
+def needs_a_chain() -> None:
+    """Skips what needs py-evm where it is not; not imported here, for it raises the limit of
+    recursion."""
+    if find_spec("eth") is None:
+        pytest.skip("py-evm is not installed: run make setup", allow_module_level=True)
 
 
 def compiled(sources: Sequence[str]) -> list[dict]:

@@ -11,10 +11,13 @@ MINIMUM = 12  # bytes; fewer would be met by chance
 
 
 def floats(draw: random.Random, count: int) -> tuple[float, ...]:
-    """Numbers in [-3, 3] that nobody else has."""
-    return tuple(
-        struct.unpack("<f", struct.pack("<f", draw.uniform(1, 3)))[0] for _ in range(count)
-    )
+    """Numbers in [1, 3] that nobody else has: not 1.000001, which answers have as a rounded 1."""
+    found: list[float] = []
+    while len(found) < count:
+        value = struct.unpack("<f", struct.pack("<f", draw.uniform(1, 3)))[0]
+        if f"{value:.5f}"[-3:] not in ("000", "999"):
+            found.append(value)
+    return tuple(found)
 
 
 def packed(values: Iterable[float]) -> bytes:

@@ -40,22 +40,24 @@ def plan(**changes) -> Plan:
     return Plan(**(fields | changes))
 
 
-def receipt(keys, *, plan=plan(), **changes) -> Receipt:  # noqa: B008 - a frozen value
+def receipt(keys, *, plan=plan(), delta=DELTA, **changes) -> Receipt:  # noqa: B008 - a frozen value
+    """What is true of a run of this plan on two datasets."""
     extra = plan.delta_truncation + plan.delta_sampler
-    charge = RdpFilter.charge(plan.events, extra, delta_shown=DELTA)
-    epsilon = pld.epsilon(plan.events, DELTA - extra) if plan.events else 0.0
+    charge = RdpFilter.charge(plan.events, extra, delta_shown=delta)
+    epsilon = pld.epsilon(plan.events, delta - extra) if plan.events else 0.0
     words = "differentially private" if plan.private else "no privacy guarantee"
     parts = [
         ReceiptDataset(dataset="ds_" + c * 40, owner="id_x", policy_digest=POLICY, units=u,
                        charge=charge)
-        for c, u in (("a", 100), ("b", 200))
+        for c, u in (("a", plan.units // 3), ("b", plan.units - plan.units // 3))
     ]  # fmt: skip
     fields = {
-        "job": "job_" + "0" * 32, "scientist": "id_s", "boot": keys.boot, "model_digest": MODEL,
+        "job": "job_" + "0" * 32, "scientist": "id_s", "boot": keys.boot,
+        "model_digest": plan.model_digest,
         "result_digest": "sha256:" + hashlib.sha256(WEIGHTS).hexdigest(),
-        "request_digest": REQUEST, "quote_digest": POLICY, "plan": plan,
+        "request_digest": plan.request_digest, "quote_digest": POLICY, "plan": plan,
         "guarantee": Guarantee(private=plan.private, epsilon=epsilon,
-                               delta=DELTA if plan.private else 0.0, unit="unit",
+                               delta=delta if plan.private else 0.0, unit="unit",
                                statement=words),
         "datasets": tuple(parts), "simulated": ("tee",), "software": "casemate test",
         "log": origin(keys.log.public), "reserved": 1,

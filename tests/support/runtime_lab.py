@@ -13,6 +13,7 @@ import torch
 
 from casemate.engine import native
 from casemate.engine.aot import build
+from support.native_lab import kept
 
 TYPES = {v: k for k, v in build._TYPES.items()}
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -67,27 +68,26 @@ def headers() -> list[str]:
 def library() -> ctypes.CDLL:
     text = source(("tensors", "products", "convolutions", "attention", "gcm", "account", "exact"))
     flags = [f for f in build.FLAGS if f not in ("-fPIE", "-O3")]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, code in (("runtime", text), ("noise", native._source("noise").decode())):
+
+    def made() -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, code in (("runtime", text), ("noise", native._source("noise").decode())):
+                subprocess.run(
+                    ["g++", *flags, "-O2", "-fPIC", *headers(), "-x", "c++", "-", "-c", "-o",
+                     f"{folder}/{name}.o"],
+                    input=code.encode(), check=True,
+                )  # fmt: skip
             subprocess.run(
-                ["g++", *flags, "-O2", "-fPIC", *headers(), "-x", "c++", "-", "-c", "-o",
-                 f"{folder}/{name}.o"],
-                input=code.encode(), check=True,
+                ["g++", "-shared", f"{folder}/runtime.o", f"{folder}/noise.o", "-lquadmath", "-o",
+                 f"{folder}/lab.so"],
+                check=True,
             )  # fmt: skip
-        made = f"{folder}/lab.so"
-        subprocess.run(
-            [
-                "g++",
-                "-shared",
-                f"{folder}/runtime.o",
-                f"{folder}/noise.o",
-                "-lquadmath",
-                "-o",
-                made,
-            ],
-            check=True,
-        )
-        found = ctypes.CDLL(made)
+            return Path(folder, "lab.so").read_bytes()
+
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(kept("runtime", made))
+        file.flush()
+        found = ctypes.CDLL(file.name)
     found.lab_epsilon.restype = _D
     found.lab_epsilon.argtypes = [_D] * 4
     found.lab_noise.argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_uint64, _D, _P, ctypes.c_uint64]

@@ -405,14 +405,17 @@ class Batched:
     def _sum(self, at: _At, env: Env, weights: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """One trained tensor's weighted sum over a microbatch."""
         with torch.inference_mode():
-            mine = weights[at.place]
-            sums = {n: total(env, mine, keep) for n, total in at.site.totals.items()}
-            if at.tail:
-                sums = {**env, **sums}
-            for node in at.tail:
-                self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
-            made: torch.Tensor = sums[at.gradient]
-            return made
+            return self.total(at, env, weights[at.place], keep)
+
+    def total(self, at: _At, env: Env, mine: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """:meth:`_sum` with the rows' weights at that tensor."""
+        sums = {n: total(env, mine, keep) for n, total in at.site.totals.items()}
+        if at.tail:
+            sums = {**env, **sums}
+        for node in at.tail:
+            self.runner._store(node, sums, self.runner.call(node, sums, self.shape.rows))
+        made: torch.Tensor = sums[at.gradient]
+        return made
 
     def _fill(
         self, at: _At, env: Env, weights: torch.Tensor, keep: torch.Tensor, inverse: float,

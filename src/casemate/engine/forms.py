@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -81,14 +81,12 @@ class Buffer:
     """Memory for formed gradients, the same each time: fresh pages cost more than the sums; none
     while a step is noted as a graph, which has no memory."""
 
-    noting: ClassVar[bool] = False
-
     def __init__(self, *shape: int) -> None:
         self.shape = shape
         self.held: Tensor | None = None
 
     def __call__(self) -> Tensor | None:
-        if Buffer.noting:
+        if kernels.noting():
             return None
         if self.held is None:
             self.held = torch.empty(self.shape)

@@ -209,8 +209,8 @@ def _bytes(made: Batched, samples: Mapping[str, torch.Tensor]) -> int:
     return sum(held.values())
 
 
-def _rows(samples: Mapping[str, torch.Tensor], units: int, k: int) -> Rows:
-    """Units of k made-up rows."""
+def made_up(samples: Mapping[str, torch.Tensor], units: int, k: int) -> Rows:
+    """Units of k rows, of these over and over."""
     count = units * k
     return Rows(
         tiled(samples, count), np.ones(count, dtype=bool), np.arange(count),
@@ -222,7 +222,7 @@ def disagreement(made: Batched, samples: Mapping[str, torch.Tensor]) -> float:
     """Of the clipped sum of a few made-up units from that of the path ``record``, as a part of the
     clip, which half of them keep to."""
     program, k = made.program, made.shape.per_unit
-    rows = _rows(samples, _CHECKED_UNITS, k)
+    rows = made_up(samples, _CHECKED_UNITS, k)
     gradients = record(program, rows.inputs, rows.count, False)
     one = torch.empty(program.dimension)
     unit = one if k == 1 else torch.empty(program.dimension)
@@ -258,7 +258,7 @@ def times(made: Batched, samples: Mapping[str, torch.Tensor], views: Views) -> t
     """Seconds of a microbatch with its draws, and of one row's prefix where that is kept."""
     units, program = made.shape.units, made.program
     given = {s.name: samples[s.name] for s in program.data if s.kind == "data"}
-    rows = _rows(given, units, made.shape.per_unit // views.count)
+    rows = made_up(given, units, made.shape.per_unit // views.count)
     drawn = draws.of_job(bytes(32), rows, program.data, views)
     start = time.perf_counter()
     sums = made.sums(rows, 1.0, 2.0**-20, units, drawn=drawn)

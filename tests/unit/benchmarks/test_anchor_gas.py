@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
+from support.contract import needs_a_chain
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "anchors.md"
 
 
 def test_the_page_has_the_measured_gas() -> None:
-    pytest.importorskip("eth", reason="run make setup")
+    needs_a_chain()
     from benchmarks import anchor
 
     assert anchor.table() in PAGE.read_text(), "run python -m benchmarks.anchor"

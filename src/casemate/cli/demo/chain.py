@@ -5,6 +5,7 @@ Signed transactions, a block for each, the rules of Cancun; no peers, no stake, 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any, Final
 
@@ -22,7 +23,9 @@ class Reverted(Exception):
 
 
 def _needed(module: str) -> Any:
-    """A module of py-evm or what comes with it."""
+    """A module of py-evm or what comes with it. It raises the limit of recursion for contracts that
+    call each other deeply, which would be no limit for parsers: what was is put back."""
+    limit = sys.getrecursionlimit()
     try:
         return import_module(module)
     except ImportError as e:
@@ -31,6 +34,8 @@ def _needed(module: str) -> Any:
             f"A chain in this process needs packages that are not installed ({e.name}).",
             mend="Run pip install py-evm==0.12.1b1.",
         ) from None
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 class Account:

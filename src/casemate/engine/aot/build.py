@@ -2,7 +2,7 @@
 
 torch's AOTInductor makes C++ of the step (scalar loops, no library of torch's); the runtime
 (``runtime/*.cpp``) has the symbols that it asks for, the kernels of ``engine/native``, and the
-training loop. Whatever else the generated code asks for fails the build by name (:data:`ALLOWED`).
+training loop. Whatever else the generated code asks for fails the build by name (:data:`_ALLOWED`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from casemate.engine.aot.step import Step, noted
 from casemate.spec.errors import ModelError
 
 _HERE: Final = Path(__file__).parent / "runtime"
-_NATIVE: Final = Path(native.__file__).parent
 # As the helpers are built (engine/native), for this CPU; never -ffast-math.
 FLAGS: Final = (
     *("-O3", "-march=native", "-std=gnu++20", "-fPIE", "-fno-math-errno", "-fno-trapping-math"),
@@ -181,7 +180,9 @@ def build(step: Step) -> Artifact:
     with tempfile.TemporaryDirectory(prefix="casemate-") as folder:
         for name, (source, more) in sources.items():
             _compile(folder, [*FLAGS, *more, "-x", "c++", "-", "-c", "-o", f"{name}.o"], source)
-        check_symbols(_undefined(folder, "step.o"), _defined(folder, "runtime.o"))
+        check_symbols(
+            _symbols(folder, "step.o", "-u"), _symbols(folder, "runtime.o", "--defined-only")
+        )
         _compile(
             folder, [*LINK, *(f"{name}.o" for name in sources), "-lquadmath", "-o", "made"], ""
         )
@@ -212,11 +213,3 @@ def _symbols(folder: str, file: str, which: str) -> list[str]:
         ["nm", which, "-P", file], cwd=folder, capture_output=True, check=True, text=True
     )
     return [line.split()[0] for line in done.stdout.splitlines() if line]
-
-
-def _undefined(folder: str, file: str) -> list[str]:
-    return _symbols(folder, file, "-u")
-
-
-def _defined(folder: str, file: str) -> list[str]:
-    return _symbols(folder, file, "--defined-only")

@@ -9,13 +9,12 @@ makes what the door fills. Its C form is ``aoti_torch_cpu_norms_NAME`` (:func:`d
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 
-from casemate.engine import forms
 from casemate.engine.kernels import compiled
 
 # By letter of DOORS: what it makes.
@@ -115,12 +114,8 @@ def noted() -> Iterator[None]:
             if out is not None:
                 out.copy_(new)
 
-    forms.Buffer.noting = True
-    try:
-        with compiled.routed(call):
-            yield
-    finally:
-        forms.Buffer.noting = False
+    with compiled.routed(call):
+        yield
 
 
 # --- in C ---
@@ -177,7 +172,3 @@ def definition(name: str) -> str:
     call = f"norms_{name}({', '.join(given)})"
     lines.append(f"    return {call} ? 1 : 0;" if status else f"    {call};\n    return 0;")
     return "\n".join([f"{declaration(name)} {{", *lines, "}"])
-
-
-def used(names: Sequence[str]) -> list[str]:
-    return [name for name in STEP if name in names]

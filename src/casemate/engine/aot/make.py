@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from casemate.engine import batched, native, prepare, select
@@ -106,15 +105,7 @@ def _path(
     shape = Shape(plan.microbatch * k, k)
     samples = prepare.samples(program, schemas, inputs, max(2 * shape.rows, 3))
     path = batched.build(program, checked, samples, shape, keep=False)
-    return path, _units(samples, k)
-
-
-def _units(samples: Mapping[str, torch.Tensor], k: int) -> Rows:
-    count = len(next(iter(samples.values())))
-    return Rows(
-        dict(samples), np.ones(count, dtype=bool), np.arange(count),
-        np.arange(0, count + 1, k), k, {name: t[:1] for name, t in samples.items()},
-    )  # fmt: skip
+    return path, select.made_up(samples, len(next(iter(samples.values()))) // k, k)
 
 
 def _take(path: Batched, ways: Sequence[str]) -> None:

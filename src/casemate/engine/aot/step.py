@@ -82,11 +82,7 @@ def _sum(
         steps = torch.zeros(path.program.leaves[i].numel(), dtype=torch.int64)
         at.site.adds[at.gradient](steps, 0, env, weights, keep, inverse)
         return steps
-    sums = {**env, **{n: total(env, weights, keep) for n, total in at.site.totals.items()}}
-    for node in at.tail:
-        path.runner._store(node, sums, path.runner.call(node, sums, path.shape.rows))
-    made: torch.Tensor = sums[at.gradient]
-    return made
+    return path.total(at, env, weights, keep)
 
 
 def noted(step: Step) -> Any:

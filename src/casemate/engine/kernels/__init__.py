@@ -45,6 +45,7 @@ __all__ = [
     "formed_sum",
     "gram_pair",
     "native",
+    "noting",
     "row_squares",
     "token_affine",
     "weighted_sum",
@@ -57,6 +58,11 @@ T = TypeVar("T")
 def native() -> bool:
     """Whether there are compiled kernels."""
     return compiled.library() is not None
+
+
+def noting() -> bool:
+    """Whether kernels are noted as operations of a graph, not run."""
+    return compiled.noting()
 
 
 def _fits(operand: object) -> bool:

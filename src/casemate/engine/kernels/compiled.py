@@ -68,6 +68,11 @@ def _run(name: str, *arguments: Any) -> None:
 _call: Callable[..., None] = _run
 
 
+def noting() -> bool:
+    """Whether another call than the helper's is at work."""
+    return _call is not _run
+
+
 @contextlib.contextmanager
 def routed(call: Callable[..., None]) -> Iterator[None]:
     """Have ``call(name, *arguments)`` in place of the helper: how a step is noted for compiling."""
@@ -203,7 +208,7 @@ def conv_gram(x: Tensor, g: Tensor, w: Window, precise: bool = False) -> tuple[T
         return n2.view(-1, w.groups).sum(1), scale.view(-1, w.groups).square().sum(1).sqrt()
     n2, scale = _doubles(x), _doubles(x)
     _call("conv_gram", x, g, _shape(x, g, w), int(precise), n2, scale)
-    if _call is not _run:  # what overflows is not finite there, and counts as nothing
+    if noting():  # what overflows is not finite there, and counts as nothing
         return torch.where(torch.isfinite(scale), n2, scale), scale
     for i in (~torch.isfinite(n2) & torch.isfinite(scale)).nonzero().flatten().tolist():
         seen, out = twins.unfolded(x[i : i + 1], g[i : i + 1], w)

@@ -226,6 +226,14 @@ const float *bias_of(AtenTensorHandle *bias, i64 channels) {
     return data_of<float>(*bias, F32);
 }
 
+// to = the convolution of `from` by w; `back`: the gradient by the input of one that makes `from`.
+void run(bool back, Tensor *from, Tensor *w, const float *bias, const int64_t *stride,
+         const int64_t *padding, const int64_t *dilation, int64_t groups, Tensor *to) {
+    const Geometry q = window(back ? to : from, w, back ? from : to, stride, padding, dilation, groups);
+    (back ? by_input : by_output)(q, data_of<float>(from, F32), data_of<float>(w, F32), bias,
+                                  data_of<float>(to, F32));
+}
+
 }  // namespace
 
 extern "C" {
@@ -244,14 +252,7 @@ AOTITorchError aoti_torch_cpu_convolution(
                                   : (in + 2 * padding[d] - reach) / stride[d] + 1;
     }
     Tensor *y = *made = dense(x->dims, sizes, F32);
-    const float *b = bias_of(bias, sizes[1]);
-    if (transposed) {
-        const Geometry q = window(y, w, x, stride, padding, dilation, groups);
-        by_input(q, data_of<float>(x, F32), data_of<float>(w, F32), b, data_of<float>(y, F32));
-    } else {
-        const Geometry q = window(x, w, y, stride, padding, dilation, groups);
-        by_output(q, data_of<float>(x, F32), data_of<float>(w, F32), b, data_of<float>(y, F32));
-    }
+    run(transposed, x, w, bias_of(bias, sizes[1]), stride, padding, dilation, groups, y);
     return 0;
 }
 
@@ -263,13 +264,7 @@ AOTITorchError aoti_torch_cpu_convolution_backward(
     AtenTensorHandle *made, AtenTensorHandle *, AtenTensorHandle *) {
     demand(wanted[0] && !wanted[1] && !wanted[2], "convolution: sums over records\n");
     Tensor *to = *made = dense(x->dims, x->sizes, F32);
-    if (transposed) {
-        const Geometry q = window(g, w, to, stride, padding, dilation, groups);
-        by_output(q, data_of<float>(g, F32), data_of<float>(w, F32), nullptr, data_of<float>(to, F32));
-    } else {
-        const Geometry q = window(to, w, g, stride, padding, dilation, groups);
-        by_input(q, data_of<float>(g, F32), data_of<float>(w, F32), nullptr, data_of<float>(to, F32));
-    }
+    run(!transposed, g, w, nullptr, stride, padding, dilation, groups, to);
     return 0;
 }
 

@@ -215,12 +215,10 @@ int train() {
             fixed[i] = weights + OFFSETS[i];
             continue;
         }
-        const Input &in = INPUTS[i];
-        i64 extent = 1;
-        for (i64 d = 0; d < in.dims; d++) extent += (in.sizes[d] - 1) * in.strides[d];
-        fixed[i] = std::aligned_alloc(64, up(extent * width_of(in.type), 64));
+        const i64 bytes = bytes_of(INPUTS[i]);
+        fixed[i] = std::aligned_alloc(64, up(bytes, 64));
         demand(fixed[i], "memory: none left\n");
-        read_whole(0, fixed[i], static_cast<uint64_t>(extent * width_of(in.type)));
+        read_whole(0, fixed[i], static_cast<uint64_t>(bytes));
     }
     const Rows rows(job, unsealed(0, job.rows_key, job.rows_prefix, job.chunk, job.rows_bytes));
 

@@ -4,6 +4,12 @@
 
 namespace {
 
+i64 bytes_of(const Input &in) {
+    i64 extent = 1;
+    for (i64 d = 0; d < in.dims; d++) extent += (in.sizes[d] - 1) * in.strides[d];
+    return extent * width_of(in.type);
+}
+
 // INPUTS, SUMS: what the generated step takes and gives (casemate/engine/aot/build.py).
 class Step {
    public:
@@ -17,10 +23,7 @@ class Step {
         AtenTensorHandle in[INPUT_COUNT], out[SUM_COUNT];
         for (i64 i = 0; i < INPUT_COUNT; i++) {
             const Input &one = INPUTS[i];
-            i64 extent = 1;
-            for (i64 d = 0; d < one.dims; d++) extent += (one.sizes[d] - 1) * one.strides[d];
-            in[i] = over(given[i], extent * width_of(one.type), one.dims, one.sizes, one.strides,
-                         one.type);
+            in[i] = over(given[i], bytes_of(one), one.dims, one.sizes, one.strides, one.type);
         }
         demand(!AOTInductorModelContainerRunSingleThreaded(container, in, INPUT_COUNT, out, SUM_COUNT,
                                                            nullptr, nullptr),

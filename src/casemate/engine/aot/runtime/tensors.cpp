@@ -181,34 +181,19 @@ AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle t, int64_t dims, 
     *made = view(t->storage, dims, sizes, strides, t->offset + offset, t->type);
     return 0;
 }
-AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle t, void **data) {
-    *data = t->data();
-    return 0;
-}
-AOTITorchError aoti_torch_get_storage_size(AtenTensorHandle t, int64_t *bytes) {
-    *bytes = t->storage->bytes;
-    return 0;
-}
-AOTITorchError aoti_torch_get_storage_offset(AtenTensorHandle t, int64_t *offset) {
-    *offset = t->offset;
-    return 0;
-}
-AOTITorchError aoti_torch_get_sizes(AtenTensorHandle t, int64_t **sizes) {
-    *sizes = t->sizes;
-    return 0;
-}
-AOTITorchError aoti_torch_get_strides(AtenTensorHandle t, int64_t **strides) {
-    *strides = t->strides;
-    return 0;
-}
-AOTITorchError aoti_torch_get_dim(AtenTensorHandle t, int64_t *dims) {
-    *dims = t->dims;
-    return 0;
-}
-AOTITorchError aoti_torch_get_dtype(AtenTensorHandle t, int32_t *type) {
-    *type = t->type;
-    return 0;
-}
+#define ASK(name, type, answer) \
+    AOTITorchError name(AtenTensorHandle t, type *found) { \
+        *found = answer; \
+        return 0; \
+    }
+ASK(aoti_torch_get_data_ptr, void *, t->data())
+ASK(aoti_torch_get_storage_size, int64_t, t->storage->bytes)
+ASK(aoti_torch_get_storage_offset, int64_t, t->offset)
+ASK(aoti_torch_get_dim, int64_t, t->dims)
+ASK(aoti_torch_get_sizes, int64_t *, t->sizes)
+ASK(aoti_torch_get_strides, int64_t *, t->strides)
+ASK(aoti_torch_get_dtype, int32_t, t->type)
+#undef ASK
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, int32_t *type) {
     *type = 0;
     return 0;
