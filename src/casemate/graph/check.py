@@ -378,15 +378,15 @@ def check(
     walk = _Walk(graph, values, limits)
     for node in graph.nodes:
         walk.node(node)
+    parameters = tuple(s.name for s in graph.inputs if s.kind == "param")
+    dimension = sum(values[p].numel for p in parameters)
     if graph.outputs:
         _outputs(graph, values)
     else:
         _loss(graph, values, walk)
-    parameters = tuple(s.name for s in graph.inputs if s.kind == "param")
-    dimension = sum(values[p].numel for p in parameters)
-    if not dimension:
-        mend = "Train a tensor that has elements."
-        _refuse("model.nothing-trained", "What is trained has no elements.", mend, graph.loss)
+        if not dimension:
+            mend = "Train a tensor that has elements."
+            _refuse("model.nothing-trained", "What is trained has no elements.", mend, graph.loss)
     return Checked(
         graph=graph,
         values=values,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 import torch
@@ -61,8 +62,8 @@ class _Converter:
         self.taken = set(names)
 
     def run(self) -> tuple[Graph, dict[str, Tensor]]:
-        output = _losses(self.program)
-        live = _live(output)
+        given = _given(self.program)
+        live = _live(n for n in given if isinstance(n, fx.Node))
         data = iter(self.names)
         by_tensor: dict[int, Ref] = {}
         taken = self.taken
@@ -85,7 +86,7 @@ class _Converter:
         for node in self.program.graph.nodes:
             if node.op == "call_function" and node in live:
                 self.values[node] = self._node(node)
-        found = [self._output(node) for node in self.program.graph.output_node().args[0]]
+        found = [self._output(node) for node in given]
         inputs, nodes = tuple(self.inputs), tuple(self.nodes)
         if not self.outputs:
             return Graph(inputs=inputs, nodes=nodes, loss=found[0]), self.weights
@@ -290,9 +291,9 @@ def affine(value: int | torch.SymInt, node: fx.Node) -> int | Size:
     )
 
 
-def _losses(program: Any) -> fx.Node:
+def _given(program: Any) -> list[Any]:
     """What the program gives. Refuses one that changes what later records would see, by name."""
-    found: fx.Node | None = None
+    found = []
     given = program.graph.output_node().args[0]
     for spec, node in zip(program.graph_signature.output_specs, given, strict=True):
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
@@ -304,15 +305,14 @@ def _losses(program: Any) -> fx.Node:
                 where=name,
             )
         if spec.kind is OutputKind.USER_OUTPUT:
-            found = node
-    assert found is not None
+            found.append(node)
     return found
 
 
-def _live(output: fx.Node) -> set[fx.Node]:
-    """Nodes that the output depends on: a functional graph has no other effects."""
+def _live(given: Iterable[fx.Node]) -> set[fx.Node]:
+    """Nodes that what is given depends on: a functional graph has no other effects."""
     live: set[fx.Node] = set()
-    todo: list[fx.Node] = [output]
+    todo = list(given)
     while todo:
         node = todo.pop()
         if node not in live:
