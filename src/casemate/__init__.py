@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Adam,
         AdamW,
         Budget,
+        Contest,
         NonPrivate,
         Policy,
         Schedule,
@@ -45,6 +46,7 @@ _HOMES: Final = {
     "AdamW": "casemate.client.values",
     "Budget": "casemate.client.values",
     "CasemateError": "casemate.spec.errors",
+    "Contest": "casemate.client.values",
     "DP": "casemate.client.values",
     "Enclave": "casemate.client.enclave",
     "Identity": "casemate.seal.identity",
@@ -64,8 +66,8 @@ _HOMES: Final = {
 }
 
 __all__ = [
-    "Adam", "AdamW", "Budget", "DP", "Identity", "NonPrivate", "Policy", "SGD", "Schedule",
-    "ServePolicy", "Trust", "Views",
+    "Adam", "AdamW", "Budget", "Contest", "DP", "Identity", "NonPrivate", "Policy", "SGD",
+    "Schedule", "ServePolicy", "Trust", "Views",
     "Enclave", "Memory", "Run", "connect",
     "Witnesses", "load_bundle", "verify_receipt",
     "CasemateError",

@@ -8,18 +8,17 @@ from casemate.accounting import pld
 from casemate.accounting.filters import RdpFilter
 from casemate.seal import dsse
 from casemate.server.attestation import attest_now, boot_nonce
-from casemate.spec import canonical, codec
+from casemate.spec import canonical
 from casemate.spec.job import DpEvent, Plan
 from casemate.spec.log import Committed, commitment
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
-    PREDICATE_TYPE,
-    STATEMENT_TYPE,
     Guarantee,
     Receipt,
     ReceiptBundle,
     ReceiptDataset,
 )
+from casemate.spec.receipt import statement as said_by
 from support.evidence import PROMISES
 from support.publog import origin
 
@@ -66,13 +65,7 @@ def receipt(keys, *, plan=plan(), delta=DELTA, **changes) -> Receipt:  # noqa: B
 
 
 def statement(found: Receipt, **changes) -> dict:
-    made = {
-        "_type": STATEMENT_TYPE,
-        "subject": [{"name": "w", "digest": {"sha256": found.result_digest[7:]}}],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": codec.to_json(found),
-    }
-    return made | changes
+    return said_by(found) | changes
 
 
 SALT = bytes(range(32))
@@ -87,6 +80,7 @@ def maker(keys, tee, public):
         body = statement(found) if isinstance(found, Receipt) else found
         text = dsse.sign(kind, canonical.encode(body), sign, keys.receipt.public.hex())
         claim = body["predicate"]
+        claim = claim.get("receipt", claim)
         committed = {
             "job": claim.get("job", "job"),
             "result": commitment(SALT, claim.get("result_digest", POLICY)),

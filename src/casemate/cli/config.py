@@ -206,6 +206,14 @@ _OPTIONS: Final = (
 )  # fmt: skip
 
 
+trust_option = click.option(
+    "--trust",
+    envvar="CASEMATE_TRUST",
+    metavar="FILE|simulated[:ROOT]",
+    help="Trust policy for the evidence inside; simulation must be asked for by name.",
+)
+
+
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that name enclave, trust and identity, as one ``target`` argument."""
     from functools import wraps

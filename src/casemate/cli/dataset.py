@@ -19,6 +19,17 @@ def dataset() -> None:
     """Push, list and govern datasets. Bounds are declared by the owner, never computed."""
 
 
+def _scores(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for item in given:
+        name, limit = [*item.split(":", 1), "1"][:2]
+        try:
+            found[name] = float(limit)
+        except ValueError:
+            raise click.BadParameter(f"{item!r} is not NAME or NAME:LIMIT", ctx=ctx) from None
+    return found
+
+
 def _policy_options(command: Any) -> Any:
     options = (
         click.option("--scientist", "scientists", multiple=True, metavar="ID",
@@ -32,6 +43,14 @@ def _policy_options(command: Any) -> Any:
                      help="For evaluation, for ever; nobody trains on it."),
         click.option("--evaluations", type=int, default=0,
                      help="How many evaluations of it may be exact, in all."),
+        click.option("--contest", metavar="LABEL",
+                     help="Hold a contest: with --evaluation, models are scored on this label."),
+        click.option("--score", "scores", multiple=True, callback=_scores, metavar="NAME[:LIMIT]",
+                     help="Metric of the contest, such as accuracy or mse:25; the first ranks."),
+        click.option("--entries", type=int, default=1, show_default=True,
+                     help="How many entries each participant may make, in all."),
+        click.option("--score-privacy", type=float, nargs=2, metavar="EPSILON DELTA",
+                     help="Of each entry's scores; without, scores are exact."),
         click.option("--scientist-budget", type=float, nargs=2, metavar="EPSILON DELTA",
                      help="The most that the jobs of one scientist may take together."),
         click.option("--witness", "witnesses", multiple=True, metavar="VKEY",
@@ -52,6 +71,14 @@ def _policy(given: dict[str, Any]) -> Policy:
     names = ("scientists", "approval", "max_epsilon", "nonprivate", "last_epoch", "evaluation",
              "scientist_budget", "witnesses", "cosignatures", "resumes", "evaluations")  # fmt: skip
     fields = {name: given.pop(name) for name in names}
+    target, scores, entries, privacy = (
+        given.pop(name) for name in ("contest", "scores", "entries", "score_privacy")
+    )
+    if target is not None:
+        epsilon, delta = privacy or (None, None)
+        fields["contest"] = values.Contest(
+            target, scores or "accuracy", entries=entries, epsilon=epsilon, delta=delta
+        )
     if fields["scientist_budget"] is not None:
         fields["scientist_budget"] = values.Budget(*fields["scientist_budget"])
     if fields["scientist_budget"] is not None and "*" in fields["scientists"]:

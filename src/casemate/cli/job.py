@@ -48,7 +48,7 @@ def _inputs(ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> d
 _datasets_option = click.option(
     "--dataset", "datasets", required=True, multiple=True, help="Dataset id; repeatable."
 )
-_inputs_option = click.option(
+inputs_option = click.option(
     "--input",
     "inputs",
     multiple=True,
@@ -118,7 +118,7 @@ _inputs_option = click.option(
 @click.option("--batch-size", type=int, required=True, help="Expected units in a step.")
 @click.option("--epochs", type=float, help="Passes over all units of all datasets.")
 @click.option("--steps", type=int, help="Or: the number of steps.")
-@_inputs_option
+@inputs_option
 @config.target_options
 @output.format_option  # fmt: skip
 def quote(
@@ -190,7 +190,7 @@ def _metrics(
 )
 @click.option("--epsilon", type=float, help="Privacy of the metrics; with --delta. None: exact.")
 @click.option("--delta", type=float, help="Probability that the bound fails.")
-@_inputs_option
+@inputs_option
 @config.target_options
 @output.format_option  # fmt: skip
 def quote_metrics(

@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Two hospitals and a startup, end to end, on this machine.",
     ),
     "doctor": ("casemate.cli.doctor:doctor", "Check this machine and say what is missing."),
+    "contest": ("casemate.cli.contest:contest", "Enter a model in a contest; the leaderboard."),
     "enclave": ("casemate.cli.enclave:enclave", "Verify an enclave's evidence; name enclaves."),
     "identity": ("casemate.cli.identity:identity", "Make and show one's keys."),
     "job": ("casemate.cli.job:job", "Quote, submit, approve and watch jobs."),

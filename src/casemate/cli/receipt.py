@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from casemate.spec.receipt import ReceiptBundle
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
-_trust = click.option(
-    "--trust",
-    envvar="CASEMATE_TRUST",
-    metavar="FILE|simulated[:ROOT]",
-    help="Trust policy for the evidence inside; simulation must be asked for by name.",
-)
 
 
 @click.group()
@@ -51,7 +45,7 @@ def _table(verified: VerifiedReceipt) -> object:
 @receipt.command()
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--weights", type=click.Path(dir_okay=False), help="The weights to compare with.")
-@_trust
+@config.trust_option
 @config.witness_options
 @output.format_option  # fmt: skip
 def verify(
@@ -100,7 +94,7 @@ def show(file: str, form: str) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="With --anchor: a mirror of the log, instead of what this client has seen of it.",
 )
-@_trust
+@config.trust_option
 @output.format_option
 def anchor(
     file: Path,
@@ -141,7 +135,7 @@ def anchor(
 @click.option(
     "--calldata", is_flag=True, help="Print nothing but the call that asks a contract, in hex."
 )
-@_trust
+@config.trust_option
 @config.witness_options
 @output.format_option  # fmt: skip
 def anchored(

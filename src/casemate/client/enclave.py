@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from casemate.client import log, models, values, views
+from casemate.client import contests, log, models, values, views
 from casemate.client.connection import Connection
 from casemate.client.datasets import Datasets, DatasetView
 from casemate.client.jobs import Jobs, QuoteView, Run, refuse_above
@@ -20,7 +20,7 @@ from casemate.seal.checkpoint import Checkpoint
 from casemate.seal.identity import Identity
 from casemate.seams import OsRng
 from casemate.spec import codec
-from casemate.spec.data import DatasetInfo
+from casemate.spec.data import DatasetInfo, DatasetSchema
 from casemate.spec.errors import NetError, PolicyError, UsageError
 from casemate.spec.job import (
     DatasetUse,
@@ -32,6 +32,7 @@ from casemate.spec.job import (
     Submission,
     TrainSpec,
     Views,
+    longest,
 )
 
 if TYPE_CHECKING:
@@ -203,8 +204,7 @@ class Enclave:
         wanted = tuple(values.make(Metric, name=n, limit=x) for n, (_, x) in asked.items())
         privacy: Dp | NonPrivate = NonPrivate(words="")
         if epsilon is not None and delta is not None:
-            # No unit's values are longer than this, so that the clip changes none.
-            clip = math.sqrt(1 + len(wanted)) * max(s.rows_per_unit for s in schemas)
+            clip = longest(len(wanted), max(s.rows_per_unit for s in schemas))
             privacy = values.DP(epsilon, delta, clip)
         elif epsilon is not None or delta is not None:
             raise UsageError(
@@ -213,14 +213,38 @@ class Enclave:
                 mend="Give both for private metrics, neither for exact ones.",
             )
         exported = models.export_metrics(model, schemas, asked, inputs=inputs)
-        train = values.make(
-            TrainSpec,
-            batch_size=sum(s.units for s in schemas),
-            steps=1,
-            privacy=privacy,
-            optimizer=values.SGD(1.0),
-        )
-        return self._ask(infos, exported, train, wanted)
+        return self._ask(infos, exported, _one_step(schemas, privacy), wanted)
+
+    def quote_entry(
+        self,
+        model: Any,
+        dataset: str | DatasetInfo | DatasetView,
+        *,
+        inputs: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> QuoteView:
+        """What it would cost to enter ``model`` in the contest that ``dataset`` holds.
+
+        ``model``: a ``torch.nn.Module``, which is exported here in evaluation mode, an ``.onnx``
+        file or a model packed for prediction; its one output is scored by the contest's metrics,
+        which the enclave computes. It sees features alone: ``inputs`` names the columns that feed
+        it where names do not tell. Raises ``UsageError``, ``ModelError``, ``PolicyError``.
+        """
+        info = self._info(dataset)
+        contest = info.policy.contest
+        if contest is None:
+            raise PolicyError(
+                "policy.no-contest",
+                f"The dataset {info.dataset} holds no contest.",
+                mend="Name a dataset that was pushed with a contest.",
+                where=info.dataset,
+            )
+        privacy: Dp | NonPrivate = NonPrivate(words="")
+        if contest.epsilon is not None and contest.delta is not None:
+            clip = longest(len(contest.metrics), info.schema.rows_per_unit)
+            privacy = values.DP(contest.epsilon, contest.delta, clip)
+        exported = models.export_entry(model, info.schema, inputs=inputs)
+        train = _one_step([info.schema], privacy)
+        return self._ask([info], exported, train, contest.metrics, contest.target)
 
     def _ask(
         self,
@@ -228,6 +252,7 @@ class Enclave:
         exported: models.Exported,
         train: TrainSpec,
         metrics: tuple[Metric, ...] = (),
+        target: str = "",
     ) -> QuoteView:
         request = values.make(
             JobRequest,
@@ -241,6 +266,7 @@ class Enclave:
             inputs=exported.inputs,
             train=train,
             metrics=metrics,
+            target=target,
         )
         return self._quote(request, exported.packed.data)
 
@@ -315,6 +341,23 @@ class Enclave:
         """
         return self._run(self.quote_metrics(model, datasets, **job), max_epsilon)
 
+    def enter(
+        self,
+        model: Any,
+        dataset: str | DatasetInfo | DatasetView,
+        *,
+        inputs: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Run:
+        """Enter ``model``, sealed, in the contest that ``dataset`` holds (:meth:`quote_entry`): the
+        receipt has its scores. The entry counts, whatever comes of it. Raises ``policy.entries``
+        when there is none left."""
+        return self._run(self.quote_entry(model, dataset, inputs=inputs), None)
+
+    def leaderboard(self, dataset: str | DatasetInfo | DatasetView) -> contests.Board:
+        """The contest's standings, each receipt verified; ``.save(path)`` for others to verify."""
+        name = dataset if isinstance(dataset, str) else self._info(dataset).dataset
+        return contests.fetch(self._connection, name, self._trust)
+
     def deploy(
         self,
         model: Any,
@@ -358,6 +401,17 @@ class Enclave:
                 where=quote.digest,
             )
         return self.submit(quote)
+
+
+def _one_step(schemas: Sequence[DatasetSchema], privacy: Dp | NonPrivate) -> TrainSpec:
+    """The one form that evaluations have."""
+    return values.make(
+        TrainSpec,
+        batch_size=sum(s.units for s in schemas),
+        steps=1,
+        privacy=privacy,
+        optimizer=values.SGD(1.0),
+    )
 
 
 def _steps(epochs: float | None, steps: int | None, batch_size: int, units: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casemate.client import receipts, views, weights
 from casemate.client.connection import Connection
 from casemate.seal import stream
-from casemate.spec import codec, tensors
+from casemate.spec import codec, contest
 from casemate.spec.errors import (
     FAMILIES,
     BudgetError,
@@ -160,12 +159,7 @@ def measured(receipt: Receipt, result: bytes) -> dict[str, Measured]:
     order. Raises ``FormatError`` for a result of another form, ``JobError`` ``job.noise`` where the
     noise left no rows.
     """
-    parts = [(info, bytes(view)) for info, view in tensors.load(result).values()]
-    if [(i.dtype, i.shape) for i, _ in parts] != [("f32", (len(receipt.metrics) + 1,))]:
-        raise FormatError(
-            "format.result", "The result holds other things than the metrics.", mend="Report it."
-        )
-    rows, *sums = struct.unpack(f"<{len(receipt.metrics) + 1}f", parts[0][1])
+    rows, *sums = contest.sums(receipt.metrics, result)
     if not rows > 0:
         raise JobError(
             "job.noise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,24 @@ def export_outputs(
     from casemate.client import torch as bridge
 
     return bridge.export_outputs(model, example, bounds=bounds)
+
+
+def export_entry(
+    model: Any,
+    schema: DatasetSchema,
+    *,
+    inputs: Mapping[str, str | Sequence[str]] | None = None,
+) -> Exported:
+    """Pack what ``model`` returns for an entry in a contest; labels feed no input. Raises
+    ``UsageError``, ``ModelError``."""
+    columns = tuple(c for c in schema.columns if c.role != "label")
+    seen = dataclasses.replace(schema, columns=columns)
+    if isinstance(model, str | Path | Packed):
+        packed = export_outputs(model)
+        return Exported(packed, bind(pack.unpack(packed.data)[0], seen, inputs))
+    from casemate.client import torch as bridge
+
+    return Exported(*bridge.export_entry(model, seen, inputs=inputs))
 
 
 def metrics(

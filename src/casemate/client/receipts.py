@@ -32,10 +32,12 @@ from casemate.spec.receipt import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
+    TEST_TYPE,
     LogEntry,
     Receipt,
     ReceiptBundle,
     no_privacy,
+    statement,
 )
 
 if TYPE_CHECKING:
@@ -98,29 +100,28 @@ def _refuse(reason: str, message: str, where: str = "") -> ReceiptError:
 
 
 def read_statement(payload: bytes) -> Receipt:
-    """The predicate of an in-toto Statement v1 with exactly one subject, the weights."""
+    """The receipt in an in-toto Statement v1 that says just what the receipt does."""
     try:
-        statement = canonical.decode(payload)
+        found = canonical.decode(payload)
     except FormatError as e:
         raise _refuse("statement", f"The statement is no canonical JSON: {e.message}") from None
     fields = {"_type", "subject", "predicateType", "predicate"}
-    if not isinstance(statement, dict) or set(statement) != fields:
+    if not isinstance(found, dict) or set(found) != fields:
         raise _refuse("statement", "The statement has other fields than in-toto v1.")
-    if statement["_type"] != STATEMENT_TYPE or statement["predicateType"] != PREDICATE_TYPE:
+    kind, predicate = found["predicateType"], found["predicate"]
+    if found["_type"] != STATEMENT_TYPE or kind not in (PREDICATE_TYPE, TEST_TYPE):
         raise _refuse("statement", "The statement is not a casemate receipt of this version.")
+    if kind == TEST_TYPE:
+        predicate = predicate.get("receipt") if isinstance(predicate, dict) else None
     try:
-        receipt = codec.from_json(Receipt, statement["predicate"], where="predicate")
+        receipt = codec.from_json(Receipt, predicate, where="predicate")
     except FormatError as e:
         raise _refuse("predicate", f"The predicate is refused: {e.message}", e.where) from None
-    match statement["subject"]:
-        case [{"name": str(), "digest": {"sha256": str(sha256), **rest}, **more}] if not (
-            rest or more
-        ):
-            subject = f"sha256:{sha256}"
-        case _:
-            raise _refuse("subject", "The statement's subject is not one file with its SHA-256.")
-    if subject != receipt.result_digest:
-        raise _refuse("subject", "The statement's subject is not the receipt's result.")
+    due = statement(receipt)
+    if found["subject"] != due["subject"]:
+        raise _refuse("subject", "The statement's subject is not what the receipt is about.")
+    if found != due:
+        raise _refuse("predicate", "The statement says other things than its receipt.")
     return receipt
 
 
@@ -217,6 +218,10 @@ def _agree(receipt: Receipt, bundle: ReceiptBundle) -> None:
     for name, one, other in pairs:
         if one != other:
             raise _refuse("contradiction", f"The receipt contradicts itself in {name}.", name)
+    limits = [m.limit for m in receipt.metrics] if receipt.target else []
+    scored = len(receipt.scores) == len(limits) and (bool(limits) or not receipt.target)
+    if not scored or any(not 0 <= s <= m for s, m in zip(receipt.scores, limits, strict=True)):
+        raise _refuse("contradiction", "The scores are not of the receipt's metrics.", "scores")
     words = no_privacy(receipt.metrics)
     if not plan.private and receipt.guarantee.statement != words:
         raise _refuse(

@@ -6,11 +6,12 @@ Each returns a value of :mod:`casemate.spec`; a bad argument raises ``UsageError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from casemate.seal import note
 from casemate.spec import data, job, serving
+from casemate.spec.contest import Contest as Contest_
 from casemate.spec.errors import UsageError
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ def Policy(  # noqa: N802
     cosignatures: int | None = None,
     resumes: int = data.MAX_RESUMES,
     evaluations: int = 0,
+    contest: Contest_ | None = None,
 ) -> data.Policy:
     """Who may train: identity ids, or ``"*"`` for any enrolled identity.
 
@@ -75,7 +77,7 @@ def Policy(  # noqa: N802
     ``nonprivate`` permits training without privacy, in the owner's own words; ``last_epoch`` ends
     the service when the dataset's signed epoch passes it; ``evaluation`` registers the
     rows for evaluation, for ever: nobody trains on them, and ``evaluations`` of all that are made
-    may be exact;
+    may be exact; ``contest`` says what they score, and nothing else happens to them;
     ``scientist_budget`` caps what the jobs of one scientist take together. ``witnesses`` (verifier
     keys, as `casemate witness show` prints them) must have cosigned the log before a job may use
     the rows and before anything leaves: ``cosignatures`` of them, by default more than half.
@@ -104,7 +106,38 @@ def Policy(  # noqa: N802
         witnesses=keys,
         resumes=resumes,
         evaluations=evaluations,
+        contest=contest,
         cosignatures=len(keys) // 2 + 1 if cosignatures is None and keys else cosignatures or 0,
+    )
+
+
+def Contest(  # noqa: N802
+    target: str,
+    metrics: str | Iterable[str] | Mapping[str, float] = "accuracy",
+    *,
+    entries: int,
+    epsilon: float | None = None,
+    delta: float | None = None,
+) -> Contest_:
+    """What a dataset for evaluation scores: entries' outputs against the label column ``target``.
+
+    ``metrics``: of accuracy, cross_entropy, binary_cross_entropy_with_logits, mse, l1, by name with
+    the limit at which a row's value is cut (accuracy needs none); the first ranks. ``entries``: of
+    each participant, in all. ``epsilon`` and ``delta``: of each entry's scores, which the dataset's
+    budget pays; without them scores are exact, ``Policy``'s ``evaluations`` of them.
+    Raises ``UsageError``.
+    """
+    names = [metrics] if isinstance(metrics, str) else metrics
+    limits = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
+    if missing := sorted(set(limits) - {"accuracy"} if limits is not names else ()):
+        raise UsageError(
+            "usage.metrics",
+            f"There is no limit for {missing[0]!r}.",
+            mend="Give the limit at which a row's value is cut: metrics={'mse': 25.0}.",
+        )
+    made = tuple(make(job.Metric, name=n, limit=float(x)) for n, x in limits.items())
+    return make(
+        Contest_, target=target, metrics=made, entries=entries, epsilon=epsilon, delta=delta
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from casemate.spec.data import ANYONE, DatasetInfo
+from casemate.spec.data import ANYONE, DatasetInfo, Policy
 from casemate.spec.serving import ModelInfo, TensorSpec
 
 T = TypeVar("T")
@@ -109,6 +109,7 @@ def dataset(info: DatasetInfo) -> tuple[str, Rows]:
         ("most epsilon of a job", "-" if policy.max_epsilon is None else policy.max_epsilon),
         ("without privacy", policy.nonprivate or "never"),
         ("for", f"evaluation, {policy.evaluations} exact" if policy.evaluation else "training"),
+        *contest(policy),
         ("last epoch", "-" if policy.last_epoch is None else policy.last_epoch),
         ("budget of a scientist", "-" if cap is None else f"{cap.epsilon:g} at {cap.delta:g}"),
         ("witnesses", f"{policy.cosignatures} of {', '.join(names)}" if names else "none"),
@@ -127,6 +128,16 @@ def dataset(info: DatasetInfo) -> tuple[str, Rows]:
         scale = "" if column.scale == "none" else f", scaled {column.scale}"
         rows.append((f"{column.role} {column.name}", f"{column.dtype} {shape}{bounds}{scale}"))
     return info.schema.name, rows
+
+
+def contest(policy: Policy) -> list[tuple[str, object]]:
+    """Rows that show what a dataset's contest is, if it holds one."""
+    held = policy.contest
+    if held is None:
+        return []
+    names = ", ".join(f"{m.name} to {m.limit:g}" for m in held.metrics)
+    how = "exact" if held.epsilon is None else f"at epsilon {held.epsilon:g}, delta {held.delta:g}"
+    return [("contest", f"{held.target} by {names}; {how}; {held.entries} of each participant")]
 
 
 MODEL_HEAD = ("model", "name", "takes", "gives", "state", "calls left", "owner")

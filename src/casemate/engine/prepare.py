@@ -23,14 +23,14 @@ from casemate.engine.sites import ROUNDING
 from casemate.engine.train import applied, clipped_sum
 from casemate.engine.views import check_views
 from casemate.graph import check as graph_check
-from casemate.graph import pack
+from casemate.graph import pack, score
 from casemate.graph.model import Graph
 from casemate.plan.check import check_inputs
 from casemate.plan.compile import EXTRA_PART, slots
 from casemate.spec import tensors
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import LimitError, ModelError, PlanError
-from casemate.spec.job import Dp, InputBinding, TrainSpec, Views
+from casemate.spec.job import Dp, InputBinding, Metric, TrainSpec, Views
 from casemate.spec.messages import Prepared
 from casemate.spec.tensors import TensorInfo
 
@@ -42,13 +42,14 @@ NEVER = select.Compile()
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What ``train`` needs beside plan and data: the program, whether to keep the prefix, and the
-    path ``graph`` where that is taken."""
+    """What ``train`` needs beside plan and data: the program, whether to keep the prefix, the path
+    ``graph`` where that is taken, and the columns that feed each input."""
 
     program: Program
     keep: bool
     prepared: Prepared
     fast: Batched | None = None
+    inputs: Sequence[InputBinding] = ()
 
     @property
     def path(self) -> str:
@@ -82,6 +83,8 @@ def prepare(
     path: str = "auto",
     compiling: select.Compile = NEVER,
     released: int | None = None,
+    metrics: Sequence[Metric] = (),
+    target: str = "",
 ) -> Ready:
     """Parse, check, build and probe the model. Deterministic but for the measured times.
 
@@ -89,6 +92,7 @@ def prepare(
     path: ``record``, or ``auto``: ``graph`` where it can be had (:mod:`casemate.engine.select`).
     compiling: whether and for how long islands of that path are compiled. released: where given,
     the model must train one tensor of so many scalars (an evaluation, ``spec.job.JobRequest``).
+    metrics, target: of an entry of a contest, whose evaluation is made here of a model's outputs.
     Raises ``FormatError``, ``ModelError``, ``PlanError`` (a binding, the delta) or ``LimitError``
     (memory).
     """
@@ -104,6 +108,14 @@ def prepare(
             mend="Submit the job again with its model.",
         )
     graph, view = pack.unpack(packed)
+    if target:
+        graph, view, inputs = _entry(graph, view, metrics, target, inputs, schemas[0])
+    elif graph.outputs:
+        raise ModelError(
+            "model.outputs",
+            "The model is made for prediction: it gives outputs and no losses.",
+            mend="Give the module with a loss, or pack it with casemate model export --schema.",
+        )
     if released is not None:
         check_evaluation(graph, released)
     check_inputs(graph.inputs, inputs, schemas)
@@ -155,7 +167,23 @@ def prepare(
         result="sha256:" + hashlib.sha256(head).hexdigest(),
         result_bytes=result_bytes,
     )
-    return Ready(program, took.keep, prepared, took.fast)
+    return Ready(program, took.keep, prepared, took.fast, inputs)
+
+
+def _entry(
+    graph: Graph,
+    weights: pack.Weights,
+    metrics: Sequence[Metric],
+    target: str,
+    inputs: Sequence[InputBinding],
+    schema: DatasetSchema,
+) -> tuple[Graph, pack.Weights, Sequence[InputBinding]]:
+    """The evaluation of a model that enters a contest. Raises ``ModelError``, ``PlanError``."""
+    column = schema.column(target)
+    if column is None or column.role != "label":  # the server has looked
+        raise PlanError("plan.entry-target", "There is no such label.", mend="Report it.")
+    graph, weights, label = score.compose(graph, weights, metrics, column)
+    return graph, weights, (*inputs, label)
 
 
 def _line(text: str) -> str:

@@ -30,7 +30,8 @@ def admit(store: Store, stored: StoredQuote, *, held: bool) -> list[tuple[Datase
         if (use.dataset, charge) != (offered.dataset, offered.charge):
             raise _bad_quote("its charge is not what the filter takes")
         done = evaluated(store, found.lineage, held=held)
-        _check_policy(found, use, stored, rdp.budget, charge, done)
+        before = entered(store, found, stored.quote.request.scientist, held=held)
+        _check_policy(found, use, stored, rdp.budget, charge, done, before)
         if found.lineage in lineages:
             raise PlanError(
                 "plan.same-lineage",
@@ -79,6 +80,20 @@ def evaluated(store: Store, lineage: str, *, held: bool) -> int:
     return int(row[0])
 
 
+def entered(store: Store, found: Dataset, scientist: str, *, held: bool) -> int:
+    """Jobs of a scientist on a contest's ledger so far, ``held`` ones in the queue too: all of them
+    are entries."""
+    if found.policy.contest is None:
+        return 0
+    sql = (
+        "SELECT count(*) FROM job_datasets JOIN jobs ON id = job WHERE lineage = ? AND"
+        " scientist = ? AND (reserved IS NOT NULL OR (? AND state = 'queued'))"
+    )
+    row = store.one(sql, found.lineage, scientist, held)
+    assert row is not None
+    return int(row[0])
+
+
 def _check_policy(
     found: Dataset,
     use: DatasetUse,
@@ -86,6 +101,7 @@ def _check_policy(
     budget: Budget,
     charge: Charge,
     evaluated: int,
+    entered: int,
 ) -> None:
     """The owner's rules, then the owner's word on this quote."""
     quote, verdict = stored.quote, stored.verdicts[found.id]
@@ -97,6 +113,7 @@ def _check_policy(
         epoch=found.epoch,
         evaluated=evaluated,
         beyond=charge != NOTHING and filters.beyond(charge.rdp_nano, cap, delta),
+        entered=entered,
     )
     if (broken := rules.broken(quote.request, use, standing)) is None:
         words = (

@@ -276,6 +276,14 @@ def _keep_purpose(before: Dataset, policy: Policy) -> None:
             mend="Register other rows for the other purpose.",
             where=before.id,
         )
+    if policy.contest != before.policy.contest:
+        raise PolicyError(
+            "policy.purpose",
+            f"The dataset {before.id} was registered"
+            f" {'without' if before.policy.contest is None else 'for one'} contest, and stays so.",
+            mend="Register other rows for another contest.",
+            where=before.id,
+        )
 
 
 def settle(store: Store, id: str, error: str | None) -> Dataset:

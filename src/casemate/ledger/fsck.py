@@ -129,7 +129,7 @@ def _read_quotes(replay: Replay, rows: Rows) -> None:
         commit = replay.commit(digest, digest)
         replay.quotes[commit] = frozenset(d.dataset for d in request.datasets)
         if request.metrics:
-            replay.evaluations.add(commit)
+            replay.evaluations[commit] = request
 
 
 def _read_policies(replay: Replay, rows: Rows) -> None:

@@ -15,10 +15,10 @@ from casemate.spec.evidence import Attestation
 from casemate.spec.job import Quote
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
-    PREDICATE_TYPE,
-    STATEMENT_TYPE,
+    TEST_TYPE,
     Receipt,
     ReceiptBundle,
+    statement,
 )
 
 # What estimates from below and from above may differ by.
@@ -98,23 +98,25 @@ def _claims(
 ) -> None:
     """What the statement says, against the tables and the log."""
     try:
-        statement: Any = canonical.decode(payload)
-        receipt = codec.from_json(Receipt, statement["predicate"])
-        subject = [{"name": f"{name}.safetensors", "digest": {"sha256": result[7:]}}]
-        form = (statement["_type"], statement["predicateType"], statement["subject"])
+        found: Any = canonical.decode(payload)
+        entry = found["predicateType"] == TEST_TYPE
+        receipt = codec.from_json(
+            Receipt, found["predicate"]["receipt"] if entry else found["predicate"]
+        )
     except (CasemateError, KeyError, TypeError):
         replay.findings.append(f"the receipt of {name} has another form")
         return
     quote = codec.decode(Quote, raw)
     body, claim = said.reserved, receipt.guarantee
     replay.expect(
-        form == (STATEMENT_TYPE, PREDICATE_TYPE, subject)
+        found == statement(receipt)
+        and len(receipt.scores) == (len(receipt.metrics) if receipt.target else 0)
         and (receipt.job, receipt.scientist, receipt.boot) == (name, body.scientist, said.boot)
         and (receipt.result_digest, receipt.quote_digest) == (result, digest)
         and receipt.request_digest == codec.digest(quote.request)
         and receipt.model_digest == quote.request.model_digest
         and receipt.plan == quote.plan
-        and receipt.metrics == quote.request.metrics
+        and (receipt.metrics, receipt.target) == (quote.request.metrics, quote.request.target)
         and receipt.reserved == said.sequence
         and receipt.log in replay.keys
         and [d.dataset for d in receipt.datasets] == [d.dataset for d in body.debits]

@@ -15,7 +15,7 @@ from casemate.ledger import fsck_costs as costs
 from casemate.ledger import fsck_passing as passes
 from casemate.spec import canonical, codec
 from casemate.spec.data import MAX_RESUMES, Budget, Policy
-from casemate.spec.job import Charge
+from casemate.spec.job import Charge, JobRequest
 from casemate.spec.log import (
     BODIES,
     Abandoned,
@@ -112,8 +112,8 @@ class Replay:
     # Commitment on a quote -> the datasets of it; digest of a quote -> its salt.
     quotes: dict[str, frozenset[str]] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
-    # Commitments on quotes of evaluations.
-    evaluations: set[str] = field(default_factory=set)
+    # What evaluations ask for, by the commitments on their quotes.
+    evaluations: dict[str, JobRequest] = field(default_factory=dict)
     passing: passes.Passing = field(default_factory=passes.Passing)
     # What is known of the policies behind commitments: those of today and of registration.
     policies: dict[str, Policy] = field(default_factory=dict)
@@ -308,6 +308,11 @@ def _under(
         yield f"{debit.dataset} had expired"
     if policy.evaluation and body.quote not in replay.evaluations:
         yield f"{debit.dataset} is for evaluation only"
+    if (contest := policy.contest) is not None and body.quote in replay.evaluations:
+        if not contest.takes(replay.evaluations[body.quote]):
+            yield f"{debit.dataset} scores entries of its contest alone"
+        if account.jobs > contest.entries:
+            yield f"{debit.dataset} takes no more entries of this participant"
     if body.events:
         return
     if policy.evaluation and accounts[""].free > policy.evaluations:

@@ -124,6 +124,15 @@ def bundle(store: Store, id: str) -> ReceiptBundle:
     return codec.decode(ReceiptBundle, row[0])
 
 
+def bundles(store: Store, dataset: str) -> list[bytes]:
+    """The receipts of all jobs on a dataset that are done, as they were written."""
+    sql = (
+        "SELECT bundle FROM jobs JOIN job_datasets ON job = id WHERE dataset = ? AND state = 'done'"
+        " ORDER BY place"
+    )
+    return [raw for (raw,) in store.all(sql, dataset)]
+
+
 def _not_done(id: str) -> JobError:
     return JobError(
         "job.not-done", f"The job {id[:60]!r} has no result.", mend="Wait until it is done."

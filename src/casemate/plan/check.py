@@ -8,7 +8,7 @@ from typing import NoReturn
 from casemate.graph.model import InputSpec, Size
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.errors import PlanError
-from casemate.spec.job import InputBinding, JobRequest
+from casemate.spec.job import Dp, InputBinding, JobRequest, longest
 
 
 def _refuse(reason: str, message: str, mend: str, where: str = "") -> NoReturn:
@@ -40,7 +40,42 @@ def check_request(request: JobRequest, schemas: Sequence[DatasetSchema]) -> None
             f"Use a batch size of {units}.",
             "train.batch_size",
         )
+    if request.target:
+        _check_entry(request, schemas[0])
     check_schemas(schemas, request.inputs)
+
+
+def _check_entry(request: JobRequest, schema: DatasetSchema) -> None:
+    """An entry of a contest sees features alone, and its scores have the noise that others' have:
+    what would be cut by a smaller clip counts otherwise than what would not."""
+    for binding in request.inputs:
+        for name in binding.columns:
+            column = schema.column(name)
+            if column is not None and column.role != "feature":
+                _refuse(
+                    "entry-inputs",
+                    f"Input {binding.input!r} of an entry is fed by {name!r}, a {column.role}.",
+                    "Feed the model features alone.",
+                    binding.input,
+                )
+    found = schema.column(request.target)
+    if found is None or found.role != "label":
+        _refuse(
+            "entry-target",
+            f"The dataset {schema.name!r} has no label column {request.target!r}.",
+            "Name the contest's target.",
+            "target",
+        )
+    privacy = request.train.privacy
+    if isinstance(privacy, Dp):
+        clip = longest(len(request.metrics), schema.rows_per_unit)
+        if privacy != Dp(epsilon=privacy.epsilon, delta=privacy.delta, clip=clip):
+            _refuse(
+                "entry-clip",
+                f"Scores are clipped to {clip:.6g}, flat; the job has another clip.",
+                "Enter with casemate: enclave.enter, casemate contest enter.",
+                "train.privacy",
+            )
 
 
 def check_schemas(schemas: Sequence[DatasetSchema], bindings: Sequence[InputBinding]) -> None:

@@ -31,7 +31,8 @@ MIN_TICK: Final = 0.25
 class DatasetState:
     """A dataset as the ledger knows it now. ``spent`` in nano-RDP at each order, ``delta_femto`` in
     units of 1e-15; both with what is reserved. ``by_scientist``: both again, of this scientist's
-    jobs alone. ``evaluated``: exact evaluations so far."""
+    jobs alone. ``evaluated``: exact evaluations so far. ``entered``: this scientist's entries in
+    its contest so far."""
 
     dataset: str
     owner: str
@@ -45,6 +46,7 @@ class DatasetState:
     delta_femto: int
     by_scientist: tuple[tuple[int, ...], int]
     evaluated: int = 0
+    entered: int = 0
 
 
 def recompute(plan: Plan, delta: float) -> tuple[Charge, float]:
@@ -79,6 +81,7 @@ def refusal(
         epoch=now.epoch,
         evaluated=now.evaluated,
         beyond=filters.beyond(charge.rdp_nano, now.policy.max_epsilon, delta),
+        entered=now.entered,
     )
     if (found := rules.broken(request, use, standing)) is not None:
         return found[0], f"The dataset {name!r} {found[1]}."

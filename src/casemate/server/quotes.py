@@ -38,6 +38,7 @@ def _state(service: Service, use: DatasetUse, scientist: str) -> DatasetState:
         delta_femto=account.delta_femto,
         by_scientist=(own.rdp_nano, own.delta_femto),
         evaluated=admission.evaluated(service.store, found.lineage, held=True),
+        entered=admission.entered(service.store, found, scientist, held=True),
     )
 
 

@@ -2,7 +2,8 @@
 
 - the weights, or an evaluation's metrics, in a form with room for nothing else
   (:func:`check_result`), sealed;
-- the receipt, of public constants and the weights' digest (:func:`receipt`);
+- the receipt, of public constants and the weights' digest (:func:`receipt`); of an entry of a
+  contest with its scores, which are in the result;
 - that the run ended, and whether well, at a public moment (``server.run.Ticks``); of a failure no
   more than :func:`end` shows;
 - on the Disk alone, training states of constant size at public steps (``server.states``).
@@ -28,20 +29,18 @@ from casemate.seal import dsse, hpke, stream
 from casemate.seams import Disk, Rng
 from casemate.server.config import software
 from casemate.server.keys import BootKeys
-from casemate.spec import canonical, codec, tensors
-from casemate.spec.canonical import Json
+from casemate.spec import canonical, tensors
 from casemate.spec.errors import CasemateError, FormatError, InternalError, JobError
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
 from casemate.spec.messages import Prepared
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
-    PREDICATE_TYPE,
-    STATEMENT_TYPE,
     Guarantee,
     Receipt,
     ReceiptDataset,
     no_privacy,
+    statement,
 )
 
 FOLDER: Final = "results"
@@ -175,8 +174,10 @@ def receipt(
     *,
     units: Mapping[str, int],
     result_digest: str,
+    scores: tuple[float, ...] = (),
 ) -> str:
-    """The signed receipt of a running job, an envelope; ``units`` by dataset."""
+    """The signed receipt of a running job, an envelope; ``units`` by dataset. scores: of an entry
+    of a contest, post-processing of its result."""
     quote = stored.quote
     request = quote.request
     found = ledger.job(store, request.job)
@@ -206,15 +207,12 @@ def receipt(
         log=log.key(store).origin,
         reserved=found.reserved,
         metrics=request.metrics,
+        target=request.target,
+        scores=scores,
     )
-    statement: dict[str, Json] = {
-        "_type": STATEMENT_TYPE,
-        "subject": [
-            {"name": f"{request.job}.safetensors", "digest": {"sha256": result_digest[7:]}}
-        ],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": codec.to_json(predicate),
-    }
     return dsse.sign(
-        PAYLOAD_TYPE, canonical.encode(statement), keys.receipt.sign, keys.receipt.public.hex()
+        PAYLOAD_TYPE,
+        canonical.encode(statement(predicate)),
+        keys.receipt.sign,
+        keys.receipt.public.hex(),
     )

@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from casemate.server import consents, datasets, jobs, log, models, openapi, public, quotes
+from casemate.server import consents, contests, datasets, jobs, log, models, openapi, public, quotes
 from casemate.server.config import Limits, software
 from casemate.server.service import Call
 from casemate.spec.data import DatasetInfo, Policy, Registration
 from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import JobStatus, Quote, Submission
-from casemate.spec.receipt import ReceiptBundle
+from casemate.spec.receipt import Leaderboard, ReceiptBundle
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy
 
 _OFFSET: Final = ("header", datasets.OFFSET, True, "Where the piece begins, in bytes.")
@@ -98,6 +98,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/v1/datasets/{id}", "dataset-party", datasets.show_dataset, "One dataset",
         answer=DatasetInfo,
+    ),
+    Route(
+        "GET", "/v1/datasets/{id}/leaderboard", "dataset-party", contests.leaderboard,
+        "A contest's standings: the receipt of each participant's best entry", answer=Leaderboard,
     ),
     Route(
         "PUT", "/v1/datasets/{id}/policy", "dataset-owner", datasets.set_policy,

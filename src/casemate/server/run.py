@@ -21,6 +21,7 @@ from casemate.server import release, states
 from casemate.server.pool import Worker, WorkerGone, refusal
 from casemate.server.prepared import check_locked, check_prepared
 from casemate.server.service import Service
+from casemate.spec.contest import scores
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import CasemateError, JobError, PolicyError
 from casemate.spec.job import JobRequest, Quote
@@ -87,6 +88,8 @@ async def prepare(
         compiled=compiled,
         sandbox=service.config.sandbox,
         released=request.released,
+        metrics=request.metrics if request.target else (),
+        target=request.target,
     )
     try:
         await tell(worker, message, lambda: service.uploads.descriptor(upload))
@@ -337,6 +340,7 @@ async def _commit(
     path, digest, key = await asyncio.to_thread(
         release.seal_result, service.disk, service.rng, job, weights
     )
+    scored = scores(request.metrics, weights) if request.target else ()
     await service.clock.sleep(ticks.wait(service.clock.monotonic()))
     units = {
         use.dataset: schema.units
@@ -344,7 +348,7 @@ async def _commit(
     }
     simulated = service.boot_attestation.evidence.simulated
     envelope = release.receipt(
-        store, service.keys, simulated, stored, units=units, result_digest=digest
+        store, service.keys, simulated, stored, units=units, result_digest=digest, scores=scored
     )
     ledger.commit(store, job, result_digest=digest, blob=path, result_key=key, envelope=envelope)
 

@@ -11,6 +11,7 @@ import math
 from typing import Final, Literal, TypeAlias
 
 from casemate.spec.codec import value
+from casemate.spec.contest import Contest
 
 Dtype: TypeAlias = Literal["bool", "u8", "i32", "i64", "f32"]
 ITEM_BYTES: Final[dict[str, int]] = {"bool": 1, "u8": 1, "i32": 4, "i64": 8, "f32": 4}
@@ -126,7 +127,7 @@ class Budget:
 
 @value(
     "policy/v1",
-    later=("scientist_budget", "witnesses", "cosignatures", "resumes", "evaluations"),
+    later=("scientist_budget", "witnesses", "cosignatures", "resumes", "evaluations", "contest"),
 )
 class Policy:
     """Who may do what with a dataset; every field is stated.
@@ -145,6 +146,8 @@ class Policy:
     anything leaves. More than half of them, so that two branches of a log cannot both have enough.
     ``resumes``: how often a job that the server's end cut short may be gone on with, 0 to 3
     (docs/privacy.md, "Resuming").
+    ``contest``: of a dataset for evaluation, for ever: it scores entries of this contest and does
+    nothing else (:class:`casemate.spec.contest.Contest`).
     """
 
     scientists: tuple[str, ...]
@@ -158,6 +161,7 @@ class Policy:
     cosignatures: int = 0
     resumes: int = MAX_RESUMES
     evaluations: int = 0
+    contest: Contest | None = None
 
     def __post_init__(self) -> None:
         count = len(self.witnesses)
@@ -169,6 +173,8 @@ class Policy:
             raise ValueError(
                 f"evaluations must be from 0 to {MAX_EVALUATIONS}, and 0 but for evaluation"
             )
+        if self.contest is not None and not self.evaluation:
+            raise ValueError("a contest is of a dataset for evaluation")
         if not 0 <= self.resumes <= MAX_RESUMES:
             raise ValueError(f"resumes must be from 0 to {MAX_RESUMES}")
         if not self.scientists or len(set(self.scientists)) != len(self.scientists):
@@ -211,6 +217,10 @@ class Registration:
     def __post_init__(self) -> None:
         if not (self.dataset.startswith("ds_") and len(self.dataset) == 43):
             raise ValueError("dataset must be ds_ and 40 hex digits")
+        if (contest := self.policy.contest) is not None:
+            column = self.schema.column(contest.target)
+            if column is None or column.role != "label":
+                raise ValueError("the contest's target must be a label column")
 
     @staticmethod
     def info(dataset: str, policy_digest: str, schema_digest: str) -> bytes:

@@ -173,6 +173,12 @@ class TrainSpec:
             raise ValueError("batch_size must be in [1, 2^31], steps in [1, 10^7]")
 
 
+def longest(metrics: int, rows_per_unit: int) -> float:
+    """The largest norm of what a unit adds to an evaluation of so many metrics: a clip that changes
+    none."""
+    return math.sqrt(1 + metrics) * rows_per_unit
+
+
 @value("input/v1")
 class InputBinding:
     """Feeds a graph input: one column as it is, or several scalar columns stacked in order."""
@@ -205,7 +211,7 @@ class Metric:
         _between(1e-6, _LARGEST, limit=self.limit)
 
 
-@value("job/v1", later=("metrics",))
+@value("job/v1", later=("metrics", "target"))
 class JobRequest:
     """One job over one or several datasets: a training, or with ``metrics`` an evaluation.
 
@@ -216,6 +222,9 @@ class JobRequest:
     is a vector of zeros, one longer than ``metrics``, and whose loss is minus its product with
     (1, each metric over its limit): so it becomes the mean of these over units, by the way that
     clips, sums and noises gradients. Without privacy the metrics are exact (:attr:`exact`).
+
+    ``target``: of an entry of a contest, the label column that the outputs of the model are scored
+    against. The model is then one for prediction, of which the enclave makes the evaluation.
     """
 
     job: str
@@ -225,6 +234,7 @@ class JobRequest:
     inputs: tuple[InputBinding, ...]
     train: TrainSpec
     metrics: tuple[Metric, ...] = ()
+    target: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"job_[0-9a-f]{32}", self.job):
@@ -232,6 +242,8 @@ class JobRequest:
         names = [d.dataset for d in self.datasets]
         if not 1 <= len(names) <= 64 or len(set(names)) != len(names):
             raise ValueError("a job needs 1 to 64 different datasets")
+        if self.target and not (self.metrics and len(self.datasets) == 1):
+            raise ValueError("an entry asks for metrics of one dataset")
         if not self.metrics:
             return
         different = len({m.name for m in self.metrics}) == len(self.metrics)

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from casemate.spec.codec import value
 from casemate.spec.data import DatasetSchema
-from casemate.spec.job import Execution, InputBinding, Plan, TrainSpec
+from casemate.spec.job import Execution, InputBinding, Metric, Plan, TrainSpec
 from casemate.spec.serving import TensorSpec
 
 MAX_FRAME: Final = 1 << 20
@@ -34,14 +34,18 @@ class CheckDataset:
     sandbox: tuple[str, ...] = ()
 
 
-@value("w-prepare/v1", later=("compile_seconds", "compiled", "sandbox", "released"))
+@value(
+    "w-prepare/v1",
+    later=("compile_seconds", "compiled", "sandbox", "released", "metrics", "target"),
+)
 class Prepare:
     """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model.
 
     compile_seconds: from then on no part of it is compiled. compiled: what the quote's execution
     says; ``None`` where there is no quote yet and the worker decides. sandbox: layers without
     which the worker takes no data. released: scalars of the one tensor that an evaluation may have
-    trained; ``None`` for a training."""
+    trained; ``None`` for a training. metrics, target: as in the request, of an
+    entry of a contest."""
 
     key: bytes
     model_digest: str
@@ -54,6 +58,8 @@ class Prepare:
     compiled: bool | None = None
     sandbox: tuple[str, ...] = ()
     released: int | None = None
+    metrics: tuple[Metric, ...] = ()
+    target: str = ""
 
 
 @value("w-dataset/v1")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
+from casemate.spec import codec
+from casemate.spec.canonical import Json
 from casemate.spec.codec import value
+from casemate.spec.contest import HIGHER
 from casemate.spec.evidence import Attestation
 from casemate.spec.job import Charge, Metric, Plan
 
 PREDICATE_TYPE: Final = "https://casemate.dev/receipt/v1"
+TEST_TYPE: Final = "https://in-toto.io/attestation/test-result/v0.1"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 
@@ -41,10 +45,11 @@ class Guarantee:
     statement: str
 
 
-@value("receipt/v2", later=("metrics",))
+@value("receipt/v2", later=("metrics", "target", "scores"))
 class Receipt:
-    """The predicate of the in-toto statement whose subject is the released weights; of an
-    evaluation, the vector of its ``metrics`` (``spec.job.JobRequest``).
+    """What a job was, did and cost; :func:`statement` is what is signed. Of an evaluation the
+    result is the vector of its ``metrics`` (``spec.job.JobRequest``); of an entry of a contest
+    ``scores`` are the means in it, and ``target`` the label.
 
     ``log`` is the origin of the log in which the job was reserved at place ``reserved`` and whose
     commit entry commits to this receipt; ``simulated`` lists what was simulated (P12).
@@ -65,6 +70,45 @@ class Receipt:
     log: str
     reserved: int
     metrics: tuple[Metric, ...] = ()
+    target: str = ""
+    scores: tuple[float, ...] = ()
+
+
+def statement(receipt: Receipt) -> dict[str, Json]:
+    """The in-toto Statement v1 of a receipt, whose subject is the released weights.
+
+    Of an entry of a contest it is a test result (in-toto, predicate test-result v0.1) on the model
+    and the scores' vector, under a configuration of datasets and policies, with the receipt as a
+    further field, as that predicate admits.
+    """
+    predicate = codec.to_json(receipt)
+    subject = [(f"{receipt.job}.safetensors", receipt.result_digest)]
+    kind = PREDICATE_TYPE
+    if receipt.target:
+        subject.insert(0, (f"{receipt.job}.cmm", receipt.model_digest))
+        kind = TEST_TYPE
+        predicate = {
+            "result": "PASSED",
+            "configuration": [
+                {
+                    "name": d.dataset,
+                    "uri": f"urn:casemate:{d.dataset}",
+                    "digest": {"sha256": d.policy_digest.removeprefix("sha256:")},
+                }
+                for d in receipt.datasets
+            ],
+            "passedTests": [m.name for m in receipt.metrics],
+            "receipt": predicate,
+        }
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
+            for name, digest in subject
+        ],
+        "predicateType": kind,
+        "predicate": predicate,
+    }
 
 
 @value("receipt-bundle/v2")
@@ -105,6 +149,21 @@ class ReceiptProof:
             raise ValueError("the receipt's digest is not sha256: and 64 hex digits")
         if len(self.salt) != 32 or len(self.key) != 32:
             raise ValueError("a salt and a key have 32 bytes")
+
+
+@value("leaderboard/v1")
+class Leaderboard:
+    """A contest's standings: receipts of entries on ``dataset``, each participant's best, the best
+    of all first (:func:`rank`)."""
+
+    dataset: str
+    entries: tuple[ReceiptBundle, ...]
+
+
+def rank(receipt: Receipt) -> tuple[float, int]:
+    """What entries of a contest are sorted by: the first metric, then who was reserved first."""
+    first = receipt.scores[0]
+    return -first if HIGHER[receipt.metrics[0].name] else first, receipt.reserved
 
 
 EntryKind = Literal[

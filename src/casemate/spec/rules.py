@@ -14,7 +14,8 @@ _OWNER = "Ask its owner."
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A dataset as it stands. ``evaluated``: exact evaluations so far. ``beyond``: the job would
+    """A dataset as it stands. ``evaluated``: exact evaluations so far. ``entered``: entries of this
+    scientist in its contest so far. ``beyond``: the job would
     charge more than the policy's ``max_epsilon``, at the smaller of the job's delta and the
     budget's: epsilon falls as delta grows, so that a job may not pass by a delta of its choice."""
 
@@ -24,6 +25,7 @@ class Standing:
     epoch: int
     evaluated: int
     beyond: bool
+    entered: int = 0
 
 
 def broken(request: JobRequest, use: DatasetUse, now: Standing) -> tuple[str, str, str] | None:
@@ -31,6 +33,7 @@ def broken(request: JobRequest, use: DatasetUse, now: Standing) -> tuple[str, st
     policy, privacy = now.policy, request.train.privacy
     private = isinstance(privacy, Dp)
     words = privacy.words if isinstance(privacy, NonPrivate) else None
+    contest = policy.contest
     rules = (
         (now.state != "ready", f"policy.{now.state}", f"is {now.state}, not ready", _OWNER),
         (
@@ -62,6 +65,25 @@ def broken(request: JobRequest, use: DatasetUse, now: Standing) -> tuple[str, st
             "policy.evaluation-only",
             "is for evaluation only",
             "Ask for metrics, or train on another dataset.",
+        ),
+        (
+            contest is None and request.target != "",
+            "policy.no-contest",
+            "holds no contest",
+            "Ask for metrics: enclave.quote_metrics, casemate job quote-metrics.",
+        ),
+        (
+            contest is not None and not contest.takes(request),
+            "policy.contest",
+            "scores entries of its contest, and nothing else",
+            "Enter a model: enclave.enter, casemate contest enter.",
+        ),
+        (
+            contest is not None and now.entered >= contest.entries,
+            "policy.entries",
+            f"takes {contest.entries if contest else 0} entries of each participant, and took or"
+            f" holds {now.entered} of this one",
+            "Ask its owner.",
         ),
         (
             request.exact and not policy.evaluation,

@@ -172,6 +172,8 @@ def _prepare(message: Prepare, fd: int) -> prepare.Ready:
         message.memory_bytes,
         compiling=select.Compile(message.compile_seconds, message.compiled),
         released=message.released,
+        metrics=message.metrics,
+        target=message.target,
     )
 
 
@@ -200,7 +202,7 @@ def _run(
         dataset.load(d.dataset, d.schema, d.key, d.salt, fd)
         for d, fd in zip(run.datasets, fds, strict=False)
     ]
-    made = rows.assemble(message.schemas, tables, ready.program.data, message.inputs)
+    made = rows.assemble(message.schemas, tables, ready.program.data, ready.inputs)
     del tables
 
     def save(step: int, parts: Iterable[bytes | memoryview]) -> None:

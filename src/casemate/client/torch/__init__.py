@@ -7,6 +7,7 @@ as the only symbol, and writes the graph in casemate's own format
 
 from casemate.client.torch.export import (
     export,
+    export_entry,
     export_metrics,
     export_onnx,
     export_outputs,
@@ -15,6 +16,6 @@ from casemate.client.torch.export import (
 from casemate.engine.capture import groupnorm, load_weights, optimizer, schedule
 
 __all__ = [
-    "export", "export_metrics", "export_onnx", "export_outputs", "groupnorm", "load_weights",
-    "optimizer", "schedule", "tensors",
+    "export", "export_entry", "export_metrics", "export_onnx", "export_outputs", "groupnorm",
+    "load_weights", "optimizer", "schedule", "tensors",
 ]  # fmt: skip

@@ -104,6 +104,22 @@ def export_outputs(
     return capture_outputs(module, {n: _spec(n, x) for n, x in given.items()}, bounds)
 
 
+def export_entry(
+    module: nn.Module, schema: DatasetSchema, *, inputs: Inputs | None = None
+) -> tuple[Packed, tuple[InputBinding, ...]]:
+    """Pack what ``module`` returns, as :func:`export_outputs` does; and say which columns of a
+    schema without labels feed which input. Raises ``ModelError``."""
+    module = module_of(module)
+    specs, bindings = _inputs(module, losses.Custom(lambda outputs: outputs), schema, inputs or {})
+    declared = {c.name: c.wire_bounds or (0, 1) for c in schema.columns}
+    bounds = {}
+    for b in bindings:
+        if specs[b.input][0] in ("u8", "i32", "i64"):
+            lows, highs = zip(*(declared[c] for c in b.columns), strict=True)
+            bounds[b.input] = int(min(lows)), int(max(highs))
+    return capture_outputs(module, specs, bounds), bindings
+
+
 def tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Tensors that share the memory of numpy arrays."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
