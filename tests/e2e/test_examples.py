@@ -44,6 +44,17 @@ def test_private_inference() -> None:
 
 
 @pytest.mark.e2e
+def test_contest() -> None:
+    shown = run("contest.py")
+    assert "SIMULATED" in shown and "WENT THROUGH" not in shown
+    codes = ("policy.evaluation-only", "policy.contest", "model.inputs", "model.mixes-records",
+             "policy.entries", "policy.expired", "receipt.leaderboard")  # fmt: skip
+    assert all(code in shown for code in codes)
+    boards = re.findall(r"3 participant\(s\)", shown)
+    assert len(boards) == 2
+
+
+@pytest.mark.e2e
 @pytest.mark.full
 def test_private_lora() -> None:
     pytest.importorskip("peft")

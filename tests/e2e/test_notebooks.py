@@ -12,7 +12,11 @@ from support import notebooks
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-LONG = {"sms_spam", "anchored_receipt"}  # make demo-sms and the script are the same stories
+LONG = {
+    "sms_spam",
+    "anchored_receipt",
+    "contest",
+}  # make demo-sms and the script are the same stories
 
 
 @pytest.mark.e2e

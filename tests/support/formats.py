@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 import casemate
-from casemate.spec import codec, data
+from casemate.spec import codec, data, job
 
 SOURCE = Path(casemate.__file__).parent
 GOLDEN = Path(__file__).parents[1] / "unit" / "spec" / "golden"
@@ -52,6 +52,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "dataset-use/v1": {"dataset": DATASET},
     "job/v1": {"job": JOB},
     "metric/v1": {"name": "cross_entropy"},
+    "contest/v1": {
+        "metrics": (job.Metric(name="accuracy"),), "entries": 3, "epsilon": None, "delta": None,
+    },
     "identity/v1": {"sign_key": bytes(range(32)), "seal_key": bytes(i % 256 for i in range(1216))},
     "identity-file/v1": {"salt": bytes(16), "log_n": 17, "secret": bytes(range(156))},
     "train/v1": {"batch_size": 64},

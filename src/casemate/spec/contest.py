@@ -6,6 +6,7 @@ What is scored is the model's outputs, by a closed list of metrics that the encl
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Final
 
@@ -81,8 +82,9 @@ def scores(metrics: tuple[Metric, ...], result: bytes | memoryview) -> tuple[flo
     """The mean of each metric over the rows, from 0 to its limit; where noise has left no rows, the
     worst that there is."""
     rows, *parts = sums(metrics, result)
-    if not rows > 0:
-        return tuple(0.0 if HIGHER[m.name] else m.limit for m in metrics)
     return tuple(
-        m.limit * min(1.0, max(0.0, part / rows)) for m, part in zip(metrics, parts, strict=True)
+        m.limit * min(1.0, max(0.0, part / rows))
+        if rows > 0 and math.isfinite(part)
+        else m.limit * (not HIGHER[m.name])
+        for m, part in zip(metrics, parts, strict=True)
     )

@@ -1,0 +1,395 @@
+"""Contests as a way to the rows, to the label, or to a place that nobody earned."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from casemate.accounting.filters import RdpFilter
+from casemate.client import contests, models, receipts
+from casemate.client.contests import Board
+from casemate.client.enclave import Enclave
+from casemate.plan.compile import compile_plan
+from casemate.spec import tensors
+from casemate.spec.contest import Contest
+from casemate.spec.data import Budget, DatasetInfo, Policy
+from casemate.spec.errors import CasemateError, PlanError, ReceiptError
+from casemate.spec.job import Dp, InputBinding, Metric, NonPrivate, Quote, Sgd, TrainSpec, longest
+from casemate.spec.messages import Prepared
+from casemate.spec.receipt import Leaderboard, ReceiptBundle
+from support.desk import PREPARED
+from support.server import CLASSES, FEATURES, Party, job_request, mlp, schema, table
+
+pytestmark = pytest.mark.e2e
+
+ROWS, ENTRIES = 64, 3
+METRICS = (Metric(name="accuracy"), Metric(name="cross_entropy", limit=8.0))
+CONTEST = Contest(target="y", metrics=METRICS, entries=ENTRIES)
+NOISED = dataclasses.replace(CONTEST, epsilon=0.5, delta=1e-4)
+BUDGET = Budget(epsilon=10, delta=1e-2)
+EXACT = NonPrivate(words="")
+
+
+def hold(owner: Party, contest: Contest = CONTEST, evaluations: int = 20) -> DatasetInfo:
+    policy = Policy(
+        scientists=("*",), evaluation=True, evaluations=evaluations, contest=contest, last_epoch=0
+    )
+    return owner.push(ROWS, policy=policy, budget=BUDGET)
+
+
+@pytest.fixture(scope="module")
+def held(owner: Party) -> DatasetInfo:
+    return hold(owner)
+
+
+@pytest.fixture(scope="module")
+def enclave(scientist: Party) -> Enclave:
+    return Enclave(scientist.connection, scientist.server.trust, scientist.identity)
+
+
+@pytest.fixture(scope="module")
+def rival(scientist: Party) -> Enclave:
+    other = Party(scientist.server, "rival")
+    return Enclave(other.connection, other.server.trust, other.identity)
+
+
+class Fn(nn.Module):
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        return self.how(x)
+
+
+def linear(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(FEATURES, CLASSES)
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    found = {n: bytes(v) for n, (_, v) in tensors.load(table(ROWS)).items()}
+    x = torch.frombuffer(bytearray(found["x"]), dtype=torch.float32).reshape(ROWS, FEATURES)
+    return x, torch.frombuffer(bytearray(found["y"]), dtype=torch.int64)
+
+
+@functools.cache
+def exported(seed: int = 0) -> models.Exported:
+    return models.export_entry(linear(seed), schema())
+
+
+def one_step(privacy: Dp | NonPrivate = EXACT) -> TrainSpec:
+    return TrainSpec(batch_size=ROWS, steps=1, privacy=privacy, optimizer=Sgd(lr=1.0))
+
+
+def ask(who: Party, data: DatasetInfo, *, packed: Any = None, **changes: Any) -> Quote:
+    """The quote of an entry as a client of the attacker's own would ask for it."""
+    made = exported()
+    fields = {"train": one_step(), "inputs": made.inputs, "metrics": METRICS, "target": "y"}
+    return who.quote([data], packed or made.packed, **(fields | changes))
+
+
+def refused(of: Any, *given: Any, **more: Any) -> CasemateError:
+    with pytest.raises(CasemateError) as e:
+        of(*given, **more)
+    assert e.value.mend
+    return e.value
+
+
+@pytest.fixture(scope="module")
+def board(enclave: Enclave, rival: Enclave, held: DatasetInfo) -> Board:
+    """Two participants, of whom one has entered twice."""
+    for who, seed in ((enclave, 0), (enclave, 1), (rival, 2)):
+        who.enter(linear(seed), held.dataset).watch(progress=False)
+    return enclave.leaderboard(held.dataset)
+
+
+def test_a_contest_scores_outputs_by_the_organisers_metrics(
+    board: Board, enclave: Enclave, held: DatasetInfo
+) -> None:
+    x, y = rows()
+    best = {}
+    for who, seeds in ((enclave.identity.id, (0, 1)), ("", (2,))):
+        with torch.no_grad():
+            outputs = [linear(seed)(x) for seed in seeds]
+        hits = [float((o.argmax(1) == y).double().mean()) for o in outputs]
+        best[who] = max(hits)
+    found = {e.receipt.scientist: e.receipt for e in board.entries}
+    assert len(found) == len(board.entries) == 2
+    mine = found.pop(enclave.identity.id)
+    (other,) = found.values()
+    assert mine.scores[0] == pytest.approx(best[enclave.identity.id], abs=1e-6)
+    assert other.scores[0] == pytest.approx(best[""], abs=1e-6)
+    assert mine.guarantee.statement == "no privacy guarantee for these rows"
+    said = receipts.statement_json(board.source.entries[0])
+    assert isinstance(said, dict)
+    assert said["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert said["predicate"]["passedTests"] == ["accuracy", "cross_entropy"]
+
+
+def test_trains_on_the_test_set(scientist: Party, held: DatasetInfo) -> None:
+    quote = scientist.quote([held])
+    assert quote.datasets[0].refusal == "policy.evaluation-only"
+    assert refused(scientist.submit, quote).code == "policy.evaluation-only"
+
+
+def test_brings_a_metric_of_its_own(scientist: Party, held: DatasetInfo) -> None:
+    """Its head says 1 whatever the label, or tells something else of the rows."""
+    asked = {"accuracy": (lambda out, _: out[:, 0] * 0 + 1, 1.0)}
+    made = models.export_metrics(linear(), [schema()], asked)
+    quote = ask(
+        scientist, held, packed=made.packed, inputs=made.inputs, metrics=METRICS[:1], target=""
+    )
+    assert quote.datasets[0].refusal == "policy.contest"
+    assert refused(scientist.submit, quote).code == "policy.contest"
+    error = refused(ask, scientist, held, packed=made.packed, inputs=exported().inputs)
+    assert error.code == "model.contest"
+
+
+def test_is_fed_the_label(scientist: Party, held: DatasetInfo) -> None:
+    made = models.export_outputs(Fn(lambda y: torch.eye(CLASSES)[y]), {"x": ("i64", ())},
+                                 {"x": (0, CLASSES - 1)})  # fmt: skip
+    fed = (InputBinding(input="x", columns=("y",)),)
+    assert refused(ask, scientist, held, packed=made, inputs=fed).code == "plan.entry-inputs"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"metrics": METRICS[:1]}, "policy.contest"),
+        ({"metrics": METRICS[::-1]}, "policy.contest"),
+        ({"metrics": (Metric(name="accuracy", limit=1000.0), METRICS[1])}, "policy.contest"),
+        ({"train": one_step(Dp(epsilon=0.5, delta=1e-4, clip=longest(2, 1)))}, "policy.contest"),
+        ({"target": "x"}, "plan.entry-target"),
+    ],
+)
+def test_is_scored_by_other_rules(
+    scientist: Party, held: DatasetInfo, changes: dict[str, Any], code: str
+) -> None:
+    try:
+        quote = ask(scientist, held, **changes)
+    except CasemateError as e:
+        assert e.code == code
+        return
+    assert quote.datasets[0].refusal == code
+    assert refused(scientist.submit, quote).code == code
+
+
+def test_cuts_what_others_score_by_a_smaller_clip(owner: Party, scientist: Party) -> None:
+    """Hits and misses have other norms, so that a small clip would count them differently, and
+    with less noise than others have."""
+    noised = hold(owner, NOISED)
+    fair = Dp(epsilon=0.5, delta=1e-4, clip=longest(2, 1))
+    assert ask(scientist, noised, train=one_step(fair)).datasets[0].refusal is None
+    for unfair in (
+        dataclasses.replace(fair, clip=0.1),
+        dataclasses.replace(fair, clipping="automatic"),
+        dataclasses.replace(fair, clipping="per-layer"),
+    ):
+        assert refused(ask, scientist, noised, train=one_step(unfair)).code == "plan.entry-clip"
+    more = ask(scientist, noised, train=one_step(dataclasses.replace(fair, epsilon=5.0)))
+    assert more.datasets[0].refusal == "policy.contest"
+
+
+def test_looks_at_other_records(enclave: Enclave, held: DatasetInfo) -> None:
+    error = refused(enclave.enter, Fn(lambda x: (x - x.mean(0))[:, :CLASSES]), held.dataset)
+    assert error.code == "model.mixes-records"
+
+
+def test_scores_what_is_no_number(rival: Enclave, owner: Party) -> None:
+    """NaN compares as larger than anything, and as equal to nothing."""
+    held = hold(owner)
+    for bad in (lambda x: (x - x)[:, :CLASSES] / 0, lambda x: (x / (x - x))[:, :CLASSES]):
+        scores = rival.enter(Fn(bad), held.dataset).watch(progress=False).receipt.receipt.scores
+        assert scores[0] <= 0.75 and scores[1] == 8.0
+
+
+def test_enters_more_often_than_it_may_at_once(owner: Party, scientist: Party) -> None:
+    """Each quote is allowed when it is made; only as many entries as are left start."""
+    held = hold(owner, dataclasses.replace(CONTEST, entries=1))
+    quotes = [ask(scientist, held) for _ in range(3)]
+    assert all(q.datasets[0].refusal is None for q in quotes)
+
+    def submit(quote: Quote) -> str:
+        try:
+            return scientist.wait(scientist.submit(quote).job).state
+        except CasemateError as e:
+            return e.code
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(submit, quotes)) == ["done", "policy.entries", "policy.entries"]
+    assert ask(scientist, held).datasets[0].refusal == "policy.entries"
+
+
+def test_has_many_names(owner: Party, scientist: Party) -> None:
+    """Where anyone may enter, one person enrols often; all names share the exact evaluations."""
+    held = hold(owner, dataclasses.replace(CONTEST, entries=1), evaluations=1)
+    scientist.wait(scientist.submit(ask(scientist, held)).job)
+    sybil = Party(scientist.server, "sybil")
+    assert ask(sybil, held).datasets[0].refusal == "policy.evaluations"
+
+
+def test_enters_after_the_end(owner: Party, scientist: Party) -> None:
+    """No clock is asked: the end is the owner's signature on the next epoch."""
+    held = hold(owner)
+    early = ask(scientist, held)
+    owner.request("POST", f"/v1/datasets/{held.dataset}/epoch", {"epoch": 1})
+    assert refused(scientist.submit, early).code in ("policy.stale-epoch", "policy.expired")
+    late = dataclasses.replace(held, epoch=1)
+    assert ask(scientist, late).datasets[0].refusal == "policy.expired"
+
+
+def test_an_organiser_changes_the_rules_under_way(owner: Party, held: DatasetInfo) -> None:
+    for contest in (None, dataclasses.replace(CONTEST, entries=100), NOISED):
+        policy = dataclasses.replace(held.policy, contest=contest)
+        path = f"/v1/datasets/{held.dataset}/policy"
+        assert refused(owner.request, "PUT", path, policy).code == "policy.purpose"
+        error = refused(owner.register, ROWS, policy=policy, budget=BUDGET, previous=held.dataset)
+        assert error.code == "policy.purpose"
+
+
+def test_an_organiser_names_no_label(owner: Party) -> None:
+    for target in ("x", "z"):
+        with pytest.raises(ValueError, match="label column"):
+            hold(owner, dataclasses.replace(CONTEST, target=target))
+
+
+def test_a_stranger_reads_the_leaderboard(
+    owner: Party, scientist: Party, held: DatasetInfo
+) -> None:
+    closed = owner.push(
+        ROWS, policy=dataclasses.replace(held.policy, scientists=("id_" + "0" * 40,)), budget=BUDGET
+    )
+    path = f"/v1/datasets/{closed.dataset}/leaderboard"
+    assert refused(scientist.request, "GET", path).code == "data.unknown-dataset"
+    plain = owner.push(ROWS)
+    path = f"/v1/datasets/{plain.dataset}/leaderboard"
+    assert refused(owner.request, "GET", path).code == "policy.no-contest"
+
+
+def test_a_leaderboard_is_forged(
+    board: Board, enclave: Enclave, rival: Enclave, owner: Party, held: DatasetInfo
+) -> None:
+    trust = enclave._trust
+    first, second = board.source.entries
+    (again,) = (
+        s for s in enclave.jobs.list() if _is_other(enclave, s.job, board)
+    )  # fmt: skip
+    twice = enclave.job(again.job).bundle
+    other = hold(owner)
+    foreign = rival.enter(linear(3), other.dataset).watch(progress=False).bundle
+    evaluation = owner.push(
+        ROWS, policy=Policy(scientists=("*",), evaluation=True, evaluations=1), budget=BUDGET
+    )
+    plain = rival.evaluate(linear(3), [evaluation]).watch(progress=False).bundle
+    for entries in (
+        (second, first), (first, twice), (first, foreign), (first, plain), (first, first),
+    ):  # fmt: skip
+        forged = Leaderboard(dataset=held.dataset, entries=entries)
+        assert refused(contests.verify, forged, trust).code == "receipt.leaderboard"
+    assert refused(
+        contests.verify, Leaderboard(dataset=other.dataset, entries=(first,)), trust
+    ).code == "receipt.leaderboard"  # fmt: skip
+    assert len(contests.verify(board.source, trust).entries) == 2
+
+
+def _is_other(enclave: Enclave, job: str, board: Board) -> bool:
+    """Whether a job is one's entry that is not on the board."""
+    if job in {e.receipt.job for e in board.entries}:
+        return False
+    found = enclave.jobs.quote(enclave.jobs.status(job).quote_digest).quote.request
+    return found.target == "y" and found.datasets[0].dataset == board.source.dataset
+
+
+def test_a_score_is_written_over(board: Board, enclave: Enclave) -> None:
+    """The statement is signed, says each thing once, and its scores are its metrics'."""
+    first = board.entries[0].receipt
+    for scores in ((), (1.0,), (1.5, 0.0), (-0.5, 0.0), (float("nan"), 0.0)):
+        said = dataclasses.replace(first, scores=scores)
+        with pytest.raises(ReceiptError):
+            receipts._agree(said, board.source.entries[0])
+    with pytest.raises(ReceiptError):
+        receipts._agree(dataclasses.replace(first, target=""), board.source.entries[0])
+    bundle: ReceiptBundle = board.source.entries[1]
+    forged = dataclasses.replace(bundle, envelope=board.source.entries[0].envelope)
+    assert refused(receipts.verify_receipt, forged, trust=enclave._trust).code.startswith("receipt")
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["x", "y"],
+)
+def test_the_plan_is_checked_without_a_server(column: str) -> None:
+    """The ledger's side of what the route refuses."""
+    request = job_request("id_s", [], mlp(), one_step())
+    info = dataclasses.replace(
+        request, metrics=METRICS, target=column,
+        inputs=(InputBinding(input="x", columns=("y",)),),
+        datasets=(*request.datasets, *_use()),
+    )  # fmt: skip
+    with pytest.raises(PlanError) as e:
+        compile_plan(info, [schema()], Prepared(**PREPARED, model_digest=""))
+    assert e.value.code in ("plan.entry-inputs", "plan.entry-target")
+
+
+def _use() -> tuple[Any, ...]:
+    from casemate.spec.job import DatasetUse
+
+    return (DatasetUse(dataset="ds_a", policy_digest="sha256:0", epoch=0),)
+
+
+# Overfitting by many entries: Blum, Hardt 2015 (arXiv:1502.04585), section 3.1, "boosting": enter
+# random labels, and let those that scored above one half vote.
+N, MANY = 1000, 1000
+
+
+def boosted(entries: int, noise: float, seed: int) -> float:
+    """How the vote does on the test set's own labels, which are a coin's: one half is all that
+    there is to learn. noise: standard deviation of a score's."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([-1, 1], N)
+    guesses = rng.choice([-1, 1], (entries, N))
+    scores = (guesses == labels).mean(1) + noise * rng.standard_normal(entries)
+    vote = np.sign((guesses * np.sign(scores - 0.5)[:, None]).sum(0) + 0.5)
+    return float((vote == labels).mean())
+
+
+def admitted(contest: Contest, budget: Budget) -> tuple[int, float]:
+    """How many entries a budget admits, and the noise of a score, by the plan that they get."""
+    assert contest.epsilon is not None and contest.delta is not None
+    privacy = Dp(epsilon=contest.epsilon, delta=contest.delta, clip=longest(1, 1))
+    train = dataclasses.replace(one_step(privacy), batch_size=N)
+    request = dataclasses.replace(
+        job_request("id_s", [], mlp(), train), metrics=METRICS[:1], target="y", datasets=_use()
+    )
+    prepared = Prepared(**{**PREPARED, "model_digest": "", "dimension": 2})
+    plan = compile_plan(request, [schema(rows=N)], prepared)
+    rdp = RdpFilter(budget)
+    extra = plan.delta_truncation + plan.delta_sampler
+    charge = rdp.charge(plan.events, extra, delta_shown=contest.delta)
+    spent, delta, count = charge.rdp_nano, charge.delta_femto, 0
+    while rdp.admits(tuple(s * count for s in spent), delta * count, charge):
+        count += 1
+    return count, plan.sigma / N
+
+
+def test_overfits_by_entering_again_and_again() -> None:
+    """Exact scores of 1,000 rows give 79% of a coin's tosses to who may enter 1,000 times. A budget
+    of epsilon 1 ends that: fewer entries, and noise in each.
+
+    The vote's standard deviation is 1.6%; the bounds are six of them from what is expected, so that
+    a false alarm has a probability below 1e-8.
+    """
+    count, noise = admitted(dataclasses.replace(CONTEST, epsilon=0.1, delta=1e-6),
+                            Budget(epsilon=1.0, delta=1e-4))  # fmt: skip
+    assert 10 < count < MANY and noise > 0.02
+    assert boosted(MANY, 0.0, seed=1) > 0.69
+    assert boosted(count, noise, seed=1) < 0.62
+    assert boosted(MANY, noise / 20, seed=1) > 0.65, "less noise than promised is seen"
