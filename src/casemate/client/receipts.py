@@ -25,7 +25,7 @@ from casemate.client import heads, views
 from casemate.client.heads import Check, Witnesses, seen_before
 from casemate.client.memory import Memory
 from casemate.seal import checkpoint, dsse
-from casemate.spec import canonical, codec
+from casemate.spec import canonical, codec, contest
 from casemate.spec.errors import BudgetError, FormatError, PlanError, ReceiptError, UsageError
 from casemate.spec.log import Committed, commitment
 from casemate.spec.receipt import (
@@ -247,6 +247,10 @@ def _weights(receipt: Receipt, weights: str | Path | bytes | None) -> Check:
             ) from None
     if f"sha256:{found}" != receipt.result_digest:
         raise _refuse("weights", "These weights are not the ones that the receipt is about.")
+    if receipt.target:
+        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
+        if contest.scores(receipt.metrics, data) != receipt.scores:
+            raise _refuse("contradiction", "The scores are not those of the result.", "scores")
     return Check("weights", f"sha256:{found[:16]}… is the receipt's result")
 
 

@@ -281,7 +281,7 @@ def _keep_purpose(before: Dataset, policy: Policy) -> None:
             "policy.purpose",
             f"The dataset {before.id} was registered"
             f" {'without' if before.policy.contest is None else 'for one'} contest, and stays so.",
-            mend="Register other rows for another contest.",
+            mend="Repeat its contest in the policy, or register other rows for another one.",
             where=before.id,
         )
 
