@@ -21,11 +21,22 @@ from casemate.spec import tensors
 from casemate.spec.contest import Contest
 from casemate.spec.data import Budget, DatasetInfo, Policy
 from casemate.spec.errors import CasemateError, PlanError, ReceiptError
-from casemate.spec.job import Dp, InputBinding, Metric, NonPrivate, Quote, Sgd, TrainSpec, longest
+from casemate.spec.job import (
+    DatasetUse,
+    Dp,
+    InputBinding,
+    JobRequest,
+    Metric,
+    NonPrivate,
+    Quote,
+    Sgd,
+    TrainSpec,
+    longest,
+)
 from casemate.spec.messages import Prepared
 from casemate.spec.receipt import Leaderboard, ReceiptBundle
 from support.desk import PREPARED
-from support.server import CLASSES, FEATURES, Party, job_request, mlp, schema, table
+from support.server import CLASSES, FEATURES, Party, schema, table
 
 pytestmark = pytest.mark.e2e
 
@@ -328,27 +339,31 @@ def test_a_score_is_written_over(board: Board, enclave: Enclave) -> None:
     assert refused(receipts.verify_receipt, forged, trust=enclave._trust).code.startswith("receipt")
 
 
-@pytest.mark.parametrize(
-    "column",
-    ["x", "y"],
-)
-def test_the_plan_is_checked_without_a_server(column: str) -> None:
-    """The ledger's side of what the route refuses."""
-    request = job_request("id_s", [], mlp(), one_step())
-    info = dataclasses.replace(
-        request, metrics=METRICS, target=column,
-        inputs=(InputBinding(input="x", columns=("y",)),),
-        datasets=(*request.datasets, *_use()),
-    )  # fmt: skip
-    with pytest.raises(PlanError) as e:
-        compile_plan(info, [schema()], Prepared(**PREPARED, model_digest=""))
-    assert e.value.code in ("plan.entry-inputs", "plan.entry-target")
+def entry(train: TrainSpec, **changes: Any) -> JobRequest:
+    fields: dict[str, Any] = {
+        "job": "job_" + "1" * 32,
+        "scientist": "id_s",
+        "datasets": (DatasetUse(dataset="ds_a", policy_digest="sha256:0", epoch=0),),
+        "model_digest": "sha256:0",
+        "inputs": (InputBinding(input="x", columns=("x",)),),
+        "train": train,
+        "metrics": METRICS[:1],
+        "target": "y",
+    }
+    return JobRequest(**(fields | changes))
 
 
-def _use() -> tuple[Any, ...]:
-    from casemate.spec.job import DatasetUse
+def prepared(**changes: Any) -> Prepared:
+    return Prepared(**{**PREPARED, "model_digest": "", **changes})
 
-    return (DatasetUse(dataset="ds_a", policy_digest="sha256:0", epoch=0),)
+
+def test_no_plan_is_made_of_what_the_route_refuses() -> None:
+    compile_plan(entry(one_step()), [schema()], prepared())
+    fed = (InputBinding(input="x", columns=("y",)),)
+    for changes, code in (({"inputs": fed}, "entry-inputs"), ({"target": "x"}, "entry-target")):
+        with pytest.raises(PlanError) as e:
+            compile_plan(entry(one_step(), **changes), [schema()], prepared())
+        assert e.value.code == f"plan.{code}"
 
 
 # Overfitting by many entries: Blum, Hardt 2015 (arXiv:1502.04585), section 3.1, "boosting": enter
@@ -372,11 +387,7 @@ def admitted(contest: Contest, budget: Budget) -> tuple[int, float]:
     assert contest.epsilon is not None and contest.delta is not None
     privacy = Dp(epsilon=contest.epsilon, delta=contest.delta, clip=longest(1, 1))
     train = dataclasses.replace(one_step(privacy), batch_size=N)
-    request = dataclasses.replace(
-        job_request("id_s", [], mlp(), train), metrics=METRICS[:1], target="y", datasets=_use()
-    )
-    prepared = Prepared(**{**PREPARED, "model_digest": "", "dimension": 2})
-    plan = compile_plan(request, [schema(rows=N)], prepared)
+    plan = compile_plan(entry(train), [schema(rows=N)], prepared(dimension=2))
     rdp = RdpFilter(budget)
     extra = plan.delta_truncation + plan.delta_sampler
     charge = rdp.charge(plan.events, extra, delta_shown=contest.delta)

@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,7 @@ def _register(owner: Party, wire: bytes, **change: Any) -> DatasetInfo:
     )
     found = owner.request("POST", "/v1/datasets", body).value(DatasetInfo)
     while found.state == "checking":
+        time.sleep(0.05)
         found = owner.dataset(found.dataset)
     return found
 
