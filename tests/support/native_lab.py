@@ -8,18 +8,17 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from casemate.engine import native
+from casemate.engine import native, select
 from casemate.engine.aot import build, check, run, step
 from casemate.engine.rows import Rows
-from casemate.spec.job import Adam, Dp, DpEvent, Plan, Sgd, TrainSpec
+from casemate.spec.job import Adam, Dp, Plan, Sgd, TrainSpec
 from support.batched_lab import Lab, lab
 
 CLIP, GRID = 0.5, 2.0**-24
@@ -71,7 +70,8 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     engine = Path(build.__file__).parent.parent
     sources = sorted(p for p in engine.rglob("*") if p.suffix in (".py", ".cpp"))
     parts = [p.read_bytes() for p in (*sources, Path(__file__))]
-    parts += [torch.__version__.encode(), native.cpu_digest().encode(), native.version().encode()]
+    parts += [torch.__version__.encode(), native.cpu_digest().encode()]
+    parts.append(native.version(native._compiler()))
     key = hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:32]
     folder = Path(tempfile.gettempdir(), f"casemate-tests-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -110,26 +110,13 @@ def built(kind: str) -> Built:
     _, data, k = KINDS[kind]
     made, of = stepped(kind)
     artifact = build.Artifact(kept(kind, lambda: build.build(of).program), of)
-    more = data(48)
-    starts = np.arange(0, 49, k)
-    filler = {spec.name: more[spec.name][:1] for spec in made.program.data}
-    inputs = {spec.name: more[spec.name] for spec in made.program.data}
-    rows = Rows(inputs, np.ones(48, bool), np.arange(48), starts, k, filler)
-    return Built(made, artifact, rows)
+    return Built(made, artifact, select.made_up(data(48), 48 // k, k))
 
 
 def plan(of: Built, **changed: Any) -> Plan:
     """Of three steps at rate 0.4, with noise that hides nothing."""
-    units, step_ = of.rows.units, of.artifact.step
-    each = step_.rows // step_.per_unit
-    made = Plan(
-        request_digest="0" * 64, model_digest="0" * 64, private=True, units=units, rate=0.4,
-        steps=3, clip=CLIP, normaliser=8.0, sensitivity=CLIP, noise_multiplier=1.0,
-        sigma=1.1 * CLIP, grid=GRID, microbatch=each, microbatches=-(-units // each),
-        events=(DpEvent(rate=0.4, noise_multiplier=1.0, steps=3),), delta_truncation=0.0,
-        delta_sampler=0.0,
-    )  # fmt: skip
-    return replace(made, **changed)
+    own = {"units": of.rows.units, "rate": 0.4, "steps": 3, "normaliser": 8.0, "sigma": 1.1 * CLIP}
+    return check.made_up(of.artifact.step, **own | changed)
 
 
 def spec(optimizer: Sgd | Adam, ema: float = 0.0) -> TrainSpec:
