@@ -32,7 +32,8 @@ from benchmarks.engine.workloads import BY_ID, CLIP, LEARNING_RATE, NOISE_MULTIP
 
 QUICK: Final = ("logreg", "mlp", "vgg9")
 ALL: Final = (*QUICK, "efficientnet_b0", "minilm")
-GRID: Final = 2.0**-24
+# Finer than a job's (2^-20 of its noise), so that what differs is not what rounding to it makes.
+GRID: Final = 2.0**-28
 ROUNDS: Final = 5
 SECONDS: Final = 1.5
 GHOST: Final = "opacus ghost"
