@@ -62,7 +62,41 @@ def texts(n: int) -> dict[str, Tensor]:
     return {"ids": torch.randint(40, (n, 6)), "target": torch.randint(3, (n,))}
 
 
-KINDS = {"images": (Images, images, 1), "texts": (Texts, texts, 2)}
+def logistic() -> nn.Module:
+    return nn.Linear(20, 4)
+
+
+def mlp() -> nn.Module:
+    layers = (nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+    return nn.Sequential(*layers)
+
+
+def vgg() -> nn.Module:
+    """As VGG-9, small."""
+    layers: list[nn.Module] = []
+    for i, o in ((3, 8), (8, 12)):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(o, o, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def pictures(n: int) -> dict[str, Tensor]:
+    return {"input" if name == "x" else name: t for name, t in images(n).items()}
+
+
+def numbers(n: int) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return {"input": torch.randn(n, 20), "target": torch.randint(4, (n,))}
+
+
+# By name: a model, its records, rows a unit.
+KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Tensor]], int]] = {
+    "images": (Images, images, 1),
+    "texts": (Texts, texts, 2),
+    "logistic": (logistic, numbers, 1),
+    "mlp": (mlp, numbers, 1),
+    "vgg": (vgg, pictures, 1),
+}
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:

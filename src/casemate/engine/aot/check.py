@@ -78,17 +78,24 @@ def change(artifact: Artifact, path: Batched, rows: Rows, key: bytes) -> torch.T
     return (path.program.flat - run(artifact, given).weights) * _NORMALISER
 
 
+def clipped(
+    artifact: Artifact, path: Batched, rows: Rows, key: bytes
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The artifact's clipped sum of all units, in grid steps (d,): the noise is taken off again."""
+    noise = np.zeros(path.program.dimension, dtype=np.int64)
+    add_gaussian(noise, key, 0, _NOISE)
+    made = change(artifact, path, rows, key).double() / artifact.step.grid
+    return made.numpy() - noise
+
+
 def agreement(artifact: Artifact, path: Batched, rows: Rows) -> Agreement:
     """On units of ``rows``, a microbatch a trial, in turn."""
     found, lengths, units, grid = [], [], path.shape.units, artifact.step.grid
     sums = path.sums(rows, artifact.step.clip, grid, units)
     for trial in range(_TRIALS):
         some = np.unique(np.arange(units * trial, units * (trial + 1)) % rows.units)
-        key = bytes([trial + 1]) * 32
-        exact = sums(some).numpy().copy()
-        noised = exact.copy()
-        add_gaussian(noised, key, 0, _NOISE)
-        off = change(artifact, path, subset(rows, some), key).double().numpy() / grid - noised
+        exact = sums(some).numpy()
+        off = clipped(artifact, path, subset(rows, some), bytes([trial + 1]) * 32) - exact
         lengths.append(max(float(np.linalg.norm(exact)), 1.0))
         found.append(float(np.linalg.norm(off)) / lengths[-1])
     return Agreement(tuple(found), math.sqrt(path.program.dimension) / 2.0 / min(lengths))
