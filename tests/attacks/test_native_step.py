@@ -34,17 +34,8 @@ def started(of: lab.Built, given: bytes) -> int:
 
 def job_with(of: lab.Built, **fields: object) -> bytes:
     """A job whose header says something else at these places."""
-    names = [
-        "magic", "steps", "units", "slots", "rows", "processes", "threshold", "all", "adam",
-        "flags", "chunk", "rows_bytes", "rate", "sigma", "normaliser", "delta", "epsilon",
-        "momentum",
-        "beta1", "beta2", "eps", "decay", "average", "sampling", "noise", "more", "rows_key",
-        "rows_prefix",
-    ]  # fmt: skip
-    whole = lab.job(of, lab.plan(of), TRAIN)
-    size = run._JOB.size
-    values = dict(zip(names, run._JOB.unpack(whole[:size]), strict=True)) | fields
-    return run._JOB.pack(*values.values()) + whole[size:]
+    whole, size = lab.job(of, lab.plan(of), TRAIN), run.JOB.itemsize
+    return run.packed_job(fields, whole[:size]) + whole[size:]
 
 
 def test_a_model_brings_a_call_that_opens_a_file(images: lab.Built, monkeypatch) -> None:
@@ -66,7 +57,7 @@ def test_rows_are_swapped_or_changed_on_the_way(images: lab.Built) -> None:
 
 def test_rows_are_cut_short(images: lab.Built) -> None:
     whole = lab.job(images, lab.plan(images), TRAIN)
-    for keep in (run._JOB.size - 1, run._JOB.size + 7, len(whole) // 2, len(whole) - 1):
+    for keep in (run.JOB.itemsize - 1, run.JOB.itemsize + 7, len(whole) // 2, len(whole) - 1):
         assert started(images, whole[:keep]) == 70
 
 

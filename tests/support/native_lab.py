@@ -8,18 +8,17 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from casemate.engine import native
+from casemate.engine import native, select
 from casemate.engine.aot import build, check, run, step
 from casemate.engine.rows import Rows
-from casemate.spec.job import Adam, Dp, DpEvent, Plan, Sgd, TrainSpec
+from casemate.spec.job import Adam, Dp, Plan, Sgd, TrainSpec
 from support.batched_lab import Lab, lab
 
 CLIP, GRID = 0.5, 2.0**-24
@@ -63,7 +62,41 @@ def texts(n: int) -> dict[str, Tensor]:
     return {"ids": torch.randint(40, (n, 6)), "target": torch.randint(3, (n,))}
 
 
-KINDS = {"images": (Images, images, 1), "texts": (Texts, texts, 2)}
+def logistic() -> nn.Module:
+    return nn.Linear(20, 4)
+
+
+def mlp() -> nn.Module:
+    layers = (nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+    return nn.Sequential(*layers)
+
+
+def vgg() -> nn.Module:
+    """As VGG-9, small."""
+    layers: list[nn.Module] = []
+    for i, o in ((3, 8), (8, 12)):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(o, o, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def pictures(n: int) -> dict[str, Tensor]:
+    return {"input" if name == "x" else name: t for name, t in images(n).items()}
+
+
+def numbers(n: int) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return {"input": torch.randn(n, 20), "target": torch.randint(4, (n,))}
+
+
+# By name: a model, its records, rows a unit.
+KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Tensor]], int]] = {
+    "images": (Images, images, 1),
+    "texts": (Texts, texts, 2),
+    "logistic": (logistic, numbers, 1),
+    "mlp": (mlp, numbers, 1),
+    "vgg": (vgg, pictures, 1),
+}
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
@@ -71,7 +104,8 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     engine = Path(build.__file__).parent.parent
     sources = sorted(p for p in engine.rglob("*") if p.suffix in (".py", ".cpp"))
     parts = [p.read_bytes() for p in (*sources, Path(__file__))]
-    parts += [torch.__version__.encode(), native.cpu_digest().encode(), native.version().encode()]
+    parts += [torch.__version__.encode(), native.cpu_digest().encode()]
+    parts.append(native.version(native._compiler()))
     key = hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:32]
     folder = Path(tempfile.gettempdir(), f"casemate-tests-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -110,26 +144,13 @@ def built(kind: str) -> Built:
     _, data, k = KINDS[kind]
     made, of = stepped(kind)
     artifact = build.Artifact(kept(kind, lambda: build.build(of).program), of)
-    more = data(48)
-    starts = np.arange(0, 49, k)
-    filler = {spec.name: more[spec.name][:1] for spec in made.program.data}
-    inputs = {spec.name: more[spec.name] for spec in made.program.data}
-    rows = Rows(inputs, np.ones(48, bool), np.arange(48), starts, k, filler)
-    return Built(made, artifact, rows)
+    return Built(made, artifact, select.made_up(data(48), 48 // k, k))
 
 
 def plan(of: Built, **changed: Any) -> Plan:
     """Of three steps at rate 0.4, with noise that hides nothing."""
-    units, step_ = of.rows.units, of.artifact.step
-    each = step_.rows // step_.per_unit
-    made = Plan(
-        request_digest="0" * 64, model_digest="0" * 64, private=True, units=units, rate=0.4,
-        steps=3, clip=CLIP, normaliser=8.0, sensitivity=CLIP, noise_multiplier=1.0,
-        sigma=1.1 * CLIP, grid=GRID, microbatch=each, microbatches=-(-units // each),
-        events=(DpEvent(rate=0.4, noise_multiplier=1.0, steps=3),), delta_truncation=0.0,
-        delta_sampler=0.0,
-    )  # fmt: skip
-    return replace(made, **changed)
+    own = {"units": of.rows.units, "rate": 0.4, "steps": 3, "normaliser": 8.0, "sigma": 1.1 * CLIP}
+    return check.made_up(of.artifact.step, **own | changed)
 
 
 def spec(optimizer: Sgd | Adam, ema: float = 0.0) -> TrainSpec:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from casemate.engine import native
-from casemate.engine.aot import build
+from casemate.engine.aot import build, doors
 from support.native_lab import kept
 
 TYPES = {v: k for k, v in build._TYPES.items()}
@@ -22,7 +24,8 @@ TABLE = """
 struct Input { int32_t type; int64_t dims, sizes[8], strides[8]; };
 struct Sum { int64_t tensor, entries; int32_t type; };
 """
-DOORS = """
+PARTS = ("tensors", "products", "convolutions", "attention", "doors", "gcm", "account", "exact")
+LAB = """
 extern "C" {
 int lab_open(const uint8_t *key, const uint8_t *nonce, uint8_t *data, uint64_t size) {
     return opened(cipher(key), nonce, data, size);
@@ -42,38 +45,16 @@ void lab_pair(const uint8_t *main, const uint8_t *more, uint64_t step, uint64_t 
 """
 
 
-def source(parts: tuple[str, ...], more: str = DOORS) -> str:
-    """runtime/main.cpp with these parts alone."""
-    whole = (build._HERE / "main.cpp").read_text()
-    for line in whole.splitlines():
-        if line.startswith('#include "'):
-            name = line.split('"')[1]
-            whole = whole.replace(
-                line, (build._HERE / name).read_text() if name[:-4] in parts else ""
-            )
-    return (
-        whole.replace("// TABLE", TABLE)
-        .replace("// NORMS", native._source("norms").decode())
-        .replace("// DOORS", "")
-        + more
-    )
-
-
-def headers() -> list[str]:
-    include = Path(torch.__file__).parent / "include"
-    return [f"-I{include}", f"-I{include}/torch/csrc/api/include"]
-
-
 @functools.cache
 def library() -> ctypes.CDLL:
-    text = source(("tensors", "products", "convolutions", "attention", "gcm", "account", "exact"))
+    text = build.runtime(TABLE, list(doors.STEP), PARTS) + LAB
     flags = [f for f in build.FLAGS if f not in ("-fPIE", "-O3")]
 
     def made() -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             for name, code in (("runtime", text), ("noise", native._source("noise").decode())):
                 subprocess.run(
-                    ["g++", *flags, "-O2", "-fPIC", *headers(), "-x", "c++", "-", "-c", "-o",
+                    ["g++", *flags, "-O2", "-fPIC", *build.headers(), "-x", "c++", "-", "-c", "-o",
                      f"{folder}/{name}.o"],
                     input=code.encode(), check=True,
                 )  # fmt: skip
@@ -130,3 +111,13 @@ def view(h: Any) -> torch.Tensor:
 
 def call(name: str, *arguments: Any) -> None:
     assert getattr(library(), f"aoti_torch_cpu_{name}")(*arguments) == 0
+
+
+def ends(f: Callable[[], object]) -> bool:
+    """Whether a child that calls ``f`` is stopped by a check of the runtime."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        f()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70

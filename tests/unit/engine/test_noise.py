@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from casemate.engine import keystream, native, noise
 
 KEYS = [bytes(32), b"\xff" * 32, bytes(range(32))]
-SOURCE = Path(native.__file__).parent / "noise.cpp"
+SOURCE = native._source("noise").decode()
 
 if noise._helper() is None:
     why = native.reason("noise") or "this CPU has no AES instructions"
@@ -36,7 +35,7 @@ def build(tmp_path, tmp_path_factory, monkeypatch):
     """Noise by a build of one's own: of a changed source, or by another compiler command."""
 
     def use(*changes, cxx=""):
-        source = SOURCE.read_text()
+        source = SOURCE
         for old, new in changes:
             assert source.count(old) == 1, old
             source = source.replace(old, new)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import re
 import subprocess
 import tempfile
@@ -76,6 +75,7 @@ _TYPES: Final = {
     torch.float64: 7, torch.bool: 11,
 }  # fmt: skip
 _SECONDS: Final = 900
+_TOOLS: Final = "Install g++ and binutils."
 
 
 def refuse(message: str, mend: str = "Train it with the runtime `engine`.") -> ModelError:
@@ -151,41 +151,50 @@ constexpr double CLIP = {step.clip.hex()}, GRID = {step.grid.hex()};
 """
 
 
-def runtime(step: Step, names: Sequence[str], results: Sequence[torch.Tensor]) -> str:
-    """The runtime's source for a step."""
-    text = (_HERE / "main.cpp").read_text()
-    text = re.sub(r'#include "(\w+\.cpp)"\n', lambda found: (_HERE / found[1]).read_text(), text)
+def runtime(table: str, names: Sequence[str], parts: Sequence[str] | None = None) -> str:
+    """The runtime's source, with doors to these kernels. parts: of these files alone (tests)."""
+
+    def part(found: re.Match[str]) -> str:
+        return (_HERE / f"{found[1]}.cpp").read_text() if parts is None or found[1] in parts else ""
+
+    text = re.sub(r'#include "(\w+)\.cpp"\n', part, (_HERE / "main.cpp").read_text())
     made = {
-        "TABLE": table(step, results),
+        "TABLE": table,
         "NORMS": native._source("norms").decode(),
         "DOORS": 'extern "C" {\n' + "\n".join(map(doors.definition, names)) + "\n}\n",
+        "AES": native._source("aes").decode(),
     }
     for name, source in made.items():
         text = text.replace(f"// {name}\n", source)
     return text
 
 
+def headers() -> list[str]:
+    """The compiler's flags for torch's headers, of which nothing is linked."""
+    include = Path(torch.__file__).parent / "include"
+    folders = [f"-I{include}", f"-I{include}/torch/csrc/api/include"]
+    return [*folders, "-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER"]
+
+
 def build(step: Step) -> Artifact:
     """Raises ``ModelError`` ``model.native`` for a step that cannot be compiled so, naming what is
-    in the way; ``UsageError`` where there is no compiler."""
+    in the way, and where there is no compiler."""
+    compiler = _compiler()
     text, names, results = generated(step)
-    include = Path(torch.__file__).parent / "include"
-    headers = [f"-I{include}", f"-I{include}/torch/csrc/api/include"]
-    headers += ["-DTORCH_INDUCTOR_CPP_WRAPPER", "-DSTANDALONE_TORCH_HEADER"]
     sources = {
-        "step": (text, ("-ffp-contract=off", *headers)),
-        "runtime": (runtime(step, names, results), headers),
+        "step": (text, ("-ffp-contract=off", *headers())),
+        "runtime": (runtime(table(step, results), names), headers()),
         "noise": (native._source("noise").decode(), ()),
     }
     with tempfile.TemporaryDirectory(prefix="casemate-") as folder:
         for name, (source, more) in sources.items():
-            _compile(folder, [*FLAGS, *more, "-x", "c++", "-", "-c", "-o", f"{name}.o"], source)
+            flags = [*FLAGS, *more, "-x", "c++", "-", "-c", "-o", f"{name}.o"]
+            _run([*compiler, *flags], source, folder)
         check_symbols(
             _symbols(folder, "step.o", "-u"), _symbols(folder, "runtime.o", "--defined-only")
         )
-        _compile(
-            folder, [*LINK, *(f"{name}.o" for name in sources), "-lquadmath", "-o", "made"], ""
-        )
+        objects = [f"{name}.o" for name in sources]
+        _run([*compiler, *LINK, *objects, "-lquadmath", "-o", "made"], "", folder)
         return Artifact(Path(folder, "made").read_bytes(), step)
 
 
@@ -196,20 +205,23 @@ def check_symbols(wanted: Sequence[str], have: Sequence[str]) -> None:
             raise refuse(f"The compiled step asks for {name!r}, which the runtime does not have.")
 
 
-def _compile(folder: str, arguments: Sequence[str], source: str) -> None:
-    command = [*native._compiler(), *arguments]
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TMPDIR": folder}
-    done = subprocess.run(
-        command, input=source.encode(), cwd=folder, env=environment, capture_output=True,
-        check=False, timeout=_SECONDS,
-    )  # fmt: skip
-    if done.returncode:
-        told = done.stderr.decode(errors="replace")[-2000:]
-        raise refuse(f"The compiler refused the step: {told}")
+def _compiler() -> list[str]:
+    try:
+        return native._compiler()
+    except FileNotFoundError as e:
+        raise refuse(f"There is {e}.", mend=_TOOLS) from None
+
+
+def _run(command: list[str], source: str, folder: str) -> str:
+    try:
+        return native._run(command, source.encode(), folder, _SECONDS).decode()
+    except subprocess.CalledProcessError as e:
+        told = e.stderr.decode(errors="replace")[-2000:]
+        raise refuse(f"The compiler refused the step: {told}") from None
+    except FileNotFoundError:
+        raise refuse(f"There is no {command[0]}.", mend=_TOOLS) from None
 
 
 def _symbols(folder: str, file: str, which: str) -> list[str]:
-    done = subprocess.run(
-        ["nm", which, "-P", file], cwd=folder, capture_output=True, check=True, text=True
-    )
-    return [line.split()[0] for line in done.stdout.splitlines() if line]
+    listed = _run(["nm", which, "-P", file], "", folder)
+    return [line.split()[0] for line in listed.splitlines() if line]

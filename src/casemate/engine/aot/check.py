@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from casemate.engine.aot.build import Artifact, refuse
 from casemate.engine.aot.run import job, run
+from casemate.engine.aot.step import Step
 from casemate.engine.batched import Batched
 from casemate.engine.noise import add_gaussian
 from casemate.engine.rows import Rows
@@ -48,16 +49,18 @@ class Agreement:
         return self.median <= AGREES + self.grid and max(self.differences) <= NEVER + self.grid
 
 
-def _plan(artifact: Artifact, units: int) -> Plan:
-    step = artifact.step
+def made_up(step: Step, units: int, **changed: Any) -> Plan:
+    """A plan for ``step`` of so many units that nobody asked for: one step of all of them, with
+    noise of two grid steps; ``changed`` are fields with other values."""
     sigma = _NOISE * step.grid
-    return Plan(
+    plan = Plan(
         request_digest="0" * 64, model_digest="0" * 64, private=True, units=units, rate=1.0,
         steps=1, clip=step.clip, normaliser=_NORMALISER, sensitivity=step.clip, sigma=sigma,
         noise_multiplier=sigma / step.clip, grid=step.grid, microbatch=step.rows // step.per_unit,
         microbatches=-(-units * step.per_unit // step.rows), delta_truncation=0.0,
         delta_sampler=0.0, events=(DpEvent(rate=1.0, noise_multiplier=1.0, steps=1),),
     )  # fmt: skip
+    return replace(plan, **changed)
 
 
 _TRAIN: Final = TrainSpec(
@@ -69,10 +72,20 @@ def change(artifact: Artifact, path: Batched, rows: Rows, key: bytes) -> torch.T
     """What one step of all units changes the weights by, float32 (d,), over ``_NORMALISER``: the
     noised sum."""
     names = [spec.name for spec in path.program.data]
-    plan = _plan(artifact, rows.units)
+    plan = made_up(artifact.step, rows.units)
     train = replace(_TRAIN, privacy=Dp(epsilon=1.0, delta=1e-5, clip=plan.clip))
     given = job(artifact, plan, train, rows, names, path.runner.inputs, key, float("inf"), 1e-5)
     return (path.program.flat - run(artifact, given).weights) * _NORMALISER
+
+
+def clipped(
+    artifact: Artifact, path: Batched, rows: Rows, key: bytes
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The artifact's clipped sum of all units, in grid steps (d,): the noise is taken off again."""
+    noise = np.zeros(path.program.dimension, dtype=np.int64)
+    add_gaussian(noise, key, 0, _NOISE)
+    made = change(artifact, path, rows, key).double() / artifact.step.grid
+    return made.numpy() - noise
 
 
 def agreement(artifact: Artifact, path: Batched, rows: Rows) -> Agreement:
@@ -81,11 +94,8 @@ def agreement(artifact: Artifact, path: Batched, rows: Rows) -> Agreement:
     sums = path.sums(rows, artifact.step.clip, grid, units)
     for trial in range(_TRIALS):
         some = np.unique(np.arange(units * trial, units * (trial + 1)) % rows.units)
-        key = bytes([trial + 1]) * 32
-        exact = sums(some).numpy().copy()
-        noised = exact.copy()
-        add_gaussian(noised, key, 0, _NOISE)
-        off = change(artifact, path, subset(rows, some), key).double().numpy() / grid - noised
+        exact = sums(some).numpy()
+        off = clipped(artifact, path, subset(rows, some), bytes([trial + 1]) * 32) - exact
         lengths.append(max(float(np.linalg.norm(exact)), 1.0))
         found.append(float(np.linalg.norm(off)) / lengths[-1])
     return Agreement(tuple(found), math.sqrt(path.program.dimension) / 2.0 / min(lengths))

@@ -1,9 +1,9 @@
 """The native kernels as operations of a graph, so that a compiler calls them by name.
 
 Each door of :mod:`casemate.engine.kernels.compiled` is one operation ``casemate::norms_NAME`` that
-makes what the door fills. Its C form is ``aoti_torch_cpu_norms_NAME`` (:func:`declarations`,
-:func:`definitions`), over tensors' handles as AOTInductor's C interface has them
-(torch/csrc/inductor/aoti_torch/c/shim.h).
+makes what the door fills. It has shapes alone: what computes is its C form,
+``aoti_torch_cpu_norms_NAME`` (:func:`declaration`, :func:`definition`), over tensors' handles as
+AOTInductor's C interface has them (torch/csrc/inductor/aoti_torch/c/shim.h).
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ def operations() -> dict[str, Any]:
     _kept.append(library)
     for name, takes in STEP.items():
         library.define(_schema(name, takes), tags=(torch.Tag.needs_exact_strides,))
-        library.impl(f"norms_{name}", functools.partial(_compute, name, takes), "CPU")
         library.impl(f"norms_{name}", functools.partial(_shapes, takes), "Meta")
     return {name: getattr(torch.ops.casemate, f"norms_{name}").default for name in STEP}
 
@@ -72,26 +71,12 @@ def operations() -> dict[str, Any]:
 _kept: list[Any] = []
 
 
-def _shapes(takes: str, *given: Any, device: str = "meta") -> Any:
+def _shapes(takes: str, *given: Any) -> Any:
     made = [
-        torch.empty(a if a is not None else [0], dtype=_MADE[kind], device=device)
+        torch.empty(a if a is not None else [0], dtype=_MADE[kind], device="meta")
         for kind, a in zip(takes, given, strict=True)
         if kind in _MADE
     ]
-    return made[0] if len(made) == 1 else tuple(made)
-
-
-def _compute(name: str, takes: str, *given: Any) -> Any:
-    """The operation on tensors of the CPU: what the compiled step does."""
-    made: list[torch.Tensor] = []
-    filled: list[Any] = []
-    for kind, a in zip(takes, given, strict=True):
-        if kind in _MADE:
-            made.append(torch.zeros(a if a is not None else [0], dtype=_MADE[kind]))
-            filled.append(made[-1] if a is not None else None)
-        else:
-            filled.append(compiled.packed(tuple(a)) if kind == "s" else a)
-    compiled._run(name, *filled)
     return made[0] if len(made) == 1 else tuple(made)
 
 

@@ -46,16 +46,11 @@ class Made:
             "rows_per_unit": made.per_unit,
             "ways": list(self.ways),
             "torch": torch.__version__,
-            "compiler": compiler(),
+            "compiler": native.version(native._compiler()).decode().splitlines()[0],
             "cpu": native.cpu_digest(),
             "machine": platform.machine(),
             "differs": self.agreement.median,
         }
-
-
-def compiler() -> str:
-    """The compiler's name and version, a line."""
-    return native.version().splitlines()[0]
 
 
 def make(

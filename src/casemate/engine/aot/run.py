@@ -19,7 +19,16 @@ from casemate.engine.train import slots
 from casemate.seal import stream
 from casemate.spec.job import Adam, Plan, Sgd, TrainSpec
 
-_JOB: Final = struct.Struct("<8s5Q2Q2Q2Q11d32s32s32s32s8s")
+# The head of what a run is given: ``Job`` in runtime/loop.cpp, field by field.
+JOB: Final = np.dtype(
+    [("magic", "V8")]
+    + [(name, "<u8") for name in ("steps", "units", "slots", "rows", "processes", "threshold",
+                                  "all", "adam", "flags", "chunk", "rows_bytes")]
+    + [(name, "<f8") for name in ("rate", "sigma", "normaliser", "delta", "epsilon", "momentum",
+                                  "beta1", "beta2", "eps", "decay", "average")]
+    + [(name, "V32") for name in ("sampling", "noise", "more", "rows_key")]
+    + [("rows_prefix", "V8")]
+)  # fmt: skip
 _RESULT: Final = struct.Struct("<8sQd")
 MAGIC: Final = b"CMNAT01\n"
 MADE: Final = b"CMNRES1\0"
@@ -72,30 +81,39 @@ def job(
     step, spec = artifact.step, train.optimizer
     if (plan.clip, plan.grid, plan.clipping) != (step.clip, step.grid, "flat") or not plan.private:
         raise refuse("The plan's clip is not the artifact's.")
-    adam = isinstance(spec, Adam)
     flags = int(isinstance(spec, Sgd) and spec.nesterov)
     flags |= 2 * int(isinstance(spec, Adam) and spec.decoupled)
     rows_key, header = os.urandom(stream.KEY_BYTES), stream.new_header()
-    opened = stream.opening(rows_key, header)
+    opening, prefix = stream.opening(rows_key, header)
     size = 8 * (rows.units + 1) + -(-len(rows.order) // 8) * 8
     size += (len(rows.order) + 1) * sum(rows.filler_of(n).nbytes for n in names)
     limit = sampling.threshold(plan.rate)
-    momentum = spec.momentum if isinstance(spec, Sgd) else 0.0
-    betas = (spec.beta1, spec.beta2, spec.eps) if isinstance(spec, Adam) else (0.0, 0.0, 0.0)
-    yield _JOB.pack(
-        MAGIC, plan.steps, plan.units, slots(plan), len(rows.order), processes,
-        min(limit, 2**64 - 1), int(limit == 2**64), int(adam), flags, stream.CHUNK, size,
-        plan.rate, plan.sigma, plan.normaliser, delta, epsilon,
-        momentum, *betas, spec.weight_decay, train.ema or 0.0,
-        keystream.subkey(key, sampling.PURPOSE), keystream.subkey(key, noise.PURPOSE),
-        keystream.subkey(key, noise.MORE), *opened,
-    )  # fmt: skip
+    head = {
+        "magic": MAGIC, "steps": plan.steps, "units": plan.units, "slots": slots(plan),
+        "rows": len(rows.order), "processes": processes, "threshold": min(limit, 2**64 - 1),
+        "all": limit == 2**64, "adam": isinstance(spec, Adam), "flags": flags,
+        "chunk": stream.CHUNK, "rows_bytes": size, "rate": plan.rate, "sigma": plan.sigma,
+        "normaliser": plan.normaliser, "delta": delta, "epsilon": epsilon,
+        "decay": spec.weight_decay, "average": train.ema or 0.0, "rows_key": opening,
+        "rows_prefix": prefix, "sampling": keystream.subkey(key, sampling.PURPOSE),
+        "noise": keystream.subkey(key, noise.PURPOSE), "more": keystream.subkey(key, noise.MORE),
+    }  # fmt: skip
+    own = ("beta1", "beta2", "eps") if isinstance(spec, Adam) else ("momentum",)
+    yield packed_job(head | {name: getattr(spec, name) for name in own})
     rates = [spec.lr * optim.factor(train.schedule, i, plan.steps) for i in range(plan.steps)]
     yield np.asarray(rates, dtype="<f8").tobytes()
     for name in list(step.inputs)[: step.trained + step.held]:
         yield memory(tensors[name])
     sealed = stream.encrypt_with(rows_key, header, packed_rows(rows, names))
     yield from sealed
+
+
+def packed_job(fields: Mapping[str, object], given: bytes = bytes(JOB.itemsize)) -> bytes:
+    """``given`` with these fields of :data:`JOB`."""
+    head = np.frombuffer(given, JOB).copy()
+    for name, value in fields.items():
+        head[name] = value
+    return head.tobytes()
 
 
 def memory(t: torch.Tensor) -> bytes:

@@ -73,10 +73,9 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, f"{type(e).__name__}: {e}"
 
 
-def version() -> str:
-    """What the compiler says of itself; ``FileNotFoundError`` where there is none."""
-    with tempfile.TemporaryDirectory(prefix="casemate-") as scratch:
-        return _run([*_compiler(), "--version"], b"", scratch).decode(errors="replace")
+def version(compiler: list[str]) -> bytes:
+    """What a compiler (a command's words) says of itself."""
+    return _run([*compiler, "--version"], b"", tempfile.gettempdir())
 
 
 def cpu_digest() -> str:
@@ -95,16 +94,17 @@ def _compiler() -> list[str]:
     for first, *others in [wanted] if wanted else [[name] for name in COMPILERS]:
         found = shutil.which(first)
         if found:
-            return [found, *others]
+            return [str(Path(found).absolute()), *others]
     raise FileNotFoundError(f"no C++ compiler ({' '.join(wanted) or ', '.join(COMPILERS)})")
 
 
-def _run(command: list[str], source: bytes, scratch: str) -> bytes:
-    """Standard output. Of the environment only the path, so that nothing unhashed has a say."""
+def _run(command: list[str], source: bytes, scratch: str, seconds: float = _BUILD_SECONDS) -> bytes:
+    """Standard output of a run in ``scratch``. Of the environment only the path, so that nothing
+    unhashed has a say."""
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TMPDIR": scratch}
     done = subprocess.run(
-        command, input=source, env=environment, capture_output=True, check=True,
-        timeout=_BUILD_SECONDS,
+        command, input=source, cwd=scratch, env=environment, capture_output=True, check=True,
+        timeout=seconds,
     )  # fmt: skip
     return done.stdout
 
@@ -148,8 +148,8 @@ def _ours(fd: int, forbidden: int, what: str) -> None:
 def _built(folder: int, compiler: list[str], source: bytes) -> str:
     """The built file's name in ``folder``."""
     with tempfile.TemporaryDirectory(prefix="casemate-") as scratch:
-        version = _run([*compiler, "--version"], b"", scratch)
-        parts = [source, "\0".join([*compiler, *FLAGS]).encode(), version, _cpu().encode()]
+        flags = "\0".join([*compiler, *FLAGS]).encode()
+        parts = [source, flags, version(compiler), _cpu().encode()]
         digests = b"".join(hashlib.sha256(part).digest() for part in parts)
         name = hashlib.sha256(digests).hexdigest() + ".so"
         if name in os.listdir(folder):

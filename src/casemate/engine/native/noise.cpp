@@ -26,10 +26,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AES__) && defined(__SSE4_1__)
-#include <immintrin.h>
-#define HAVE_AES 1
-#endif
+#include "aes.cpp"
 
 namespace {
 
@@ -142,36 +139,6 @@ bool round_block(Block& b, double scale, double sure) {
 }
 
 #ifdef HAVE_AES
-
-struct Schedule {
-  __m128i round[15];
-};
-
-inline __m128i spread(__m128i key) {  // each word xor all words before it
-  key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
-  key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
-  return _mm_xor_si128(key, _mm_slli_si128(key, 4));
-}
-
-// FIPS 197, section 5.2, for 256-bit keys.
-void expand(const uint8_t* key, Schedule* s) {
-  __m128i even = _mm_loadu_si128((const __m128i*)key);
-  __m128i odd = _mm_loadu_si128((const __m128i*)(key + 16));
-  s->round[0] = even;
-  s->round[1] = odd;
-#define EVEN(i, constant)                                                                      \
-  even = _mm_xor_si128(spread(even), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(odd, constant), \
-                                                       0xff));                                 \
-  s->round[i] = even;
-#define ODD(i)                                                                                \
-  odd = _mm_xor_si128(spread(odd),                                                            \
-                      _mm_shuffle_epi32(_mm_aeskeygenassist_si128(even, 0), 0xaa));           \
-  s->round[i] = odd;
-  EVEN(2, 0x01) ODD(3) EVEN(4, 0x02) ODD(5) EVEN(6, 0x04) ODD(7) EVEN(8, 0x08) ODD(9)
-  EVEN(10, 0x10) ODD(11) EVEN(12, 0x20) ODD(13) EVEN(14, 0x40)
-#undef EVEN
-#undef ODD
-}
 
 #if defined(__VAES__) && defined(__AVX512F__) && defined(__AVX512BW__)
 typedef __m512i Lanes;

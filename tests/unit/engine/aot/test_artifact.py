@@ -104,8 +104,9 @@ GENERATE = """
 import hashlib
 from support import native_lab
 from casemate.engine.aot import build
-text, names, results = build.generated(native_lab.stepped("images")[1])
-whole = text + build.runtime(native_lab.stepped("images")[1], names, results)
+step = native_lab.stepped("images")[1]
+text, names, results = build.generated(step)
+whole = text + build.runtime(build.table(step, results), names)
 print(hashlib.sha256(whole.encode()).hexdigest())
 """
 

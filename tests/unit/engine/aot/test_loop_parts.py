@@ -11,6 +11,7 @@ import pytest
 
 from casemate.accounting import rdp
 from casemate.engine import keystream, native, noise
+from casemate.engine.aot import build
 from casemate.seal import stream
 from casemate.spec.job import DpEvent
 from support import runtime_lab as lab
@@ -124,9 +125,9 @@ int main(int, char **given) {
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
     made = tmp_path_factory.mktemp("lock") / "locked"
-    text = lab.source(("tensors", "lock"), LOCKED)
+    text = build.runtime(lab.TABLE, [], ["tensors", "lock"]) + LOCKED
     subprocess.run(
-        [*native._compiler(), "-std=gnu++20", *lab.headers(), "-static-pie", "-fPIE",
+        [*native._compiler(), "-std=gnu++20", *build.headers(), "-static-pie", "-fPIE",
          "-march=native", "-x", "c++", "-", "-o", str(made)],
         input=text.encode(), check=True,
     )  # fmt: skip

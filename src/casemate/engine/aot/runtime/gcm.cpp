@@ -1,54 +1,21 @@
 // AES-256-GCM, to open only (NIST SP 800-38D), and the streams of casemate/seal/stream.py.
-// AES-NI and carry-less products: no table is looked at by a secret.
-
-#include <immintrin.h>
+// AES is native/aes.cpp's; hashing is by carry-less products: no table is looked at by a secret.
 
 namespace {
 
 struct Cipher {
-    __m128i round[15], h;   // FIPS 197; H, byte-reversed
+    Schedule aes;
+    __m128i h;   // byte-reversed
 };
 
-inline __m128i spread(__m128i key) {
-    key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
-    key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
-    return _mm_xor_si128(key, _mm_slli_si128(key, 4));
-}
-template <int C>
-inline __m128i even_round(__m128i even, __m128i odd) {
-    return _mm_xor_si128(spread(even), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(odd, C), 0xff));
-}
-inline __m128i odd_round(__m128i odd, __m128i even) {
-    return _mm_xor_si128(spread(odd), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(even, 0), 0xaa));
-}
 inline __m128i reversed(__m128i x) {
     return _mm_shuffle_epi8(x, _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-inline __m128i encrypted(const Cipher &c, __m128i x) {
-    x = _mm_xor_si128(x, c.round[0]);
-    for (int i = 1; i < 14; i++) x = _mm_aesenc_si128(x, c.round[i]);
-    return _mm_aesenclast_si128(x, c.round[14]);
 }
 
 Cipher cipher(const uint8_t *key) {
     Cipher c;
-    __m128i *k = c.round;
-    k[0] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(key));
-    k[1] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(key + 16));
-    k[2] = even_round<0x01>(k[0], k[1]);
-    k[3] = odd_round(k[1], k[2]);
-    k[4] = even_round<0x02>(k[2], k[3]);
-    k[5] = odd_round(k[3], k[4]);
-    k[6] = even_round<0x04>(k[4], k[5]);
-    k[7] = odd_round(k[5], k[6]);
-    k[8] = even_round<0x08>(k[6], k[7]);
-    k[9] = odd_round(k[7], k[8]);
-    k[10] = even_round<0x10>(k[8], k[9]);
-    k[11] = odd_round(k[9], k[10]);
-    k[12] = even_round<0x20>(k[10], k[11]);
-    k[13] = odd_round(k[11], k[12]);
-    k[14] = even_round<0x40>(k[12], k[13]);
-    c.h = reversed(encrypted(c, _mm_setzero_si128()));
+    expand(key, &c.aes);
+    c.h = reversed(encrypted(c.aes, _mm_setzero_si128()));
     return c;
 }
 
@@ -94,7 +61,7 @@ bool opened(const Cipher &c, const uint8_t *nonce, uint8_t *data, uint64_t size)
     const auto counter = [&](uint32_t n) {
         const uint32_t big = __builtin_bswap32(n);
         std::memcpy(block + 12, &big, 4);
-        return encrypted(c, _mm_loadu_si128(reinterpret_cast<const __m128i *>(block)));
+        return encrypted(c.aes, _mm_loadu_si128(reinterpret_cast<const __m128i *>(block)));
     };
     uint8_t tag[16];
     _mm_storeu_si128(reinterpret_cast<__m128i *>(tag), _mm_xor_si128(reversed(hash), counter(1)));

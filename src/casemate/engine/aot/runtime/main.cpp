@@ -23,6 +23,7 @@
 // DOORS
 #include "step.cpp"
 #include "lock.cpp"
+// AES
 #include "gcm.cpp"
 #include "account.cpp"
 #include "exact.cpp"
