@@ -8,7 +8,7 @@ from typing import NoReturn
 from casemate.graph.model import InputSpec, Size
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.errors import PlanError
-from casemate.spec.job import InputBinding, JobRequest
+from casemate.spec.job import Dp, InputBinding, JobRequest, TrainSpec, Views
 
 
 def _refuse(reason: str, message: str, mend: str, where: str = "") -> NoReturn:
@@ -40,7 +40,26 @@ def check_request(request: JobRequest, schemas: Sequence[DatasetSchema]) -> None
             f"Use a batch size of {units}.",
             "train.batch_size",
         )
+    if request.train.runtime == "native":
+        _check_native(request.train)
     check_schemas(schemas, request.inputs)
+
+
+def _check_native(train: TrainSpec) -> None:
+    """What no native step has, whatever the model (docs/native.md)."""
+    asked = train.privacy
+    for field, has, lacks in (
+        ("privacy", isinstance(asked, Dp), "trains with privacy alone"),
+        ("privacy", isinstance(asked, Dp) and asked.clipping == "flat", "has the flat clip alone"),
+        ("views", train.views == Views(), "has no views"),
+    ):
+        if not has:
+            _refuse(
+                "native",
+                f"The native step {lacks}.",
+                'Change that, or let the engine train: runtime="torch".',
+                f"train.{field}",
+            )
 
 
 def check_schemas(schemas: Sequence[DatasetSchema], bindings: Sequence[InputBinding]) -> None:

@@ -206,6 +206,7 @@ def receipt(
         log=log.key(store).origin,
         reserved=found.reserved,
         metrics=request.metrics,
+        artifact=quote.execution.artifact,
     )
     statement: dict[str, Json] = {
         "_type": STATEMENT_TYPE,

@@ -34,14 +34,14 @@ class CheckDataset:
     sandbox: tuple[str, ...] = ()
 
 
-@value("w-prepare/v1", later=("compile_seconds", "compiled", "sandbox", "released"))
+@value("w-prepare/v1", later=("compile_seconds", "compiled", "sandbox", "released", "ways"))
 class Prepare:
     """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model.
 
     compile_seconds: from then on no part of it is compiled. compiled: what the quote's execution
     says; ``None`` where there is no quote yet and the worker decides. sandbox: layers without
     which the worker takes no data. released: scalars of the one tensor that an evaluation may have
-    trained; ``None`` for a training."""
+    trained; ``None`` for a training. ways: of a native step, what the quote's execution says."""
 
     key: bytes
     model_digest: str
@@ -54,6 +54,7 @@ class Prepare:
     compiled: bool | None = None
     sandbox: tuple[str, ...] = ()
     released: int | None = None
+    ways: tuple[str, ...] = ()
 
 
 @value("w-dataset/v1")
@@ -149,7 +150,7 @@ class Checked:
     dataset: str
 
 
-@value("w-prepared/v1", later=("compiled", "result", "result_bytes"))
+@value("w-prepared/v1", later=("compiled", "result", "result_bytes", "artifact", "ways"))
 class Prepared:
     """What the plan needs to know of a model on this machine.
 
@@ -157,7 +158,8 @@ class Prepared:
     step's sum in gradient units before the grid's own rounding.
     dimension: number of trained scalars. compiled: whether compiling parts of the path was tried.
     result, result_bytes: of the result to come the digest of all before its first tensor, so of its
-    names and shapes, and its size. No other is taken.
+    names and shapes, and its size. No other is taken. artifact, ways: of a native step, as in
+    ``Execution``.
     """
 
     model_digest: str
@@ -174,6 +176,8 @@ class Prepared:
     compiled: bool = False
     result: str = ""
     result_bytes: int = 0
+    artifact: str = ""
+    ways: tuple[str, ...] = ()
 
 
 @value("w-locked/v1")

@@ -41,13 +41,14 @@ class Guarantee:
     statement: str
 
 
-@value("receipt/v2", later=("metrics",))
+@value("receipt/v2", later=("metrics", "artifact"))
 class Receipt:
     """The predicate of the in-toto statement whose subject is the released weights; of an
     evaluation, the vector of its ``metrics`` (``spec.job.JobRequest``).
 
     ``log`` is the origin of the log in which the job was reserved at place ``reserved`` and whose
-    commit entry commits to this receipt; ``simulated`` lists what was simulated (P12).
+    commit entry commits to this receipt; ``simulated`` lists what was simulated (P12);
+    ``artifact`` is ``sha256:`` of the native step that trained, "" for the engine.
     """
 
     job: str
@@ -65,6 +66,11 @@ class Receipt:
     log: str
     reserved: int
     metrics: tuple[Metric, ...] = ()
+    artifact: str = ""
+
+    def __post_init__(self) -> None:
+        if self.artifact and not re.fullmatch("sha256:[0-9a-f]{64}", self.artifact):
+            raise ValueError("the artifact is not sha256: and 64 hex digits")
 
 
 @value("receipt-bundle/v2")

@@ -78,7 +78,7 @@ _TYPES: Final = {
 _SECONDS: Final = 900
 
 
-def refuse(message: str, mend: str = "Train it with the runtime `engine`.") -> ModelError:
+def refuse(message: str, mend: str = 'Let the engine train: runtime="torch".') -> ModelError:
     return ModelError("model.native", message, mend=mend)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -73,6 +74,18 @@ def change(artifact: Artifact, path: Batched, rows: Rows, key: bytes) -> torch.T
     train = replace(_TRAIN, privacy=Dp(epsilon=1.0, delta=1e-5, clip=plan.clip))
     given = job(artifact, plan, train, rows, names, path.runner.inputs, key, float("inf"), 1e-5)
     return (path.program.flat - run(artifact, given).weights) * _NORMALISER
+
+
+def seconds(artifact: Artifact, path: Batched, rows: Rows, steps: int) -> float:
+    """Of a run of so many steps of all units."""
+    names = [spec.name for spec in path.program.data]
+    plan = replace(_plan(artifact, rows.units), steps=steps)
+    begun = time.perf_counter()
+    given = job(
+        artifact, plan, _TRAIN, rows, names, path.runner.inputs, bytes(32), float("inf"), 1e-5
+    )
+    run(artifact, given)
+    return time.perf_counter() - begun
 
 
 def agreement(artifact: Artifact, path: Batched, rows: Rows) -> Agreement:
