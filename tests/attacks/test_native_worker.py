@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -126,11 +127,12 @@ def test_a_program_that_died_before_its_job_came(ready: Any) -> None:
 
 
 PARENT = """
-import sys, time
+import subprocess, sys, time
 from pathlib import Path
 from casemate.engine.aot import run
 process = run.started(Path(sys.argv[1]).read_bytes())
-print(process.pid, flush=True)
+other = subprocess.Popen(["sleep", "600"], pass_fds=[process.stdin.fileno()])
+print(process.pid, other.pid, flush=True)
 time.sleep(600)
 """
 
@@ -143,10 +145,7 @@ def test_a_program_does_not_outlive_its_worker(tmp_path: Path) -> None:
         [sys.executable, "-c", PARENT, str(tmp_path / "step")], stdout=subprocess.PIPE
     )
     assert worker.stdout is not None
-    child = int(worker.stdout.readline())
-    held = os.open(
-        f"/proc/{child}/fd/0", os.O_WRONLY
-    )  # so that its end is not by that of its input
+    child, other = map(int, worker.stdout.readline().split())
     worker.kill()
     worker.wait()
     try:
@@ -158,7 +157,7 @@ def test_a_program_does_not_outlive_its_worker(tmp_path: Path) -> None:
         else:
             pytest.fail("it is still there")
     finally:
-        os.close(held)
+        os.kill(other, signal.SIGKILL)
 
 
 # What a worker may say of a native step, and what a job may ask of one.

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import casemate as cm
 from casemate.client.enclave import Enclave
-from casemate.client.jobs import Run
-from support.server import Party, RunningServer, mlp
+from casemate.client.jobs import QuoteView, Run
+from casemate.graph import pack
+from casemate.spec.errors import CasemateError
+from support.server import Party, RunningServer, mlp, start
 
 pytestmark = pytest.mark.e2e
 
-PRIVACY = cm.DP(epsilon=3.0, delta=1e-3)
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[RunningServer]:
+    """Compilers of a busy machine take their time."""
+    with start(folder / "state", limits={"prepare_seconds": 900.0}) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def enclave(server: RunningServer, scientist: Party):
+def enclave(server: RunningServer, scientist: Party) -> Iterator[Enclave]:
     with cm.connect(server.url, trust=server.trust, identity=scientist.identity) as made:
         yield made
 
@@ -29,25 +43,86 @@ def model(folder: Path) -> Path:
     return folder / "model.cmm"
 
 
-def asked(enclave: Enclave, model: Path, dataset: str, **more: Any) -> Any:
-    given = {"dp": PRIVACY, "batch_size": 32, "steps": 30, "optimizer": "sgd", "lr": 0.5}
-    return enclave.quote(str(model), [dataset], runtime="native", **(given | more))
+@pytest.fixture(scope="module")
+def dataset(owner: Party) -> str:
+    return owner.push(96).dataset
+
+
+def asked(enclave: Enclave, model: Path, dataset: str, **more: Any) -> QuoteView:
+    given = {"dp": cm.DP(3.0, 1e-3), "steps": 30, "optimizer": "sgd", "lr": 0.5}
+    return enclave.quote(str(model), [dataset], batch_size=32, runtime="native", **(given | more))
 
 
 @pytest.fixture(scope="module")
-def run(enclave: Enclave, owner: Party, model: Path) -> Run:
-    quote = asked(enclave, model, owner.push(96).dataset)
-    assert quote.quote.path[0] == quote.quote.execution.path == "native"
-    assert quote.quote.execution.artifact in str(quote)
+def run(enclave: Enclave, model: Path, dataset: str) -> Run:
+    quote = asked(enclave, model, dataset)
+    said = quote.quote.execution
+    assert quote.quote.path[0] == said.path == "native" and said.artifact in str(quote)
     return enclave.submit(quote).watch(progress=False)
 
 
-def test_the_receipt_names_the_program_that_trained(run: Run) -> None:
-    weights = run.weights()
-    assert {n: w.shape for n, w in weights.items()} == {
-        "w0": (8, 4), "b0": (8,), "w1": (2, 8), "b1": (2,)
-    }  # fmt: skip
+def test_it_trains_and_the_receipt_names_the_program(run: Run, enclave: Enclave) -> None:
+    weights, (_, before) = run.weights(), pack.unpack(mlp().data)
+    assert weights.keys() == before.keys()
+    for name, (info, view) in before.items():
+        assert weights[name].shape == info.shape and np.isfinite(weights[name]).all()
+        assert (weights[name].reshape(-1) != np.frombuffer(view, np.float32)).any()
     found = run.receipt
-    assert found.receipt.artifact.startswith("sha256:")
-    assert found.receipt.plan.steps == 30 and found.receipt.guarantee.private
-    assert f"native step  unchecked  {found.receipt.artifact}"[:40] in " ".join(str(found).split())
+    quote = enclave.jobs.quote(found.receipt.quote_digest).quote
+    assert found.receipt.artifact == quote.execution.artifact
+    (check,) = (c for c in found.checks if c.name == "native step")
+    assert check.state == "unchecked" and found.receipt.artifact in check.found
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"dp": cm.NonPrivate("all owners agree to this")}, "plan.native"),
+        ({"dp": cm.DP(3.0, 1e-3, clipping="automatic")}, "plan.native"),
+        ({"views": 4}, "plan.native"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_at_the_quote(
+    more: dict[str, Any], code: str, enclave: Enclave, model: Path, dataset: str
+) -> None:
+    with pytest.raises(CasemateError) as refused:
+        asked(enclave, model, dataset, **more)
+    assert refused.value.code == code and 'runtime="torch"' in refused.value.mend
+
+
+def build(server: RunningServer, scientist: Party, folder: Path, *more: str) -> Any:
+    """``casemate native build`` in a process of its own, as a person runs it."""
+    scientist.identity.save(identity := folder / "scientist.json")
+    trust = f"simulated:{server.facts['root']}"
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "casemate", "native", "build", *more,
+         "--model", str(folder / "model.cmm"), "--out", str(folder / "step"),
+         "--enclave", server.url, "--trust", trust, "--identity", str(identity),
+         "--format", "json"],
+        env={**os.environ, "CASEMATE_HOME": str(folder / "home")}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.full
+def test_an_auditor_makes_the_very_program_again(
+    run: Run, server: RunningServer, scientist: Party, folder: Path
+) -> None:
+    done = build(server, scientist, folder, run.job)
+    assert done.returncode == 0, done.stderr
+    made = hashlib.sha256((folder / "step").read_bytes()).hexdigest()
+    assert f"sha256:{made}" == run.receipt.receipt.artifact
+    assert json.loads(done.stdout) == json.loads((folder / "step.json").read_text())
+    assert json.loads(done.stdout)["artifact"] == made
+
+
+@pytest.mark.full
+def test_a_manifest_of_another_program_is_told(
+    run: Run, server: RunningServer, scientist: Party, folder: Path
+) -> None:
+    digest = run.receipt.receipt.quote_digest
+    ways = ["rank-one", "formed"] * 2
+    (folder / "other.json").write_text(json.dumps({"artifact": "0" * 64, "ways": ways}))
+    done = build(server, scientist, folder, digest, "--like", str(folder / "other.json"))
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["error"]["code"] == "usage.native-differs"

@@ -21,7 +21,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     """A manifest that an earlier build has written. Raises ``UsageError`` ``usage.file``."""
     try:
         found = json.loads(path.read_text())
-        good = isinstance(found["artifact"], str) and all(isinstance(w, str) for w in found["ways"])
+        good = isinstance(found["artifact"], str) and isinstance(found["ways"], list)
+        good = good and all(isinstance(way, str) for way in found["ways"])
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
