@@ -21,7 +21,8 @@ from casemate.graph import pack
 from casemate.spec.errors import CasemateError
 from support.server import Party, RunningServer, mlp, start
 
-pytestmark = pytest.mark.e2e
+# A worker yields to all else, and a compiler is most of this.
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,6 @@ def build(server: RunningServer, scientist: Party, folder: Path, *more: str) -> 
     )  # fmt: skip
 
 
-@pytest.mark.full
 def test_an_auditor_makes_the_very_program_again(
     run: Run, server: RunningServer, scientist: Party, folder: Path
 ) -> None:
@@ -116,7 +116,6 @@ def test_an_auditor_makes_the_very_program_again(
     assert json.loads(done.stdout)["artifact"] == made
 
 
-@pytest.mark.full
 def test_a_manifest_of_another_program_is_told(
     run: Run, server: RunningServer, scientist: Party, folder: Path
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,6 +200,18 @@ def rows_of(of: worker_lab.Job, ready: Ready, run: Run) -> Rows:
     fd = engine_lab.sealed_fd(worker_lab.KEY, of.wire)
     table = dataset.load(d.dataset, d.schema, d.key, d.salt, fd)
     return assemble(of.prepare.schemas, [table], ready.program.data, of.prepare.inputs)
+
+
+def ended(process: int) -> None:
+    """Waits until a process has ended, whoever asks how."""
+    stat = Path(f"/proc/{process}/stat")
+    for _ in range(400):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.05)
+                continue
+        return
+    raise AssertionError(f"process {process} is still there")
 
 
 __all__ = ["CLIP", "GRID", "Built", "built", "check", "job", "plan", "spec", "trained"]

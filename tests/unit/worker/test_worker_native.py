@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,40 @@ def test_the_limit_is_above_the_programs_own_account(of, ready, step) -> None:
     found = native.answered(step, given, ready.program.dimension)
     assert found.steps == message.plan.steps
     assert 0 < found.epsilon <= limit < 1.1 * epsilon
+
+
+# A worker as it is, but for the compiler's work, which was done before it was shut in.
+BUILT = """
+import sys
+from pathlib import Path
+from casemate.engine.aot import build
+from casemate.worker import __main__
+program = Path(sys.argv.pop(1)).read_bytes()
+build.build = lambda step: build.Artifact(program, step)
+sys.exit(__main__.main())
+"""
+
+
+def test_a_worker_that_is_shut_in_trains_by_it(of, ready, prepared, tmp_path) -> None:
+    (tmp_path / "step").write_bytes(prepared[1].made.artifact.program)
+    with worker_lab.worker(program=["-c", BUILT, str(tmp_path / "step")]) as (sock, process):
+        said = worker_lab.ask(sock, of.prepare, lab.sealed_fd(worker_lab.KEY, of.model))
+        assert (said.artifact, said.ways) == (ready.prepared.artifact, ready.prepared.ways)
+        assert {"seccomp", "no-import", "rlimits"} <= set(worker_lab.answer(sock).layers)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (child,) = children
+        held = Path(f"/proc/{child}/status").read_text()
+        for line in ("Seccomp:\t2", "NoNewPrivs:\t1", "Threads:\t1", "CapEff:\t" + "0" * 16):
+            assert line in held
+        result = os.memfd_create("result")
+        kept = os.dup(result)
+        message = native_lab.run_of(of, ready)
+        done = worker_lab.ask(sock, message, lab.sealed_fd(worker_lab.KEY, of.wire), result)
+        assert done.bytes == ready.prepared.result_bytes
+        found = tensors.load(os.pread(kept, done.bytes, 0))
+        assert found.keys() == ready.program.result().keys()
+        assert process.wait(60) == 0
+        native_lab.ended(int(child))
 
 
 @pytest.mark.parametrize("kept", [True, False])
