@@ -50,8 +50,8 @@ def dataset(owner: Party) -> str:
 
 
 def asked(enclave: Enclave, model: Path, dataset: str, **more: Any) -> QuoteView:
-    given = {"dp": cm.DP(3.0, 1e-3), "steps": 30, "optimizer": "sgd", "lr": 0.5}
-    return enclave.quote(str(model), [dataset], batch_size=32, runtime="native", **(given | more))
+    given = {"dp": cm.DP(3.0, 1e-3), "steps": 30, "lr": 0.5, "runtime": "native"}
+    return enclave.quote(str(model), [dataset], batch_size=32, optimizer="sgd", **(given | more))
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,26 @@ def test_what_it_cannot_do_is_refused_at_the_quote(
     assert refused.value.code == code and 'runtime="torch"' in refused.value.mend
 
 
-def build(server: RunningServer, scientist: Party, folder: Path, *more: str) -> Any:
+def test_a_worker_that_did_not_quote_makes_the_same(
+    run: Run, enclave: Enclave, model: Path, dataset: str
+) -> None:
+    """One worker at most waits for its job: that of the last quote."""
+    quote = asked(enclave, model, dataset, steps=20)
+    later = asked(enclave, model, dataset, runtime="torch")
+    assert later.quote.execution.artifact == "" and later.quote.path[0] == "graph"
+    found = enclave.submit(quote).watch(progress=False).receipt.receipt
+    assert found.artifact == quote.quote.execution.artifact
+    assert found.artifact != run.receipt.receipt.artifact  # other steps, another noise and grid
+
+
+@pytest.fixture(scope="module")
+def identity(scientist: Party, folder: Path) -> Path:
+    scientist.identity.save(folder / "scientist.json")
+    return folder / "scientist.json"
+
+
+def build(server: RunningServer, identity: Path, folder: Path, *more: str) -> Any:
     """``casemate native build`` in a process of its own, as a person runs it."""
-    scientist.identity.save(identity := folder / "scientist.json")
     trust = f"simulated:{server.facts['root']}"
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "casemate", "native", "build", *more,
@@ -106,9 +123,9 @@ def build(server: RunningServer, scientist: Party, folder: Path, *more: str) -> 
 
 
 def test_an_auditor_makes_the_very_program_again(
-    run: Run, server: RunningServer, scientist: Party, folder: Path
+    run: Run, server: RunningServer, identity: Path, folder: Path
 ) -> None:
-    done = build(server, scientist, folder, run.job)
+    done = build(server, identity, folder, run.job)
     assert done.returncode == 0, done.stderr
     made = hashlib.sha256((folder / "step").read_bytes()).hexdigest()
     assert f"sha256:{made}" == run.receipt.receipt.artifact
@@ -117,11 +134,11 @@ def test_an_auditor_makes_the_very_program_again(
 
 
 def test_a_manifest_of_another_program_is_told(
-    run: Run, server: RunningServer, scientist: Party, folder: Path
+    run: Run, server: RunningServer, identity: Path, folder: Path
 ) -> None:
     digest = run.receipt.receipt.quote_digest
     ways = ["rank-one", "formed"] * 2
     (folder / "other.json").write_text(json.dumps({"artifact": "0" * 64, "ways": ways}))
-    done = build(server, scientist, folder, digest, "--like", str(folder / "other.json"))
+    done = build(server, identity, folder, digest, "--like", str(folder / "other.json"))
     assert done.returncode == 2
     assert json.loads(done.stderr)["error"]["code"] == "usage.native-differs"

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -86,7 +87,7 @@ def prepared(
     if ready.fast is None:
         raise ModelError(
             "model.native",
-            f"The native step is the path graph's, which this model does not take: "
+            "The native step is the path graph's, which this model does not take: "
             f"{'; '.join(found.path)[:300]}.",
             mend='Let the engine train: runtime="torch".',
         )
@@ -112,6 +113,12 @@ def prepared(
     )
     process = run.started(made.artifact.program)
     return replace(ready, prepared=said), Native(made, process)
+
+
+def leave(of: Native) -> None:
+    """The kernel takes the process away when it ends: a worker that is locked may not ask how."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    of.process.returncode = 0
 
 
 @contextlib.contextmanager
@@ -153,7 +160,7 @@ def trained(
     artifact = of.made.artifact
     given = run.job(artifact, plan, spec, rows, names, artifact.step.inputs, key, limit, delta)
     got = answered(of, given, program.dimension)
-    if got.steps != plan.steps or not 0 < got.epsilon <= limit:
+    if got.steps != plan.steps or not 0 <= got.epsilon <= limit:
         raise _broken(f"took {got.steps} steps of {plan.steps}")
     if not bool(torch.isfinite(got.weights).all()):
         raise _broken("trained weights that are no numbers")

@@ -69,8 +69,8 @@ def serve(sock: socket.socket, entered: Entered) -> int:
             serving.serve(sock, message, called)
         assert isinstance(message, Prepare)
         ready, step = _prepare(message, fds[0])
-        if step is not None:  # once locked, a worker may not ask how a process ended
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        if step is not None:
+            native.leave(step)
         frames.send(sock, ready.prepared)
         phase = "lock"
         layers = _shut_in(
