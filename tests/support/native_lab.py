@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from casemate.engine import native, select
 from casemate.engine.aot import build, check, run, step
-from casemate.engine.rows import Rows
+from casemate.engine.aot.step import Step
+from casemate.engine.prepare import Ready
+from casemate.engine.rows import Rows, assemble
+from casemate.plan.compile import constants
 from casemate.spec.job import Adam, Dp, Plan, Sgd, TrainSpec
+from casemate.spec.messages import Run
+from casemate.worker import dataset, session
+from casemate.worker import native as worker
+from support import engine_lab, worker_lab
 from support.batched_lab import Lab, lab
 
 CLIP, GRID = 0.5, 2.0**-24
@@ -169,6 +179,60 @@ def job(of: Built, plan_: Plan, train: TrainSpec, rows: Rows | None = None, key:
 
 def trained(of: Built, *args: Any, **kwargs: Any) -> run.Trained:
     return run.run(of.artifact, iter([job(of, *args, **kwargs)]))
+
+
+WAYS = ("rank-one", "formed", "rank-one", "formed")
+
+
+def worker_job(**more: Any) -> worker_lab.Job:
+    """A job on the worker's small MLP that the native step trains."""
+    made = worker_lab.job(runtime="native", clip=CLIP, **more)
+    prepare = replace(made.prepare, compile_seconds=3600.0, ways=WAYS)
+    return replace(made, prepare=prepare)
+
+
+def prepared(of: worker_lab.Job) -> tuple[Ready, worker.Native]:
+    """Phase ``prepare`` of it in this process, but for the compiler's work, which is done once."""
+    built = build.build
+
+    def once(step: Step) -> build.Artifact:
+        name = f"worker-{step.clip}-{step.grid}-{step.rows}"
+        return build.Artifact(kept(name, lambda: built(step).program), step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build", once)
+        ready, made = session._prepare(of.prepare, engine_lab.sealed_fd(worker_lab.KEY, of.model))
+    assert made is not None
+    return ready, made
+
+
+def run_of(of: worker_lab.Job, ready: Ready, **more: Any) -> Run:
+    """The message that runs it, with the plan that was prepared for."""
+    message, said = of.prepare, ready.prepared
+    plan = constants(message.train, message.schemas, said)
+    asked = worker_lab.run_of(of, said)
+    execution = replace(asked.execution, artifact=said.artifact, ways=said.ways)
+    return replace(asked, plan=replace(plan, **more), execution=execution)
+
+
+def rows_of(of: worker_lab.Job, ready: Ready, run: Run) -> Rows:
+    """As a worker assembles them."""
+    (d,) = run.datasets
+    fd = engine_lab.sealed_fd(worker_lab.KEY, of.wire)
+    table = dataset.load(d.dataset, d.schema, d.key, d.salt, fd)
+    return assemble(of.prepare.schemas, [table], ready.program.data, of.prepare.inputs)
+
+
+def ended(process: int) -> None:
+    """Waits until a process has ended, whoever asks how."""
+    stat = Path(f"/proc/{process}/stat")
+    for _ in range(400):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.05)
+                continue
+        return
+    raise AssertionError(f"process {process} is still there")
 
 
 __all__ = ["CLIP", "GRID", "Built", "built", "check", "job", "plan", "spec", "trained"]

@@ -41,13 +41,15 @@ FEATURES, CLASSES, ROWS = 4, 2, 40
 
 
 @contextlib.contextmanager
-def worker(threads: str = "1") -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    """A process that is ready."""
+def worker(
+    threads: str = "1", program: Sequence[str] = ("-m", "casemate.worker")
+) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+    """A process that is ready. program: Python's arguments before the socket's number."""
     ours, theirs = socket.socketpair()
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")}
     with tempfile.TemporaryDirectory() as scratch:
         process = subprocess.Popen(
-            [sys.executable, "-m", "casemate.worker", str(theirs.fileno())],
+            [sys.executable, *program, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**env, "OMP_NUM_THREADS": threads, "TMPDIR": scratch},
         )

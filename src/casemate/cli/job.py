@@ -115,6 +115,13 @@ inputs_option = click.option(
     default=True,
     help="Whether layers in training mode drop out; for a Python model.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["torch", "native"]),
+    default="torch",
+    show_default=True,
+    help="What trains: the engine, or a program made for this quote (docs/native.md).",
+)
 @click.option("--batch-size", type=int, required=True, help="Expected units in a step.")
 @click.option("--epochs", type=float, help="Passes over all units of all datasets.")
 @click.option("--steps", type=int, help="Or: the number of steps.")

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
-READ_SECONDS: Final = 120.0
+# An answer may take what a server gives to looking at a model (prepare_seconds), and a little more.
+READ_SECONDS: Final = 330.0
 ATTEMPTS: Final = 4
 MAX_ATTESTATION: Final = 8 << 20
 MAX_BODY: Final = canonical.MAX_BYTES

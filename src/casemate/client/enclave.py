@@ -29,6 +29,7 @@ from casemate.spec.job import (
     Metric,
     NonPrivate,
     Quote,
+    Runtime,
     Submission,
     TrainSpec,
     Views,
@@ -146,6 +147,7 @@ class Enclave:
         views: int | Views | None = None,
         dropout: bool = True,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
+        runtime: Runtime = "torch",
     ) -> QuoteView:
         """What training ``model`` over ``datasets`` would cost; no data is touched.
 
@@ -159,6 +161,8 @@ class Enclave:
         last ones, 0 for none. ``views``: a row's gradient is the mean over so many views of it, or
         over ``cm.Views(16, flip=True, crop=4)``. ``dropout``: layers in training mode drop out;
         ``False`` leaves it out. ``inputs`` names the columns of each input where names do not say.
+        ``runtime``: ``"native"`` trains by a program made for this quote alone, without Python and
+        torch in memory (docs/native.md); the quote and the receipt name its digest.
         Raises ``ModelError``, ``PlanError`` or ``PolicyError`` before anything is spent.
         """
         infos = self._infos(datasets)
@@ -174,6 +178,7 @@ class Enclave:
             schedule=models.schedule(schedule, count),
             ema=float(ema),
             views=models.views(views),
+            runtime=runtime,
         )
         return self._ask(infos, exported, train)
 

@@ -115,6 +115,7 @@ class QuoteView:
             else ("steps", f"{plan.steps}, each on {plan.rate:.2%} of {plan.units} units"),
             ("noise", _noise(plan)),
             ("parameters", quote.parameters),
+            *([("native step", artifact)] if (artifact := quote.execution.artifact) else ()),
             ("time", f"about {quote.seconds:.0f} s"),
             ("memory", f"about {quote.bytes / 2**20:.0f} MiB"),
         ]

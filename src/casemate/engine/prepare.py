@@ -132,7 +132,7 @@ def prepare(
     # and sum.
     least = checked.saved_bytes + checked.workspace_bytes + checked.fixed_bytes
     least += 16 * checked.dimension
-    _require_memory(least + row_bytes, memory_bytes)
+    require_memory(least + row_bytes, memory_bytes)
     weights = weights_of(view)
     check_generator(train, units, checked.dimension)
     program = Program(graph, weights)
@@ -149,7 +149,7 @@ def prepare(
     took, why = _by_graph(asked, checked, compiling, begun) if path != "record" else (None, ())
     if took is None:
         took = _by_record(asked, checked, why)
-    _require_memory(took.bytes, memory_bytes)
+    require_memory(took.bytes, memory_bytes)
     head, result_bytes = _result(program)
     prepared = Prepared(
         model_digest=model_digest,
@@ -269,7 +269,7 @@ def _by_graph(
     step = _step_time(program, train, asked.units)
     microbatches = train.steps * -(-count // fast.shape.units)
     # The process has done by now all that a run does, but for its rows.
-    needed = _resident() + asked.row_bytes + kept_bytes
+    needed = resident() + asked.row_bytes + kept_bytes
     tried = select.compile_(
         fast, asked.samples, compiling, compiling.seconds - (time.monotonic() - begun),
         microbatches, slot, asked.memory_bytes - needed,
@@ -277,9 +277,9 @@ def _by_graph(
     if fast.fused is not None:
         slot, prefix = select.times(fast, asked.samples, train.views)
         lines = (*lines, str(fast.fused))
-        needed = _resident() + asked.row_bytes + kept_bytes
+        needed = resident() + asked.row_bytes + kept_bytes
     elif tried:  # in the background, with a microbatch's values
-        needed = _resident() + asked.row_bytes + kept_bytes + select.COMPILER_BYTES
+        needed = resident() + asked.row_bytes + kept_bytes + select.COMPILER_BYTES
     clipped = train.privacy.clip if isinstance(train.privacy, Dp) else 0.0
     took = _Took(
         slot, step, prefix, needed, asked.keep, ETA, ROUNDING * clipped, lines, fast, tried
@@ -290,11 +290,11 @@ def _by_graph(
 def _by_record(asked: _Asked, checked: graph_check.Checked, why: tuple[str, ...]) -> _Took:
     """The path ``record``. why: the lines that say so. Raises ``LimitError``."""
     program, train = asked.program, asked.train
-    needed = _resident() + asked.row_bytes + asked.state_bytes
+    needed = resident() + asked.row_bytes + asked.state_bytes
     needed += checked.saved_bytes * 3 + checked.workspace_bytes
     keep = asked.keep and needed + asked.kept_bytes <= asked.memory_bytes
     needed += asked.kept_bytes if keep else 0
-    _require_memory(needed, asked.memory_bytes)
+    require_memory(needed, asked.memory_bytes)
     slot, whole = _times(program, asked.samples, keep, asked.each // train.views.count, train.views)
     return _Took(
         slot, _step_time(program, train, asked.units), whole - slot / asked.each, needed, keep,
@@ -302,7 +302,8 @@ def _by_record(asked: _Asked, checked: graph_check.Checked, why: tuple[str, ...]
     )  # fmt: skip
 
 
-def _require_memory(needed: int, there: int) -> None:
+def require_memory(needed: int, there: int) -> None:
+    """Raises ``LimitError`` ``limit.memory``. Both in bytes."""
     if needed > there:
         raise LimitError(
             "limit.memory",
@@ -311,7 +312,7 @@ def _require_memory(needed: int, there: int) -> None:
         )
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of memory that this process has had at most. Not getrusage(2)'s: a process begins there
     with what its parent had, and a quote would tell of the server's other jobs."""
     with Path("/proc/self/status").open() as status:

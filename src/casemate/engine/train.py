@@ -44,6 +44,7 @@ Save: TypeAlias = Callable[[int, Iterator[bytes | memoryview]], None]
 # same for every form of the clip (``clip``, ``batched.factors``).
 SENSITIVITY: Final[dict[str, Callable[[float, int, float], float]]] = {
     "graph": batched.sensitivity,
+    "native": batched.sensitivity,
     "record": grid.sensitivity,
 }
 

@@ -117,6 +117,7 @@ def _claims(
         and receipt.model_digest == quote.request.model_digest
         and receipt.plan == quote.plan
         and (receipt.metrics, receipt.target) == (quote.request.metrics, quote.request.target)
+        and receipt.artifact == quote.execution.artifact
         and receipt.reserved == said.sequence
         and receipt.log in replay.keys
         and [d.dataset for d in receipt.datasets] == [d.dataset for d in body.debits]

@@ -8,7 +8,7 @@ from typing import NoReturn
 from casemate.graph.model import InputSpec, Size
 from casemate.spec.data import Column, DatasetSchema
 from casemate.spec.errors import PlanError
-from casemate.spec.job import Dp, InputBinding, JobRequest, longest
+from casemate.spec.job import Dp, InputBinding, JobRequest, TrainSpec, Views, longest
 
 
 def _refuse(reason: str, message: str, mend: str, where: str = "") -> NoReturn:
@@ -42,6 +42,8 @@ def check_request(request: JobRequest, schemas: Sequence[DatasetSchema]) -> None
         )
     if request.target:
         _check_entry(request, schemas[0])
+    if request.train.runtime == "native":
+        _check_native(request.train)
     check_schemas(schemas, request.inputs)
 
 
@@ -75,6 +77,23 @@ def _check_entry(request: JobRequest, schema: DatasetSchema) -> None:
                 f"Scores are clipped to {clip:.6g}, flat; the job has another clip.",
                 "Enter with casemate: enclave.enter, casemate contest enter.",
                 "train.privacy",
+            )
+
+
+def _check_native(train: TrainSpec) -> None:
+    """What no native step has, whatever the model (docs/native.md)."""
+    asked = train.privacy
+    for field, has, lacks in (
+        ("privacy", isinstance(asked, Dp), "trains with privacy alone"),
+        ("privacy", isinstance(asked, Dp) and asked.clipping == "flat", "has the flat clip alone"),
+        ("views", train.views == Views(), "has no views"),
+    ):
+        if not has:
+            _refuse(
+                "native",
+                f"The native step {lacks}.",
+                'Change that, or let the engine train: runtime="torch".',
+                f"train.{field}",
             )
 
 

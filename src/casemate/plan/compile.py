@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from casemate.accounting.calibrate import noise_multiplier
@@ -129,7 +130,18 @@ def compile_plan(
     Raises PlanError.
     """
     check_request(request, schemas)
-    train = request.train
+    made = constants(request.train, schemas, prepared, noise)
+    return replace(made, request_digest=digest(request), model_digest=request.model_digest)
+
+
+def constants(
+    train: TrainSpec,
+    schemas: Sequence[DatasetSchema],
+    prepared: Prepared,
+    noise: float | None = None,
+) -> Plan:
+    """:func:`compile_plan` by what decides its constants, of a request that was checked: the plan
+    without the request's digest and with the prepared model's."""
     privacy = train.privacy
     units = sum(s.units for s in schemas)
     rate = train.batch_size / units
@@ -154,8 +166,8 @@ def compile_plan(
         noise = clip = grid = bound = sigma = part = 0.0
         events = ()
     return Plan(
-        request_digest=digest(request),
-        model_digest=request.model_digest,
+        request_digest="",
+        model_digest=prepared.model_digest,
         private=private,
         units=units,
         rate=rate,

@@ -14,13 +14,17 @@ from typing import Final
 
 from casemate.server.config import Config
 from casemate.spec.errors import JobError, LimitError
+from casemate.spec.job import Runtime
 from casemate.spec.messages import Locked, Prepared
 
-# How gradients are had: ``casemate.engine``'s paths.
-PATHS: Final = frozenset({"record", "graph"})
+# How gradients are had: ``casemate.engine``'s paths, by ``TrainSpec.runtime``.
+PATHS: Final = {"torch": frozenset({"record", "graph"}), "native": frozenset({"native"})}
 _MOST: Final = 1 << 40
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LINE: Final = 1024
+# A word for each trained tensor.
+_WAYS: Final = 1 << 14
+_WAY: Final = re.compile(r"[a-z-]{1,32}\Z")
 
 
 def _refuse(what: str) -> JobError:
@@ -29,7 +33,9 @@ def _refuse(what: str) -> JobError:
     )
 
 
-def check_prepared(found: Prepared, model_digest: str, config: Config) -> None:
+def check_prepared(
+    found: Prepared, model_digest: str, config: Config, runtime: Runtime = "torch"
+) -> None:
     """Raises ``JobError`` ``job.worker-failed`` for what no worker of ours says, and ``LimitError``
     ``limit.result`` for a result that is too large here."""
     counts = (
@@ -40,6 +46,7 @@ def check_prepared(found: Prepared, model_digest: str, config: Config) -> None:
         (found.result_bytes, 4 * _MOST),
     )
     seconds = found.seconds_per_microbatch, found.seconds_per_step, found.seconds_fixed
+    native = runtime == "native"
     holds = (
         found.model_digest == model_digest
         and all(1 <= count <= most for count, most in counts)
@@ -47,7 +54,10 @@ def check_prepared(found: Prepared, model_digest: str, config: Config) -> None:
         and 0 <= found.certified_eta <= 1
         and found.rounding >= 0 and math.isfinite(found.rounding)
         and bool(_DIGEST.match(found.result))
-        and found.path[:1] in {(path,) for path in PATHS}
+        and found.path[:1] in {(path,) for path in PATHS[runtime]}
+        and bool(_DIGEST.match(found.artifact)) == native and (native or not found.artifact)
+        and len(found.ways) <= native * _WAYS
+        and all(_WAY.match(way) for way in found.ways)
         and all(len(line) <= _LINE and line.isprintable() for line in found.path)
     )  # fmt: skip
     if not holds:

@@ -102,6 +102,8 @@ async def make(call: Call) -> Quote:
                 threads=service.config.threads,
                 path=prepared.path[0],
                 compiled=prepared.compiled,
+                artifact=prepared.artifact,
+                ways=prepared.ways,
             )
             made = await asyncio.to_thread(_price, service, submission, prepared, execution)
             _require_time(service, made.seconds)

@@ -209,6 +209,7 @@ def receipt(
         metrics=request.metrics,
         target=request.target,
         scores=scores,
+        artifact=quote.execution.artifact,
     )
     return dsse.sign(
         PAYLOAD_TYPE,

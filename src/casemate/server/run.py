@@ -24,7 +24,7 @@ from casemate.server.service import Service
 from casemate.spec.contest import scores
 from casemate.spec.data import DatasetSchema
 from casemate.spec.errors import CasemateError, JobError, PolicyError
-from casemate.spec.job import JobRequest, Quote
+from casemate.spec.job import Execution, JobRequest, Quote
 from casemate.spec.messages import (
     CheckDataset,
     Checked,
@@ -71,10 +71,10 @@ async def prepare(
     schemas: tuple[DatasetSchema, ...],
     upload: str,
     model_key: bytes,
-    compiled: bool | None = None,
+    quoted: Execution | None = None,
 ) -> Prepared:
-    """Phases ``prepare`` and ``lock``. compiled: what a quote says of it, if there is one. Raises
-    the worker's refusal of the model, or ``JobError`` ``job.worker-failed``."""
+    """Phases ``prepare`` and ``lock``. quoted: of a quote, if there is one. Raises the worker's
+    refusal of the model, or ``JobError`` ``job.worker-failed``."""
     limits, threads = service.config.limits, service.config.threads
     message = Prepare(
         key=model_key,
@@ -85,11 +85,12 @@ async def prepare(
         memory_bytes=service.config.worker_memory,
         threads=threads,
         compile_seconds=min(limits.compile_seconds, COMPILE_PART * limits.prepare_seconds),
-        compiled=compiled,
+        compiled=None if quoted is None else quoted.compiled,
         sandbox=service.config.sandbox,
         released=request.released,
         metrics=request.metrics if request.target else (),
         target=request.target,
+        ways=() if quoted is None else quoted.ways,
     )
     try:
         await tell(worker, message, lambda: service.uploads.descriptor(upload))
@@ -97,7 +98,7 @@ async def prepare(
             [Prepared, Failed], limits.prepare_seconds
         )
         if isinstance(prepared, Prepared):
-            check_prepared(prepared, request.model_digest, service.config)
+            check_prepared(prepared, request.model_digest, service.config, request.train.runtime)
             locked: Locked | Failed = await worker.expect([Locked, Failed], limits.prepare_seconds)
             if isinstance(locked, Failed):
                 raise refusal(locked, ("lock",))
@@ -200,8 +201,8 @@ async def execute(
             if not is_prepared:
                 schemas = schemas_of(service, request)
                 upload, key = stored.submission.upload, stored.model_key
-                as_quoted = stored.quote.execution.compiled
-                found = await prepare(service, worker, request, schemas, upload, key, as_quoted)
+                quoted = stored.quote.execution
+                found = await prepare(service, worker, request, schemas, upload, key, quoted)
                 _as_quoted(found, stored.quote)
             if (unseen := await _charge(service, job, reserved)) is not None:
                 await service.pool.keep(stored.digest, worker)
@@ -242,9 +243,11 @@ async def _charge(service: Service, job: str, reserved: Callable[[], None]) -> i
 
 
 def _as_quoted(found: Prepared, quote: Quote) -> None:
-    """Refuse, before anything is charged, where the plan does not fit what is there now."""
-    now, then = (found.path[0], found.microbatch), (quote.execution.path, quote.plan.microbatch)
-    if now != then:
+    """Refuse, before anything is charged, where the plan does not fit what is there now, or the
+    native step is another program."""
+    execution = quote.execution
+    now = found.path[0], found.microbatch, found.artifact
+    if now != (execution.path, quote.plan.microbatch, execution.artifact):
         raise JobError(
             "job.stale-quote",
             "The engine takes another path through the model than when it was quoted.",

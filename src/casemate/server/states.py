@@ -28,9 +28,10 @@ PARTS: Final = 40
 
 def every(quote: Quote, limits: Limits) -> int:
     """Steps between two states, by public constants alone; 0: none is kept, where the job is
-    predicted to be short or a state could be larger than a result may be."""
+    predicted to be short, a state could be larger than a result may be, or a native step trains."""
     largest = form.size(quote.request.train, quote.parameters)
-    if quote.seconds < limits.state_seconds or largest > limits.result_bytes:
+    short = quote.seconds < limits.state_seconds
+    if short or largest > limits.result_bytes or quote.execution.artifact:
         return 0
     return math.ceil(quote.plan.steps / PARTS)
 

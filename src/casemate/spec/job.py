@@ -150,13 +150,18 @@ class Views:
             raise ValueError("an input is named for no transforms")
 
 
-@value("train/v1", later=("ema", "views"))
+Runtime: TypeAlias = Literal["torch", "native"]
+
+
+@value("train/v1", later=("ema", "views", "runtime"))
 class TrainSpec:
     """``batch_size``: the expected number of units in a step, also the normaliser (P2).
 
     ``ema``: what is released is the average of the weights after each step w_1 ... w_t with this
     decay b, (1 - b) / (1 - b^t) sum_s b^(t-s) w_s (De et al. 2022, arXiv:2204.13650;
     the divisor as in Adam, so that the initial weights have no part in it); 0: the last weights.
+
+    ``runtime``: what trains, the engine on torch or the native step (docs/native.md).
     """
 
     batch_size: int
@@ -166,8 +171,11 @@ class TrainSpec:
     schedule: Schedule = Schedule()
     ema: float = 0.0
     views: Views = Views()
+    runtime: Runtime = "torch"
 
     def __post_init__(self) -> None:
+        if self.runtime not in get_args(Runtime):
+            raise ValueError(f"runtime must be one of {', '.join(get_args(Runtime))}")
         _between(0, math.nextafter(1, 0), ema=self.ema)
         if not 1 <= self.batch_size <= 2**31 or not 1 <= self.steps <= 10_000_000:
             raise ValueError("batch_size must be in [1, 2^31], steps in [1, 10^7]")
@@ -331,14 +339,18 @@ class Plan:
     gamma: float = 0.0
 
 
-@value("execution/v1", later=("compiled",))
+@value("execution/v1", later=("compiled", "artifact", "ways"))
 class Execution:
     """Parts of a run that cannot affect privacy. ``path``: how gradients are had (engine PATHS).
-    ``compiled``: whether parts of it are compiled before the run, for speed alone."""
+    ``compiled``: whether parts of it are compiled before the run, for speed alone. Of the path
+    ``native``: ``artifact``, ``sha256:`` of the program that trains, and ``ways``, by trained
+    tensor how its norms are had: with these the same model and plan give the same bytes."""
 
     threads: int = 1
     path: str = "record"
     compiled: bool = False
+    artifact: str = ""
+    ways: tuple[str, ...] = ()
 
 
 @value("charge/v1")

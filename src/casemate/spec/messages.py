@@ -36,7 +36,7 @@ class CheckDataset:
 
 @value(
     "w-prepare/v1",
-    later=("compile_seconds", "compiled", "sandbox", "released", "metrics", "target"),
+    later=("compile_seconds", "compiled", "sandbox", "released", "metrics", "target", "ways"),
 )
 class Prepare:
     """Parse, prove and probe a model; no data, no data keys. Descriptors: the sealed model.
@@ -44,8 +44,8 @@ class Prepare:
     compile_seconds: from then on no part of it is compiled. compiled: what the quote's execution
     says; ``None`` where there is no quote yet and the worker decides. sandbox: layers without
     which the worker takes no data. released: scalars of the one tensor that an evaluation may have
-    trained; ``None`` for a training. metrics, target: as in the request, of an
-    entry of a contest."""
+    trained; ``None`` for a training. metrics, target: as in the request, of an entry of a contest.
+    ways: of a native step, what the quote's execution says."""
 
     key: bytes
     model_digest: str
@@ -60,6 +60,7 @@ class Prepare:
     released: int | None = None
     metrics: tuple[Metric, ...] = ()
     target: str = ""
+    ways: tuple[str, ...] = ()
 
 
 @value("w-dataset/v1")
@@ -155,7 +156,7 @@ class Checked:
     dataset: str
 
 
-@value("w-prepared/v1", later=("compiled", "result", "result_bytes"))
+@value("w-prepared/v1", later=("compiled", "result", "result_bytes", "artifact", "ways"))
 class Prepared:
     """What the plan needs to know of a model on this machine.
 
@@ -163,7 +164,8 @@ class Prepared:
     step's sum in gradient units before the grid's own rounding.
     dimension: number of trained scalars. compiled: whether compiling parts of the path was tried.
     result, result_bytes: of the result to come the digest of all before its first tensor, so of its
-    names and shapes, and its size. No other is taken.
+    names and shapes, and its size. No other is taken. artifact, ways: of a native step, as in
+    ``Execution``.
     """
 
     model_digest: str
@@ -180,6 +182,8 @@ class Prepared:
     compiled: bool = False
     result: str = ""
     result_bytes: int = 0
+    artifact: str = ""
+    ways: tuple[str, ...] = ()
 
 
 @value("w-locked/v1")

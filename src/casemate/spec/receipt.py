@@ -45,14 +45,15 @@ class Guarantee:
     statement: str
 
 
-@value("receipt/v2", later=("metrics", "target", "scores"))
+@value("receipt/v2", later=("metrics", "target", "scores", "artifact"))
 class Receipt:
     """What a job was, did and cost; :func:`statement` is what is signed. Of an evaluation the
     result is the vector of its ``metrics`` (``spec.job.JobRequest``); of an entry of a contest
     ``scores`` are the means in it, and ``target`` the label.
 
     ``log`` is the origin of the log in which the job was reserved at place ``reserved`` and whose
-    commit entry commits to this receipt; ``simulated`` lists what was simulated (P12).
+    commit entry commits to this receipt; ``simulated`` lists what was simulated (P12);
+    ``artifact`` is ``sha256:`` of the native step that trained, "" for the engine.
     """
 
     job: str
@@ -72,6 +73,11 @@ class Receipt:
     metrics: tuple[Metric, ...] = ()
     target: str = ""
     scores: tuple[float, ...] = ()
+    artifact: str = ""
+
+    def __post_init__(self) -> None:
+        if self.artifact and not re.fullmatch("sha256:[0-9a-f]{64}", self.artifact):
+            raise ValueError("the artifact is not sha256: and 64 hex digits")
 
 
 def statement(receipt: Receipt) -> dict[str, Json]:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable
 from typing import Literal
 
@@ -33,7 +34,7 @@ from casemate.spec.messages import (
     Serve,
     State,
 )
-from casemate.worker import dataset, serving
+from casemate.worker import dataset, native, serving
 from casemate.worker.lock import Entered, lock
 
 MAX_DATASETS = 64
@@ -67,12 +68,14 @@ def serve(sock: socket.socket, entered: Entered) -> int:
             phase = "run"
             serving.serve(sock, message, called)
         assert isinstance(message, Prepare)
-        ready = _prepare(message, fds[0])
+        ready, step = _prepare(message, fds[0])
+        if step is not None:
+            native.leave(step)
         frames.send(sock, ready.prepared)
         phase = "lock"
         layers = _shut_in(
             message,
-            [sock.fileno()],
+            [sock.fileno(), *(step.descriptors if step is not None else ())],
             entered,
             memory_bytes=message.memory_bytes,
             file_bytes=_file_bytes(message, ready.prepared.dimension),
@@ -80,7 +83,7 @@ def serve(sock: socket.socket, entered: Entered) -> int:
         frames.send(sock, Locked(layers=layers))
         run, fds = frames.receive(sock, (Run,), max_fds=MAX_DATASETS + 3)
         phase = "run"
-        frames.send(sock, Done(bytes=_run(sock, message, ready, run, fds)))
+        frames.send(sock, Done(bytes=_run(sock, message, ready, run, fds, step)))
     except Exception as e:
         frames.send(sock, _failed(phase, e))
         return 1
@@ -162,19 +165,25 @@ def _packed_model(message: Prepare | Serve, fd: int) -> bytes:
     return packed
 
 
-def _prepare(message: Prepare, fd: int) -> prepare.Ready:
-    return prepare.prepare(
-        _packed_model(message, fd),
+def _prepare(message: Prepare, fd: int) -> tuple[prepare.Ready, native.Native | None]:
+    begun, by_step = time.monotonic(), message.train.runtime == "native"
+    if by_step:
+        native.require(message.compile_seconds)
+    packed = _packed_model(message, fd)
+    compiling = select.Compile(message.compile_seconds, message.compiled)
+    ready = prepare.prepare(
+        packed,
         message.model_digest,
         message.schemas,
         message.inputs,
         message.train,
         message.memory_bytes,
-        compiling=select.Compile(message.compile_seconds, message.compiled),
+        compiling=prepare.NEVER if by_step else compiling,
         released=message.released,
         metrics=message.metrics,
         target=message.target,
     )
+    return native.prepared(message, packed, ready, begun) if by_step else (ready, None)
 
 
 def _file_bytes(message: Prepare, dimension: int) -> int:
@@ -183,7 +192,12 @@ def _file_bytes(message: Prepare, dimension: int) -> int:
 
 
 def _run(
-    sock: socket.socket, message: Prepare, ready: prepare.Ready, run: Run, fds: list[int]
+    sock: socket.socket,
+    message: Prepare,
+    ready: prepare.Ready,
+    run: Run,
+    fds: list[int],
+    step: native.Native | None = None,
 ) -> int:
     """Train and write the result; its bytes."""
     resumed, kept = run.resume is not None, run.state_steps > 0
@@ -193,8 +207,10 @@ def _run(
         raise _protocol("the run's schemas are not those prepared for")
     if run.plan.model_digest != message.model_digest:
         raise _protocol("the plan is for another model")
-    if run.execution.path != ready.path:
+    if (run.execution.path, run.execution.artifact) != (ready.path, ready.prepared.artifact):
         raise _protocol("the quote's path cannot be had any more")
+    if step is not None and (resumed or kept):
+        raise _protocol("a native step has no states")
     signal.alarm(wall_clock(ready, run))
     after = fds[len(run.datasets) :]
     source = _resumed(message, run, after[0]) if resumed else None
@@ -212,6 +228,9 @@ def _run(
             raise _protocol("another state was answered")
 
     # The generator's key is new in every run: a state holds none, so that no draw comes again.
+    if step is not None:
+        trained = native.trained(step, message, run, ready.program, made, OsRng().bytes(32))
+        return _write([_packed(trained)], after[resumed])
     result = train.train(
         run.plan,
         run.execution,

@@ -67,6 +67,23 @@ def test_a_true_receipt_passes_every_check(bundle, keys, trust):
     assert "SIMULATED" in done._repr_html_()
 
 
+def test_a_native_step_is_named_and_not_vouched_for(bundle, keys, trust):
+    artifact = "sha256:" + "a" * 64
+    done = verify_receipt(bundle(receipt(keys, artifact=artifact)), trust=trust)
+    (check,) = (c for c in done.checks if c.name == "native step")
+    assert check.state == "unchecked"
+    assert artifact in check.found and f"casemate native build {POLICY}" in check.found
+
+
+@pytest.mark.parametrize("artifact", ["sha256:", "a" * 64, "sha256:" + "A" * 64, "\x1b[2J"])
+def test_a_native_step_is_named_by_a_digest_alone(artifact, bundle, keys, trust):
+    said = statement(receipt(keys))
+    said["predicate"]["artifact"] = artifact
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(bundle(said), trust=trust)
+    assert caught.value.code == "receipt.predicate"
+
+
 def test_simulation_must_be_asked_for_by_name(bundle, keys):
     hardware = Trust.sev_snp(measurements=Unchecked("any, in this test"))
     with pytest.raises(EvidenceError) as caught:

@@ -18,7 +18,7 @@ OTHER = 'extern "C" int hello(int x) { return x + 2; }'
 load = native._load.__wrapped__  # without the memory
 
 try:
-    native._compiler()
+    native.compiler()
 except OSError as e:
     pytestmark = pytest.mark.skip(reason=str(e))
 
@@ -184,7 +184,7 @@ def test_what_belongs_to_another_is_refused(sources, cache):
 def test_a_file_that_is_no_library_is_refused(sources, cache):
     (sources / "never.cpp").write_text("int never_loaded;")
     folder, path = native._cache()
-    name = native._built(folder, native._compiler(), (sources / "never.cpp").read_bytes())
+    name = native._built(folder, native.compiler(), (sources / "never.cpp").read_bytes())
     os.close(folder)
     (path / name).write_bytes(b"")
     assert "OSError" in refused("never")

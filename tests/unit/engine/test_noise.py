@@ -147,7 +147,7 @@ def test_aes_is_the_standards():
 
 @pytest.mark.parametrize("flag", ["-mno-vaes", "-mno-avx512f", "-mno-avx"])
 def test_narrower_cpus_draw_the_same(build, flag):
-    library = build(cxx=f"{' '.join(native._compiler())} {flag}")
+    library = build(cxx=f"{' '.join(native.compiler())} {flag}")
     check_aes(library)
     for scale in (1.0, 1e6, 2.0**32):
         assert same(KEYS[2], 3, 20_001, scale)
@@ -155,7 +155,7 @@ def test_narrower_cpus_draw_the_same(build, flag):
 
 def test_a_cpu_without_aes_leaves_it_to_the_twin(build):
     plain = noise.gaussian(KEYS[0], 0, 101, 1e6)
-    library = build(cxx=f"{' '.join(native._compiler())} -mno-aes -mno-vaes")
+    library = build(cxx=f"{' '.join(native.compiler())} -mno-aes -mno-vaes")
     assert library.casemate_noise_available() == 0 and noise._helper() is None
     assert np.array_equal(noise.gaussian(KEYS[0], 0, 101, 1e6), plain)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from plan_values import X, Y, request, schema
@@ -11,7 +12,7 @@ from casemate.graph.model import InputSpec, Size
 from casemate.plan.check import check_inputs, check_request
 from casemate.spec.data import Column
 from casemate.spec.errors import PlanError
-from casemate.spec.job import InputBinding
+from casemate.spec.job import Dp, Flip, InputBinding, NonPrivate, Views
 
 B = Size(a=1)
 PARAM = InputSpec(name="w", kind="param", dtype="f32", shape=(30, 2), tensor="w")
@@ -88,6 +89,24 @@ def test_datasets_must_agree_on_what_is_bound(other: Column) -> None:
 def test_columns_that_are_not_bound_may_differ() -> None:
     extra = Column(name="note", dtype="i64", low=0, high=9)
     check_request(request(2), (schema(), schema("south", columns=(X, Y, extra))))
+
+
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [
+        ({"privacy": NonPrivate(words="we agree")}, "train.privacy"),
+        ({"privacy": Dp(epsilon=1.0, delta=1e-5, clipping="per-layer")}, "train.privacy"),
+        ({"views": Views(count=2)}, "train.views"),
+        ({"views": Views(transforms=(Flip(),))}, "train.views"),
+    ],
+)
+def test_what_no_native_step_has(more: Any, where: str) -> None:
+    train = dataclasses.replace(request().train, **more)
+    check_request(dataclasses.replace(request(), train=train), (schema(),))
+    train = dataclasses.replace(train, runtime="native")
+    with pytest.raises(PlanError) as refused:
+        check_request(dataclasses.replace(request(), train=train), (schema(),))
+    assert (refused.value.code, refused.value.where) == ("plan.native", where)
 
 
 def test_the_unit_column_feeds_no_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -108,6 +109,13 @@ def test_the_plan_binds_request_and_model() -> None:
     job = request()
     plan = compile_plan(job, (schema(),), prepared())
     assert plan.request_digest == codec.digest(job) and plan.model_digest == job.model_digest
+
+
+def test_a_worker_has_the_plan_from_the_training_alone() -> None:
+    asked, said = request(2), prepared()
+    found = compiler.constants(asked.train, [schema(), schema("south")], said)
+    whole = compile_plan(asked, [schema(), schema("south")], said)
+    assert replace(found, request_digest=codec.digest(asked)) == whole
 
 
 def test_all_datasets_are_one_population() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from casemate.server.config import Limits
 from casemate.spec.data import MAX_RESUMES, Policy
 from casemate.spec.messages import GoOn, Run, State
 from support.desk import Desk, Person, Script, fresh_disk, run_async, training_state
+from support.server import train_spec
 
 LIMITS = Limits()
 LONG = {"seconds_per_step": 1.0, "seconds_fixed": 1000.0, "seconds_per_microbatch": 1.0}
@@ -153,6 +155,20 @@ def test_a_run_that_is_short_keeps_none() -> None:
             owner, scientist = await desk.person("owner"), await desk.person("scientist")
             quote = await scientist.quote(await owner.push())
             assert states.every(quote, LIMITS) == 0
+
+    run_async(work())
+
+
+def test_a_native_step_keeps_none() -> None:
+    native = {"path": ("native",), "artifact": "sha256:" + "0" * 64}
+
+    async def work() -> None:
+        async with Desk(script=Script(prepared=LONG | native)) as desk:
+            owner, scientist = await desk.person("owner"), await desk.person("scientist")
+            train = replace(train_spec(), runtime="native")
+            quote = await scientist.quote(await owner.push(), train=train)
+            assert states.every(quote, LIMITS) == 0
+            assert (await scientist.finished((await scientist.submit(quote)).job)).state == "done"
 
     run_async(work())
 

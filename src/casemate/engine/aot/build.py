@@ -78,7 +78,7 @@ _SECONDS: Final = 900
 _TOOLS: Final = "Install g++ and binutils."
 
 
-def refuse(message: str, mend: str = "Train it with the runtime `engine`.") -> ModelError:
+def refuse(message: str, mend: str = 'Let the engine train: runtime="torch".') -> ModelError:
     return ModelError("model.native", message, mend=mend)
 
 
@@ -207,7 +207,7 @@ def check_symbols(wanted: Sequence[str], have: Sequence[str]) -> None:
 
 def _compiler() -> list[str]:
     try:
-        return native._compiler()
+        return native.compiler()
     except FileNotFoundError as e:
         raise refuse(f"There is {e}.", mend=_TOOLS) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -86,6 +87,18 @@ def clipped(
     add_gaussian(noise, key, 0, _NOISE)
     made = change(artifact, path, rows, key).double() / artifact.step.grid
     return made.numpy() - noise
+
+
+def seconds(artifact: Artifact, path: Batched, rows: Rows, steps: int) -> float:
+    """Of a run of so many steps of all units."""
+    names = [spec.name for spec in path.program.data]
+    plan = made_up(artifact.step, rows.units, steps=steps)
+    begun = time.perf_counter()
+    given = job(
+        artifact, plan, _TRAIN, rows, names, path.runner.inputs, bytes(32), float("inf"), 1e-5
+    )
+    run(artifact, given)
+    return time.perf_counter() - begun
 
 
 def agreement(artifact: Artifact, path: Batched, rows: Rows) -> Agreement:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -15,10 +16,14 @@ from casemate.engine.batched import Batched
 from casemate.engine.program import Program
 from casemate.engine.rows import Rows
 from casemate.engine.sites import Shape
+from casemate.engine.tape import Unfit
 from casemate.graph import check as graph_check
 from casemate.graph import pack
 from casemate.spec.data import DatasetSchema
 from casemate.spec.job import Dp, InputBinding, Plan, TrainSpec
+
+_TIMED_SECONDS: Final = 0.2
+_MOST_STEPS: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +31,29 @@ class Made:
     """An accepted artifact and what it was made of.
 
     ways: by trained tensor with a gradient, how its norms are had: with these the same inputs give
-    the same bytes. agreement: with the engine.
+    the same bytes. agreement: with the engine, by the path and on the made-up units of rows.
     """
 
     artifact: Artifact
     ways: tuple[str, ...]
     agreement: check.Agreement
+    path: Batched
+    rows: Rows
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that a run takes at most, beside its rows: all values of a microbatch, and
+        weights, sums, averages and an optimizer's state by trained scalar."""
+        return select._bytes(self.path, self.rows.inputs) + 48 * self.path.program.dimension
+
+    def seconds(self) -> float:
+        """Of a step of two microbatches, measured: a long run's time less a short one's."""
+        once, more = check.seconds(self.artifact, self.path, self.rows, 1), 1
+        taken = 0.0
+        while taken < _TIMED_SECONDS and more < _MOST_STEPS:
+            more *= 4
+            taken = check.seconds(self.artifact, self.path, self.rows, 1 + more) - once
+        return max(0.0, taken / more)
 
     def manifest(self, plan: Plan) -> dict[str, object]:
         """What an artifact is remade from, beside the packed model."""
@@ -46,7 +68,7 @@ class Made:
             "rows_per_unit": made.per_unit,
             "ways": list(self.ways),
             "torch": torch.__version__,
-            "compiler": native.version(native._compiler()).decode().splitlines()[0],
+            "compiler": native.version(native.compiler()).decode().splitlines()[0],
             "cpu": native.cpu_digest(),
             "machine": platform.machine(),
             "differs": self.agreement.median,
@@ -75,15 +97,16 @@ def make(
     records = {name: t[: path.shape.rows] for name, t in rows.inputs.items()}
     with torch.inference_mode():
         path.settle(records, last=False)
-        path.choose(path.operands_of(records), select.FORMED_BYTES)
-    if ways is not None:
-        _take(path, ways)
+        if ways is None:
+            path.choose(path.operands_of(records), select.FORMED_BYTES)
+        else:
+            _take(path, ways)
     taken = tuple(site.way.name for site in path.sites)
     if "loop" in taken:
         tensor = path.program.trained[taken.index("loop")].tensor
         raise refuse(f"The gradient of {tensor!r} is had one record at a time.")
     artifact = build.build(step.of(path, plan.clip, plan.grid))
-    return Made(artifact, taken, check.accept(artifact, path, rows))
+    return Made(artifact, taken, check.accept(artifact, path, rows), path, rows)
 
 
 def _path(
@@ -99,7 +122,10 @@ def _path(
     k = max(schema.rows_per_unit for schema in schemas)
     shape = Shape(plan.microbatch * k, k)
     samples = prepare.samples(program, schemas, inputs, max(2 * shape.rows, 3))
-    path = batched.build(program, checked, samples, shape, keep=False)
+    try:
+        path = batched.build(program, checked, samples, shape, keep=False)
+    except Unfit as e:
+        raise refuse(f"The model does not take the path graph: {str(e)[:300]}") from None
     return path, select.made_up(samples, len(next(iter(samples.values()))) // k, k)
 
 

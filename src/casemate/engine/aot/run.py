@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -122,21 +122,50 @@ def memory(t: torch.Tensor) -> bytes:
     return bytes(t.detach().as_strided((extent,), (1,)).numpy().view(np.uint8).data)
 
 
-def run(artifact: Artifact, given: Iterator[bytes]) -> Trained:
-    """Run it in a process of its own; ``ModelError`` ``model.native`` where it stops early."""
-    program = os.memfd_create("step", os.MFD_CLOEXEC)
+def started(program: bytes, errors: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """A process of the program, which waits for its job: pipes to its standard input and from its
+    output, neither buffered. errors: where what it says of its end goes."""
+    file = os.memfd_create("step", os.MFD_CLOEXEC)
     try:
-        os.write(program, artifact.program)
-        process = subprocess.Popen(
-            [f"/proc/self/fd/{program}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env={}, cwd="/", pass_fds=[program],
+        left = memoryview(program)
+        while left:
+            left = left[os.write(file, left) :]
+        return subprocess.Popen(
+            [f"/proc/self/fd/{file}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=errors, env={}, cwd="/", pass_fds=[file], bufsize=0,
         )  # fmt: skip
     finally:
-        os.close(program)
+        os.close(file)
+
+
+def answer_bytes(dimension: int) -> int:
+    """Of a program's answer with so many weights."""
+    return _RESULT.size + 4 * dimension
+
+
+def feed(to: int, given: Iterable[bytes]) -> None:
+    """Write all of it. Raises ``BrokenPipeError`` where nobody reads on."""
+    for part in given:
+        left = memoryview(part)
+        while left:
+            left = left[os.write(to, left) :]
+
+
+def answer(made: bytes | bytearray) -> Trained:
+    """What a program's answer says. Raises ``ModelError`` ``model.native`` for another form."""
+    magic, steps, epsilon = _RESULT.unpack(made[: _RESULT.size].ljust(_RESULT.size, b"\0"))
+    if magic != MADE or len(made) <= _RESULT.size or len(made) % 4:
+        raise refuse("The native step gave no result of this form.")
+    weights = torch.frombuffer(bytearray(made), dtype=torch.float32, offset=_RESULT.size)
+    return Trained(weights, steps, epsilon)
+
+
+def run(artifact: Artifact, given: Iterator[bytes]) -> Trained:
+    """Run it in a process of its own; ``ModelError`` ``model.native`` where it stops early."""
+    process = started(artifact.program, subprocess.PIPE)
     assert process.stdin and process.stdout and process.stderr
     try:
-        for part in given:
-            process.stdin.write(part)
+        feed(process.stdin.fileno(), given)
         process.stdin.close()
     except BrokenPipeError:
         pass
@@ -144,8 +173,4 @@ def run(artifact: Artifact, given: Iterator[bytes]) -> Trained:
     told = process.stderr.read().decode(errors="replace")
     if process.wait() or len(made) < _RESULT.size:
         raise refuse(f"The native step ended with status {process.returncode}: {told.strip()}")
-    magic, steps, epsilon = _RESULT.unpack(made[: _RESULT.size])
-    if magic != MADE:
-        raise refuse("The native step gave no result of this form.")
-    weights = torch.frombuffer(bytearray(made[_RESULT.size :]), dtype=torch.float32)
-    return Trained(weights, steps, epsilon)
+    return answer(made)

@@ -60,11 +60,10 @@ def _load(name: str) -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("CASEMATE_NATIVE") == "0":
         return None, "CASEMATE_NATIVE=0"
     try:
-        compiler = _compiler()
-        source = _source(name)
+        words, source = compiler(), _source(name)
         folder, path = _cache()
         try:
-            return _open(folder, path, _built(folder, compiler, source)), ""
+            return _open(folder, path, _built(folder, words, source)), ""
         finally:
             os.close(folder)
     except subprocess.CalledProcessError as e:
@@ -89,7 +88,9 @@ def _source(name: str) -> bytes:
     return _PART.sub(lambda found: (_SOURCES / found[1].decode()).read_bytes(), whole)
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
+    """The C++ compiler's command, ``CXX`` or the first of :data:`COMPILERS`. Raises
+    ``FileNotFoundError``."""
     wanted = shlex.split(os.environ.get("CXX", ""))
     for first, *others in [wanted] if wanted else [[name] for name in COMPILERS]:
         found = shutil.which(first)

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 namespace {
@@ -46,6 +47,16 @@ void lock(bool starting) {
     demand(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) &&
                !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program),
            "lock: the kernel has no seccomp\n");
+}
+
+// What a worker has beside (casemate/worker/lock.py): its end is this process's, nobody of the same
+// user looks in, and where there is no limit to it no page goes to the swap.
+void keep_to_itself() {
+    rlimit locked;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    demand(!prctl(PR_SET_DUMPABLE, 0), "lock: it can be looked into\n");
+    if (!getrlimit(RLIMIT_MEMLOCK, &locked) && locked.rlim_cur == RLIM_INFINITY)
+        demand(!mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT), "lock: pages may go to the swap\n");
 }
 
 }  // namespace

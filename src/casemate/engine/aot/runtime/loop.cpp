@@ -295,6 +295,7 @@ int train() {
 }  // namespace
 
 int main() {
+    keep_to_itself();
     lock(true);
     _exit(train());
 }
