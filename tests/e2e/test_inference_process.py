@@ -39,14 +39,14 @@ class Person:
         self.folder.mkdir()
         self.id = self("identity", "new", name)["id"]
 
-    def run(self, *arguments: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str, form: str = "json") -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CASEMATE_HOME", str(self.folder))
             patch.delenv("CASEMATE_LOGS", raising=False)
             patch.chdir(self.folder)
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-                main([*arguments, "--format", "json"])
+                main([*arguments, "--format", form])
         return int(caught.value.code or 0), out.getvalue(), err.getvalue()
 
     def __call__(self, *arguments: str) -> Any:
@@ -141,6 +141,10 @@ def test_a_model_is_sold(tmp_path: Path) -> None:
         assert seller("model", "grant", model, "--to", buyer.id, "--terms", "10 crowns") == sale
         for person in (seller, buyer):
             assert person("model", "sales") == {"sales": [sale]}
+        again = ("model", "grant", model, "--to", buyer.id, "--terms", "10 crowns")
+        for arguments in (again, ("model", "sales")):
+            code, shown, _ = seller.run(*arguments, form="table")
+            assert code == 0 and "10 crowns" in shown and "open" in shown
         server.stop(signal.SIGKILL)
     assert fsck(state)["findings"] == []
     with start(state) as server:
@@ -182,5 +186,7 @@ def test_a_model_is_sold(tmp_path: Path) -> None:
     assert code == 20 and json.loads(err)["error"]["code"] == "receipt.weights"
     code, _, err = buyer.run("receipt", "verify", "sale.json", "--trust", "simulated:" + "0" * 64)
     assert code != 0
+    code, table, _ = buyer.run("receipt", "verify", "sale.json", *trust, form="table")
+    assert code == 0 and "SIMULATED" in table and "10 crowns" in table.replace("\n", " ")
     statement = buyer("receipt", "show", "sale.json")
     assert statement["predicateType"] == "https://casemate.dev/sale/v1"
