@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from casemate.client.jobs import Run
     from casemate.client.memory import Memory
     from casemate.client.receipts import load_bundle, verify_receipt
+    from casemate.client.sales import verify_sale
     from casemate.client.values import (
         DP,
         SGD,
@@ -63,13 +64,14 @@ _HOMES: Final = {
     "connect": "casemate.client.enclave",
     "load_bundle": "casemate.client.receipts",
     "verify_receipt": "casemate.client.receipts",
+    "verify_sale": "casemate.client.sales",
 }
 
 __all__ = [
     "Adam", "AdamW", "Budget", "Contest", "DP", "Identity", "NonPrivate", "Policy", "SGD",
     "Schedule", "ServePolicy", "Trust", "Views",
     "Enclave", "Memory", "Run", "connect",
-    "Witnesses", "load_bundle", "verify_receipt",
+    "Witnesses", "load_bundle", "verify_receipt", "verify_sale",
     "CasemateError",
 ]  # fmt: skip
 

@@ -330,10 +330,10 @@ def test_a_score_is_written_over(board: Board, enclave: Enclave) -> None:
         receipts._agree(dataclasses.replace(first, target=""), board.source.entries[0])
     (mine,) = (e.receipt for e in board.entries if e.receipt.scientist == enclave.identity.id)
     result = enclave.job(mine.job).result()
-    assert receipts._weights(mine, result).state == "ok"
+    assert receipts._scored(mine, result).state == "ok"
     lied = dataclasses.replace(mine, scores=(mine.scores[0] / 2, mine.scores[1]))
     with pytest.raises(ReceiptError, match="not those of the result"):
-        receipts._weights(lied, result)
+        receipts._scored(lied, result)
     bundle: ReceiptBundle = board.source.entries[1]
     forged = dataclasses.replace(bundle, envelope=board.source.entries[0].envelope)
     assert refused(receipts.verify_receipt, forged, trust=enclave._trust).code.startswith("receipt")

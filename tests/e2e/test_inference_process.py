@@ -1,4 +1,5 @@
-"""A deployed model on a real server, by command line and SDK: over a SIGKILL, a restart, fsck."""
+"""A deployed model on a real server, by command line and SDK: over a SIGKILL, a restart, fsck; and
+its sale."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from torch import nn
 
 import casemate as cm
 from casemate.cli.main import main
+from casemate.graph import pack
 from support.server import RunningServer, start
 
 pytestmark = pytest.mark.e2e
@@ -37,14 +39,14 @@ class Person:
         self.folder.mkdir()
         self.id = self("identity", "new", name)["id"]
 
-    def run(self, *arguments: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str, form: str = "json") -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CASEMATE_HOME", str(self.folder))
             patch.delenv("CASEMATE_LOGS", raising=False)
             patch.chdir(self.folder)
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-                main([*arguments, "--format", "json"])
+                main([*arguments, "--format", form])
         return int(caught.value.code or 0), out.getvalue(), err.getvalue()
 
     def __call__(self, *arguments: str) -> Any:
@@ -118,3 +120,73 @@ def test_the_whole_story(tmp_path: Path) -> None:
         assert owner("model", "undeploy", model) == {"undeployed": model}
         assert caller.run("model", "show", model)[0] == 5
     assert fsck(state)["findings"] == []
+
+
+def test_a_model_is_sold(tmp_path: Path) -> None:
+    """Granted, pulled over a SIGKILL, verified without a server; the weights are equal."""
+    state = tmp_path / "state"
+    seller, buyer, stranger = (Person(tmp_path, n) for n in ("seller", "buyer", "stranger"))
+    (seller.folder / "mine.py").write_text(MODULE)
+    exported = seller(
+        "model", "export", "mine.py:build", "--input", "input:f32:6", "--out", "mine.cmm"
+    )
+    with start(state) as server:
+        for person in (seller, buyer, stranger):
+            person.meets(server)
+            person("model", "sales")  # enrols
+        model = seller("model", "deploy", "mine.cmm", "--caller", seller.id)["model"]
+        sale = seller("model", "grant", model, "--to", buyer.id, "--terms", "10 crowns")
+        assert (sale["state"], sale["sale"]["buyer"]) == ("open", buyer.id)
+        assert sale["sale"]["model_digest"] == exported["digest"]
+        assert seller("model", "grant", model, "--to", buyer.id, "--terms", "10 crowns") == sale
+        for person in (seller, buyer):
+            assert person("model", "sales") == {"sales": [sale]}
+        again = ("model", "grant", model, "--to", buyer.id, "--terms", "10 crowns")
+        for arguments in (again, ("model", "sales")):
+            code, shown, _ = seller.run(*arguments, form="table")
+            assert code == 0 and "10 crowns" in shown and "open" in shown
+        server.stop(signal.SIGKILL)
+    assert fsck(state)["findings"] == []
+    with start(state) as server:
+        for person in (seller, buyer, stranger):
+            person.meets(server)
+        code, _, err = stranger.run("model", "pull", sale["id"], "--out", "theirs.cmm")
+        assert code == 5 and json.loads(err)["error"]["code"] == "model.unknown-sale"
+        code, _, err = seller.run("model", "pull", sale["id"], "--out", "theirs.cmm")
+        assert code == 7 and json.loads(err)["error"]["code"] == "auth.forbidden"
+        assert not (stranger.folder / "theirs.cmm").exists()
+        pulled = buyer("model", "pull", sale["id"], "--out", "bought.cmm", "--receipt", "sale.json")
+        checks = {c["name"]: c["state"] for c in pulled["checks"]}
+        assert (checks["model"], checks["seller"], checks["seen before"]) == ("ok", "ok", "ok")
+        shown = seller("model", "pull", sale["id"], "--receipt", "sale.json")
+        assert shown["receipt"] == pulled["receipt"] and shown["model_file"] is None
+        assert "grant" in buyer("audit", "verify")["kinds"]
+        assert seller("model", "undeploy", model) == {"undeployed": model}
+        code, _, err = buyer.run("model", "pull", sale["id"], "--out", "again.cmm")
+        assert code == 5 and json.loads(err)["error"]["code"] == "model.sale-ended"
+        buyer("model", "pull", sale["id"], "--receipt", "later.json")
+        root = server.facts["root"]
+    assert fsck(state)["findings"] == []
+    # Without a server.
+    bought = (buyer.folder / "bought.cmm").read_bytes()
+    assert bought == (seller.folder / "mine.cmm").read_bytes()
+    found, wanted = (
+        {n: bytes(v) for n, (_, v) in pack.unpack(data)[1].items()}
+        for data in (bought, (seller.folder / "mine.cmm").read_bytes())
+    )
+    assert found == wanted and len(found) == 2
+    trust = ("--trust", f"simulated:{root}")
+    for folder, file in ((buyer, "sale.json"), (buyer, "later.json"), (seller, "sale.json")):
+        done = folder("receipt", "verify", file, *trust)
+        assert done["receipt"]["sale"] == sale["sale"] and done["simulated"] == ["tee"]
+    done = buyer("receipt", "verify", "sale.json", "--weights", "bought.cmm", *trust)
+    assert {c["name"]: c["state"] for c in done["checks"]}["model"] == "ok"
+    (buyer.folder / "bought.cmm").write_bytes(bought[:-1] + bytes([bought[-1] ^ 1]))
+    code, _, err = buyer.run("receipt", "verify", "sale.json", "--weights", "bought.cmm", *trust)
+    assert code == 20 and json.loads(err)["error"]["code"] == "receipt.weights"
+    code, _, err = buyer.run("receipt", "verify", "sale.json", "--trust", "simulated:" + "0" * 64)
+    assert code != 0
+    code, table, _ = buyer.run("receipt", "verify", "sale.json", *trust, form="table")
+    assert code == 0 and "SIMULATED" in table and "10 crowns" in table.replace("\n", " ")
+    statement = buyer("receipt", "show", "sale.json")
+    assert statement["predicateType"] == "https://casemate.dev/sale/v1"

@@ -574,11 +574,15 @@ class Called:
 
 
 async def deploy(
-    owner: Person, policy: ServePolicy, *, model: str | None = None, digest: str = "ab" * 32
+    owner: Person,
+    policy: ServePolicy,
+    *,
+    model: str | None = None,
+    digest: str = "ab" * 32,
+    key: bytes = b"",
 ) -> ModelInfo:
-    """A model as scripted workers have it."""
-    key = os.urandom(32)
-    made = await deployment(owner, policy, key, model=model, digest=digest)
+    """A model as scripted workers have it; its upload opens with a ``key`` of zeros."""
+    made = await deployment(owner, policy, key or os.urandom(32), model=model, digest=digest)
     return codec.from_json(ModelInfo, await owner.ask("POST", "/v1/models", made))
 
 

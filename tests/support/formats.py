@@ -61,6 +61,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "serve-policy/v1": {"callers": (IDENTITY,), "calls": 1000},
     "tensor-spec/v1": {"name": "tokens", "dtype": "i64", "low": 0, "high": 99},
     "deployment/v1": {"model": MODEL, "model_digest": DIGEST},
+    "sale/v1": {"model": MODEL, "model_digest": DIGEST, "seller": IDENTITY, "buyer": IDENTITY},
+    "sale-receipt/v1": {"sign_key": b"s" * 32, "seal_key": b"h" * 1216},
 }  # fmt: skip
 
 

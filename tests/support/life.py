@@ -24,6 +24,7 @@ from casemate.ledger import (
     handover,
     ledger,
     log,
+    models,
     quotes,
     recovery,
     rekey,
@@ -37,6 +38,7 @@ from casemate.spec.consent import Rotated
 from casemate.spec.data import Budget
 from casemate.spec.errors import CasemateError, PolicyError
 from casemate.spec.job import Charge, Metric
+from support import sales
 from support.anchors import FakeAnchor
 from support.disk import SimDisk
 from support.ledgers import (
@@ -378,6 +380,24 @@ class Life(RuleBasedStateMachine):
         if self.note is not None and late:
             tried(log.cosign, self.store, self.note, [WITNESS.verifier])
         self.note = WITNESS.sign(log.sign(self.store))
+
+    # Sellers of models.
+
+    @rule(pick=PICK, words=st.sampled_from(["", "10 crowns"]))
+    @serving
+    def sell(self, pick, words):
+        """A model that is deployed, or a new one."""
+        found = models.models(self.store)
+        if not found or pick % 4 == 0:
+            found = [sales.deploy(self.store, self._number())]
+        sales.sell(self.store, model=found[pick % len(found)].id, terms=words)
+
+    @have("models")
+    @rule(pick=PICK)
+    @serving
+    def undeploy(self, pick):
+        (name,) = self._one(pick, "SELECT id FROM models ORDER BY id")
+        self._drop(models.undeploy(self.store, name).deployment.upload)
 
     # States that pass on.
 

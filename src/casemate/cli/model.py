@@ -20,7 +20,8 @@ def model() -> None:
     prediction."""
 
 
-for _command in (served.deploy, served.ls, served.show, served.policy, served.undeploy):
+for _command in (served.deploy, served.ls, served.show, served.policy, served.undeploy,
+                 served.grant, served.sales, served.pull):  # fmt: skip
     model.add_command(_command)
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casemate.client.heads import Check
-    from casemate.client.receipts import VerifiedReceipt, Witnesses
-    from casemate.spec.receipt import ReceiptBundle
+    from casemate.client.receipts import Verified, Witnesses
+    from casemate.spec.receipt import Receipt, ReceiptBundle
+    from casemate.spec.sale import SaleReceipt
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
@@ -24,11 +25,10 @@ def receipt() -> None:
     """Verify and read receipts offline; no server is asked."""
 
 
-def _table(verified: VerifiedReceipt) -> object:
+def _table(verified: Verified[Receipt] | Verified[SaleReceipt]) -> object:
     from rich.console import Group
     from rich.text import Text
 
-    found = verified.receipt
     head: list[Text] = []
     if verified.simulated:
         head.append(
@@ -37,32 +37,40 @@ def _table(verified: VerifiedReceipt) -> object:
                 style="bold white on red",
             )
         )
-    head.append(Text(f"{found.job}: {output.clean(found.guarantee.statement)}"))
+    head.append(Text(output.clean(verified.claim)))
     rows = [(c.name, c.state, c.found) for c in verified.checks]
     return Group(*head, output.rows_table("", ("check", "state", "found"), rows))
 
 
 @receipt.command()
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--weights", type=click.Path(dir_okay=False), help="The weights to compare with.")
+@click.option(
+    "--weights", type=click.Path(dir_okay=False), help="The weights, or the model, to compare with."
+)
 @config.trust_option
 @config.witness_options
 @output.format_option  # fmt: skip
 def verify(
     file: str, weights: str | None, trust: str | None, witnesses: Witnesses, form: str
 ) -> None:
-    """Check the receipt in FILE: evidence, signature, numbers, weights, epsilon; that it stands in
-    the log, who cosigned, and that it is the log which this client saw before."""
-    from casemate.client import receipts
+    """Check the receipt in FILE, of a job or of a sale: evidence, signature, numbers, weights,
+    epsilon; that it stands in the log, who cosigned, and that it is the log which this client saw
+    before."""
+    from casemate.client import receipts, sales
     from casemate.client.memory import Memory
+    from casemate.spec.sale import SALE_PREDICATE
 
-    verified = receipts.verify_receipt(
-        receipts.load_bundle(file),
-        trust=config.load_trust(trust),
-        weights=weights,
-        witnesses=witnesses,
-        memory=Memory(),
-    )
+    bundle, rules = receipts.load_bundle(file), config.load_trust(trust)
+    memory = Memory()
+    verified: receipts.Verified[Receipt] | receipts.Verified[SaleReceipt]
+    if receipts.predicate_type(bundle) == SALE_PREDICATE:
+        verified = sales.verify_sale(
+            bundle, trust=rules, model=weights, witnesses=witnesses, memory=memory
+        )
+    else:
+        verified = receipts.verify_receipt(
+            bundle, trust=rules, weights=weights, witnesses=witnesses, memory=memory
+        )
     output.emit(form, receipts.as_json(verified), lambda: _table(verified))
 
 

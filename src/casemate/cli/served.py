@@ -169,6 +169,64 @@ def undeploy(model: str, target: config.Target, form: str) -> None:
 
 @click.command()
 @click.argument("model", metavar="MODEL")
+@click.option("--to", required=True, metavar="ID", help="The buyer, an enrolled identity.")
+@click.option("--terms", default="", help="The parties' words, at most 2000 characters.")
+@config.target_options
+@output.format_option
+def grant(model: str, to: str, terms: str, target: config.Target, form: str) -> None:
+    """Sell a deployed model of one's own: sign that the buyer gets it whole. It cannot be taken
+    back."""
+    from casemate.client import views
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        info = enclave.models.grant(model, to, terms).info
+    output.emit(form, codec.to_json(info), lambda: output.rows_table("Sold", (), views.sale(info)))
+
+
+@click.command("sales")
+@config.target_options
+@output.format_option
+def sales(target: config.Target, form: str) -> None:
+    """What one sold and bought."""
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        found = enclave.models.sales()
+    data = {"sales": [codec.to_json(i) for i in found]}
+    output.emit(form, data, lambda: output.rows_table(found.title, found.head, found.rows))
+
+
+@click.command()
+@click.argument("sale", metavar="SALE")
+@click.option(
+    "--out", type=click.Path(dir_okay=False), help="Write the model (FILE.cmm), as its buyer."
+)
+@click.option(
+    "--receipt",
+    type=click.Path(dir_okay=False),
+    help="Write the receipt's bundle, as either party.",
+)
+@config.target_options
+@output.format_option
+def pull(sale: str, out: str | None, receipt: str | None, target: config.Target, form: str) -> None:
+    """Pull a sale's model and receipt, verified before anything is written."""
+    from casemate.client import receipts
+    from casemate.spec import codec
+
+    with target.connect() as enclave:
+        packed = None if out is None else enclave.models.pull(sale)
+        verified = enclave.models.receipt(sale, packed)
+    if out is not None and packed is not None:
+        Path(out).write_bytes(packed.data)
+    if receipt is not None:
+        Path(receipt).write_bytes(codec.encode(verified.bundle) + b"\n")
+    shape = {**receipts.as_json(verified), "model_file": out, "receipt_file": receipt}
+    output.emit(form, shape, lambda: str(verified))
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
 @click.option(
     "--input",
     "file",

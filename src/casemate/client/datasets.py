@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from casemate.client import consents, views
 from casemate.client.connection import Connection
-from casemate.client.memory import log_id
+from casemate.client.memory import log_origin
 from casemate.client.uploads import Progress, new_key, sealed_file, upload
 from casemate.seal import hpke
 from casemate.seams import OsRng
@@ -166,7 +166,7 @@ class Datasets:
         consent back. Needed before an upgrade, or after one while the dataset is frozen."""
         line, owner = self._connection.line(), self._connection.identity
         assert owner is not None
-        origin = f"casemate.dev/log/{log_id(line.attestation.binding.log_key)}"
+        origin = log_origin(line.attestation.binding.log_key)
         return self.give(dataset, consents.to_software(origin, dataset, measurement, trust, owner))
 
     def give(self, dataset: str, envelope: str) -> DatasetView:

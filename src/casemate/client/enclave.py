@@ -79,7 +79,7 @@ class Enclave:
         self.identity = identity
         self.datasets = Datasets(connection)
         self.jobs = Jobs(connection)
-        self.models = Models(connection)
+        self.models = Models(connection, trust)
 
     @property
     def url(self) -> str:

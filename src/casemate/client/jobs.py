@@ -246,6 +246,31 @@ def _values(connection: Connection, path: str, kind: type[Any]) -> list[Any]:
     return [codec.from_json(kind, item) for item in items]
 
 
+def pull(connection: Connection, path: str, info: bytes, digest: str) -> bytes:
+    """A stream behind its key, which is sealed to one's own with ``info``: downloaded, opened, held
+    against the ``digest`` that a receipt names. Raises ``receipt.weights``, ``FormatError``."""
+    identity = connection.identity
+    assert identity is not None  # the download is signed
+    with tempfile.TemporaryFile(prefix="casemate-") as sealed:
+        size = connection.download(path, sealed.write, limit=MAX_RESULT)
+        sealed.seek(0)
+        length = int.from_bytes(sealed.read(4), "big")
+        if not 0 < length <= size - 4:
+            raise NetError(
+                "net.protocol", "The sealed result is cut short.", mend="Ask for it again."
+            )
+        key = identity.open(sealed.read(length), info=info)
+        parts = iter(partial(sealed.read, stream.CHUNK), b"")
+        plain = b"".join(stream.decrypt(key, parts))
+    if "sha256:" + hashlib.sha256(plain).hexdigest() != digest:
+        raise ReceiptError(
+            "receipt.weights",
+            "The result is not the one that the receipt is about.",
+            mend="Do not use it; ask the enclave again.",
+        )
+    return plain
+
+
 class Run:
     """One job: watch it, cancel it, take its receipt and weights."""
 
@@ -332,28 +357,8 @@ class Run:
         return self._data
 
     def _pull(self, digest: str) -> bytes:
-        identity = self._connection.identity
-        assert identity is not None  # the download is signed
         info = RESULT_KEY_INFO.format(job=self.job, digest=digest).encode()
-        with tempfile.TemporaryFile(prefix="casemate-") as sealed:
-            path = f"/v1/jobs/{self.job}/result"
-            size = self._connection.download(path, sealed.write, limit=MAX_RESULT)
-            sealed.seek(0)
-            length = int.from_bytes(sealed.read(4), "big")
-            if not 0 < length <= size - 4:
-                raise NetError(
-                    "net.protocol", "The sealed result is cut short.", mend="Ask for it again."
-                )
-            key = identity.open(sealed.read(length), info=info)
-            parts = iter(partial(sealed.read, stream.CHUNK), b"")
-            plain = b"".join(stream.decrypt(key, parts))
-        if "sha256:" + hashlib.sha256(plain).hexdigest() != digest:
-            raise ReceiptError(
-                "receipt.weights",
-                "The result is not the one that the receipt is about.",
-                mend="Do not use it; ask the enclave again.",
-            )
-        return plain
+        return pull(self._connection, f"/v1/jobs/{self.job}/result", info, digest)
 
     def weights(self, into: Any = None) -> dict[str, Any]:
         """The trained weights as a dict of numpy arrays by tensor name.

@@ -68,6 +68,11 @@ def log_id(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:32]
 
 
+def log_origin(key: bytes) -> str:
+    """The name of the log with this Ed25519 key."""
+    return f"casemate.dev/log/{log_id(key)}"
+
+
 def enclave_name(url: str, simulated_root: str | None) -> str:
     """What an enclave is remembered by: its address, and the root of its simulation, so that a
     development server on a port used before is another one."""

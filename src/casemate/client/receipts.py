@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from casemate.accounting.filters import RdpFilter
 from casemate.attest.verify import Unchecked, verify_attestation
@@ -39,6 +39,7 @@ from casemate.spec.receipt import (
     no_privacy,
     statement,
 )
+from casemate.spec.sale import SaleReceipt
 
 if TYPE_CHECKING:
     from casemate.attest.trust import Trust
@@ -48,12 +49,19 @@ MAX_BUNDLE: Final = 8 << 20
 RELATIVE_SLACK: Final = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedReceipt:
-    """A receipt that holds, with what was checked."""
+R = TypeVar("R", Receipt, SaleReceipt)
 
-    receipt: Receipt
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verified(Generic[R]):
+    """A receipt that holds, with what was checked. ``title``: what it is about; ``claim``: what it
+    says of that, in words; ``bundle``: what was checked."""
+
+    receipt: R
     checks: tuple[Check, ...]
+    title: str
+    claim: str
+    bundle: ReceiptBundle
 
     @property
     def simulated(self) -> tuple[str, ...]:
@@ -61,7 +69,7 @@ class VerifiedReceipt:
         return self.receipt.simulated
 
     def _shown(self) -> tuple[str, tuple[str, str, str], list[tuple[str, str, str]]]:
-        title = f"Receipt of {self.receipt.job}"
+        title = self.title
         if self.simulated:
             title = f"SIMULATED ({', '.join(self.simulated)}): {title}"
         return title, ("check", "state", "found"), [(c.name, c.state, c.found) for c in self.checks]
@@ -73,6 +81,9 @@ class VerifiedReceipt:
 
     def _repr_html_(self) -> str:
         return views.as_html(*self._shown())
+
+
+VerifiedReceipt: TypeAlias = Verified[Receipt]
 
 
 def load_bundle(path: str | Path) -> ReceiptBundle:
@@ -149,25 +160,30 @@ def verify_receipt(
     A simulated TEE passes only a trust that names simulation. Raises ``EvidenceError`` or
     ``ReceiptError`` naming the failed check.
     """
-    receipt, checks = _signed(bundle, trust, time.time() if now is None else now)
+    payload, checks = signed_payload(bundle, trust, time.time() if now is None else now)
+    receipt = read_statement(payload)
+    checks.append(Check("statement", f"in-toto v1, subject {receipt.result_digest[:23]}…"))
     _agree(receipt, bundle)
     checks.append(Check("consistency", f"{len(receipt.datasets)} dataset(s), one plan, one boot"))
     checks.append(_logged(receipt, bundle))
     signed = checkpoint.read_proof(bundle.proof).signed
     checks.append(witnesses.check(signed))
     checks.append(seen_before(heads.read(signed, bundle.attestation.binding.log_key), memory))
-    checks.append(_weights(receipt, weights))
+    checks.append(same_file("weights", receipt.result_digest, weights))
     if receipt.artifact:
         found = (
             f"{receipt.artifact}; to make it again: casemate native build {receipt.quote_digest}"
         )
         checks.append(Check("native step", found, "unchecked"))
+    if receipt.target and weights is not None:
+        checks.append(_scored(receipt, weights))
     checks.extend(_privacy(receipt))
-    return VerifiedReceipt(receipt, tuple(checks))
+    claim = f"{receipt.job}: {receipt.guarantee.statement}"
+    return Verified(receipt, tuple(checks), f"Receipt of {receipt.job}", claim, bundle)
 
 
-def _signed(bundle: ReceiptBundle, trust: Trust, now: float) -> tuple[Receipt, list[Check]]:
-    """The receipt, signed by a key that the evidence binds."""
+def signed_payload(bundle: ReceiptBundle, trust: Trust, now: float) -> tuple[bytes, list[Check]]:
+    """The statement's bytes, signed by a key that the evidence binds."""
     binding = bundle.attestation.binding
     nonce = hashlib.sha256(binding.boot).digest()
     verdict = verify_attestation(
@@ -182,9 +198,7 @@ def _signed(bundle: ReceiptBundle, trust: Trust, now: float) -> tuple[Receipt, l
             "payload-type", f"The envelope holds {kind[:60]!r}, not an in-toto statement."
         )
     checks.append(Check("signature", f"DSSE, Ed25519 key {keyid[:16]}…, bound by the evidence"))
-    receipt = read_statement(payload)
-    checks.append(Check("statement", f"in-toto v1, subject {receipt.result_digest[:23]}…"))
-    return receipt, checks
+    return payload, checks
 
 
 def _logged(receipt: Receipt, bundle: ReceiptBundle) -> Check:
@@ -234,29 +248,35 @@ def _agree(receipt: Receipt, bundle: ReceiptBundle) -> None:
         )
 
 
-def _weights(receipt: Receipt, weights: str | Path | bytes | None) -> Check:
-    if weights is None:
-        return Check("weights", "not given: the result's digest was not compared", "unchecked")
-    if isinstance(weights, bytes):
-        found = hashlib.sha256(weights).hexdigest()
+def same_file(name: str, digest: str, given: str | Path | bytes | None) -> Check:
+    """Whether a file (or its bytes) is the subject of a receipt, ``weights`` or a ``model``. Raises
+    ``receipt.weights``."""
+    if given is None:
+        return Check(name, "not given: the result's digest was not compared", "unchecked")
+    if isinstance(given, bytes):
+        found = hashlib.sha256(given).hexdigest()
     else:
         try:
-            with Path(weights).open("rb") as file:
+            with Path(given).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as e:
             raise UsageError(
                 "usage.file",
-                f"{weights} cannot be read: {e.strerror}.",
-                mend="Name the weights' file.",
-                where=str(weights),
+                f"{given} cannot be read: {e.strerror}.",
+                mend=f"Name the file of the {name}.",
+                where=str(given),
             ) from None
-    if f"sha256:{found}" != receipt.result_digest:
-        raise _refuse("weights", "These weights are not the ones that the receipt is about.")
-    if receipt.target:
-        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
-        if contest.scores(receipt.metrics, data) != receipt.scores:
-            raise _refuse("contradiction", "The scores are not those of the result.", "scores")
-    return Check("weights", f"sha256:{found[:16]}… is the receipt's result")
+    if f"sha256:{found}" != digest:
+        raise _refuse("weights", f"This is not the {name} that the receipt is about.")
+    return Check(name, f"sha256:{found[:16]}… is the receipt's result")
+
+
+def _scored(receipt: Receipt, given: str | Path | bytes) -> Check:
+    """Whether an entry's scores are those of its result, whose digest was compared."""
+    data = given if isinstance(given, bytes) else Path(given).read_bytes()
+    if contest.scores(receipt.metrics, data) != receipt.scores:
+        raise _refuse("contradiction", "The scores are not those of the result.", "scores")
+    return Check("scores", "those of the result")
 
 
 def _privacy(receipt: Receipt) -> Iterator[Check]:
@@ -326,13 +346,19 @@ def _tight(receipt: Receipt, extra: float) -> Check:
     )
 
 
-def as_json(verified: VerifiedReceipt) -> dict[str, object]:
+def as_json(verified: Verified[Receipt] | Verified[SaleReceipt]) -> dict[str, object]:
     """A stable shape for ``--format json``."""
     return {
         "receipt": codec.to_json(verified.receipt),
         "simulated": list(verified.simulated),
         "checks": [{"name": c.name, "state": c.state, "found": c.found} for c in verified.checks],
     }
+
+
+def predicate_type(bundle: ReceiptBundle) -> str:
+    """What the statement inside is about, unverified: whose check is the one to make."""
+    statement = statement_json(bundle)
+    return str(statement.get("predicateType")) if isinstance(statement, dict) else ""
 
 
 def statement_json(bundle: ReceiptBundle) -> object:
@@ -347,11 +373,15 @@ def statement_json(bundle: ReceiptBundle) -> object:
 
 __all__ = [
     "Check",
+    "Verified",
     "VerifiedReceipt",
     "Witnesses",
     "as_json",
     "load_bundle",
+    "predicate_type",
     "read_statement",
+    "same_file",
+    "signed_payload",
     "statement_json",
     "verify_receipt",
 ]

@@ -36,6 +36,7 @@ from casemate.spec.log import (
     Debit,
     Enrolled,
     EpochAdvanced,
+    Granted,
     PolicyChanged,
     Registered,
     Reserved,
@@ -109,7 +110,7 @@ class Job:
 class Ledger:
     """What the log says. ``starts``: (place, boot, what it said); ``origins``: names of the log
     with the place at which each began; ``unsaid``: no owner has consented yet to
-    the last recovery."""
+    the last recovery; ``sales``: the commitments on them."""
 
     size: int = 0
     hashes: list[bytes] = field(default_factory=list)
@@ -124,6 +125,7 @@ class Ledger:
     agreed: dict[str, str] = field(default_factory=dict)
     handed: HandedOver | None = None
     unsaid: bool = False
+    sales: set[str] = field(default_factory=set)
 
     @property
     def debits(self) -> int:
@@ -192,7 +194,7 @@ def _findings(ledger: Ledger, entry: LogEntry, body: Any) -> Iterator[str]:
 
 _SUBJECTS: Final = {
     "identity": "identity", "recover": "origin", "handover": "measurement",
-    "reserve": "job", "takeover": "job", "commit": "job", "abandon": "job",
+    "grant": "sale", "reserve": "job", "takeover": "job", "commit": "job", "abandon": "job",
 }  # fmt: skip
 # Written at a start, before it or without one, by the operator's commands.
 _ELSEWHERE: Final = {"start", "abandon", "consent", "recover", "rotate", "handover"}
@@ -462,6 +464,12 @@ def _handover(ledger: Ledger, entry: LogEntry, body: HandedOver) -> Iterator[str
     ledger.handed = body
 
 
+def _grant(ledger: Ledger, entry: LogEntry, body: Granted) -> Iterator[str]:
+    if body.sale in ledger.sales:
+        yield "a sale is made twice"
+    ledger.sales.add(body.sale)
+
+
 _RULES: Final[dict[str, Callable[[Ledger, LogEntry, Any], Iterator[str]]]] = {
     "start": _start,
     "identity": _identity,
@@ -479,4 +487,5 @@ _RULES: Final[dict[str, Callable[[Ledger, LogEntry, Any], Iterator[str]]]] = {
     "recover": _recover,
     "rotate": _rotate,
     "handover": _handover,
+    "grant": _grant,
 }

@@ -1,18 +1,25 @@
-"""Deployed models: deploy, call, and see them."""
+"""Deployed models: deploy, call, sell and buy them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from casemate.client import models, values, views, weights
+from casemate.client import models, sales, values, views, weights
 from casemate.client.connection import Connection
+from casemate.client.jobs import pull
+from casemate.client.memory import log_origin
+from casemate.client.receipts import Verified
+from casemate.client.sales import SaleView
 from casemate.client.uploads import new_key, sealed_file, upload
+from casemate.graph.model import Packed
 from casemate.seal import calls, hpke
 from casemate.seams import OsRng
 from casemate.spec import codec, serving
-from casemate.spec.errors import UsageError
+from casemate.spec.errors import NetError, ReceiptError, UsageError
+from casemate.spec.receipt import ReceiptBundle
+from casemate.spec.sale import Sale, SaleInfo, SaleReceipt
 from casemate.spec.serving import (
     Deployment,
     ModelInfo,
@@ -20,6 +27,9 @@ from casemate.spec.serving import (
     TensorSpec,
     read_answer,
 )
+
+if TYPE_CHECKING:
+    from casemate.attest.trust import Trust
 
 MAX_ANSWER: Final = 1 << 30
 
@@ -57,10 +67,11 @@ class ModelView:
 
 
 class Models:
-    """Deployed models that one owns or may call."""
+    """Deployed models that one owns, may call or has bought."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, trust: Trust) -> None:
         self._connection = connection
+        self._trust = trust
         self._known: dict[str, ModelInfo] = {}
 
     def deploy(
@@ -112,6 +123,63 @@ class Models:
         """Destroy the model's key."""
         self._connection.request("DELETE", f"/v1/models/{_id(model)}")
 
+    def grant(self, model: str | ModelView, to: str, terms: str = "") -> SaleView:
+        """Sell a deployed model of one's own: sign that it is handed, whole, to the enrolled
+        identity ``to`` on ``terms`` (one's own words). Its key is then sealed to that buyer in the
+        enclave; it cannot be taken back. The same again is the same sale."""
+        connection, seller = self._connection, self._connection.identity
+        assert seller is not None
+        info = self.show(model).info
+        sale = values.make(
+            Sale, origin=log_origin(connection.line().attestation.binding.log_key),
+            model=info.model, model_digest=info.model_digest, seller=seller.id, buyer=to,
+            terms=terms,
+        )  # fmt: skip
+        body = {"envelope": sales.sign(sale, seller)}
+        path = f"/v1/models/{info.model}/sales"
+        made = connection.change("POST", path, body, retry=True).value(SaleInfo)
+        if (made.id, made.sale) != (sale.id, sale):
+            raise NetError(
+                "net.protocol",
+                "The server answered with another sale than the one that was signed.",
+                mend="Check that client and server have matching versions.",
+            )
+        return SaleView(made)
+
+    def sales(self) -> views.Listing[SaleInfo]:
+        """What one sold and bought."""
+        items = self._connection.request("GET", "/v1/sales").json()
+        found = [codec.from_json(SaleInfo, x) for x in items] if isinstance(items, list) else []
+        return views.sales(found)
+
+    def receipt(self, sale: str | SaleView, model: Packed | None = None) -> Verified[SaleReceipt]:
+        """A sale's receipt, verified under this connection's trust, with the ``model`` if pulled;
+        ``.bundle`` is for a file or an auditor. For both parties."""
+        name, connection = _id(sale), self._connection
+        found = connection.request("GET", f"/v1/sales/{name}/receipt").value(ReceiptBundle)
+        connection.sync()  # its head is newer than the one seen at the beginning
+        verified = sales.verify_sale(
+            found,
+            trust=self._trust,
+            model=None if model is None else model.data,
+            memory=connection.memory,
+        )
+        if verified.receipt.sale.id != name:
+            raise ReceiptError(
+                "receipt.sale",
+                f"The receipt is about {verified.receipt.sale.id}, not {name[:60]}.",
+                mend="Do not rely on it; ask the enclave again.",
+            )
+        return verified
+
+    def pull(self, sale: str | SaleView) -> Packed:
+        """The packed model that one bought, opened with one's own key and compared with the sale's
+        receipt, which is verified first. Raises ``ModelError`` ``model.sale-ended`` where the model
+        is gone; as :meth:`receipt`."""
+        bought = self.receipt(sale).receipt.sale
+        path = f"/v1/sales/{bought.id}/model"
+        return Packed(pull(self._connection, path, bought.info, bought.model_digest))
+
     def predict(self, model: str | ModelView, inputs: Any) -> Any:
         """See :meth:`casemate.client.enclave.Enclave.predict`."""
         name = _id(model)
@@ -134,8 +202,8 @@ class Models:
         return _arrays(info.outputs, records, read_answer(info.outputs, records, plain), inputs)
 
 
-def _id(model: str | ModelView) -> str:
-    return model.id if isinstance(model, ModelView) else model
+def _id(given: str | ModelView | SaleView) -> str:
+    return given if isinstance(given, str) else given.id
 
 
 def _named(specs: Sequence[TensorSpec], inputs: Any) -> dict[str, Any]:

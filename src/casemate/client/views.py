@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from casemate.spec.data import ANYONE, DatasetInfo, Policy
+from casemate.spec.sale import SaleInfo
 from casemate.spec.serving import ModelInfo, TensorSpec
 
 T = TypeVar("T")
@@ -186,4 +187,28 @@ def model(info: ModelInfo) -> Rows:
         ("at once", f"{policy.at_once} calls of one caller"),
         ("one pass", f"{info.slots} records of any callers" if info.slots > 1 else "one call"),
         ("policy digest", info.policy_digest),
+    ]
+
+
+SALE_HEAD = ("sale", "model", "seller", "buyer", "state", "terms")
+
+
+def sales(infos: Sequence[SaleInfo]) -> Listing[SaleInfo]:
+    rows = tuple(
+        (i.id, i.sale.model, i.sale.seller, i.sale.buyer, i.state, i.sale.terms) for i in infos
+    )
+    return Listing(tuple(infos), f"{len(infos)} sale(s)", SALE_HEAD, rows)
+
+
+def sale(info: SaleInfo) -> Rows:
+    """Rows that show one sale whole."""
+    found = info.sale
+    return [
+        ("sale", info.id),
+        ("model", found.model),
+        ("digest", found.model_digest),
+        ("seller", found.seller),
+        ("buyer", found.buyer),
+        ("terms", found.terms or "-"),
+        ("state", info.state),
     ]

@@ -12,6 +12,7 @@ from casemate.seams import Disk
 from casemate.spec import canonical, codec
 from casemate.spec.errors import CasemateError
 from casemate.spec.evidence import Attestation
+from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import Quote
 from casemate.spec.receipt import (
     PAYLOAD_TYPE,
@@ -20,13 +21,15 @@ from casemate.spec.receipt import (
     ReceiptBundle,
     statement,
 )
+from casemate.spec.sale import SALE_TYPE, Sale, SaleReceipt
+from casemate.spec.sale import statement as sale_statement
 
 # What estimates from below and from above may differ by.
 _NEAR: Final = 1e-6
 
 
 def check(replay: Replay, rows: Rows, _: Disk) -> None:
-    """All receipts of committed jobs."""
+    """All receipts, of committed jobs and of sales."""
     attestations = _attestations(replay, rows)
     leaves: dict[int, bytes] = dict(rows("SELECT sequence, entry FROM entries"))
     sql = (
@@ -58,6 +61,8 @@ def check(replay: Replay, rows: Rows, _: Disk) -> None:
         ):
             _claims(replay, name, said, result, digest, raw, payload or b"")
         replay.receipts += 1
+    if rows("SELECT 1 FROM sqlite_schema WHERE name = 'sales'"):
+        _sales(replay, rows, attestations)
 
 
 def _attestations(replay: Replay, rows: Rows) -> dict[bytes, Attestation]:
@@ -71,6 +76,30 @@ def _attestations(replay: Replay, rows: Rows) -> dict[bytes, Attestation]:
             f"the attestation of boot {boot.hex()} binds other keys than the log's",
         )
     return out
+
+
+def _sales(replay: Replay, rows: Rows, attestations: dict[bytes, Attestation]) -> None:
+    """Receipts of sales: the boot's word, and the seller's within."""
+    boots = {place: boot for place, _, boot in replay.sales.values()}
+    for name, raw, entry, text in rows("SELECT id, sale, entry, receipt FROM sales"):
+        sale = codec.decode(Sale, raw)
+        attested = attestations.get(boots.get(entry, b""))
+        key = b"" if attested is None else attested.binding.receipt_key
+        payload = notes.envelope(text, PAYLOAD_TYPE, key) or b""
+        try:
+            found: Any = canonical.decode(payload)
+            receipt = codec.from_json(SaleReceipt, found["predicate"])
+        except (CasemateError, KeyError, TypeError):
+            replay.findings.append(f"the receipt of {name} has another form or signature")
+            continue
+        seller = PublicIdentity(name="-", sign_key=receipt.sign_key, seal_key=receipt.seal_key).id
+        replay.expect(
+            found == sale_statement(receipt)
+            and (receipt.sale, receipt.boot, seller) == (sale, boots.get(entry), sale.seller)
+            and notes.envelope(receipt.signed, SALE_TYPE, receipt.sign_key) == codec.encode(sale),
+            f"the receipt of {name} says other things than its seller signed",
+        )
+        replay.receipts += 1
 
 
 def _proved(replay: Replay, proof: str, place: int) -> bool:

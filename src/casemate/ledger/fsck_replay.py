@@ -24,6 +24,7 @@ from casemate.spec.log import (
     Debit,
     Enrolled,
     EpochAdvanced,
+    Granted,
     PolicyChanged,
     Registered,
     Reserved,
@@ -115,6 +116,8 @@ class Replay:
     # What evaluations ask for, by the commitments on their quotes.
     evaluations: dict[str, JobRequest] = field(default_factory=dict)
     passing: passes.Passing = field(default_factory=passes.Passing)
+    # Commitment on a sale -> (its place, the commitment on its receipt, its boot).
+    sales: dict[str, tuple[int, str, bytes]] = field(default_factory=dict)
     # What is known of the policies behind commitments: those of today and of registration.
     policies: dict[str, Policy] = field(default_factory=dict)
     # How often the anchor was moved, and by which entry; whether another one may begin.
@@ -187,6 +190,8 @@ def _subjects(entry: LogEntry, body: Any) -> set[str]:
         return {entry.boot.hex()}
     if isinstance(body, Enrolled):
         return {body.identity}
+    if isinstance(body, Granted):
+        return {body.sale}
     return {getattr(body, "dataset", entry.subject)}
 
 
@@ -356,6 +361,14 @@ def _abandon(replay: Replay, entry: LogEntry, body: Abandoned) -> Iterator[str]:
     found.state, found.ended = "abandoned", entry.sequence
 
 
+def _grant(replay: Replay, entry: LogEntry, body: Granted) -> Iterator[str]:
+    if body.sale in replay.sales:
+        yield "the sale was made before"
+    if entry.boot not in replay.started:
+        yield "its boot never started"
+    replay.sales[body.sale] = (entry.sequence, body.receipt, entry.boot)
+
+
 _APPLY: Final[dict[str, Callable[[Replay, LogEntry, Any], Iterator[str]]]] = {
     "start": _start,
     "identity": _identity,
@@ -373,4 +386,5 @@ _APPLY: Final[dict[str, Callable[[Replay, LogEntry, Any], Iterator[str]]]] = {
     "recover": passes.recover,
     "rotate": passes.rotate,
     "handover": passes.handover,
+    "grant": _grant,
 }

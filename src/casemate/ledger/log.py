@@ -93,6 +93,26 @@ def sign(store: Store, size: int | None = None) -> Note:
     return signed.add(note.line(text) for (text,) in rows)
 
 
+def covering(store: Store, sequence: int) -> Note:
+    """A checkpoint over entry ``sequence`` of the log that got it: of those that witnesses cosigned
+    the one that most of them did, else the newest; of a log that a recovery ended, its last."""
+    origin, private, ended = store.one(
+        "SELECT origin, key, ended FROM log_keys WHERE ended IS NULL OR ended > ?"
+        " ORDER BY generation LIMIT 1",
+        sequence,
+    )
+    if ended is None:
+        sql = (
+            "SELECT size FROM cosignatures WHERE size > ?"
+            " GROUP BY size ORDER BY count(*) DESC, size DESC"
+        )
+        row = store.one(sql, sequence)
+        return sign(store, None if row is None else row[0])
+    mine = _log_key(origin, private)
+    last = Checkpoint(origin, ended, merkle.root(ended, store.node))
+    return checkpoint.sign(last, mine.public, mine.private.sign)
+
+
 def cosign(store: Store, signed: Note, witnesses: Iterable[Verifier]) -> Checkpoint:
     """Keep what ``witnesses`` said of a checkpoint of this log; what others said is dropped.
 

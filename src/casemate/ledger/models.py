@@ -166,10 +166,12 @@ def set_policy(
 
 
 def undeploy(store: Store, id: str) -> Model:
-    """Destroy the model's key: its row is overwritten, and the WAL that held it is emptied. The
-    caller drops the upload. It binds an operator who kept an older copy of the disk no more."""
+    """Destroy the model's key, also as it is sealed to buyers: its row is overwritten, and the WAL
+    that held it is emptied. The caller drops the upload. It binds an operator who kept an older
+    copy of the disk no more."""
     with store.transaction():
         found = model(store, id)
+        store.run("UPDATE sales SET sealed_key = NULL WHERE model = ?", id)
         store.run("DELETE FROM model_calls WHERE model = ?", id)
         store.run("DELETE FROM models WHERE id = ?", id)
     store.empty_wal()
@@ -213,7 +215,8 @@ def freeze(store: Store) -> None:
 
 
 def destroy(store: Store) -> None:
-    """Inside a transaction: no model's key passes to a successor."""
+    """Inside a transaction: no model's key passes to a successor, nor what was sealed to buyers."""
+    store.run("UPDATE sales SET sealed_key = NULL")
     store.run("DELETE FROM model_calls")
     store.run("DELETE FROM uploads WHERE used_by IN (SELECT id FROM models)")
     store.run("DELETE FROM models")

@@ -8,8 +8,9 @@ from typing import Final
 VERSION: Final = 3
 APPLICATION_ID: Final = 0x43534D54  # "CSMT"
 
-# What version 3 added: deployed models. `accepted`: the measurement under which its owner lets one
-# run. `calls`: of a caller in this epoch, with those of a block that is not used up.
+# What version 3 added: deployed models and their sales. `accepted`: the measurement under which its
+# owner lets one run. `calls`: of a caller in this epoch, with those of a block that is not used up.
+# `sealed_key`: sealed to the buyer; NULL once the model is gone, the sale and its receipt stay.
 MODELS: Final = """
 CREATE TABLE models(
   id TEXT PRIMARY KEY, owner TEXT NOT NULL REFERENCES identities, deployment BLOB NOT NULL,
@@ -20,6 +21,14 @@ CREATE TABLE model_calls(
   model TEXT NOT NULL REFERENCES models, caller TEXT NOT NULL REFERENCES identities,
   calls INTEGER NOT NULL CHECK (calls > 0), PRIMARY KEY (model, caller)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE sales(
+  id TEXT PRIMARY KEY, model TEXT NOT NULL, seller TEXT NOT NULL REFERENCES identities,
+  buyer TEXT NOT NULL REFERENCES identities, sale BLOB NOT NULL, salt BLOB NOT NULL,
+  entry INTEGER NOT NULL UNIQUE REFERENCES entries, receipt TEXT NOT NULL, sealed_key BLOB
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sales_of_model ON sales(model);
+CREATE INDEX sales_of_seller ON sales(seller);
+CREATE INDEX sales_of_buyer ON sales(buyer);
 """
 
 # A dataset's key stands in a table of its own, so that revoking is deleting a row. `nodes`: the

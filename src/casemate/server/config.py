@@ -24,8 +24,9 @@ class Limits:
     ``compile_seconds`` after a worker began to prepare, or half of ``prepare_seconds`` if that is
     less, it compiles nothing more; 0: nothing at all. A run that is predicted to take less than
     ``state_seconds`` keeps no training states. ``models``: deployed by one identity;
-    ``model_calls``: to one of them that wait or run; a pass over a call's records that takes longer
-    than ``call_seconds`` ends its worker; ``answer_bytes``: of one call.
+    ``sales``: that it has made; ``model_calls``: to one model that wait or run; a pass over a
+    call's records that takes longer than ``call_seconds`` ends its worker; ``answer_bytes``: of one
+    call.
     """
 
     json_bytes: int = 4 * MIB
@@ -54,6 +55,7 @@ class Limits:
     nonces_per_identity: int = 1 << 16
     attestations: int = 4_096
     models: int = 100
+    sales: int = 1_000
     model_calls: int = 256
     call_seconds: float = 30.0
     answer_bytes: int = 64 * MIB

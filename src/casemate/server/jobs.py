@@ -71,6 +71,13 @@ async def _parts(head: bytes, file: File) -> AsyncIterator[bytes]:
         file.close()
 
 
+def sealed_file(sealed_key: bytes, file: File) -> Reply:
+    """A stream that lies on the Disk, behind its key as it is sealed to the caller."""
+    head = len(sealed_key).to_bytes(4, "big") + sealed_key
+    size = len(head) + file.size()
+    return Reply(_parts(head, file), headers={"content-length": str(size)})
+
+
 async def result(call: Call) -> Reply:
     """The sealed weights."""
     job = ledger.job(call.service.store, call.id)
@@ -79,10 +86,7 @@ async def result(call: Call) -> Reply:
             "job.not-done", f"The job {job.id} has no result.", mend="Wait until it is done."
         )
     sealed = ledger.result_key(call.service.store, job.id)
-    head = len(sealed).to_bytes(4, "big") + sealed
-    file = call.service.disk.open(job.blob)
-    size = len(head) + file.size()
-    return Reply(_parts(head, file), headers={"content-length": str(size)})
+    return sealed_file(sealed, call.service.disk.open(job.blob))
 
 
 async def receipt(call: Call) -> ReceiptBundle:

@@ -108,19 +108,24 @@ async def undeploy(call: Call) -> None:
     await asyncio.to_thread(service.uploads.drop, gone.deployment.upload)
 
 
+def require_accepted(service: Service, model: Model) -> None:
+    """Its owner lets the model run under this software. Raises ``policy.frozen``."""
+    if model.accepted != service.tee.measurement:
+        raise PolicyError(
+            "policy.frozen",
+            f"The model {model.id} waits for its owner: its state was restored from a backup, or"
+            " other software runs.",
+            mend="Ask its owner to set its policy again.",
+            where=model.id,
+        )
+
+
 async def predict(call: Call) -> Reply:
     """Answer a sealed call. Of its content this process knows the number of records."""
     service = call.service
     started = service.clock.monotonic()
     model = models.model(service.store, call.id)
-    if model.accepted != service.tee.measurement:
-        raise PolicyError(
-            "policy.frozen",
-            f"The model {call.id} waits for its owner: its state was restored from a backup, or"
-            " other software runs.",
-            mend="Ask its owner to set its policy again.",
-            where=call.id,
-        )
+    require_accepted(service, model)
     opened = calls.open_head(service.keys.hpke, call.id, call.caller, call.body)
     if opened.records > model.policy.records:
         raise LimitError(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from casemate.ledger import catalog, ledger, models, quotes
+from casemate.ledger import catalog, ledger, models, quotes, sales
 from casemate.spec.errors import AuthError
 
 if TYPE_CHECKING:
@@ -78,6 +78,17 @@ def model_roles(service: Service, caller: str, name: str) -> Roles:
     return frozenset(roles)
 
 
+def sale_roles(service: Service, caller: str, name: str) -> Roles:
+    """seller, buyer. Raises ``model.unknown-sale`` for all others."""
+    sale = sales.sold(service.store, name).sale
+    roles = {"seller"} if sale.seller == caller else set()
+    if sale.buyer == caller:
+        roles.add("buyer")
+    if not roles:
+        raise sales.unknown(name)
+    return frozenset(roles)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """``roles(service, caller, id)`` must meet ``admits``."""
@@ -103,6 +114,8 @@ RULES: Final[dict[str, Rule]] = {
     "model-owner": _rule(model_roles, "owner"),
     "model-caller": _rule(model_roles, "caller"),
     "model-party": _rule(model_roles, "owner", "caller"),
+    "sale-buyer": _rule(sale_roles, "buyer"),
+    "sale-party": _rule(sale_roles, "seller", "buyer"),
 }
 
 

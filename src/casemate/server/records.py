@@ -24,6 +24,11 @@ def models_of(store: Store, owner: str) -> int:
     return int(store.one("SELECT count(*) FROM models WHERE owner = ?", owner)[0])
 
 
+def sales_of(store: Store, seller: str) -> int:
+    """How many sales an identity has made."""
+    return int(store.one("SELECT count(*) FROM sales WHERE seller = ?", seller)[0])
+
+
 def quotes_of(store: Store, scientist: str) -> int:
     """How many quotes are kept for a scientist."""
     return int(store.one("SELECT count(*) FROM quotes WHERE scientist = ?", scientist)[0])

@@ -7,7 +7,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from casemate.server import consents, contests, datasets, jobs, log, models, openapi, public, quotes
+from casemate.server import (
+    consents,
+    contests,
+    datasets,
+    jobs,
+    log,
+    models,
+    openapi,
+    public,
+    quotes,
+    sales,
+)
 from casemate.server.config import Limits, software
 from casemate.server.service import Call
 from casemate.spec.data import DatasetInfo, Policy, Registration
@@ -15,6 +26,7 @@ from casemate.spec.evidence import Attestation
 from casemate.spec.identity import PublicIdentity
 from casemate.spec.job import JobStatus, Quote, Submission
 from casemate.spec.receipt import Leaderboard, ReceiptBundle
+from casemate.spec.sale import SaleInfo
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy
 
 _OFFSET: Final = ("header", datasets.OFFSET, True, "Where the piece begins, in bytes.")
@@ -186,6 +198,23 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST", "/v1/models/{id}/predictions", "model-caller", models.predict,
         "Call a model; inputs and outputs are sealed", body=bytes, answer=bytes,
+    ),
+    Route(
+        "POST", "/v1/models/{id}/sales", "model-owner", sales.grant,
+        "Sell a model: its key, sealed to the buyer (a DSSE envelope, spec.sale)",
+        body={"envelope": str}, answer=SaleInfo, status=201,
+    ),
+    Route(
+        "GET", "/v1/sales", "enrolled", sales.list_sales, "What one sold and bought",
+        answer=tuple[SaleInfo, ...],
+    ),
+    Route(
+        "GET", "/v1/sales/{id}/model", "sale-buyer", sales.model,
+        "The sold model, sealed to its buyer", answer=bytes,
+    ),
+    Route(
+        "GET", "/v1/sales/{id}/receipt", "sale-party", sales.receipt,
+        "The sale's receipt and its evidence", answer=ReceiptBundle,
     ),
     Route(
         "GET", "/log/checkpoint", "public", log.checkpoint,

@@ -158,6 +158,15 @@ class Abandoned:
     reason: Literal["failed", "cancelled", "crashed"]
 
 
+@value("log-grant/v1")
+class Granted:
+    """A deployed model's owner sold it. ``sale`` and ``receipt`` (the envelope) are commitments
+    under a salt of this sale's own: who sold what to whom is for its parties to show."""
+
+    sale: str
+    receipt: str
+
+
 BODIES: Final[dict[str, type]] = {
     "start": Started,
     "identity": Enrolled,
@@ -175,4 +184,5 @@ BODIES: Final[dict[str, type]] = {
     "recover": Recovered,
     "rotate": Rotated,
     "handover": HandedOver,
+    "grant": Granted,
 }

@@ -123,8 +123,9 @@ class ReceiptBundle:
 
     ``envelope``: the DSSE envelope's JSON text. ``attestation``: of the boot that signed it (nonce:
     SHA-256 of the boot instance). ``entry``: the bytes of the job's commit entry, which commits to
-    result and envelope under ``salt``. ``proof``: that it stands in the log (C2SP tlog-proof), with
-    the checkpoint and the witnesses' cosignatures.
+    result and envelope under ``salt``; of a sale's grant, which commits to sale and envelope.
+    ``proof``: that it stands in the log (C2SP tlog-proof), with the checkpoint and the witnesses'
+    cosignatures.
     """
 
     envelope: str
@@ -175,7 +176,7 @@ def rank(receipt: Receipt) -> tuple[float, int]:
 EntryKind = Literal[
     "start", "identity", "register", "policy", "epoch", "revoke",
     "approve", "reject", "reserve", "takeover", "commit", "abandon",
-    "consent", "recover", "rotate", "handover",
+    "consent", "recover", "rotate", "handover", "grant",
 ]  # fmt: skip
 
 

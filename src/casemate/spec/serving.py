@@ -25,9 +25,9 @@ MAX_CALLS: Final = 2**48
 MAX_RECORDS: Final = 4096
 MAX_SLOTS: Final = 256
 MAX_TENSORS: Final = 64
-_ID: Final = re.compile(r"id_[0-9a-f]{40}")
-_MODEL: Final = re.compile(r"model_[0-9a-f]{32}")
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+IDENTITY: Final = re.compile(r"id_[0-9a-f]{40}")
+MODEL: Final = re.compile(r"model_[0-9a-f]{32}")
+DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @value("serve-policy/v1")
@@ -50,7 +50,7 @@ class ServePolicy:
 
     def __post_init__(self) -> None:
         everyone = self.callers == (ANYONE,)
-        if not everyone and not all(_ID.fullmatch(c) for c in self.callers):
+        if not everyone and not all(IDENTITY.fullmatch(c) for c in self.callers):
             raise ValueError("callers must be identity ids, or * alone")
         if len(self.callers) > MAX_CALLERS or len(set(self.callers)) != len(self.callers):
             raise ValueError(f"callers must be at most {MAX_CALLERS}, each once")
@@ -103,9 +103,9 @@ class Deployment:
     sealed_key: bytes
 
     def __post_init__(self) -> None:
-        if not _MODEL.fullmatch(self.model):
+        if not MODEL.fullmatch(self.model):
             raise ValueError("model must be model_ and 32 hex digits")
-        if not _DIGEST.fullmatch(self.model_digest):
+        if not DIGEST.fullmatch(self.model_digest):
             raise ValueError("model_digest must be sha256: and 64 hex digits")
         if not (1 <= len(self.name) <= 120 and self.name.isprintable()):
             raise ValueError("a model's name must have 1 to 120 printable characters")

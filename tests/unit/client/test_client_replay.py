@@ -23,7 +23,7 @@ from casemate.spec.data import Budget
 from casemate.spec.errors import CasemateError, ReceiptError
 from casemate.spec.log import BODIES, Abandoned, Committed, Enrolled, Started, TakenOver
 from casemate.spec.receipt import LogEntry
-from support import passing, rfc6962
+from support import passing, rfc6962, sales
 from support.disk import SimDisk
 from support.ledgers import (
     OTHER,
@@ -50,6 +50,8 @@ def life() -> list[bytes]:
     ledger.reserve(store, queue(store, "failing", (one,)))
     ledger.abandon(store, queue(store, "failing", (one,)), "failed", "job.failed", "")
     push(store, "a2", previous="a")
+    sales.deploy(store)
+    sales.sell(store)
     catalog.set_policy(store, two, OTHER.id, changed_policy(
         catalog.dataset(store, two).policy, approval="each-quote"))  # fmt: skip
     asked = ask(store, "approved", (two,))
@@ -88,7 +90,7 @@ def test_a_whole_life_replays(life):
     assert found.size == len(life)
     kinds = {e.kind for e, _ in decoded(life)}
     assert {"start", "identity", "register", "policy", "epoch", "revoke", "approve", "reserve",
-            "takeover", "commit", "abandon"} <= kinds  # fmt: skip
+            "takeover", "commit", "abandon", "grant"} <= kinds  # fmt: skip
     assert found.datasets[dataset_id("b")].state == "revoked"
     assert found.datasets[dataset_id("a")].epoch == 3
     assert found.datasets[dataset_id("a2")].lineage == dataset_id("a")
@@ -129,7 +131,7 @@ def test_any_entry_that_is_dropped_doubled_or_moved_is_noticed_or_means_nothing(
     assert silent <= {
         ("approve", 1), ("approve", -1), ("policy", 1), ("policy", -1), ("abandon", -1),
         ("epoch", -1), ("revoke", -1), ("commit", -1), ("start", -1), ("register", -1),
-        ("identity", -1),
+        ("identity", -1), ("grant", -1),
     }  # fmt: skip
     assert ("commit", 1) not in silent and ("reserve", 1) not in silent
 
@@ -212,6 +214,8 @@ LIES = {
     "a commit by another boot": (by(boot(9)), "another boot"),
     "a takeover of its own": (takeover_by_itself, "own job"),
     "a takeover that was dropped": (without("takeover"), "not taken over"),
+    "a sale again": (again("grant"), "made twice"),
+    "a sale of another name": (lie("grant", sale="sha256:x"), "subject"),
     "a job of another name": (lie("commit", job="job_x"), "subject"),
 }  # fmt: skip
 

@@ -155,6 +155,7 @@ def test_freezing_waits_for_the_owner(store: Store, model: models.Model) -> None
 
 def test_a_state_from_before_there_were_models_is_taken_up(disk: SimDisk, store: Store) -> None:
     with store.transaction():
+        store.run("DROP TABLE sales")
         store.run("DROP TABLE model_calls")
         store.run("DROP TABLE models")
         store.run("PRAGMA user_version = 2")

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from casemate.client import consents
-from casemate.ledger import catalog, ledger, log, quotes
+from casemate.client.sales import sign
+from casemate.ledger import catalog, ledger, log, quotes, sales
 from casemate.seal import checkpoint, note, tiles
 from casemate.seal.identity import Identity
 from casemate.server.permissions import RULES, WITHOUT_RESOURCE
@@ -22,6 +23,7 @@ from casemate.spec import codec, merkle
 from casemate.spec.data import Policy
 from casemate.spec.job import Quote
 from casemate.spec.receipt import LogEntry
+from casemate.spec.sale import Sale
 from casemate.spec.serving import ServePolicy
 from support.desk import Desk, Person, call, deploy, deployment, run_async
 from support.disk import SimDisk
@@ -81,6 +83,11 @@ EXPECTED: dict[tuple[str, str], dict[str, int]] = {
     ("DELETE", "/v1/models/{id}"): OWNER,
     # The scientist may call, and seals to another boot too.
     ("POST", "/v1/models/{id}/predictions"): _row(401, 401, 404, 400, 404, 403),
+    ("POST", "/v1/models/{id}/sales"): OWNER,
+    ("GET", "/v1/sales"): SIGNED,
+    # Sold by the owner to the scientist.
+    ("GET", "/v1/sales/{id}/model"): SCIENTIST,
+    ("GET", "/v1/sales/{id}/receipt"): PARTY,
     ("GET", "/log/checkpoint"): PUBLIC,
     ("GET", "/log/tile/{path}"): PUBLIC,
     ("GET", "/log/attestation/{hex}"): PUBLIC,
@@ -122,8 +129,15 @@ def _built() -> tuple[dict[str, bytes], dict[str, Identity], dict[str, str], dic
             await scientist.finished(job)
             serve = ServePolicy(callers=(scientist.id,))
             deployed = await deploy(owner, serve)
+            sale = Sale(
+                origin=log.key(desk.service.store).origin, model=deployed.model,
+                model_digest=deployed.model_digest, seller=owner.id, buyer=scientist.id,
+            )  # fmt: skip
+            offer = {"envelope": sign(sale, owner.identity)}
+            await owner.ask("POST", f"/v1/models/{sale.model}/sales", offer)
             ids = {
                 "models": deployed.model,
+                "sales": sale.id,
                 "identities": owner.id,
                 "uploads": (await owner.ask("POST", "/v1/uploads", {"size": 100}))["upload"],
                 "datasets": info.dataset,
@@ -150,6 +164,7 @@ def _built() -> tuple[dict[str, bytes], dict[str, Identity], dict[str, str], dic
                 ("POST", "/v1/models"): await deployment(owner, serve, bytes(32)),
                 ("PUT", "/v1/models/{id}/policy"): serve,
                 ("POST", "/v1/models/{id}/predictions"): call(scientist, deployed.model).body,
+                ("POST", "/v1/models/{id}/sales"): offer,
                 ("POST", "/v1/quotes"): submission,
                 ("POST", "/v1/jobs"): {"quote": ids["quotes"]},
             }
@@ -220,6 +235,7 @@ def test_a_strangers_answer_is_that_for_what_does_not_exist() -> None:
                 "quotes": "sha256:" + "0" * 64,
                 "jobs": "job_" + "0" * 32,
                 "models": "model_" + "0" * 32,
+                "sales": "sale_" + "0" * 32,
             }
             for route in ROUTES:
                 thing = route.path.split("/")[2] if route.path.startswith("/v1/") else ""
@@ -268,7 +284,8 @@ def test_lists_hold_only_ones_own() -> None:
     async def work() -> None:
         async with Desk(_disk()) as desk:
             world = _world(desk)
-            for path, thing in (("datasets", "dataset"), ("jobs", "job"), ("models", "model")):
+            things = {"datasets": "dataset", "jobs": "job", "models": "model", "sales": "id"}
+            for path, thing in things.items():
                 counts = {
                     name: [x[thing] for x in await person.ask("GET", f"/v1/{path}")]
                     for name, person in world.people.items()
@@ -297,7 +314,7 @@ def test_the_log_is_whole_for_anyone_and_names_nobody() -> None:
             leaves = tiles.unbundle(bundle, raw)
             assert merkle.root(len(leaves), merkle.tree(leaves)) == head.root
             kinds = {codec.decode(LogEntry, leaf).kind for leaf in leaves}
-            assert kinds >= {"start", "identity", "register", "reserve", "commit"}
+            assert kinds >= {"start", "identity", "register", "reserve", "commit", "grant"}
             job = ledger.job(store, world.ids["jobs"])
             stored = quotes.get(store, job.quote)
             dataset = catalog.dataset(store, world.ids["datasets"])
@@ -308,11 +325,14 @@ def test_the_log_is_whole_for_anyone_and_names_nobody() -> None:
                     stored.quote, stored.quote.plan, stored.quote.request,
                 )
             }  # fmt: skip
+            sale = sales.sold(store, world.ids["sales"]).sale
+            digests |= {codec.digest(sale), sale.model_digest}
             digests |= {str(job.result_digest), stored.quote.request.model_digest}
             body = b"".join(codec.decode(LogEntry, leaf).body for leaf in leaves)
             for digest in digests:
                 assert digest[7:].encode() not in body
-            assert b"tiny" not in body  # the dataset's name
+            for name in (b"tiny", sale.model.encode(), sale.id.encode()):  # a dataset, a model
+                assert name not in body
             for path in (
                 "tile/0/001",
                 "tile/0/000.p/255",

@@ -10,9 +10,10 @@ import pytest
 
 from casemate.ledger import catalog
 from casemate.server import permissions
-from casemate.spec.errors import AuthError, DataError, JobError, PlanError
+from casemate.spec.errors import AuthError, DataError, JobError, ModelError, PlanError
 from support.disk import SimDisk
 from support.ledgers import OPEN, OTHER, OWNER, SCIENTIST, ask, open_store, push, queue
+from support.sales import deploy, sell
 
 
 @pytest.fixture
@@ -57,6 +58,18 @@ def test_roles_to_quotes_and_jobs(service) -> None:
         permissions.quote_roles(service, "id_x", quote)
 
 
+def test_roles_to_sales(service) -> None:
+    deploy(service.store)
+    sale = sell(service.store).sale
+    assert permissions.sale_roles(service, sale.seller, sale.id) == {"seller"}
+    assert permissions.sale_roles(service, sale.buyer, sale.id) == {"buyer"}
+    for caller, name in ((OTHER.id, sale.id), (sale.buyer, "sale_" + "0" * 32)):
+        with pytest.raises(ModelError, match=r"model\.unknown-sale"):
+            permissions.sale_roles(service, caller, name)
+    mine = sell(service.store, buyer=sale.seller).sale
+    assert permissions.sale_roles(service, sale.seller, mine.id) == {"seller", "buyer"}
+
+
 def test_whom_each_rule_admits() -> None:
     admits = {name: set(rule.admits) for name, rule in permissions.RULES.items()}
     both = {"owner", "scientist"}
@@ -64,7 +77,8 @@ def test_whom_each_rule_admits() -> None:
         "upload-owner": {"owner"}, "dataset-owner": {"owner"}, "dataset-party": both,
         "quote-owner": {"owner"}, "quote-party": both, "job-scientist": {"scientist"},
         "job-party": both, "model-owner": {"owner"}, "model-caller": {"caller"},
-        "model-party": {"owner", "caller"},
+        "model-party": {"owner", "caller"}, "sale-buyer": {"buyer"},
+        "sale-party": {"seller", "buyer"},
     }  # fmt: skip
     roles = permissions.dataset_roles
     made = permissions._rule(roles, "owner", "scientist")
