@@ -135,7 +135,7 @@ def test_bindings_that_do_not_fit_are_refused(columns):
 
 def test_what_its_server_once_held_is_no_memory_of_a_workers():
     """A quote's bytes would tell the size of others' results, and jobs would be refused for it."""
-    measures = "from casemate.engine import prepare; print(prepare._resident())"
+    measures = "from casemate.engine import prepare; print(prepare.resident())"
     starts = (
         "import subprocess, sys; x = b'x' * (1500 << 20); del x;"
         "subprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True, check=True)"
