@@ -11,24 +11,18 @@ from typing import Final
 from casemate.ledger import catalog, ledger
 from casemate.server.service import Call
 from casemate.spec import codec
-from casemate.spec.errors import PolicyError
 from casemate.spec.receipt import Leaderboard, Receipt, ReceiptBundle, rank
 
 SHOWN: Final = 256
 
 
 async def leaderboard(call: Call) -> Leaderboard:
-    """The receipt of each participant's best entry, the best of all first, at most :data:`SHOWN`.
-    Who is admitted to a contest sees how all entries scored, as their receipts say."""
+    """The receipt of each participant's best entry, the best of all first, at most :data:`SHOWN`;
+    none of a dataset without a contest. Who is admitted to a contest sees how all entries scored,
+    as their receipts say."""
     store = call.service.store
-    if catalog.dataset(store, call.id).policy.contest is None:
-        raise PolicyError(
-            "policy.no-contest",
-            f"The dataset {call.id} holds no contest.",
-            mend="Name a dataset that was pushed with a contest.",
-            where=call.id,
-        )
-    entries = await asyncio.to_thread(_best, ledger.bundles(store, call.id))
+    held = catalog.dataset(store, call.id).policy.contest is not None
+    entries = await asyncio.to_thread(_best, ledger.bundles(store, call.id) if held else [])
     return Leaderboard(dataset=call.id, entries=entries)
 
 

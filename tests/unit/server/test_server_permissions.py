@@ -59,6 +59,7 @@ EXPECTED: dict[tuple[str, str], dict[str, int]] = {
     ("POST", "/v1/datasets"): _row(401, 401, 403, 403, 403, 404),
     ("GET", "/v1/datasets"): SIGNED,
     ("GET", "/v1/datasets/{id}"): PARTY,
+    ("GET", "/v1/datasets/{id}/leaderboard"): PARTY,
     ("PUT", "/v1/datasets/{id}/policy"): OWNER,
     ("POST", "/v1/datasets/{id}/epoch"): OWNER,
     ("POST", "/v1/datasets/{id}/consents"): OWNER,
