@@ -3,7 +3,8 @@
 #
 # A hospital has a test set that no participant may see, and participants have models that the
 # hospital may not see. An enclave scores sealed models on sealed rows. One participant cheats, by
-# every way that there is; the leaderboard is made of receipts that anyone verifies offline.
+# every way that there is; the leaderboard is made of receipts that anyone verifies offline. In the
+# end the hospital buys the model that won.
 #
 # One server runs beside this script, and its TEE is **simulated**. `python examples/contest.py`, or
 # the notebook of the same name.
@@ -119,7 +120,8 @@ def fitted(people, seed, steps):
     return model
 
 
-for party, model in ((anna, fitted(2000, 2, 120)), (boris, fitted(60, 3, 40))):
+best = fitted(2000, 2, 120)
+for party, model in ((anna, best), (boris, fitted(60, 3, 40))):
     run = party.enter(model, held.id).watch(progress=False)
     receipt = run.receipt.receipt
     shown = ", ".join(
@@ -200,6 +202,23 @@ print(contests.verify(contests.load(folder / "leaderboard.json"), trust))
 first, second, *rest = board.source.entries
 forged = type(board.source)(dataset=held.id, entries=(second, first, *rest))
 attempt("a leaderboard in another order", lambda: contests.verify(forged, trust))
+
+# %% [markdown]
+# ## The sale: the model that won, and no other
+#
+# Anna deploys her model, sealed, and signs it over to the hospital. What the hospital pulls has the
+# digest that stands in the winning entry's receipt. On the command line: `casemate model grant`,
+# `model pull` and `receipt verify`.
+#
+# %%
+nobody = cm.ServePolicy([anna.identity.id])
+deployed = anna.deploy(best, nobody, example=torch.zeros(1, 10), name="findings")
+sale = anna.models.grant(deployed, hospital.identity.id, "for use in one hospital")
+bought = hospital.models.pull(sale.id)
+won = board.entries[0].receipt.model_digest
+print(f"bought: {len(bought.data)} bytes, the winner's model: {bought.digest == won}")
+print(hospital.models.receipt(sale.id, bought))
+attempt("somebody else pulls it", lambda: mallory.models.pull(sale.id))
 
 # %%
 server.terminate()

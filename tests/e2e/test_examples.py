@@ -48,8 +48,10 @@ def test_contest() -> None:
     shown = run("contest.py")
     assert "SIMULATED" in shown and "WENT THROUGH" not in shown
     codes = ("policy.evaluation-only", "policy.contest", "model.inputs", "model.mixes-records",
-             "policy.entries", "policy.expired", "receipt.leaderboard")  # fmt: skip
+             "policy.entries", "policy.expired", "receipt.leaderboard",
+             "model.unknown-sale")  # fmt: skip
     assert all(code in shown for code in codes)
+    assert "the winner's model: True" in shown
     boards = re.findall(r"3 participant\(s\)", shown)
     assert len(boards) == 2
 
