@@ -498,12 +498,8 @@ def _weights() -> bytes:
 
 
 def _statement() -> bytes:
-    receipt = json.loads(golden(receipts.Receipt)[0]) | {"result_digest": "sha256:" + "0" * 64}
-    return canonical.encode({
-        "_type": receipts.STATEMENT_TYPE, "predicateType": receipts.PREDICATE_TYPE,
-        "subject": [{"name": "w", "digest": {"sha256": receipt["result_digest"][7:]}}],
-        "predicate": receipt,
-    })  # fmt: skip
+    receipt = codec.decode(receipts.Receipt, golden(receipts.Receipt)[0])
+    return canonical.encode(receipts.statement(receipt))
 
 
 def _auxblob() -> bytes:

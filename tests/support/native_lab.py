@@ -115,7 +115,7 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     sources = sorted(p for p in engine.rglob("*") if p.suffix in (".py", ".cpp"))
     parts = [p.read_bytes() for p in (*sources, Path(__file__))]
     parts += [torch.__version__.encode(), native.cpu_digest().encode()]
-    parts.append(native.version(native._compiler()))
+    parts.append(native.version(native.compiler()))
     key = hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:32]
     folder = Path(tempfile.gettempdir(), f"casemate-tests-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -127,7 +127,7 @@ def locked(tmp_path_factory):
     made = tmp_path_factory.mktemp("lock") / "locked"
     text = build.runtime(lab.TABLE, [], ["tensors", "lock"]) + LOCKED
     subprocess.run(
-        [*native._compiler(), "-std=gnu++20", *build.headers(), "-static-pie", "-fPIE",
+        [*native.compiler(), "-std=gnu++20", *build.headers(), "-static-pie", "-fPIE",
          "-march=native", "-x", "c++", "-", "-o", str(made)],
         input=text.encode(), check=True,
     )  # fmt: skip
