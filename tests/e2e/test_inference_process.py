@@ -43,6 +43,7 @@ class Person:
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CASEMATE_HOME", str(self.folder))
+            patch.setenv("COLUMNS", "200")  # of tables, wherever this runs
             patch.delenv("CASEMATE_LOGS", raising=False)
             patch.chdir(self.folder)
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
