@@ -111,6 +111,7 @@ print(hashlib.sha256(whole.encode()).hexdigest())
 """
 
 
+@pytest.mark.full
 def test_a_step_is_the_same_source_in_each_process_of_its_own():
     """As `casemate native build` is; what compiled something else before may write another."""
     path = os.pathsep.join(p for p in sys.path if p)
