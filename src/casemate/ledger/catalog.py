@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -472,8 +473,13 @@ def set_account(store: Store, lineage: str, scientist: str, account: Account) ->
 def budget_state(store: Store, lineage: str) -> BudgetState:
     """What is spent and left, in the filter's epsilon."""
     found = account(store, lineage)
-    rdp = RdpFilter(budget(store, lineage))
-    return rdp.state(found.rdp_nano, found.delta_femto, found.jobs)
+    return _state(budget(store, lineage), found.rdp_nano, found.delta_femto, found.jobs)
+
+
+@functools.lru_cache(maxsize=1024)
+def _state(total: Budget, rdp_nano: tuple[int, ...], delta_femto: int, jobs: int) -> BudgetState:
+    """Kept, since listings ask for the same of every dataset again and again."""
+    return RdpFilter(total).state(rdp_nano, delta_femto, jobs)
 
 
 def witnesses(store: Store) -> set[str]:
