@@ -10,7 +10,7 @@ from casemate.client import receipts, views
 from casemate.client.connection import Connection
 from casemate.client.receipts import VerifiedReceipt
 from casemate.spec import codec
-from casemate.spec.errors import ReceiptError, UsageError
+from casemate.spec.errors import ReceiptError
 from casemate.spec.receipt import Leaderboard, Receipt, rank
 
 if TYPE_CHECKING:
@@ -70,17 +70,8 @@ def fetch(connection: Connection, dataset: str, trust: Trust) -> Board:
 
 def load(path: str | Path) -> Leaderboard:
     """A saved leaderboard, not yet verified. Raises ``UsageError``, ``FormatError``."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as e:
-        raise UsageError(
-            "usage.file",
-            f"{path} cannot be read: {e.strerror}.",
-            mend="Name a file that `casemate contest board --out` wrote.",
-            where=str(path),
-        ) from None
-    found: Leaderboard = codec.decode(Leaderboard, data.removesuffix(b"\n"), limit=MAX_BYTES)
-    return found
+    mend = "Name a file that `casemate contest board --out` wrote."
+    return receipts.read_value(Leaderboard, path, MAX_BYTES, mend)
 
 
 def verify(source: Leaderboard, trust: Trust, memory: Memory | None = None) -> Board:

@@ -50,6 +50,7 @@ RELATIVE_SLACK: Final = 1e-6
 
 
 R = TypeVar("R", Receipt, SaleReceipt)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,17 +89,20 @@ VerifiedReceipt: TypeAlias = Verified[Receipt]
 
 def load_bundle(path: str | Path) -> ReceiptBundle:
     """The bundle in a file. Raises ``UsageError`` when unreadable, ``FormatError`` otherwise."""
+    return read_value(ReceiptBundle, path, MAX_BUNDLE, "Name the receipt's file.")
+
+
+def read_value(kind: type[T], path: str | Path, limit: int, mend: str) -> T:
+    """The value in a file, of which no more than ``limit`` bytes are read. Raises as
+    :func:`load_bundle`."""
     try:
         with Path(path).open("rb") as file:
-            data = file.read(MAX_BUNDLE + 1)
+            data = file.read(limit + 1)
     except OSError as e:
         raise UsageError(
-            "usage.file",
-            f"{path} cannot be read: {e.strerror}.",
-            mend="Name the receipt's file.",
-            where=str(path),
+            "usage.file", f"{path} cannot be read: {e.strerror}.", mend=mend, where=str(path)
         ) from None
-    return codec.decode(ReceiptBundle, data.removesuffix(b"\n"), limit=MAX_BUNDLE)
+    return codec.decode(kind, data.removesuffix(b"\n"), limit=limit)
 
 
 def _refuse(reason: str, message: str, where: str = "") -> ReceiptError:

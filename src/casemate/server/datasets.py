@@ -10,7 +10,7 @@ from casemate.server import records
 from casemate.server.service import Call, Reply, Service, whole
 from casemate.spec import codec, tensors
 from casemate.spec.data import DatasetInfo, DatasetKey, DatasetSchema, Policy, Registration
-from casemate.spec.errors import AuthError, DataError, FormatError, LimitError
+from casemate.spec.errors import DataError, FormatError, LimitError
 from casemate.spec.identity import PublicIdentity
 
 OFFSET = "upload-offset"
@@ -68,14 +68,7 @@ async def register(call: Call) -> DatasetInfo:
     """Take an uploaded dataset; its content is checked in a worker, off this request."""
     registration: Registration = call.body
     service = call.service
-    if registration.owner != call.caller:
-        raise AuthError(
-            "auth.forbidden",
-            "The registration names another owner than the one who signs.",
-            mend="Register with the owner's own identity.",
-            where="owner",
-            status=403,
-        )
+    call.require_named("registration", "owner", registration.owner, "Register")
     mine = records.datasets_of(service.store, call.caller)
     if registration.dataset not in mine and len(mine) >= service.config.limits.datasets:
         raise LimitError(

@@ -10,7 +10,7 @@ from casemate.seal import calls, stream
 from casemate.server import records
 from casemate.server.service import Call, Reply, Service
 from casemate.spec import codec
-from casemate.spec.errors import AuthError, DataError, FormatError, LimitError, PolicyError
+from casemate.spec.errors import DataError, LimitError, PolicyError
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy, plain_size
 
 
@@ -35,14 +35,7 @@ async def deploy(call: Call) -> ModelInfo:
     """Look at the model in a worker, which stays loaded; keep its key. Again is the same."""
     deployment: Deployment = call.body
     service = call.service
-    if deployment.owner != call.caller:
-        raise AuthError(
-            "auth.forbidden",
-            "The deployment names another owner than the one who signs.",
-            mend="Deploy with the owner's own identity.",
-            where="owner",
-            status=403,
-        )
+    call.require_named("deployment", "owner", deployment.owner, "Deploy")
     if (before := models.same(service.store, deployment)) is not None:
         return _show(service, before, call.caller)
     most = service.config.limits.models
@@ -57,14 +50,7 @@ async def deploy(call: Call) -> ModelInfo:
     info = Deployment.info(
         deployment.model, deployment.owner, codec.digest(deployment.policy), deployment.model_digest
     )
-    key = service.keys.hpke.open(deployment.sealed_key, info=info)
-    if len(key) != stream.KEY_BYTES:
-        raise FormatError(
-            "format.sealed",
-            "The sealed key is not a stream key of 32 bytes.",
-            mend="Seal the model with casemate.",
-            where="sealed_key",
-        )
+    key = service.model_key(deployment.sealed_key, info)
     serving = await service.inference.prepare(deployment, key, deployment.policy)
     made = models.deploy(service.store, deployment, key, serving, service.tee.measurement)
     service.log.event("model", model=made.id, state="deployed")

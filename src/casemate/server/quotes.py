@@ -13,11 +13,9 @@ from casemate.server import permissions, records, run
 from casemate.server.pool import WorkerGone
 from casemate.server.service import Call, Service
 from casemate.spec import codec
-from casemate.spec.errors import AuthError, FormatError, LimitError, PolicyError
+from casemate.spec.errors import LimitError, PolicyError
 from casemate.spec.job import DatasetUse, Execution, Quote, Submission
 from casemate.spec.messages import Prepared
-
-KEY_BYTES = 32
 
 
 def _state(service: Service, use: DatasetUse, scientist: str) -> DatasetState:
@@ -45,14 +43,7 @@ def _state(service: Service, use: DatasetUse, scientist: str) -> DatasetState:
 def _require_known(call: Call, submission: Submission) -> None:
     """The caller is the scientist, and knows of every dataset by right."""
     request = submission.request
-    if request.scientist != call.caller:
-        raise AuthError(
-            "auth.forbidden",
-            "The job names another scientist than the one who signs.",
-            mend="Ask with the scientist's own identity.",
-            where="scientist",
-            status=403,
-        )
+    call.require_named("job", "scientist", request.scientist, "Ask")
     for use in request.datasets:
         permissions.dataset_roles(call.service, call.caller, use.dataset)
         if catalog.dataset(call.service.store, use.dataset).state == "revoked":
@@ -66,15 +57,7 @@ def _require_known(call: Call, submission: Submission) -> None:
 
 def _model_key(call: Call, submission: Submission) -> bytes:
     info = Submission.info(codec.digest(submission.request))
-    key = call.service.keys.hpke.open(submission.sealed_key, info=info)
-    if len(key) != KEY_BYTES:
-        raise FormatError(
-            "format.sealed",
-            "The sealed key is not a stream key of 32 bytes.",
-            mend="Seal the model with casemate.",
-            where="sealed_key",
-        )
-    return key
+    return call.service.model_key(submission.sealed_key, info)
 
 
 async def make(call: Call) -> Quote:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casemate.ledger import log
 from casemate.ledger.store import Store
-from casemate.seal import note
+from casemate.seal import note, stream
 from casemate.seams import Clock, Disk, Rng
 from casemate.server.attestation import Attester
 from casemate.server.config import Config
@@ -19,7 +19,7 @@ from casemate.server.pool import Pool
 from casemate.server.publish import Publisher
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
-from casemate.spec.errors import LedgerError, LimitError
+from casemate.spec.errors import AuthError, FormatError, LedgerError, LimitError
 from casemate.spec.evidence import Attestation
 from casemate.tee import Tee
 
@@ -82,6 +82,19 @@ class Service:
                 where="upload",
             )
 
+    def model_key(self, sealed: bytes, info: bytes) -> bytes:
+        """The stream key of an uploaded model, as its owner sealed it with ``info``. Raises
+        ``format.sealed``."""
+        key = self.keys.hpke.open(sealed, info=info)
+        if len(key) != stream.KEY_BYTES:
+            raise FormatError(
+                "format.sealed",
+                "The sealed key is not a stream key of 32 bytes.",
+                mend="Seal the model with casemate.",
+                where="sealed_key",
+            )
+        return key
+
     def watch(self, error: BaseException) -> None:
         """Leave when the store has stopped (crash, start again, read what the disk holds), and when
         someone has seen more of the log than is here."""
@@ -100,6 +113,17 @@ class Call:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Any
+
+    def require_named(self, what: str, role: str, named: str, act: str) -> None:
+        """Who signs is whom the body names. Raises ``auth.forbidden``."""
+        if named != self.caller:
+            raise AuthError(
+                "auth.forbidden",
+                f"The {what} names another {role} than the one who signs.",
+                mend=f"{act} with the {role}'s own identity.",
+                where=role,
+                status=403,
+            )
 
 
 def whole(text: str) -> int | None:
