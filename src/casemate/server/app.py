@@ -168,6 +168,7 @@ async def _answer(service: Service, route: Route, request: Request) -> Response:
         headers=request.headers,
         body=_decode(route.body, body, route.limit(limits)),
     )
+    service.require_whole()  # last, since another request may have found it meanwhile
     answer = await route.handler(call)
     if isinstance(answer, Reply):
         headers = _HEADERS | dict(answer.headers)

@@ -59,11 +59,16 @@ class Service:
     broken: LedgerError | None = None
     held: set[str] = field(default_factory=set)
 
+    def require_whole(self) -> None:
+        """Nothing is answered from a state that was found stopped or rolled back. Raises what was
+        found: the server ends a moment later."""
+        if self.broken is not None:
+            raise self.broken
+
     def remembers(self, text: str) -> None:
         """A client has seen this checkpoint (a signed note): the log must extend it. Raises
         ``ledger.rolled-back``, after which this server serves nobody."""
-        if self.broken is not None:
-            raise self.broken
+        self.require_whole()
         if text in self.held:
             return
         log.check(self.store, note.parse(text))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from dataclasses import replace
 
 import pytest
 
 from casemate.client import receipts
-from casemate.ledger import catalog, ledger
+from casemate.ledger import catalog, ledger, log
 from casemate.seal import checkpoint
 from casemate.seal.identity import Identity
 from casemate.server import release, run
+from casemate.server.app import CHECKPOINT_HEADER
 from casemate.server.pool import WorkerGone
 from casemate.spec import codec, tensors
 from casemate.spec.data import Budget, DatasetInfo, Policy
@@ -33,6 +35,7 @@ from support.desk import (
     spent,
     weights,
 )
+from support.disk import SimDisk
 from support.server import schema, table, train_spec
 
 
@@ -694,6 +697,28 @@ def test_a_store_that_stopped_stops_the_server() -> None:
             assert again.status_code == 500
             assert again.json()["error"]["code"] == "ledger.stopped"
             assert stopped and desk.service.broken is not None
+
+    run_async(work())
+
+
+def test_after_a_rollback_was_found_nobody_is_served_before_the_server_ends() -> None:
+    async def work() -> None:
+        async with Desk() as desk:
+            await desk.person("first")
+            older = SimDisk.of(desk.disk.snapshot())
+            await desk.person("second")
+            seen = log.sign(desk.service.store)
+        async with Desk(older) as desk:
+            said = {CHECKPOINT_HEADER: base64.b64encode(str(seen).encode()).decode()}
+            someone = await desk.person("someone")
+            refused = await desk.http.get("/v1/health", headers=said)
+            assert refused.json()["error"]["code"] == "ledger.rolled-back"
+            for again in (
+                await desk.http.get("/v1/health"),
+                await someone.send("GET", "/v1/datasets"),
+                await someone.send("POST", "/v1/uploads", {"size": 10}),
+            ):
+                assert again.json()["error"]["code"] == "ledger.rolled-back"
 
     run_async(work())
 
