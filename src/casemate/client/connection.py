@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import ssl
 import threading
 import time
@@ -67,6 +68,8 @@ PATIENCE: Final = 20
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 # Heads that cannot both be true: no failure to fetch one.
 _PROVEN: Final = frozenset({"receipt.fork", "receipt.rolled-back", "receipt.log-replaced"})
+# The address of a listing's next page, beside its own.
+_NEXT: Final = re.compile(r'<(\?after=\w{1,100})>; rel="next"', re.ASCII)
 _TIMEOUT: Final = dict.fromkeys(("connect", "read", "write", "pool"), READ_SECONDS)
 _LOST: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
@@ -494,6 +497,26 @@ class Connection:
             return self._try(
                 lambda: self._once(method, path, data, head, limit), ATTEMPTS if again else 1
             )
+
+    def listing(self, path: str, kind: type[T]) -> list[T]:
+        """All items of a listing, page by page as the server links them (RFC 8288)."""
+        found: list[T] = []
+        more = ""
+        while True:
+            answer = self.request("GET", path + more)
+            items = answer.json()
+            if not isinstance(items, list):
+                raise FormatError(
+                    "format.field",
+                    f"{path} answered no list.",
+                    mend="Use matching versions.",
+                    where=path,
+                )
+            found += [codec.from_json(kind, item) for item in items]
+            link = _NEXT.fullmatch(answer.headers.get("link", ""))
+            if link is None or not items:
+                return found
+            more = link[1]
 
     def change(
         self, method: str, path: str, body: object = None, *, retry: bool | None = None

@@ -141,9 +141,7 @@ class Datasets:
 
     def list(self) -> views.Listing[DatasetInfo]:
         """The datasets that one owns or may train on."""
-        items = self._connection.request("GET", "/v1/datasets").json()
-        found = [codec.from_json(DatasetInfo, x) for x in items] if isinstance(items, list) else []
-        return views.datasets(found)
+        return views.datasets(self._connection.listing("/v1/datasets", DatasetInfo))
 
     def show(self, dataset: str) -> DatasetView:
         """One dataset: schema, policy, budget, state."""

@@ -20,7 +20,6 @@ from casemate.spec.errors import (
     FAMILIES,
     BudgetError,
     CasemateError,
-    FormatError,
     JobError,
     NetError,
     PolicyError,
@@ -183,7 +182,7 @@ class Jobs:
 
     def quotes(self) -> views.Listing[Quote]:
         """One's own quotes, and those that wait for one's approval."""
-        found = _values(self._connection, "/v1/quotes", Quote)
+        found = self._connection.listing("/v1/quotes", Quote)
         rows = tuple(
             (
                 codec.digest(q),
@@ -218,7 +217,7 @@ class Jobs:
 
     def list(self) -> views.Listing[JobStatus]:
         """One's own jobs and those on one's datasets."""
-        found = _values(self._connection, "/v1/jobs", JobStatus)
+        found = self._connection.listing("/v1/jobs", JobStatus)
         rows = tuple((s.job, s.state, f"{s.tick}/{s.ticks}", s.error or "") for s in found)
         head = ("job", "state", "ticks", "error")
         return views.Listing(tuple(found), f"{len(found)} job(s)", head, rows)
@@ -235,15 +234,6 @@ class Jobs:
         body = {"quote": quote.digest}
         answer = self._connection.request("POST", "/v1/jobs", body, retry=True)
         return Run(self._connection, answer.value(JobStatus).job, trust)
-
-
-def _values(connection: Connection, path: str, kind: type[Any]) -> list[Any]:
-    items = connection.request("GET", path).json()
-    if not isinstance(items, list):
-        raise FormatError(
-            "format.field", f"{path} answered no list.", mend="Use matching versions.", where=path
-        )
-    return [codec.from_json(kind, item) for item in items]
 
 
 def pull(connection: Connection, path: str, info: bytes, digest: str) -> bytes:

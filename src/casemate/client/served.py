@@ -105,9 +105,7 @@ class Models:
 
     def list(self) -> views.Listing[ModelInfo]:
         """The models that one owns or may call."""
-        items = self._connection.request("GET", "/v1/models").json()
-        found = [codec.from_json(ModelInfo, x) for x in items] if isinstance(items, list) else []
-        return views.models(found)
+        return views.models(self._connection.listing("/v1/models", ModelInfo))
 
     def show(self, model: str | ModelView) -> ModelView:
         path = f"/v1/models/{_id(model)}"
@@ -148,9 +146,7 @@ class Models:
 
     def sales(self) -> views.Listing[SaleInfo]:
         """What one sold and bought."""
-        items = self._connection.request("GET", "/v1/sales").json()
-        found = [codec.from_json(SaleInfo, x) for x in items] if isinstance(items, list) else []
-        return views.sales(found)
+        return views.sales(self._connection.listing("/v1/sales", SaleInfo))
 
     def receipt(self, sale: str | SaleView, model: Packed | None = None) -> Verified[SaleReceipt]:
         """A sale's receipt, verified under this connection's trust, with the ``model`` if pulled;

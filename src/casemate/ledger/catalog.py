@@ -176,15 +176,26 @@ def unknown_dataset(id: str) -> DataError:
 
 
 def datasets(store: Store) -> list[Dataset]:
-    """All, by id. Whether a caller may see one: :func:`visible`."""
+    """All, by id."""
     return [_dataset(row) for row in store.all(f"{_SELECT} ORDER BY id")]
 
 
-def visible(dataset: Dataset, identity: str) -> bool:
-    """Owners see theirs; others what is ready and admits them."""
-    return dataset.owner == identity or (
-        dataset.state == "ready" and dataset.policy.admits(identity)
+def names(field: str) -> str:
+    """SQL: ``field`` of a row's policy names the identity ``?1``, or anyone."""
+    return (
+        f"EXISTS (SELECT 1 FROM json_each(CAST(policy AS TEXT), '$.{field}')"
+        " WHERE value IN ('*', ?1))"
     )
+
+
+def visible(store: Store, identity: str, after: str, count: int) -> list[Dataset]:
+    """What ``identity`` may see: owners theirs, others what is ready and admits them. By id, the
+    next ``count`` behind the id ``after``; "" is before all."""
+    sql = (
+        f"{_SELECT} WHERE id > ?2 AND (owner = ?1 OR {_STATE} = 'ready' AND {names('scientists')})"
+        " ORDER BY id LIMIT ?3"
+    )
+    return [_dataset(row) for row in store.all(sql, identity, after, count)]
 
 
 def register(store: Store, registration: Registration, key: DatasetKey) -> Dataset:

@@ -78,6 +78,16 @@ def models(store: Store) -> list[Model]:
     return [_model(row) for row in store.all(f"{_SELECT} ORDER BY id")]
 
 
+def visible(store: Store, identity: str, after: str, count: int) -> list[Model]:
+    """What ``identity`` owns or may call. By id, the next ``count`` behind the id ``after``; "" is
+    before all."""
+    sql = (
+        f"{_SELECT} WHERE id > ?2 AND (owner = ?1 OR {catalog.names('callers')})"
+        " ORDER BY id LIMIT ?3"
+    )
+    return [_model(row) for row in store.all(sql, identity, after, count)]
+
+
 def same(store: Store, deployment: Deployment) -> Model | None:
     """The model that this very deployment has made before. Raises ``policy.model-taken`` for the
     same id with another body."""

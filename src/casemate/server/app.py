@@ -22,13 +22,12 @@ from casemate.ledger import catalog
 from casemate.seal import note, requests
 from casemate.server import permissions
 from casemate.server.routes import ROUTES, Route
-from casemate.server.service import Call, Reply, Service, whole
+from casemate.server.service import JSON, Call, Reply, Service, whole
 from casemate.server.throttle import Busy
 from casemate.spec import canonical, codec
 from casemate.spec.errors import AuthError, CasemateError, FormatError, InternalError, LimitError
 from casemate.spec.identity import PublicIdentity
 
-JSON: Final = "application/json"
 CHECKPOINT_HEADER: Final = "casemate-checkpoint"
 # Past this many bytes a body is hashed off the event loop.
 _LARGE: Final = 1 << 18

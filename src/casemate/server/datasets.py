@@ -7,7 +7,7 @@ import asyncio
 from casemate.ledger import catalog
 from casemate.seal import hpke, stream
 from casemate.server import records
-from casemate.server.service import Call, Reply, Service, whole
+from casemate.server.service import Call, Reply, Service, page, whole
 from casemate.spec import codec, tensors
 from casemate.spec.data import DatasetInfo, DatasetKey, DatasetSchema, Policy, Registration
 from casemate.spec.errors import DataError, FormatError, LimitError
@@ -96,12 +96,8 @@ async def register(call: Call) -> DatasetInfo:
     return _show(service, dataset, call.caller)
 
 
-async def list_datasets(call: Call) -> list[DatasetInfo]:
-    return [
-        _show(call.service, d, call.caller)
-        for d in catalog.datasets(call.service.store)
-        if catalog.visible(d, call.caller)
-    ]
+async def list_datasets(call: Call) -> Reply:
+    return page(call, catalog.visible, _show)
 
 
 async def show_dataset(call: Call) -> DatasetInfo:

@@ -8,7 +8,7 @@ from casemate.ledger import models
 from casemate.ledger.models import Model
 from casemate.seal import calls, stream
 from casemate.server import records
-from casemate.server.service import Call, Reply, Service
+from casemate.server.service import Call, Reply, Service, page
 from casemate.spec import codec
 from casemate.spec.errors import DataError, LimitError, PolicyError
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy, plain_size
@@ -57,12 +57,8 @@ async def deploy(call: Call) -> ModelInfo:
     return _show(service, made, call.caller)
 
 
-async def list_models(call: Call) -> list[ModelInfo]:
-    return [
-        _show(call.service, m, call.caller)
-        for m in models.models(call.service.store)
-        if call.caller == m.owner or m.policy.admits(call.caller)
-    ]
+async def list_models(call: Call) -> Reply:
+    return page(call, models.visible, _show)
 
 
 async def show_model(call: Call) -> ModelInfo:

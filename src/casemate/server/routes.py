@@ -30,6 +30,7 @@ from casemate.spec.sale import SaleInfo
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy
 
 _OFFSET: Final = ("header", datasets.OFFSET, True, "Where the piece begins, in bytes.")
+_AFTER: Final = ("query", "after", False, "The id behind which to go on; a Link header gives it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET", "/v1/datasets", "enrolled", datasets.list_datasets,
-        "Datasets that one owns or is admitted to", answer=tuple[DatasetInfo, ...],
+        "Datasets that one owns or is admitted to, by id, a page at a time",
+        answer=tuple[DatasetInfo, ...], parameters=(_AFTER,),
     ),
     Route(
         "GET", "/v1/datasets/{id}", "dataset-party", datasets.show_dataset, "One dataset",
@@ -181,7 +183,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET", "/v1/models", "enrolled", models.list_models,
-        "Deployed models that one owns or may call", answer=tuple[ModelInfo, ...],
+        "Deployed models that one owns or may call, by id, a page at a time",
+        answer=tuple[ModelInfo, ...], parameters=(_AFTER,),
     ),
     Route(
         "GET", "/v1/models/{id}", "model-party", models.show_model, "One deployed model",

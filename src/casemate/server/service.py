@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from casemate.ledger import log
 from casemate.ledger.store import Store
@@ -19,6 +19,7 @@ from casemate.server.pool import Pool
 from casemate.server.publish import Publisher
 from casemate.server.throttle import Nonces, Throttle
 from casemate.server.uploads import Uploads
+from casemate.spec import codec
 from casemate.spec.errors import AuthError, FormatError, LedgerError, LimitError
 from casemate.spec.evidence import Attestation
 from casemate.tee import Tee
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from casemate.server.queue import Queue
 
 
+JSON: Final = "application/json"
+# Items in one answer of a listing that grows with what others bring.
+PAGE: Final = 100
 _FINAL: Final = frozenset({"ledger.stopped", "ledger.rolled-back"})
 # Checkpoints that clients sent and that held, so that each is looked at once.
 _REMEMBERED: Final = 4096
@@ -143,3 +147,24 @@ class Reply:
     content: bytes | AsyncIterator[bytes] = b""
     media: str = "application/octet-stream"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Item(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Item)
+
+
+def page(
+    call: Call,
+    look: Callable[[Store, str, str, int], Sequence[T]],
+    show: Callable[[Service, T, str], Any],
+) -> Reply:
+    """The next items that ``look`` finds behind the id in ``after``, and a link to what follows
+    (RFC 8288)."""
+    service, caller = call.service, call.caller
+    found = look(service.store, caller, call.query.get("after", ""), PAGE)
+    more = {"link": f'<?after={found[-1].id}>; rel="next"'} if len(found) == PAGE else {}
+    return Reply(codec.encode(tuple(show(service, x, caller) for x in found)), JSON, more)

@@ -11,10 +11,13 @@ from casemate.client import connection as module
 from casemate.client.connection import Connection
 from casemate.seal import requests
 from casemate.server.attestation import attest_now
+from casemate.spec import codec
+from casemate.spec.data import Budget
 from casemate.spec.errors import (
     AuthError,
     BudgetError,
     EvidenceError,
+    FormatError,
     LimitError,
     NetError,
     UsageError,
@@ -232,6 +235,29 @@ def test_answers_have_a_limit(fakes, keys, trust, someone):
     with pytest.raises(LimitError):
         connection.download("/v1/jobs", lambda _: None, limit=4096)
     assert connection.request("GET", "/v1/jobs").body.startswith(b'"xxx')
+
+
+def test_listings_are_followed_page_by_page(fakes, keys, trust, someone):
+    fake = fakes(keys)
+    path, budgets = "/v1/jobs", [Budget(epsilon=float(e), delta=1e-5) for e in (1, 2, 3)]
+    a, b, c = map(codec.to_json, budgets)
+    pages = {
+        path: (200, {"Link": '<?after=b>; rel="next"'}, [a, b]),
+        f"{path}?after=b": (200, {"Link": '<?after=c>; rel="next"'}, [c]),
+        f"{path}?after=c": (200, {}, []),
+    }
+    fake.answers["GET", path] = lambda request: pages[request.target]
+    connection = connect(fake, trust, someone)
+    assert connection.listing(path, Budget) == budgets
+    # Never another path, and no end without an item.
+    for link in ('</v1/uploads>; rel="next"', '<?after=b&x=1>; rel="next"', "<?after=b>", "x"):
+        fake.answers["GET", path] = (200, {"Link": link}, [a])
+        assert connection.listing(path, Budget) == budgets[:1]
+    fake.answers["GET", path] = (200, {"Link": '<?after=b>; rel="next"'}, [])
+    assert connection.listing(path, Budget) == []
+    fake.answers["GET", path] = (200, {}, {"jobs": []})
+    with pytest.raises(FormatError):
+        connection.listing(path, Budget)
 
 
 def test_downloads_stream_into_the_sink(fakes, keys, trust, someone):

@@ -38,6 +38,7 @@ from support.ledgers import (
     queue,
     receipt,
     refused,
+    register,
     run,
     secret,
     taken,
@@ -435,11 +436,23 @@ def test_a_quote_that_charges_less_than_its_events_is_refused(store: Store) -> N
 
 
 def test_who_sees_a_dataset(store: Store) -> None:
-    dataset = push(store, policy=replace(OPEN, scientists=(SCIENTIST.id,)))
+    dataset = register(store, policy=replace(OPEN, scientists=(SCIENTIST.id,)))
     found = catalog.dataset(store, dataset)
-    assert [catalog.visible(found, p.id) for p in (OWNER, SCIENTIST, OTHER)] == [True, True, False]
-    checking = replace(found, state="checking")
-    assert [catalog.visible(checking, p.id) for p in (OWNER, SCIENTIST)] == [True, False]
+
+    def see() -> list[bool]:
+        now = [catalog.dataset(store, dataset)]
+        parties = (OWNER, SCIENTIST, OTHER)
+        return [catalog.visible(store, p.id, "", 2) == now for p in parties]
+
+    assert see() == [True, False, False], "it is not checked yet"
+    catalog.settle(store, dataset, None)
+    assert see() == [True, True, False]
+    catalog.set_policy(store, dataset, OWNER.id, OPEN)
+    assert see() == [True, True, True]
+    assert catalog.visible(store, OWNER.id, dataset, 2) == []
+    store.run("INSERT INTO frozen VALUES (?, 'recovery')", dataset)
+    assert see() == [True, False, False], "it waits for its owner's consent"
+    store.run("DELETE FROM frozen")
     shown = catalog.info(store, found, budget=True)
     assert shown.budget == catalog.budget_state(store, found.lineage)
     assert catalog.info(store, found, budget=False).budget is None

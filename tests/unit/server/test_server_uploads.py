@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from casemate.ledger import catalog
 from casemate.ledger.store import Store
-from casemate.server import uploads
+from casemate.server import service, uploads
 from casemate.server.config import Limits
 from casemate.server.uploads import Uploads
 from casemate.spec.errors import LedgerError
-from support.desk import Desk, Refused, run_async
+from casemate.spec.serving import ServePolicy
+from support.desk import Desk, Person, Refused, deploy, run_async
 from support.disk import PowerLoss, SimDisk
-from support.ledgers import open_store, person
+from support.ledgers import OPEN, open_store, person
 
 
 def test_an_upload_goes_on_where_it_stopped() -> None:
@@ -121,6 +123,46 @@ def test_the_model_of_a_job_that_ended_is_removed() -> None:
             await scientist.finished((await scientist.submit(quote)).job)
             await desk.until(lambda: len(catalog.uploads(desk.service.store)) == 1)
             assert len([n for n in desk.disk.snapshot() if n.startswith("uploads/up_")]) == 2
+
+    run_async(work())
+
+
+async def _pages(person: Person, path: str, count: int) -> list[str]:
+    """The ids that ``path`` lists, following links; each page but the last is full."""
+    found: list[str] = []
+    at: str | None = path
+    while at is not None:
+        response = await person.send("GET", at)
+        page = [x.get("dataset") or x["model"] for x in response.json()]
+        found += page
+        link = response.links.get("next")
+        assert (len(page) == count) == (link is not None) and len(page) <= count
+        at = None if link is None else path + link["url"]
+    return found
+
+
+def test_listings_come_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shows what its reader may see and no other id, not in links either."""
+    monkeypatch.setattr(service, "PAGE", 2)
+
+    async def work() -> None:
+        async with Desk() as desk:
+            owner, other = await desk.person("owner"), await desk.person("other")
+            named = replace(OPEN, scientists=(owner.id,))
+            mine = sorted([(await owner.push(policy=named)).dataset for _ in range(4)])
+            theirs = [(await other.push()).dataset for _ in range(3)]
+            assert await _pages(owner, "/v1/datasets", 2) == sorted([*mine, *theirs])
+            assert await _pages(other, "/v1/datasets", 2) == sorted(theirs)
+            calls = [
+                (await deploy(person, ServePolicy(callers=callers))).model
+                for person, callers in ((owner, ("*",)), (owner, ()), (other, (owner.id,)))
+            ]
+            assert await _pages(owner, "/v1/models", 2) == sorted(calls)
+            assert await _pages(other, "/v1/models", 2) == sorted(calls[::2])
+            for odd in ("x", "%00", "ds_", "'--", "z" * 500):
+                assert (await owner.send("GET", f"/v1/datasets?after={odd}")).status_code == 200
+            twice = await owner.send("GET", "/v1/datasets?after=a&after=b")
+            assert twice.json()["error"]["code"] == "format.field"
 
     run_async(work())
 
