@@ -11,7 +11,6 @@ that fails raises ``ReceiptError`` (or ``EvidenceError``); nothing returns False
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -365,14 +364,13 @@ def predicate_type(bundle: ReceiptBundle) -> str:
     return str(statement.get("predicateType")) if isinstance(statement, dict) else ""
 
 
-def statement_json(bundle: ReceiptBundle) -> object:
-    """The statement inside, unverified, for reading. Raises ``ReceiptError`` for another form."""
-    import base64
-
+def statement_json(bundle: ReceiptBundle) -> canonical.Json:
+    """The statement inside, unverified, for reading. Raises ``ReceiptError`` ``receipt.envelope``
+    for another form."""
     try:
-        return json.loads(base64.b64decode(json.loads(bundle.envelope)["payload"]))
-    except (ValueError, KeyError, TypeError) as e:
-        raise _refuse("envelope", f"The envelope holds no statement: {str(e)[:80]}.") from None
+        return canonical.decode(dsse.unverified(bundle.envelope))
+    except FormatError as e:
+        raise _refuse("envelope", f"The envelope holds no statement: {e}.") from None
 
 
 __all__ = [

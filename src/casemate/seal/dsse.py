@@ -57,13 +57,8 @@ def _octets(text: str) -> bytes:
     return raw
 
 
-def verify(envelope: str | bytes, keys: Mapping[str, bytes]) -> tuple[str, bytes]:
-    """(payload type, payload) of an envelope whose every signature holds.
-
-    ``keys``: key id to Ed25519 public key (32 bytes); each signature's key id must be there, and
-    key ids must differ. Raises ReceiptError ``receipt.envelope`` (form), ``receipt.signer``
-    (unknown key) or ``receipt.signature``.
-    """
+def _read(envelope: str | bytes) -> tuple[str, bytes, list[Json]]:
+    """Payload type, payload and signatures, of which nothing is verified."""
     try:
         data = envelope.encode("utf-8") if isinstance(envelope, str) else envelope
         whole = canonical.decode(data)
@@ -71,10 +66,26 @@ def verify(envelope: str | bytes, keys: Mapping[str, bytes]) -> tuple[str, bytes
         raise _refuse("envelope", f"The envelope is no canonical JSON: {e}.") from None
     if not isinstance(whole, dict) or set(whole) != {"payload", "payloadType", "signatures"}:
         raise _refuse("envelope", "The envelope has other fields than DSSE v1.")
-    payload_type, payload = _text(whole, "payloadType"), _octets(_text(whole, "payload"))
     signatures = whole["signatures"]
     if not isinstance(signatures, list) or not signatures:
         raise _refuse("envelope", "The envelope has no signature.")
+    return _text(whole, "payloadType"), _octets(_text(whole, "payload")), signatures
+
+
+def unverified(envelope: str | bytes) -> bytes:
+    """The payload, for reading: who signed it is not asked. Raises ReceiptError
+    ``receipt.envelope``."""
+    return _read(envelope)[1]
+
+
+def verify(envelope: str | bytes, keys: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """(payload type, payload) of an envelope whose every signature holds.
+
+    ``keys``: key id to Ed25519 public key (32 bytes); each signature's key id must be there, and
+    key ids must differ. Raises ReceiptError ``receipt.envelope`` (form), ``receipt.signer``
+    (unknown key) or ``receipt.signature``.
+    """
+    payload_type, payload, signatures = _read(envelope)
     seen: set[str] = set()
     for item in signatures:
         if not isinstance(item, dict) or set(item) != {"keyid", "sig"}:

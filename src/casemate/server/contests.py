@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from casemate.ledger import catalog, ledger
+from casemate.seal import dsse
 from casemate.server.service import Call
-from casemate.spec import codec
+from casemate.spec import canonical, codec
 from casemate.spec.receipt import Leaderboard, Receipt, ReceiptBundle, rank
 
 SHOWN: Final = 256
@@ -40,6 +39,6 @@ def _best(bundles: Iterable[bytes]) -> tuple[ReceiptBundle, ...]:
 
 def _receipt(envelope: str) -> Receipt:
     """What an envelope of this server's own holds."""
-    said = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    said: Any = canonical.decode(dsse.unverified(envelope))
     found: Receipt = codec.from_json(Receipt, said["predicate"]["receipt"])
     return found

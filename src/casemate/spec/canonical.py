@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Final, NoReturn, TypeAlias
 
 from casemate.spec.errors import FormatError
@@ -21,6 +22,10 @@ MAX_BYTES: Final = 64 << 20
 MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 1 << 23
 MAX_INT: Final = 2**53 - 1
+# Brackets that any stack has room for, whatever their depth.
+_SAFE_DEPTH: Final = 500
+_TEXT: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _refuse(reason: str, message: str) -> NoReturn:
@@ -65,6 +70,14 @@ def encode(value: object) -> bytes:
     return text.encode("utf-8")
 
 
+def _is_deep(data: bytes) -> bool:
+    """Whether brackets are nested deeper than twice :data:`MAX_DEPTH`, or do not match."""
+    left = _TEXT.sub(b"", data).translate(None, _ALL_BUT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(left)
+
+
 def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     out = dict(pairs)
     if len(out) != len(pairs):
@@ -86,13 +99,16 @@ def decode(data: bytes, *, limit: int = MAX_BYTES, values: int = MAX_VALUES) -> 
         _refuse("too-large", f"{len(data)} bytes of JSON where {limit} are allowed.")
     if sum(map(data.count, (b",", b"[", b"{"))) > values:
         _refuse("too-large", f"JSON of more than {values} values.")
+    # Not left to Python's limit of recursion, which a program may have raised past its stack.
+    if data.count(b"[") + data.count(b"{") > _SAFE_DEPTH and _is_deep(data):
+        _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
     try:
         text = data.decode("utf-8")
         value: Json = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
         again = encode(value)
     except FormatError:
         raise
-    except RecursionError:  # long past MAX_DEPTH
+    except RecursionError:  # of a caller that is deep itself
         _refuse("too-deep", f"JSON is nested deeper than {MAX_DEPTH}.")
     except ValueError as e:
         _refuse("json", f"The bytes are no JSON: {str(e)[:120]}.")

@@ -16,6 +16,7 @@ from casemate.attest.trust import Trust, Unchecked
 from casemate.client import receipts
 from casemate.client.memory import Memory
 from casemate.client.receipts import Witnesses, verify_receipt
+from casemate.seal import dsse
 from casemate.server.attestation import attest_now, boot_nonce
 from casemate.spec import codec
 from casemate.spec.errors import CasemateError, EvidenceError, FormatError, ReceiptError, UsageError
@@ -266,6 +267,15 @@ def receipt_without_pld(keys) -> Receipt:
         guarantee=words, datasets=(part,), simulated=("tee",), software="x",
         log=origin(keys.log.public), reserved=1,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", [None, b"", b"[", b"\xff", b"[" * 100_000, b'{"a": 1}'])
+def test_a_statement_to_be_read_must_be_one(payload, bundle):
+    """``receipt show`` and ``verify`` look at it before anything is verified."""
+    text = "[" * 100_000 if payload is None else dsse.sign("x", payload, lambda _: b"", "k")
+    with pytest.raises(ReceiptError) as caught:
+        receipts.predicate_type(dataclasses.replace(bundle, envelope=text))
+    assert caught.value.code == "receipt.envelope"
 
 
 def test_bundles_survive_a_file(bundle, keys, trust, tmp_path):

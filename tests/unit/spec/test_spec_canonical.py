@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -127,6 +129,28 @@ def test_any_bytes_are_refused_or_canonical(data):
 )
 def test_hostile_forms(data, code):
     assert refused(data) == code
+
+
+@pytest.mark.parametrize("data", [b"[" * 300_000 + b"]" * 300_000, b'[{"":' * 90_000])
+def test_depth_is_not_left_to_the_limit_of_recursion(data):
+    """With that limit raised, as some libraries do, a parser would end the process."""
+    code = """
+import sys
+from casemate.spec import canonical
+from casemate.spec.errors import FormatError
+sys.setrecursionlimit(1_000_000)
+try:
+    canonical.decode(sys.stdin.buffer.read())
+except FormatError as e:
+    print(e.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    assert done.stdout == b"format.too-deep\n"
+
+
+def test_many_brackets_side_by_side_are_not_deep():
+    wide = [[{}, "]][[", ['\\"']] for _ in range(2000)]
+    assert canonical.decode(canonical.encode(wide)) == wide
 
 
 def test_the_limits_themselves_are_admitted():
