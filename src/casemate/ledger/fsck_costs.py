@@ -146,6 +146,7 @@ def tight(plan: Plan, delta: float) -> float:
             sampling_prob=event.rate,
             pessimistic_estimate=False,
             value_discretization_interval=1e-4 if event.steps < 20_000 else 1e-5,
+            use_connect_dots=False,  # which has no estimate from below; it would warn
         ).self_compose(event.steps)
         total = one if total is None else total.compose(one)
     return 0.0 if total is None else float(total.get_epsilon_for_delta(left))

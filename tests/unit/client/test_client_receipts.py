@@ -270,11 +270,11 @@ def receipt_without_pld(keys) -> Receipt:
 
 
 @pytest.mark.parametrize("payload", [None, b"", b"[", b"\xff", b"[" * 100_000, b'{"a": 1}'])
-def test_a_statement_to_be_read_must_be_one(payload, bundle):
+def test_a_statement_to_be_read_must_be_one(payload, bundle, keys):
     """``receipt show`` and ``verify`` look at it before anything is verified."""
     text = "[" * 100_000 if payload is None else dsse.sign("x", payload, lambda _: b"", "k")
     with pytest.raises(ReceiptError) as caught:
-        receipts.predicate_type(dataclasses.replace(bundle, envelope=text))
+        receipts.predicate_type(dataclasses.replace(bundle(example(keys)), envelope=text))
     assert caught.value.code == "receipt.envelope"
 
 
