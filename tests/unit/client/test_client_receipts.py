@@ -274,7 +274,7 @@ def test_a_statement_to_be_read_must_be_one(payload, bundle, keys):
     """``receipt show`` and ``verify`` look at it before anything is verified."""
     text = "[" * 100_000 if payload is None else dsse.sign("x", payload, lambda _: b"", "k")
     with pytest.raises(ReceiptError) as caught:
-        receipts.predicate_type(dataclasses.replace(bundle(example(keys)), envelope=text))
+        receipts.predicate_type(dataclasses.replace(bundle(receipt(keys)), envelope=text))
     assert caught.value.code == "receipt.envelope"
 
 
