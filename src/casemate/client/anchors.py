@@ -16,22 +16,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from casemate.client.heads import Check, Witnesses
-from casemate.client.receipts import verify_receipt
+from casemate.client.receipts import Verified, predicate_type, verify_receipt
+from casemate.client.sales import verify_sale
 from casemate.seal import anchors, checkpoint
 from casemate.seal.anchors import Anchor
 from casemate.seal.checkpoint import Checkpoint, Proof
 from casemate.seal.note import Note
 from casemate.spec import codec, merkle
 from casemate.spec.errors import ReceiptError, UsageError
-from casemate.spec.log import Committed, commitment
+from casemate.spec.log import Committed, Granted, commitment
 from casemate.spec.merkle import Node
-from casemate.spec.receipt import LogEntry, ReceiptBundle, ReceiptProof
+from casemate.spec.receipt import LogEntry, Receipt, ReceiptBundle, ReceiptProof
+from casemate.spec.sale import SALE_PREDICATE, SaleReceipt
 
 if TYPE_CHECKING:
     from casemate.attest.trust import Trust
     from casemate.client.memory import Mirror, Seen
 
 MAX_PROOF: Final = 1 << 20
+# The entries that commit to a receipt: a job's, a sale's.
+_BODIES: Final[dict[str, type[Committed] | type[Granted]]] = {
+    "commit": Committed,
+    "grant": Granted,
+}
 T = TypeVar("T")
 
 
@@ -43,15 +50,15 @@ def prove(
     mirror: Mirror | None = None,
     now: float | None = None,
 ) -> ReceiptProof:
-    """The proof of a receipt, whose bundle is verified first under ``trust``.
+    """The proof of a receipt, a job's or a sale's, whose bundle is verified first under ``trust``.
 
     Without an ``anchor`` it leads to the bundle's own checkpoint, which is then the one to post;
     with one, to the oldest checkpoint posted there that covers the receipt, by the hashes of
-    ``mirror`` where that is another. Raises as ``verify_receipt``; ``ReceiptError``
-    ``receipt.not-anchored`` where none covers it; ``UsageError`` ``usage.undecided`` where the
-    mirror does not reach it.
+    ``mirror`` where that is another. Raises as ``verify_receipt`` or ``verify_sale``;
+    ``ReceiptError`` ``receipt.not-anchored`` where none covers it; ``UsageError``
+    ``usage.undecided`` where the mirror does not reach it.
     """
-    verify_receipt(bundle, trust=trust, now=now)
+    _verified(bundle, trust, now)
     proof, key = checkpoint.read_proof(bundle.proof), bundle.attestation.binding.log_key
     if anchor is not None:
         if anchor.log.key != key:
@@ -68,6 +75,14 @@ def prove(
     )
     check(made)  # a mirror's hashes may be false
     return made
+
+
+def _verified(
+    bundle: ReceiptBundle, trust: Trust, now: float | None
+) -> Verified[Receipt] | Verified[SaleReceipt]:
+    if predicate_type(bundle) == SALE_PREDICATE:
+        return verify_sale(bundle, trust=trust, now=now)
+    return verify_receipt(bundle, trust=trust, now=now)
 
 
 def _covering(anchor: Anchor, place: int) -> Note:
@@ -128,7 +143,8 @@ def check(
 
 def _commits(proof: ReceiptProof, place: int) -> None:
     entry = codec.decode(LogEntry, proof.entry)
-    said = codec.decode(Committed, entry.body) if entry.kind == "commit" else None
+    kind = _BODIES.get(entry.kind)
+    said = None if kind is None else codec.decode(kind, entry.body)
     due = commitment(proof.salt, proof.receipt)
     if said is None or said.receipt != due or entry.sequence != place:
         raise ReceiptError(
@@ -165,7 +181,7 @@ def _bundled(
             "No trust policy is given for the evidence in the receipt.",
             mend="Give the policy, or Trust.simulated() for an enclave that only pretends.",
         )
-    verified = verify_receipt(bundle, trust=trust, now=now)
+    verified = _verified(bundle, trust, now)
     envelope = "sha256:" + hashlib.sha256(bundle.envelope.encode()).hexdigest()
     if (envelope, bundle.attestation.binding.log_key) != (proof.receipt, proof.key):
         raise ReceiptError(
@@ -175,7 +191,7 @@ def _bundled(
             where="receipt",
         )
     state = verified.checks[0].state  # of the evidence: simulated or not
-    return Check("bundle", f"the receipt of {verified.receipt.job} holds, and binds the key", state)
+    return Check("bundle", f"{verified.title} holds, and binds the key", state)
 
 
 def _not_anchored(message: str) -> ReceiptError:

@@ -9,19 +9,26 @@ import hashlib
 import pytest
 
 from casemate.attest.trust import Trust, Unchecked
-from casemate.client import anchors, receipts
+from casemate.client import anchors, contract, receipts
 from casemate.client.connection import Connection
 from casemate.client.memory import Memory
 from casemate.client.receipts import Witnesses, verify_receipt
 from casemate.client.sales import SaleView, sign, verify_sale
 from casemate.client.served import Models
 from casemate.graph.model import Packed
-from casemate.seal import dsse, hpke, stream
+from casemate.seal import checkpoint, dsse, hpke, stream
 from casemate.seal.identity import Identity
 from casemate.server.attestation import attest_now, boot_nonce
 from casemate.spec import canonical, codec
 from casemate.spec.consent import CONSENT_TYPE
-from casemate.spec.errors import EvidenceError, ModelError, NetError, ReceiptError, UsageError
+from casemate.spec.errors import (
+    CasemateError,
+    EvidenceError,
+    ModelError,
+    NetError,
+    ReceiptError,
+    UsageError,
+)
 from casemate.spec.log import Granted, commitment
 from casemate.spec.receipt import PAYLOAD_TYPE, PREDICATE_TYPE, ReceiptBundle
 from casemate.spec.sale import SALE_PREDICATE, SALE_TYPE, Sale, SaleInfo, SaleReceipt, statement
@@ -216,12 +223,35 @@ def test_receipts_of_jobs_and_sales_do_not_pass_for_each_other(
 ) -> None:
     job, sold = maker(keys, tee, public)(receipt(keys)), make(claim)
     refused("receipt.statement", job, trust)
-    for work in (verify_receipt, anchors.prove):
-        with pytest.raises(ReceiptError) as error:
-            work(sold, trust=trust)
-        assert error.value.code == "receipt.statement"
+    with pytest.raises(ReceiptError) as error:
+        verify_receipt(sold, trust=trust)
+    assert error.value.code == "receipt.statement"
     assert receipts.predicate_type(job) == PREDICATE_TYPE
     assert receipts.predicate_type(sold) == SALE_PREDICATE
+
+
+def test_a_sale_is_anchored_as_a_job_is(make, claim, keys, tee, public, trust) -> None:
+    bundle = make(claim)
+    proof = anchors.prove(bundle, trust=trust)
+    states = {c.name: c.state for c in anchors.check(proof, bundle=bundle, trust=trust)}
+    assert (states["receipt"], states["log"], states["bundle"]) == ("ok", "ok", "simulated")
+    # The chain is asked for the entry's bytes alone.
+    place = checkpoint.read_proof(proof.proof)
+    size = checkpoint.read(place.signed.text).size
+    call = contract.verify_entry(proof.entry, place.place, size, place.path)
+    assert contract.of_proof(proof) == call
+    other = dataclasses.replace(claim, sale=dataclasses.replace(claim.sale, terms="free"))
+    lies = (
+        dataclasses.replace(proof, receipt=DIGEST),
+        dataclasses.replace(proof, salt=bytes(32)),
+        dataclasses.replace(proof, entry=make(claim, what="commit").entry),
+    )
+    for lie in lies:
+        with pytest.raises(CasemateError):
+            anchors.check(lie)
+    for others in (make(other), maker(keys, tee, public)(receipt(keys))):
+        with pytest.raises(ReceiptError):
+            anchors.check(proof, bundle=others, trust=trust)
 
 
 def test_another_model_and_none_at_all(make, claim, trust, tmp_path) -> None:

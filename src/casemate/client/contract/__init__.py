@@ -74,9 +74,13 @@ def verify_receipt(
 
 
 def of_proof(proof: ReceiptProof) -> bytes:
-    """The call that asks what an anchored proof says. Raises ``FormatError``."""
+    """The call that asks what an anchored proof says: of a job whether the log commits to its
+    receipt, of a sale whether its entry stands there, whose bytes ``receipt anchored`` reads.
+    Raises ``FormatError``."""
     found = checkpoint.read_proof(proof.proof)
     size = checkpoint.read(found.signed.text).size
+    if codec.decode(LogEntry, proof.entry).kind == "grant":
+        return verify_entry(proof.entry, found.place, size, found.path)
     receipt = bytes.fromhex(proof.receipt.removeprefix("sha256:"))
     return verify_receipt(receipt, proof.salt, proof.entry, size, found.path)
 
