@@ -13,7 +13,7 @@ import pytest
 from casemate.client.sales import sign
 from casemate.ledger import catalog, log, models
 from casemate.seal import calls
-from casemate.server.config import Rate
+from casemate.server.config import Limits, Rate
 from casemate.spec.errors import CasemateError
 from casemate.spec.messages import Serve
 from casemate.spec.sale import Sale
@@ -288,3 +288,9 @@ def test_policies_start_workers_no_faster_than_deployments() -> None:
             assert len(told(desk, Serve)) == 3
 
     run_async(work())
+
+
+def test_answers_that_nobody_reads_take_no_more_memory_than_bodies_that_come() -> None:
+    """A stranger may deploy a model, call it on every connection, and read nothing."""
+    limits = Limits()
+    assert limits.answer_bytes <= limits.chunk_bytes

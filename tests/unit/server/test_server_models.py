@@ -117,9 +117,9 @@ def test_a_model_whose_answers_would_be_too_large_is_refused() -> None:
         found = dataclasses.replace(serving("sha256:" + "ab" * 32), outputs=(huge,))
         async with Desk(script=Script(answers={Serve: found})) as desk:
             owner = await desk.person("owner")
-            policy = ServePolicy(callers=(), records=17)
+            policy = ServePolicy(callers=(), records=2)
             assert await refused(deploy(owner, policy)) == "limit.answer-size"
-            await deploy(owner, dataclasses.replace(policy, records=15))
+            await deploy(owner, dataclasses.replace(policy, records=1))
 
     run_async(work())
 
