@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from casemate.ledger import catalog, log, models
 from casemate.seal import calls
 from casemate.server.config import Limits, Rate
 from casemate.spec.errors import CasemateError
-from casemate.spec.messages import Serve
+from casemate.spec.messages import Predict, Serve
 from casemate.spec.sale import Sale
 from casemate.spec.serving import ModelInfo, ServePolicy
 from support.desk import (
@@ -35,7 +35,7 @@ from support.desk import (
 ANYONE = ServePolicy(callers=("*",))
 
 
-async def refused(work: Coroutine[Any, Any, Any]) -> str:
+async def refused(work: Awaitable[Any]) -> str:
     with pytest.raises(Refused) as error:
         await work
     return error.value.code
@@ -294,3 +294,19 @@ def test_answers_that_nobody_reads_take_no_more_memory_than_bodies_that_come() -
     """A stranger may deploy a model, call it on every connection, and read nothing."""
     limits = Limits()
     assert limits.answer_bytes <= limits.chunk_bytes
+
+
+def test_a_server_that_stops_says_so_to_who_still_waits() -> None:
+    """After its grace uvicorn cancels what is under way."""
+
+    async def work() -> None:
+        async with Desk(script=Script(hold=asyncio.Event())) as desk:
+            owner = await desk.person("owner")
+            info = await deploy(owner, ANYONE)
+            waiting = asyncio.create_task(predict(owner, info.model))
+            await desk.until(lambda: bool(told(desk, Predict)))
+            waiting.cancel()
+            assert await refused(waiting) == "limit.stopping"
+            assert "CancelledError" not in desk.log_text()
+
+    run_async(work())
