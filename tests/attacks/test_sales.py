@@ -27,7 +27,7 @@ from casemate.spec import codec
 from casemate.spec.errors import CasemateError
 from casemate.spec.receipt import ReceiptBundle
 from casemate.spec.sale import SALE_TYPE, Sale, SaleInfo
-from casemate.spec.serving import ModelInfo, ServePolicy
+from casemate.spec.serving import Deployment, ModelInfo, ServePolicy
 from support.desk import Desk, Person, Refused, deploy, run_async
 from support.markers import Markers
 from support.server import RunningServer, start
@@ -268,17 +268,18 @@ async def denied(work: Any) -> str:
     return error.value.code
 
 
-def test_a_sale_serves_for_no_other_log() -> None:
+def test_a_sale_serves_for_no_other_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same people have the same model, by its very id, in two enclaves."""
 
     async def work() -> None:
         name = "model_" + os.urandom(16).hex()
+        monkeypatch.setattr(Deployment, "id", staticmethod(lambda *_: name))
         async with Desk() as here, Desk() as there:
             one, two = await here.person("seller"), await here.person("buyer")
             sellers = [Person(desk, one.identity) for desk in (here, there)]
             await sellers[1].enrol()
             await Person(there, two.identity).enrol()
-            info, other = [await deploy(s, OPEN, model=name) for s in sellers]
+            info, other = [await deploy(s, OPEN) for s in sellers]
             assert (info.model, info.model_digest) == (other.model, other.model_digest)
             signed = client.sign(offer(sellers[0], info, two.id), one.identity)
             assert (await grant(sellers[0], name, signed)).state == "open"

@@ -8,6 +8,8 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -427,3 +429,34 @@ def test_the_watched_numbers_are_the_kernels(tmp_path: Path) -> None:
         process.communicate()
         worker._sock.close()
     assert worker.resident() == ([], 0)
+
+
+def test_one_that_nobody_waits_for_any_more_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever asks for a worker may go while a thread starts it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(pool, "command", _script("time.sleep(60)"))
+    plain, started, go = pool.spawn, threading.Event(), threading.Event()
+    made: list[Worker] = []
+
+    def spawn(*given: int) -> Worker:
+        made.append(plain(*given))
+        started.set()
+        go.wait(30)
+        return made[0]
+
+    monkeypatch.setattr(pool, "spawn", spawn)
+
+    async def work() -> None:
+        one = _pool()
+        task = asyncio.create_task(one._start())
+        await asyncio.to_thread(started.wait, 30)
+        task.cancel()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not made[0].alive and not list(tmp_path.iterdir())
+        await one.close()
+
+    run_async(work())

@@ -187,13 +187,15 @@ class Script:
     """What the scripted workers do. ``answers`` override the plain course by message type: a value,
     or an exception to raise; ``prepared``: fields of what they prepare. ``hold`` keeps a run from
     answering until it is set, or with ``hold_at`` the state after so many steps. ``resumed``: the
-    states that runs went on from. ``told``: all messages. ``ended``: why workers ended."""
+    states that runs went on from. ``told``: all messages. ``ended``: why workers ended, each once
+    ``hold_end`` is set."""
 
     answers: dict[type, Any] = field(default_factory=dict)
     prepared: dict[str, Any] = field(default_factory=dict)
     result: bytes = field(default_factory=weights)
     hold: asyncio.Event | None = None
     hold_at: int | None = None
+    hold_end: asyncio.Event | None = None
     resumed: list[bytes] = field(default_factory=list)
     told: list[object] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
@@ -314,6 +316,8 @@ class ScriptedWorker:
         return answer
 
     async def end(self, reason: str = "done") -> None:
+        if self.script.hold_end is not None:
+            await self.script.hold_end.wait()
         if self.alive:
             self.script.ended.append(reason)
         self.alive = False
@@ -589,13 +593,13 @@ async def deploy(
 async def deployment(
     owner: Person, policy: ServePolicy, key: bytes, *, model: str | None = None, digest: str = ""
 ) -> Deployment:
-    name = model or "model_" + os.urandom(16).hex()
     digest = "sha256:" + (digest or "ab" * 32)
+    upload = await owner.upload(b"".join(stream.encrypt(bytes(32), [b"a packed model"])))
+    name = model or Deployment.id(owner.id, digest, upload)
     info = Deployment.info(name, owner.id, codec.digest(policy), digest)
     return Deployment(
         model=name, owner=owner.id, name="scores", policy=policy, model_digest=digest,
-        upload=await owner.upload(b"".join(stream.encrypt(bytes(32), [b"a packed model"]))),
-        sealed_key=owner.seal(key, info),
+        upload=upload, sealed_key=owner.seal(key, info),
     )  # fmt: skip
 
 

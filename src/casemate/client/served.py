@@ -90,7 +90,7 @@ class Models:
         key, owner = new_key(), connection.identity.id
         with sealed_file(key, [packed.data]) as (file, size):
             place = upload(connection, file, size)
-        id_ = "model_" + OsRng().bytes(16).hex()
+        id_ = Deployment.id(owner, packed.digest, place)
         info = Deployment.info(id_, owner, codec.digest(policy), packed.digest)
         sealed = hpke.seal(connection.line().attestation.binding.hpke_key, key, info=info)
         deployment = values.make(
@@ -237,7 +237,8 @@ def _wire(specs: tuple[TensorSpec, ...], inputs: Any) -> tuple[bytes, int]:
         if a.dtype == np.float64 and s.dtype == "f32":  # Python's own numbers
             a = a.astype(dtype)
         elif a.dtype != dtype and np.issubdtype(a.dtype, np.integer) and s.dtype in ("i32", "i64"):
-            a = a.astype(dtype) if np.can_cast(a.dtype, dtype, "same_kind") else a
+            cut = a.astype(dtype)
+            a = cut if np.array_equal(cut, a) else a  # what does not fit is no other number
         if records < 1 or a.dtype != dtype or a.shape[1:] != s.shape:
             raise UsageError(
                 "usage.inputs",

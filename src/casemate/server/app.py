@@ -195,6 +195,14 @@ _FAULT: Final = InternalError(
 )
 
 
+def _stopping() -> Busy:
+    return Busy(
+        "limit.stopping",
+        "The server stops, and waits for this answer no longer.",
+        mend="Try again when it is back: what it accepted is kept.",
+    )
+
+
 def _endpoint(service: Service, route: Route) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         started = service.clock.monotonic()
@@ -208,6 +216,10 @@ def _endpoint(service: Service, route: Route) -> Callable[[Request], Any]:
         except ClientDisconnect:
             code = "net.closed"
             response = Response(status_code=400)
+        except asyncio.CancelledError:  # by uvicorn, once the server has waited long enough
+            stopping = _stopping()
+            code = stopping.code
+            response = _refused(service, stopping, request.method)
         except Exception as e:
             service.log.fault(e, route=route.path, method=route.method)
             code = _FAULT.code

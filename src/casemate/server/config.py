@@ -26,7 +26,7 @@ class Limits:
     ``state_seconds`` keeps no training states. ``models``: deployed by one identity;
     ``sales``: that it has made; ``model_calls``: to one model that wait or run; a pass over a
     call's records that takes longer than ``call_seconds`` ends its worker; ``answer_bytes``: of one
-    call.
+    call, of which each connection may hold one that nobody reads, and its TLS as much again.
     """
 
     json_bytes: int = 4 * MIB
@@ -58,7 +58,7 @@ class Limits:
     sales: int = 1_000
     model_calls: int = 256
     call_seconds: float = 30.0
-    answer_bytes: int = 64 * MIB
+    answer_bytes: int = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

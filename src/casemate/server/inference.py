@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,7 @@ from casemate.ledger.models import Model
 from casemate.seal import stream
 from casemate.seal.calls import Opened
 from casemate.server.pool import Worker, WorkerGone, refusal
+from casemate.server.prepared import check_locked
 from casemate.server.run import tell, worker_gone
 from casemate.server.throttle import Busy
 from casemate.spec import messages
@@ -131,12 +132,14 @@ class Inference:
         """The sealed answer to a call that was let in. Raises ``Busy`` ``limit.calls``,
         ``limit.models-busy``; ``policy.calls``; ``job.worker-failed``."""
         limits = self._service.config.limits
-        host = self._hosts.get(model.id) or await self._load(model)
+        host = self._hosts.get(model.id)
+        if host is None:
+            host = self._start(model.deployment, model.key, model.policy)
         self._hosts.move_to_end(model.id)
         if host.calls(caller) >= model.policy.at_once or host.calls() >= limits.model_calls:
             raise Busy(
                 "limit.calls",
-                f"{host.calls(caller)} calls of yours and {host.calls()} in all wait or run.",
+                f"Too many calls wait or run, {host.calls(caller)} of them yours.",
                 mend=f"Call again later; a caller may have {model.policy.at_once} at once.",
             )
         with host.counted(caller):
@@ -168,11 +171,19 @@ class Inference:
 
     # Workers.
 
-    async def prepare(self, deployment: Deployment, key: bytes, policy: ServePolicy) -> Serving:
-        """Load a model that is not called yet; it stays loaded. Raises the worker's refusal."""
-        await self.drop(deployment.model)
-        host = await self._start(deployment, key, policy)
-        return await asyncio.shield(host.ready)
+    @contextlib.asynccontextmanager
+    async def prepared(
+        self, deployment: Deployment, key: bytes, policy: ServePolicy
+    ) -> AsyncIterator[Serving]:
+        """Load a model under a policy that is not stored yet; it stays loaded unless the body
+        raises. Raises the worker's refusal; ``limit.models-busy``."""
+        host = self._start(deployment, key, policy)
+        try:
+            yield await asyncio.shield(host.ready)
+        except BaseException:
+            if self._hosts.get(deployment.model) is host:
+                await self.drop(deployment.model)
+            raise
 
     def forget(self, model: str) -> None:
         """What is left of blocks of calls counts no more: the epoch is another, or all is over."""
@@ -181,21 +192,28 @@ class Inference:
 
     async def drop(self, model: str) -> None:
         """End a model's worker."""
-        host = self._hosts.pop(model, None)
-        if host is not None and host.task is not None:
-            host.task.cancel()
-            await asyncio.gather(host.task, return_exceptions=True)
+        if (ending := self._stop(model)) is not None:
+            await asyncio.wait([ending])
 
     async def close(self) -> None:
         for model in list(self._hosts):
             await self.drop(model)
 
-    async def _load(self, model: Model) -> Host:
-        return await self._start(model.deployment, model.key, model.policy)
+    def _stop(self, model: str) -> asyncio.Task[None] | None:
+        """Begin to end a model's worker; who waits for it hears of it at once."""
+        host = self._hosts.pop(model, None)
+        if host is None or host.task is None:
+            return None
+        host.task.cancel()
+        host.fail(_failed())
+        return host.task
 
-    async def _start(self, deployment: Deployment, key: bytes, policy: ServePolicy) -> Host:
-        """A host whose worker begins to prepare. Raises ``Busy`` ``limit.models-busy``."""
-        if len(self._hosts) >= self._service.config.models:
+    def _start(self, deployment: Deployment, key: bytes, policy: ServePolicy) -> Host:
+        """A host whose worker begins to prepare, in the place of the model's own or, where there
+        are as many as may be, of an idle one. It never waits, so that what the caller has read of
+        the store still holds. Raises ``Busy`` ``limit.models-busy``."""
+        model = place = deployment.model
+        if model not in self._hosts and len(self._hosts) >= self._service.config.models:
             idle = next((name for name, host in self._hosts.items() if host.idle), None)
             if idle is None:
                 raise Busy(
@@ -204,19 +222,23 @@ class Inference:
                     mend="Try again in a few seconds.",
                     retry_after=2.0,
                 )
-            await self.drop(idle)
-        if (there := self._hosts.get(deployment.model)) is not None:  # while another was dropped
-            return there
-        host = self._hosts[deployment.model] = Host(policy)
+            place = idle
+        before = self._stop(place)
+        host = self._hosts[model] = Host(policy)
         host.ready.add_done_callback(lambda f: f.cancelled() or f.exception())
-        host.task = asyncio.create_task(self._live(host, deployment, key))
+        host.task = asyncio.create_task(self._live(host, deployment, key, before))
         return host
 
-    async def _live(self, host: Host, deployment: Deployment, key: bytes) -> None:
-        """A worker's life: prepare, lock, then answer until it is dropped or fails."""
+    async def _live(
+        self, host: Host, deployment: Deployment, key: bytes, before: asyncio.Task[None] | None
+    ) -> None:
+        """A worker's life: prepare, lock, then answer until it is dropped or fails. ``before``:
+        whose memory it takes."""
         model = deployment.model
         error: Exception = _failed()
         try:
+            if before is not None:
+                await asyncio.wait([before])
             async with self._service.pool.worker(prompt=True) as (worker, _):
                 try:
                     serving = await self._prepare(worker, host, deployment, key)
@@ -266,7 +288,9 @@ class Inference:
         locked: Locked | Failed = await worker.expect([Locked, Failed], seconds)
         if isinstance(locked, Failed):
             raise refusal(locked, ("lock",))
-        if found.model_digest != deployment.model_digest:
+        check_locked(locked, config.sandbox)
+        slots = (1, host.policy.slots)
+        if found.model_digest != deployment.model_digest or found.slots not in slots:
             raise WorkerGone("protocol")
         size = answer_size(found.outputs, host.policy.records)
         if size > config.limits.answer_bytes:

@@ -1,10 +1,12 @@
 """Prometheus metrics: counts of requests and states, never data, names, or a job's true time.
 
 Nothing here is finer than what rule P6 admits: a job is counted when its public tick is reached,
-and neither a worker's time nor its life is shown.
+and neither its worker's time nor that worker's life is shown. Calls of deployed models are timed.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 from prometheus_client import (
     CollectorRegistry,
@@ -64,6 +66,12 @@ class Metrics:
         self.calls.labels(model).inc()
         self.called.labels(model).inc(records)
         self.call_seconds.labels(model).observe(seconds)
+
+    def undeployed(self, model: str) -> None:
+        """Nothing more is shown of a model that is gone."""
+        for metric in (self.calls, self.called, self.call_seconds):
+            with contextlib.suppress(KeyError):
+                metric.remove(model)
 
     def text(self) -> bytes:
         """The exposition text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from casemate.ledger import models
 from casemate.ledger.models import Model
@@ -10,7 +11,7 @@ from casemate.seal import calls, stream
 from casemate.server import records
 from casemate.server.service import Call, Reply, Service, page
 from casemate.spec import codec
-from casemate.spec.errors import DataError, LimitError, PolicyError
+from casemate.spec.errors import DataError, FormatError, LimitError, PolicyError
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy, plain_size
 
 
@@ -36,6 +37,14 @@ async def deploy(call: Call) -> ModelInfo:
     deployment: Deployment = call.body
     service = call.service
     call.require_named("deployment", "owner", deployment.owner, "Deploy")
+    due = Deployment.id(deployment.owner, deployment.model_digest, deployment.upload)
+    if deployment.model != due:
+        raise FormatError(
+            "format.field",
+            "model is not the id that owner, model_digest and upload give.",
+            mend="Send the documented form of this version.",
+            where="model",
+        )
     if (before := models.same(service.store, deployment)) is not None:
         return _show(service, before, call.caller)
     most = service.config.limits.models
@@ -51,8 +60,8 @@ async def deploy(call: Call) -> ModelInfo:
         deployment.model, deployment.owner, codec.digest(deployment.policy), deployment.model_digest
     )
     key = service.model_key(deployment.sealed_key, info)
-    serving = await service.inference.prepare(deployment, key, deployment.policy)
-    made = models.deploy(service.store, deployment, key, serving, service.tee.measurement)
+    async with service.inference.prepared(deployment, key, deployment.policy) as serving:
+        made = models.deploy(service.store, deployment, key, serving, service.tee.measurement)
     service.log.event("model", model=made.id, state="deployed")
     return _show(service, made, call.caller)
 
@@ -71,10 +80,13 @@ async def set_policy(call: Call) -> ModelInfo:
     policy: ServePolicy = call.body
     found = models.model(service.store, call.id)
     models.require_successor(found, policy)
-    serving = found.serving
-    if (policy.records, policy.slots) != (found.policy.records, found.policy.slots):
-        serving = await service.inference.prepare(found.deployment, found.key, policy)
-    changed = models.set_policy(service.store, call.id, policy, serving, service.tee.measurement)
+    async with contextlib.AsyncExitStack() as loaded:
+        serving = found.serving
+        if (policy.records, policy.slots) != (found.policy.records, found.policy.slots):
+            under = service.inference.prepared(found.deployment, found.key, policy)
+            serving = await loaded.enter_async_context(under)
+        accepted = service.tee.measurement
+        changed = models.set_policy(service.store, call.id, policy, serving, accepted)
     if policy.epoch > found.policy.epoch:
         service.inference.forget(call.id)
     return _show(service, changed, call.caller)
@@ -86,6 +98,7 @@ async def undeploy(call: Call) -> None:
     gone = models.undeploy(service.store, call.id)
     service.inference.forget(call.id)
     await service.inference.drop(call.id)
+    service.metrics.undeployed(gone.id)
     service.log.event("model", model=gone.id, state="undeployed")
     await asyncio.to_thread(service.uploads.drop, gone.deployment.upload)
 

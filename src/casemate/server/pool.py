@@ -332,9 +332,14 @@ class Pool:
             self._ready.append(asyncio.create_task(self._start()))
 
     async def _start(self, nice: int = NICE) -> Worker:
-        worker = await asyncio.to_thread(
-            spawn, self._config.threads, self._config.limits.result_bytes, nice
-        )
+        limits, threads = self._config.limits, self._config.threads
+        thread = asyncio.to_thread(spawn, threads, limits.result_bytes, nice)
+        starting = asyncio.create_task(thread)
+        try:
+            worker = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # the thread goes on
+            await (await starting).end("cancelled")
+            raise
         self._live.add(worker)
         self._watches[worker] = asyncio.create_task(self._watch(worker))
         try:

@@ -40,8 +40,12 @@ def queued(store: Store) -> list[str]:
 
 
 def revoked_uploads(store: Store) -> set[str]:
-    """Uploads of datasets whose keys were destroyed."""
-    sql = "SELECT u.id FROM uploads u JOIN datasets d ON u.used_by = d.id WHERE d.state = 'revoked'"
+    """Uploads of datasets and deployed models whose keys were destroyed."""
+    sql = (
+        "SELECT u.id FROM uploads u JOIN datasets d ON u.used_by = d.id WHERE d.state = 'revoked'"
+        " UNION SELECT id FROM uploads"
+        " WHERE used_by GLOB 'model_*' AND used_by NOT IN (SELECT id FROM models)"
+    )
     return {upload for (upload,) in store.all(sql)}
 
 

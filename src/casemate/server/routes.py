@@ -193,6 +193,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "PUT", "/v1/models/{id}/policy", "model-owner", models.set_policy,
         "Replace the policy: who may call, how often", body=ServePolicy, answer=ModelInfo,
+        rate="quote",
     ),
     Route(
         "DELETE", "/v1/models/{id}", "model-owner", models.undeploy,

@@ -7,6 +7,7 @@ too, whatever it says.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -90,8 +91,8 @@ class TensorSpec:
 
 @value("deployment/v1")
 class Deployment:
-    """A model to be deployed. ``model`` is ``model_`` and 32 hex digits chosen by the client; the
-    same id with another body is refused. ``sealed_key``: HPKE message holding the 32-byte stream
+    """A model to be deployed. ``model``: its :meth:`id`; the same id with another body is refused.
+    ``sealed_key``: HPKE message holding the 32-byte stream
     key of the packed model that was uploaded, info :meth:`info`."""
 
     model: str
@@ -109,6 +110,13 @@ class Deployment:
             raise ValueError("model_digest must be sha256: and 64 hex digits")
         if not (1 <= len(self.name) <= 120 and self.name.isprintable()):
             raise ValueError("a model's name must have 1 to 120 printable characters")
+
+    @staticmethod
+    def id(owner: str, model_digest: str, upload: str) -> str:
+        """The one id for it: an upload serves once, so that no other model, nor the same under
+        another owner, ever answers to it."""
+        said = f"casemate/model-id/v1|{owner}|{model_digest}|{upload}"
+        return "model_" + hashlib.sha256(said.encode()).hexdigest()[:32]
 
     @staticmethod
     def info(model: str, owner: str, policy_digest: str, model_digest: str) -> bytes:

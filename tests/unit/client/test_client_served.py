@@ -71,6 +71,15 @@ def test_inputs_of_another_form_are_refused_before_anything_is_sent(given: Any) 
     assert refused.value.code == "usage.inputs"
 
 
+def test_an_integer_that_does_not_fit_is_refused_and_not_cut() -> None:
+    small = TensorSpec(name="k", dtype="i32", shape=())
+    for spec, odd in ((small, 2**32 + 5), (small, -(2**31) - 1), (K, 2**64 - 1)):
+        with pytest.raises(UsageError):
+            served._wire((spec,), np.array([1, odd]))
+    wire, _ = served._wire((small,), np.array([-(2**31), 2**31 - 1]))
+    assert tensors.load(wire)["k"][0].dtype == "i32"
+
+
 def test_inputs_of_different_numbers_are_refused() -> None:
     with pytest.raises(UsageError, match="records along axis 0"):
         served._wire((X, K), {"x": ROWS, "k": np.array([1, 2])})

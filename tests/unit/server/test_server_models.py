@@ -15,7 +15,7 @@ from casemate.server.pool import WorkerGone
 from casemate.spec import tensors
 from casemate.spec.errors import CasemateError
 from casemate.spec.messages import Failed, Predict, Predicted, Serve
-from casemate.spec.serving import ServePolicy, TensorSpec
+from casemate.spec.serving import Deployment, ServePolicy, TensorSpec
 from support.desk import (
     Desk,
     Person,
@@ -70,7 +70,9 @@ def test_the_same_deployment_again_is_the_same_and_another_body_is_refused() -> 
             assert len(told(desk, Serve)) == 1
             other = dataclasses.replace(made, name="another")
             assert await refused(owner.ask("POST", "/v1/models", other)) == "policy.model-taken"
-            again = dataclasses.replace(made, model="model_" + "1" * 32)
+            digest = "sha256:" + "cd" * 32
+            id_ = Deployment.id(owner.id, digest, made.upload)
+            again = dataclasses.replace(made, model=id_, model_digest=digest)
             assert await refused(owner.ask("POST", "/v1/models", again)) == "data.upload-used"
 
     run_async(work())
@@ -115,9 +117,9 @@ def test_a_model_whose_answers_would_be_too_large_is_refused() -> None:
         found = dataclasses.replace(serving("sha256:" + "ab" * 32), outputs=(huge,))
         async with Desk(script=Script(answers={Serve: found})) as desk:
             owner = await desk.person("owner")
-            policy = ServePolicy(callers=(), records=17)
+            policy = ServePolicy(callers=(), records=2)
             assert await refused(deploy(owner, policy)) == "limit.answer-size"
-            await deploy(owner, dataclasses.replace(policy, records=15))
+            await deploy(owner, dataclasses.replace(policy, records=1))
 
     run_async(work())
 

@@ -79,6 +79,14 @@ def test_a_deployment_names_what_it_deploys(fields: dict[str, str]) -> None:
         dataclasses.replace(good, **fields)
 
 
+def test_an_id_is_that_of_owner_model_and_upload() -> None:
+    given = (ID, "sha256:" + "0" * 64, "up_" + "1" * 32)
+    # printf 'casemate/model-id/v1|…|…|…' | sha256sum
+    assert Deployment.id(*given) == "model_f803856dcae2332bc72e2021641f54b7"
+    others = [(OTHER, *given[1:]), (ID, "sha256:" + "1" * 64, given[2]), (*given[:2], "up_2")]
+    assert len({Deployment.id(*g) for g in (given, *others)}) == 4
+
+
 @pytest.mark.parametrize(
     "fields", [{"name": "a b"}, {"name": "a" * 121}, {"shape": (1,) * 8}, {"shape": (-1,)}], ids=str
 )
