@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+import casemate as cm
 from casemate.accounting.filters import RdpFilter
+from casemate.attest.trust import Trust
+from casemate.cli.main import cli
 from casemate.client import contests, models, receipts
 from casemate.client.contests import Board
 from casemate.client.enclave import Enclave
 from casemate.plan.compile import compile_plan
-from casemate.spec import tensors
-from casemate.spec.contest import Contest
+from casemate.spec import codec, tensors
+from casemate.spec.contest import Contest, scores
 from casemate.spec.data import Budget, DatasetInfo, Policy
 from casemate.spec.errors import CasemateError, PlanError, ReceiptError
 from casemate.spec.job import (
@@ -35,8 +43,9 @@ from casemate.spec.job import (
 )
 from casemate.spec.messages import Prepared
 from casemate.spec.receipt import Leaderboard, ReceiptBundle
-from support.desk import PREPARED
+from support.desk import PREPARED, Desk, Person, Script, run_async, told_result
 from support.server import CLASSES, FEATURES, Party, schema, table
+from support.witness import FakeWitness
 
 pytestmark = pytest.mark.e2e
 
@@ -207,6 +216,27 @@ def test_cuts_what_others_score_by_a_smaller_clip(owner: Party, scientist: Party
     assert more.datasets[0].refusal == "policy.contest"
 
 
+def test_is_measured_by_the_form_of_its_output(owner: Party, scientist: Party) -> None:
+    """One score where there are three classes, always above 0: as if the label were yes or no, it
+    would be right about every class but the first."""
+    x, y = schema(rows=ROWS).columns
+    three = schema(rows=ROWS, columns=(x, dataclasses.replace(y, high=2)))
+    contest = dataclasses.replace(CONTEST, metrics=METRICS[:1])
+    policy = Policy(scientists=("*",), evaluation=True, evaluations=1, contest=contest)
+    held = owner.push(ROWS, of=three, policy=policy, budget=BUDGET)
+    yes = models.export_entry(Fn(lambda x: x[:, 0] * 0 + 1), three)
+    given = {"inputs": yes.inputs, "metrics": METRICS[:1]}
+    error = refused(ask, scientist, held, packed=yes.packed, **given)
+    assert error.code == "model.contest"
+    wide = models.export_entry(nn.Linear(FEATURES, 3), three)
+    assert ask(scientist, held, packed=wide.packed, metrics=METRICS[:1]).datasets[0].refusal is None
+
+
+def test_asks_for_a_metric_that_there_is_not(scientist: Party, held: DatasetInfo) -> None:
+    error = refused(ask, scientist, held, metrics=(Metric(name="auc"),))
+    assert error.code == "model.contest"
+
+
 def test_looks_at_other_records(enclave: Enclave, held: DatasetInfo) -> None:
     error = refused(enclave.enter, Fn(lambda x: (x - x.mean(0))[:, :CLASSES]), held.dataset)
     assert error.code == "model.mixes-records"
@@ -270,6 +300,13 @@ def test_an_organiser_names_no_label(owner: Party) -> None:
             hold(owner, dataclasses.replace(CONTEST, target=target))
 
 
+def test_an_organiser_names_metrics_that_no_output_can_have(owner: Party) -> None:
+    for other in ("mse", "binary_cross_entropy_with_logits"):
+        both = (METRICS[1], Metric(name=other))
+        with pytest.raises(ValueError, match="no one output"):
+            hold(owner, dataclasses.replace(CONTEST, metrics=both))
+
+
 def test_a_stranger_reads_the_leaderboard(
     owner: Party, scientist: Party, held: DatasetInfo
 ) -> None:
@@ -306,6 +343,81 @@ def test_a_leaderboard_is_forged(
     assert len(contests.verify(board.source, trust).entries) == 2
 
 
+def test_a_saved_leaderboard_is_held_against_what_is_known_of_the_log(
+    board: Board, scientist: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each receipt alone: who goes back before an entry, or forks the log, has witnesses against
+    it, and whoever saw the log."""
+    monkeypatch.setenv("CASEMATE_LOGS", str(tmp_path / "logs"))
+    cm.connect(scientist.server.url, trust=Trust.simulated(), identity=scientist.identity).close()
+    file, nobody = tmp_path / "board.json", FakeWitness("nobody").vkey
+    board.save(file)
+    given = ["contest", "verify", str(file), "--trust", "simulated", "--format", "json"]
+    shown = CliRunner().invoke(cli, given, catch_exceptions=False)
+    for entry in json.loads(shown.stdout)["entries"]:
+        (known,) = (c for c in entry["checks"] if c["name"] == "seen before")
+        assert known["state"] == "ok"
+    refusal = CliRunner().invoke(cli, [*given, "--witness", nobody]).exception
+    assert getattr(refusal, "code", "") == "receipt.witnesses"
+
+
+def test_a_forged_leaderboard_writes_to_the_terminal() -> None:
+    empty = Leaderboard(dataset="ds_\x1b[2J\rContest won", entries=())
+    assert not {"\x1b", "\r"} & set(str(contests.verify(empty, Trust.simulated())))
+
+
+def test_is_entered_in_another_enclave_as_well() -> None:
+    """An organiser and an operator: the same rows, under the same salt, in a second enclave, where
+    entries are counted anew. Both receipts are genuine."""
+    vector = tensors.dump({"v": ("f32", (3,), struct.pack("<3f", 1.0, 0.75, 0.125))})
+    told = {"parameters": 3, "dimension": 3, **told_result(vector)}
+
+    async def entered(who: Person, held: DatasetInfo) -> ReceiptBundle:
+        made = await who.submission([held], one_step())
+        request = dataclasses.replace(
+            made.request,
+            metrics=METRICS,
+            target="y",
+            inputs=(InputBinding(input="x", columns=("x",)),),
+        )
+        made = dataclasses.replace(
+            made, request=request, sealed_key=who.seal(bytes(32), made.info(codec.digest(request)))
+        )
+        quote = codec.from_json(Quote, await who.ask("POST", "/v1/quotes", made))
+        job = (await who.submit(quote)).job
+        assert (await who.finished(job)).state == "done"
+        return codec.from_json(ReceiptBundle, await who.ask("GET", f"/v1/jobs/{job}/receipt"))
+
+    async def work() -> None:
+        policy, salt = (
+            Policy(scientists=("*",), evaluation=True, evaluations=9, contest=CONTEST),
+            os.urandom(32),
+        )
+        found = []
+        async with (
+            Desk(script=Script(prepared=told, result=vector)) as here,
+            Desk(script=Script(prepared=told, result=vector)) as there,
+        ):
+            organiser, anna = await here.person("organiser"), await here.person("anna")
+            for desk in (here, there):
+                at = Person(desk, organiser.identity)
+                await at.enrol()
+                held = await at.push(ROWS, policy=policy, salt=salt)
+                found.append(held.dataset)
+            assert found[0] == found[1]
+            friend = await there.person("friend")
+            board = Leaderboard(
+                dataset=held.dataset,
+                entries=(await entered(anna, held), await entered(friend, held)),
+            )
+        trust = Trust.simulated()
+        error = refused(contests.verify, board, trust)
+        assert error.code == "receipt.leaderboard" and "two logs" in error.message
+        assert "of 2 logs" in str(contests.verify(board, trust, recovered=True))
+
+    run_async(work())
+
+
 def _is_other(enclave: Enclave, job: str, board: Board) -> bool:
     """Whether a job is one's entry that is not on the board."""
     if job in {e.receipt.job for e in board.entries}:
@@ -317,8 +429,8 @@ def _is_other(enclave: Enclave, job: str, board: Board) -> bool:
 def test_a_score_is_written_over(board: Board, enclave: Enclave) -> None:
     """The statement is signed, says each thing once, and its scores are its metrics'."""
     first = board.entries[0].receipt
-    for scores in ((), (1.0,), (1.5, 0.0), (-0.5, 0.0), (float("nan"), 0.0)):
-        said = dataclasses.replace(first, scores=scores)
+    for given in ((), (1.0,), (1.5, 0.0), (-0.5, 0.0), (float("nan"), 0.0)):
+        said = dataclasses.replace(first, scores=given)
         with pytest.raises(ReceiptError):
             receipts._agree(said, board.source.entries[0])
     with pytest.raises(ReceiptError):
@@ -359,6 +471,27 @@ def test_no_plan_is_made_of_what_the_route_refuses() -> None:
         with pytest.raises(PlanError) as e:
             compile_plan(entry(one_step(), **changes), [schema()], prepared())
         assert e.value.code == f"plan.{code}"
+
+
+def test_reads_labels_out_of_one_exact_score() -> None:
+    """No more than is said of it: in each of eight slices of a feature, chosen before anything is
+    known, how many more labels are 1 than 0; a lone row's label with certainty."""
+    rng, count, slices, base = np.random.default_rng(0), 64, 8, 5
+    x, y = rng.uniform(0, 1, count), rng.integers(0, 2, count)
+    place = np.floor(x * count).astype(int)  # one row of each is expected
+    weight = np.where(place < slices, float(base) ** -np.minimum(place, slices), 0.0)
+    outputs = (0.5 - weight / 2).astype(np.float32)
+    values = np.abs(outputs - y.astype(np.float32)).astype(np.float64)
+    result = tensors.dump({"v": ("f32", (2,), struct.pack("<2f", 1.0, values.mean()))})
+    (score,) = scores((Metric(name="l1"),), result)
+    told = round((score * count - count / 2) * 2 * base ** (slices - 1))
+    read = []
+    for _ in range(slices):
+        digit = (told + base // 2) % base - base // 2
+        read.append(digit)
+        told = (told - digit) // base
+    more = [int((2 * y[place == i] - 1).sum()) for i in range(slices)]
+    assert read[::-1] == more and any(more)
 
 
 # Overfitting by many entries: Blum, Hardt 2015 (arXiv:1502.04585), section 3.1, "boosting": enter

@@ -304,6 +304,26 @@ def test_a_frozen_model_is_not_sold() -> None:
     run_async(work())
 
 
+def test_the_id_of_a_sold_model_is_not_used_again() -> None:
+    """Else the sale would stand beside a model that it is not of, and the next start, which holds
+    the tables against each other, would refuse the state of everybody."""
+
+    async def work() -> None:
+        async with Desk() as desk:
+            seller, buyer = await desk.person("seller"), await desk.person("buyer")
+            info = await deploy(seller, OPEN)
+            signed = client.sign(offer(seller, info, buyer.id), seller.identity)
+            await grant(seller, info.model, signed)
+            await seller.send("DELETE", f"/v1/models/{info.model}")
+            for who in (seller, await desk.person("stranger")):
+                again = deploy(who, OPEN, model=info.model)
+                assert await denied(again) == "format.field"
+        async with Desk(disk=desk.disk) as later:
+            assert len(await Person(later, buyer.identity).ask("GET", "/v1/sales")) == 1
+
+    run_async(work())
+
+
 def test_a_receipt_cannot_be_made_without_the_seller() -> None:
     """A server whose own key signs what no seller did: its receipts do not verify."""
 

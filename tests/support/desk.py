@@ -497,10 +497,11 @@ class Person:
         wire: bytes | None = None,
         name: str = "tiny",
         previous: str | None = None,
+        salt: bytes = b"",
     ) -> Registration:
         wire = table(rows) if wire is None else wire
         of, policy = schema(name, rows), policy or Policy(scientists=("*",))
-        key, salt = os.urandom(32), os.urandom(32)
+        key, salt = os.urandom(32), salt or os.urandom(32)
         commitment = hashlib.sha256(b"casemate/dataset/v1\0" + salt + wire).hexdigest()
         dataset = f"ds_{commitment[:40]}"
         info = Registration.info(dataset, codec.digest(policy), codec.digest(of))

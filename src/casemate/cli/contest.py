@@ -12,6 +12,11 @@ from casemate.cli.job import inputs_option
 
 if TYPE_CHECKING:
     from casemate.client.contests import Board
+    from casemate.client.heads import Witnesses
+
+recovered_option = click.option(
+    "--recovered", is_flag=True, help="Entries may stand in several logs: the state was recovered."
+)
 
 
 @click.group()
@@ -59,12 +64,15 @@ def enter(
     "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write it with all its receipts, for `casemate contest verify`.",
 )  # fmt: skip
+@recovered_option
 @config.target_options
 @output.format_option
-def board(dataset: str, out: Path | None, target: config.Target, form: str) -> None:
+def board(
+    dataset: str, out: Path | None, recovered: bool, target: config.Target, form: str
+) -> None:
     """DATASET's leaderboard, every receipt of it verified."""
     with target.connect() as enclave:
-        found = enclave.leaderboard(dataset)
+        found = enclave.leaderboard(dataset, recovered=recovered)
     if out is not None:
         found.save(out)
     _show(found, form)
@@ -72,10 +80,18 @@ def board(dataset: str, out: Path | None, target: config.Target, form: str) -> N
 
 @contest.command()
 @click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
+@recovered_option
 @config.trust_option
+@config.witness_options
 @output.format_option
-def verify(file: str, trust: str | None, form: str) -> None:
-    """Verify a saved leaderboard offline: each receipt, and that they are of one contest."""
+def verify(file: str, recovered: bool, trust: str | None, witnesses: Witnesses, form: str) -> None:
+    """Verify a saved leaderboard offline: each receipt as `receipt verify` does, and that they are
+    of one contest and one log."""
     from casemate.client import contests
+    from casemate.client.memory import Memory
 
-    _show(contests.verify(contests.load(file), config.load_trust(trust)), form)
+    found = contests.verify(
+        contests.load(file), config.load_trust(trust), Memory(),
+        witnesses=witnesses, recovered=recovered,
+    )  # fmt: skip
+    _show(found, form)

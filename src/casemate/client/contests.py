@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate.client import receipts, views
 from casemate.client.connection import Connection
+from casemate.client.heads import Witnesses
 from casemate.client.receipts import VerifiedReceipt
 from casemate.spec import codec
 from casemate.spec.errors import ReceiptError
@@ -35,6 +36,8 @@ class Board:
         """Title, head and rows of the table."""
         names = [m.name for m in self.entries[0].receipt.metrics] if self.entries else []
         title = f"Contest on {self.source.dataset}: {len(self.entries)} participant(s)"
+        if (logs := len({e.receipt.log for e in self.entries})) > 1:
+            title = f"{title}, of {logs} logs"
         if any(e.simulated for e in self.entries):
             title = f"SIMULATED: {title}"
         rows: list[tuple[object, ...]] = [
@@ -58,14 +61,14 @@ class Board:
         return views.as_html(*self.shown())
 
 
-def fetch(connection: Connection, dataset: str, trust: Trust) -> Board:
+def fetch(connection: Connection, dataset: str, trust: Trust, *, recovered: bool = False) -> Board:
     """The leaderboard as the server gives it, verified."""
     path = f"/v1/datasets/{dataset}/leaderboard"
     source = connection.request("GET", path, limit=MAX_BYTES).value(Leaderboard)
     connection.sync()  # the receipts' heads are newer than the one seen at the beginning
     if source.dataset != dataset:
         raise _refuse("The leaderboard is of another dataset.", source.dataset)
-    return verify(source, trust, connection.memory)
+    return verify(source, trust, connection.memory, recovered=recovered)
 
 
 def load(path: str | Path) -> Leaderboard:
@@ -74,19 +77,40 @@ def load(path: str | Path) -> Leaderboard:
     return receipts.read_value(Leaderboard, path, MAX_BYTES, mend)
 
 
-def verify(source: Leaderboard, trust: Trust, memory: Memory | None = None) -> Board:
+def verify(
+    source: Leaderboard,
+    trust: Trust,
+    memory: Memory | None = None,
+    *,
+    witnesses: Witnesses = Witnesses(),  # noqa: B008 - a frozen value
+    recovered: bool = False,
+) -> Board:
     """Check each receipt, that all are of one contest, each of another participant, and in order.
 
-    Whether an entry was left out no list can prove: who is missed has the receipt that shows it.
+    All stand in one log, since each enclave with the rows counts entries by itself; ``recovered``
+    admits several, of a state that was restored with its owners' consent. Whether an entry was left
+    out no list can prove: who is missed has the receipt that shows it.
     Raises ``ReceiptError`` ``receipt.leaderboard``, and as :func:`receipts.verify_receipt`.
     """
-    found = tuple(receipts.verify_receipt(b, trust=trust, memory=memory) for b in source.entries)
+    found = tuple(
+        receipts.verify_receipt(b, trust=trust, memory=memory, witnesses=witnesses)
+        for b in source.entries
+    )
     entries = [entry.receipt for entry in found]
     for receipt in entries:
         if [d.dataset for d in receipt.datasets] != [source.dataset] or not receipt.target:
             raise _refuse("A receipt is about another thing than this contest.", receipt.job)
         if _rules(receipt) != _rules(entries[0]):
             raise _refuse("Two entries were scored by different rules.", receipt.job)
+        if receipt.log != entries[0].log and not recovered:
+            raise ReceiptError(
+                "receipt.leaderboard",
+                f"Entries stand in two logs, {entries[0].log} and {receipt.log}: other enclaves"
+                " may have taken more of them than the contest allows.",
+                mend="If the enclave's state was recovered, as its log then says: --recovered,"
+                " recovered=True. Else do not rely on it.",
+                where=receipt.job,
+            )
     if len({r.scientist for r in entries}) != len(entries):
         raise _refuse("A participant stands there twice.", source.dataset)
     if entries != sorted(entries, key=rank):

@@ -358,10 +358,13 @@ class Enclave:
         when there is none left."""
         return self._run(self.quote_entry(model, dataset, inputs=inputs), None)
 
-    def leaderboard(self, dataset: str | DatasetInfo | DatasetView) -> contests.Board:
-        """The contest's standings, each receipt verified; ``.save(path)`` for others to verify."""
+    def leaderboard(
+        self, dataset: str | DatasetInfo | DatasetView, *, recovered: bool = False
+    ) -> contests.Board:
+        """The contest's standings, each receipt verified; ``.save(path)`` for others to verify.
+        ``recovered``: entries may stand in several logs (:func:`contests.verify`)."""
         name = dataset if isinstance(dataset, str) else self._info(dataset).dataset
-        return contests.fetch(self._connection, name, self._trust)
+        return contests.fetch(self._connection, name, self._trust, recovered=recovered)
 
     def deploy(
         self,

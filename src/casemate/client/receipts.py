@@ -241,7 +241,8 @@ def _agree(receipt: Receipt, bundle: ReceiptBundle) -> None:
         if one != other:
             raise _refuse("contradiction", f"The receipt contradicts itself in {name}.", name)
     limits = [m.limit for m in receipt.metrics] if receipt.target else []
-    scored = len(receipt.scores) == len(limits) and (bool(limits) or not receipt.target)
+    named = not receipt.target or {m.name for m in receipt.metrics} <= contest.HIGHER.keys()
+    scored = named and len(receipt.scores) == len(limits) and (bool(limits) or not receipt.target)
     if not scored or any(not 0 <= s <= m for s, m in zip(receipt.scores, limits, strict=True)):
         raise _refuse("contradiction", "The scores are not of the receipt's metrics.", "scores")
     words = no_privacy(receipt.metrics)

@@ -30,7 +30,7 @@ def as_text(title: str, head: Sequence[str], rows: Rows) -> str:
     cells = [row for row in cells if row]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join(([title] if title else []) + [line.rstrip() for line in lines])
+    return "\n".join(([plain(title)] if title else []) + [line.rstrip() for line in lines])
 
 
 def as_html(title: str, head: Sequence[str], rows: Rows) -> str:

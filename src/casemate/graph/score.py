@@ -17,7 +17,7 @@ from casemate.graph import check
 from casemate.graph.model import Arg, DtypeArg, Graph, InputSpec, ListArg, Node, Ref, Size
 from casemate.graph.ops.base import Value
 from casemate.graph.pack import Weights
-from casemate.spec.contest import HIGHER
+from casemate.spec.contest import HIGHER, fits, index
 from casemate.spec.data import Column
 from casemate.spec.errors import ModelError
 from casemate.spec.job import InputBinding, Metric
@@ -106,13 +106,13 @@ def _elements(op: str) -> Callable[[_Nodes, _Given], Ref]:
     return lambda n, at: n.mean(n.add(op, *_pair(n, at), 0), at.elements)
 
 
-# How each metric is had, and whether of classes, of elements, or of both.
-_HEADS: Final[dict[str, tuple[Callable[[_Nodes, _Given], Ref], tuple[bool, ...]]]] = {
-    "accuracy": (_accuracy, (True, False)),
-    "binary_cross_entropy_with_logits": (_logits, (False,)),
-    "cross_entropy": (_cross_entropy, (True,)),
-    "l1": (_elements("l1_loss.default"), (False,)),
-    "mse": (_elements("mse_loss.default"), (False,)),
+# How each metric is had; of which labels: ``spec.contest.fits``.
+_HEADS: Final[dict[str, Callable[[_Nodes, _Given], Ref]]] = {
+    "accuracy": _accuracy,
+    "binary_cross_entropy_with_logits": _logits,
+    "cross_entropy": _cross_entropy,
+    "l1": _elements("l1_loss.default"),
+    "mse": _elements("mse_loss.default"),
 }
 assert _HEADS.keys() == HIGHER.keys()
 
@@ -133,14 +133,14 @@ def compose(
     at = dataclasses.replace(at, target=Ref(name=label))
     made = []
     for metric in metrics:
-        head, kinds = _HEADS[metric.name]
-        if bool(at.classes) not in kinds:
+        if not fits(metric.name, target, classes=bool(at.classes)):
             what = f"{at.classes} scores" if at.classes else "one score for each element"
             _refuse(
-                f"The contest scores by {metric.name}; the model's output has {what}.",
+                f"The contest scores by {metric.name}; the model's output has {what} of the label"
+                f" {target.name!r}, from {target.low} to {target.high}.",
                 "Give the output that the metric is made of.",
             )
-        each = head(n, at)
+        each = _HEADS[metric.name](n, at)
         if not HIGHER[metric.name]:  # what is no number is the worst
             each = n.add("where.ScalarOther", n.add("eq.Tensor", each, each), each, metric.limit)
         made.append(
@@ -181,8 +181,7 @@ def _given(output: str, scores: Value, target: Column) -> _Given:
     at = _Given(Ref(name=output), Ref(name=""), elements, 0)
     if scores.dtype == "f32" and given == elements:
         return at
-    index = target.dtype in ("u8", "i32", "i64") and not target.shape
-    declared = index and (target.low, target.high) == (0, given - 1)
+    declared = index(target) and target.high == given - 1
     if declared and (scores.dtype, scores.dims[1:]) == ("f32", (given,)):
         return dataclasses.replace(at, classes=given)
     _refuse(

@@ -90,19 +90,25 @@ def visible(store: Store, identity: str, after: str, count: int) -> list[Model]:
 
 def same(store: Store, deployment: Deployment) -> Model | None:
     """The model that this very deployment has made before. Raises ``policy.model-taken`` for the
-    same id with another body."""
+    same id with another body, and for that of a model which was sold and is gone."""
     row = store.one(f"{_SELECT} WHERE id = ?", deployment.model)
     if row is None:
+        if store.one("SELECT 1 FROM sales WHERE model = ?", deployment.model) is not None:
+            raise _taken(deployment.model, "was sold, and is gone: its sales are of no other")
         return None
     found = _model(row)
     if found.deployment != deployment:
-        raise PolicyError(
-            "policy.model-taken",
-            f"The model {deployment.model} is deployed with another body.",
-            mend="Deploy again: that makes a new id.",
-            status=409,
-        )
+        raise _taken(deployment.model, "is deployed with another body")
     return found
+
+
+def _taken(id: str, why: str) -> PolicyError:
+    return PolicyError(
+        "policy.model-taken",
+        f"The model {id} {why}.",
+        mend="Deploy again: that makes a new id.",
+        status=409,
+    )
 
 
 def deploy(

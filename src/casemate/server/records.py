@@ -39,12 +39,12 @@ def queued(store: Store) -> list[str]:
     return [name for (name,) in store.all("SELECT scientist FROM jobs WHERE state = 'queued'")]
 
 
-def revoked_uploads(store: Store) -> set[str]:
-    """Uploads of datasets and deployed models whose keys were destroyed."""
+def keyless_uploads(store: Store) -> set[str]:
+    """Uploads whose keys were destroyed: of revoked datasets, and of models that are gone."""
     sql = (
         "SELECT u.id FROM uploads u JOIN datasets d ON u.used_by = d.id WHERE d.state = 'revoked'"
-        " UNION SELECT id FROM uploads"
-        " WHERE used_by GLOB 'model_*' AND used_by NOT IN (SELECT id FROM models)"
+        " UNION SELECT id FROM uploads WHERE used_by GLOB 'model_*'"
+        " AND used_by NOT IN (SELECT id FROM models)"
     )
     return {upload for (upload,) in store.all(sql)}
 

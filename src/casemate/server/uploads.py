@@ -66,13 +66,13 @@ class Uploads:
 
     def _sweep(self) -> None:
         """Remove bytes that no record names, of a begin or a drop that a crash cut short, and those
-        of a revocation that it cut short."""
-        files, revoked = set(self._disk.list(FOLDER)), records.revoked_uploads(self._store)
+        of a revocation, or of a model's end, that it cut short."""
+        files, keyless = set(self._disk.list(FOLDER)), records.keyless_uploads(self._store)
         for upload in catalog.uploads(self._store):
             whole = {upload.id, f"{upload.id}.offset"} <= files
-            if whole and upload.id not in revoked:
+            if whole and upload.id not in keyless:
                 files -= {upload.id, f"{upload.id}.offset"}
-            elif upload.used_by is None or upload.id in revoked:
+            elif upload.used_by is None or upload.id in keyless:
                 catalog.drop_upload(self._store, upload.id)
         for file in sorted(files):
             self._disk.remove(f"{FOLDER}/{file}")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casemate.spec import tensors
 from casemate.spec.codec import value
 from casemate.spec.errors import FormatError
 from casemate.spec.job import MAX_METRICS, Dp, JobRequest, Metric, NonPrivate
+
+if TYPE_CHECKING:
+    from casemate.spec.data import Column
 
 # The metrics that there are, and whether more of one is better.
 HIGHER: Final = {
@@ -24,6 +27,23 @@ HIGHER: Final = {
     "mse": False,
 }
 MAX_ENTRIES: Final = 1_000_000
+
+
+def index(label: Column) -> bool:
+    """Whether a label is the index of a class, from 0 on."""
+    return label.dtype in ("u8", "i32", "i64") and not label.shape and label.low == 0
+
+
+def fits(metric: str, label: Column, *, classes: bool) -> bool:
+    """Whether a metric can be had of a score for each of a label's ``classes``, or for each of its
+    elements. Where it asks whether a score is above 0, what it is compared with is from 0 to 1: of
+    a class out of ten, "above 0" is nine times right."""
+    if classes:
+        return metric in ("accuracy", "cross_entropy") and index(label)
+    if metric in ("l1", "mse"):
+        return True
+    low, high = label.wire_bounds or (0, 1)
+    return metric in ("accuracy", "binary_cross_entropy_with_logits") and 0 <= low <= high <= 1
 
 
 @value("contest/v1")
@@ -54,6 +74,10 @@ class Contest:
             raise ValueError("epsilon and delta are given both, or neither")
         if self.epsilon is not None and self.delta is not None:
             Dp(epsilon=self.epsilon, delta=self.delta)
+
+    def can_score(self, label: Column, *, classes: bool) -> bool:
+        """Whether all metrics can be had of one output: :func:`fits`."""
+        return all(fits(m.name, label, classes=classes) for m in self.metrics)
 
     def takes(self, request: JobRequest) -> bool:
         """Whether a job asks for these scores, in this privacy, and for nothing else."""

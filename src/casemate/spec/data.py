@@ -221,6 +221,8 @@ class Registration:
             column = self.schema.column(contest.target)
             if column is None or column.role != "label":
                 raise ValueError("the contest's target must be a label column")
+            if not any(contest.can_score(column, classes=kind) for kind in (True, False)):
+                raise ValueError("no one output can have all of the contest's metrics")
 
     @staticmethod
     def info(dataset: str, policy_digest: str, schema_digest: str) -> bytes:

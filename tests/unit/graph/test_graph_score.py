@@ -129,6 +129,14 @@ def test_names_of_the_model_are_its_own() -> None:
         (lambda x: x, label("f32", 0, 1, 3), "mse"),  # another number of elements
         (lambda x: x, label("i64", 0, 3), "mse"),  # no elements
         (lambda x: x, label("f32", 0, 1, 4), "cross_entropy"),  # no classes
+        # one score, which is above 0 or not, of what is not yes or no
+        (lambda x: x[:, 0], label("i64", 0, 2), "accuracy"),
+        (lambda x: x[:, :1], label("u8", 0, 9), "accuracy"),
+        (lambda x: x, label("i64", 0, 2, 4), "accuracy"),
+        (lambda x: x[:, 0], label("i64", 0, 2), "binary_cross_entropy_with_logits"),
+        (lambda x: x, label("f32", -1, 1, 4), "binary_cross_entropy_with_logits"),
+        (lambda x: x, label("f32", 0, 1.5, 4), "accuracy"),
+        (lambda x: x, label("i64", 0, 3), "auc"),  # no metric
     ],
 )
 def test_what_cannot_be_scored_is_refused(how: Any, column: Column, metric: str) -> None:

@@ -144,6 +144,7 @@ def test_undeploying_ends_a_sale_and_leaves_its_receipt(disk: SimDisk, store: St
     assert refused(sell, store).code == "model.unknown"
     assert refused(sales.grant, store, terms(store, terms=""), b"k", "r").code == "model.unknown"
     assert sales.bundle(store, sold.sale.id).envelope == sold.receipt
+    assert refused(deploy, store).code == "policy.model-taken", "its sales are of no other"
     store.close()
     assert sold.sealed_key not in b"".join(disk.snapshot().values())
     assert audit(disk).findings == []

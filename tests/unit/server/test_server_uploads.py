@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from casemate.ledger import catalog
+from casemate.ledger import catalog, models
 from casemate.ledger.store import Store
 from casemate.server import service, uploads
 from casemate.server.config import Limits
@@ -259,5 +259,20 @@ def test_a_revocation_that_a_crash_cut_short_is_finished_by_the_next_start() -> 
             assert before - left == {name, f"{name}.offset"}
             uploads_of = {u.used_by for u in catalog.uploads(desk.service.store)}
             assert uploads_of == {kept.dataset}
+
+    run_async(work())
+
+
+def test_the_end_of_a_model_that_a_crash_cut_short_is_finished_by_the_next_start() -> None:
+    """Its key is gone: nobody can open the bytes, nor drop them."""
+
+    async def work() -> None:
+        async with Desk() as desk:
+            owner = await desk.person("owner")
+            gone, kept = [await deploy(owner, ServePolicy(callers=())) for _ in range(2)]
+            models.undeploy(desk.service.store, gone.model)
+            Uploads(desk.disk, desk.service.store, Limits())
+            assert [u.used_by for u in catalog.uploads(desk.service.store)] == [kept.model]
+            assert len([f for f in desk.disk.snapshot() if f.startswith("uploads/")]) == 2
 
     run_async(work())

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from casemate.spec import tensors
-from casemate.spec.contest import HIGHER, Contest, scores, sums
-from casemate.spec.data import Policy
+from casemate.spec.contest import HIGHER, Contest, fits, scores, sums
+from casemate.spec.data import Column, Policy
 from casemate.spec.errors import FormatError
 from casemate.spec.job import (
     DatasetUse,
@@ -66,6 +66,25 @@ def result(*values: float, name: str = "v") -> bytes:
 def test_what_is_no_contest(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(EXACT, **changes)
+
+
+def test_a_half_parts_yes_from_no_and_nothing_else() -> None:
+    """Bounds are those of the wire form: what was scaled is from 0 to 1, or from -1."""
+
+    def label(dtype: Any, low: float | None, high: float | None, **more: Any) -> Column:
+        return Column(name="y", dtype=dtype, low=low, high=high, role="label", **more)
+
+    bits = label("u8", 0, 1), label("bool", None, None), label("f32", 5, 9, scale="unit")
+    others = label("u8", 0, 2), label("f32", 0, 9), label("f32", 5, 9, scale="symmetric")
+    for metric in ("accuracy", "binary_cross_entropy_with_logits"):
+        assert all(fits(metric, y, classes=False) for y in bits)
+        assert not any(fits(metric, y, classes=False) for y in others)
+    for y in (*bits, *others):
+        assert fits("mse", y, classes=False) and fits("l1", y, classes=False)
+        index = y.dtype == "u8"
+        assert fits("accuracy", y, classes=True) == fits("cross_entropy", y, classes=True) == index
+        assert not any(fits(m, y, classes=True) for m in ("mse", "l1", "auc"))
+    assert not fits("accuracy", label("i64", 1, 3), classes=True), "classes are from 0 on"
 
 
 def test_a_contest_is_of_a_dataset_for_evaluation() -> None:
