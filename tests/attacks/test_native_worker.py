@@ -165,6 +165,16 @@ def test_a_native_step_that_is_named_is_quoted() -> None:
     check_prepared(said(), DIGEST, Config(state=Path("unused")), "native")
 
 
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_every_way_to_a_norm_may_be_told(kind: str) -> None:
+    """The server's word for what a worker says is the engine's: else such a model has no quote."""
+    sites = native_lab.stepped(kind)[0].path.sites
+    names = {way.name for site in sites for way in site.ways}
+    assert "gram64" in names
+    for way in (*names, "gram+tied", "+".join(sorted(names) * 10)):
+        check_prepared(said(ways=(way,)), DIGEST, Config(state=Path("unused")), "native")
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -174,7 +184,8 @@ def test_a_native_step_that_is_named_is_quoted() -> None:
         {"artifact": "sha256:" + "Z" * 64},
         {"artifact": DIGEST + "\n"},
         {"ways": ("a row says 7",)},
-        {"ways": ("x" * 33,)},
+        {"ways": ("x" * 1025,)},
+        {"ways": ("",)},
         {"ways": ("formed",) * (1 << 15)},
     ],
     ids=lambda d: f"{next(iter(d))}",
