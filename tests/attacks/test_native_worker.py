@@ -125,6 +125,24 @@ def test_a_program_that_died_before_its_job_came(ready: Any) -> None:
         trained(ready, program(b"", reads=False, then="os._exit(1)"))
 
 
+WRITES = """
+for fd in range(3, 64):
+    try:
+        os.pwrite(fd, b"?", 0)
+    except OSError:
+        continue
+    os.write(1, b"written")
+"""
+
+
+def test_a_program_writes_itself_other_code() -> None:
+    """seccomp lets it write, and it holds the file that it was started from."""
+    with run.started(program(b"", reads=False, then=WRITES)) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
 PARENT = """
 import subprocess, sys, time
 from pathlib import Path
