@@ -33,6 +33,10 @@ def cases():
         "native_layer_norm_backward.default": (
             g, x, [20, 25], at, over, lw, lb, [True, True, True]
         ),
+        "_adaptive_avg_pool2d.default": (x, [7, 3]),
+        "_adaptive_avg_pool2d_backward.default": (torch.randn(N, C, 7, 3), x),
+        "_adaptive_avg_pool3d.default": (x, [4, 20, 40]),
+        "_adaptive_avg_pool3d_backward.default": (torch.randn(N, 4, 20, 40), x),
     }  # fmt: skip
 
 
