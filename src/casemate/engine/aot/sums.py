@@ -29,6 +29,11 @@ def _mean(x: Tensor, dims: list[int], keepdim: bool = False, *, dtype: Any = Non
     return (torch.sum(x, dims, keepdim, dtype=_WIDE) / count).float()
 
 
+def _product(a: Tensor, b: Tensor) -> Any:
+    """In float64 alone, which the runtime's products are not in."""
+    return (a.unsqueeze(2) * b).sum(1) if a.dtype == _WIDE else NotImplemented
+
+
 def _normal(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """x less its mean over its deviation, float64; the mean; one over the deviation."""
     x, count = x.to(_WIDE), math.prod(x.shape[d] for d in dims)
@@ -108,6 +113,7 @@ _ATEN: Final = torch.ops.aten
 TABLE: Final[Mapping[Any, Callable[..., Any]]] = {
     _ATEN.sum.dim_IntList: _sum,
     _ATEN.mean.dim: _mean,
+    _ATEN.mm.default: _product,
     _ATEN.native_group_norm.default: _group_norm,
     _ATEN.native_layer_norm.default: _layer_norm,
     _ATEN.native_group_norm_backward.default: _widened(decompositions.native_group_norm_backward),
