@@ -76,14 +76,18 @@ _STD: Final = (
     "allocator", "__detail", "_Hash_bytes", "nothrow", "condition_variable", "mutex", "exception",
     "__exception_ptr", "terminate", "bad_alloc", "bad_cast", "bad_function_call",
     "bad_array_new_length", "logic_error", "length_error", "out_of_range", "invalid_argument",
-    "runtime_error", "regex_error", "system_error", "_V2",
+    "runtime_error", "regex_error", "system_error", "_V2", "overflow_error", "range_error",
+    "domain_error", "underflow_error", "bad_typeid", "bad_exception", "bad_weak_ptr",
+    "bad_any_cast", "bad_optional_access", "bad_variant_access", "current_exception",
+    "rethrow_exception", "uncaught_exception", "uncaught_exceptions", "collate", "num_get",
+    "num_put", "numpunct", "has_facet", "getline", "ws", "flush", "_Sp_locker", "__cow_string",
 )  # fmt: skip
 # As C++ mangles them (itanium-cxx-abi.github.io/cxx-abi, "Mangling"): a name behind its length.
 _CXX: Final = (
-    r"_Z(n[aw]|d[al])|_ZT[IV]N10__cxxabiv1|_ZNK?S[aio]|_ZStls"
+    r"_Z(n[aw]|d[al])|_ZT[IV]N10__cxxabiv1|_ZNK?S[abdios]|_ZSt[lr]s"
     rf"|_Z(T[ISTV])?(N[KO]?)?St(7__cxx11)?({'|'.join(f'{len(n)}{n}' for n in _STD)})"
     r"|_ZSt\d+(__throw_|_Rb_tree_|__glibcxx_assert)|_ZTIN?St6locale"
-    r"|_ZNK?St6locale(C[12](Ev|ERKS_)|D[12]Ev|aSERKS_|2id)"
+    r"|_ZNK?St6locale(C[12](Ev|ERKS_)|D[12]Ev|aSERKS_|2id|5facetD)"
 )
 _ALLOWED: Final = re.compile(f"{_C}|{_CXX}")
 # What it may have itself: a name of the C library's would be the runtime's too.
