@@ -141,6 +141,26 @@ def test_a_run_is_locked_while_it_waits(images: lab.Built, tmp_path: Path) -> No
     assert struct.unpack("<8sQ", made[:16]) == (run.MADE, 3)
 
 
+def _filters(pid: int | str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("Seccomp_filters:\t")[1].split()[0])
+
+
+def test_a_run_under_way_has_locked_itself_again(images: lab.Built) -> None:
+    """While it computes on rows it has the second filter: no process, no pipe."""
+    before = _filters("self")
+    with run.started(images.artifact.program) as process:
+        assert process.stdin is not None
+        run.feed(process.stdin.fileno(), [lab.job(images, lab.plan(images, steps=10**5), TRAIN)])
+        for _ in range(200):
+            if _filters(process.pid) == before + 2:
+                break
+            signal.sigtimedwait([], 0.02)
+        found = _filters(process.pid)
+        process.kill()
+    assert found == before + 2
+
+
 def test_weights_tell_nothing_of_a_row_without_a_step(images: lab.Built) -> None:
     plan = lab.plan(images)
     other = replace(images.rows, inputs={k: v.flip(0) for k, v in images.rows.inputs.items()})

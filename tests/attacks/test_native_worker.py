@@ -125,6 +125,24 @@ def test_a_program_that_died_before_its_job_came(ready: Any) -> None:
         trained(ready, program(b"", reads=False, then="os._exit(1)"))
 
 
+WRITES = """
+for fd in range(3, 64):
+    try:
+        os.pwrite(fd, b"?", 0)
+    except OSError:
+        continue
+    os.write(1, b"written")
+"""
+
+
+def test_a_program_writes_itself_other_code() -> None:
+    """seccomp lets it write, and it holds the file that it was started from."""
+    with run.started(program(b"", reads=False, then=WRITES)) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
 PARENT = """
 import subprocess, sys, time
 from pathlib import Path
@@ -165,6 +183,16 @@ def test_a_native_step_that_is_named_is_quoted() -> None:
     check_prepared(said(), DIGEST, Config(state=Path("unused")), "native")
 
 
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_every_way_to_a_norm_may_be_told(kind: str) -> None:
+    """The server's word for what a worker says is the engine's: else such a model has no quote."""
+    sites = native_lab.stepped(kind)[0].path.sites
+    names = {way.name for site in sites for way in site.ways}
+    assert "gram64" in names
+    for way in (*names, "gram+tied", "+".join(sorted(names) * 10)):
+        check_prepared(said(ways=(way,)), DIGEST, Config(state=Path("unused")), "native")
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -174,7 +202,8 @@ def test_a_native_step_that_is_named_is_quoted() -> None:
         {"artifact": "sha256:" + "Z" * 64},
         {"artifact": DIGEST + "\n"},
         {"ways": ("a row says 7",)},
-        {"ways": ("x" * 33,)},
+        {"ways": ("x" * 1025,)},
+        {"ways": ("",)},
         {"ways": ("formed",) * (1 << 15)},
     ],
     ids=lambda d: f"{next(iter(d))}",

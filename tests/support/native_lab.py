@@ -62,6 +62,19 @@ class Texts(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
+class Tied(nn.Module):
+    """Whose head is the table of its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 16)
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.tanh(self.layer(self.words(ids).mean(1)))
+        return torch.nn.functional.linear(x, self.words.weight)
+
+
 def images(n: int) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return {"x": torch.randn(n, 3, 8, 8), "target": torch.randint(4, (n,))}
@@ -106,6 +119,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Tensor
     "logistic": (logistic, numbers, 1),
     "mlp": (mlp, numbers, 1),
     "vgg": (vgg, pictures, 1),
+    "tied": (Tied, texts, 1),
 }
 
 

@@ -22,9 +22,9 @@ PATHS: Final = {"torch": frozenset({"record", "graph"}), "native": frozenset({"n
 _MOST: Final = 1 << 40
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LINE: Final = 1024
-# A word for each trained tensor.
+# A word for each trained tensor, of as many parts as it is read in (engine.forms).
 _WAYS: Final = 1 << 14
-_WAY: Final = re.compile(r"[a-z-]{1,32}\Z")
+_WAY: Final = re.compile(rf"[a-z0-9+-]{{1,{_LINE}}}\Z")
 
 
 def _refuse(what: str) -> JobError:

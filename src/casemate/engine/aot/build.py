@@ -60,16 +60,38 @@ _SETTINGS: Final = {
 
 # What generated code may ask for beside the runtime's symbols: of the C and C++ libraries, nothing
 # that opens, starts or connects anything.
-_ALLOWED: Final = re.compile(
-    r"(_Z|__cxa_|__gxx_|_Unwind_|__dso_handle|__libc_single_threaded|_GLOBAL_OFFSET_TABLE_"
+_C: Final = (
+    r"__cxa_|__gxx_|_Unwind_|(__dso_handle|__libc_single_threaded|_GLOBAL_OFFSET_TABLE_)$"
     r"|pthread_(mutex|rwlock|cond)_|str(chr|cmp|len|tol)$|mem(cmp|cpy|move|set)$"
     r"|(m|c|re)alloc$|free$|getenv$|__errno_location$|__dynamic_cast$|nextafterf?$"
     r"|(exp|exp2|expm1|log|log1p|log2|log10|tanh|sinh|cosh|tan|sin|cos|atan|atan2|asin|acos|erf|erfc"
     r"|lgamma|pow|sqrt|rsqrt|floor|ceil|trunc|rint|nearbyint|round|fabs|fmod|hypot|copysign|fmax"
-    r"|fmin)f?$)"
+    r"|fmin)f?$"
 )
-# But of the C++ library's own no file, thread or process.
-_NEVER: Final = re.compile(r"filesystem|fstream|St6thread|_IO_FILE|dlopen")
+# Of namespace std: strings, streams in memory, containers, exceptions, locks.
+_STD: Final = (
+    "basic_string", "basic_stringbuf", "basic_stringstream", "basic_istringstream",
+    "basic_ostringstream", "basic_streambuf", "basic_ios", "basic_istream", "basic_ostream",
+    "basic_iostream", "ios_base", "ctype", "cerr", "endl", "__ostream_insert", "use_facet",
+    "allocator", "__detail", "_Hash_bytes", "nothrow", "condition_variable", "mutex", "exception",
+    "__exception_ptr", "terminate", "bad_alloc", "bad_cast", "bad_function_call",
+    "bad_array_new_length", "logic_error", "length_error", "out_of_range", "invalid_argument",
+    "runtime_error", "regex_error", "system_error", "_V2", "overflow_error", "range_error",
+    "domain_error", "underflow_error", "bad_typeid", "bad_exception", "bad_weak_ptr",
+    "bad_any_cast", "bad_optional_access", "bad_variant_access", "current_exception",
+    "rethrow_exception", "uncaught_exception", "uncaught_exceptions", "collate", "num_get",
+    "num_put", "numpunct", "has_facet", "getline", "ws", "flush", "_Sp_locker", "__cow_string",
+)  # fmt: skip
+# As C++ mangles them (itanium-cxx-abi.github.io/cxx-abi, "Mangling"): a name behind its length.
+_CXX: Final = (
+    r"_Z(n[aw]|d[al])|_ZT[IV]N10__cxxabiv1|_ZNK?S[abdios]|_ZSt[lr]s"
+    rf"|_Z(T[ISTV])?(N[KO]?)?St(7__cxx11)?({'|'.join(f'{len(n)}{n}' for n in _STD)})"
+    r"|_ZSt\d+(__throw_|_Rb_tree_|__glibcxx_assert)|_ZTIN?St6locale"
+    r"|_ZNK?St6locale(C[12](Ev|ERKS_)|D[12]Ev|aSERKS_|2id|5facetD)"
+)
+_ALLOWED: Final = re.compile(f"{_C}|{_CXX}")
+# What it may have itself: a name of the C library's would be the runtime's too.
+_OWN: Final = re.compile(r"_Z|AOTInductor|cpp_|inductor_|DW\.ref\.")
 _TYPES: Final = {
     torch.uint8: 0, torch.int8: 1, torch.int32: 3, torch.int64: 4, torch.float32: 6,
     torch.float64: 7, torch.bool: 11,
@@ -191,18 +213,24 @@ def build(step: Step) -> Artifact:
             flags = [*FLAGS, *more, "-x", "c++", "-", "-c", "-o", f"{name}.o"]
             _run([*compiler, *flags], source, folder)
         check_symbols(
-            _symbols(folder, "step.o", "-u"), _symbols(folder, "runtime.o", "--defined-only")
+            _symbols(folder, "step.o", "-u"),
+            _symbols(folder, "runtime.o", "--defined-only"),
+            _symbols(folder, "step.o", "-g", "--defined-only"),
         )
         objects = [f"{name}.o" for name in sources]
         _run([*compiler, *LINK, *objects, "-lquadmath", "-o", "made"], "", folder)
         return Artifact(Path(folder, "made").read_bytes(), step)
 
 
-def check_symbols(wanted: Sequence[str], have: Sequence[str]) -> None:
-    """Raises ``ModelError`` ``model.native`` for a symbol that generated code may not ask for."""
+def check_symbols(wanted: Sequence[str], have: Sequence[str], own: Sequence[str] = ()) -> None:
+    """Raises ``ModelError`` ``model.native`` for a symbol that generated code may not ask for, or
+    may not have itself (``own``)."""
     for name in sorted(set(wanted) - set(have)):
-        if not _ALLOWED.match(name) or _NEVER.search(name):
+        if not _ALLOWED.match(name):
             raise refuse(f"The compiled step asks for {name!r}, which the runtime does not have.")
+    for name in sorted(own):
+        if not _OWN.match(name):
+            raise refuse(f"The compiled step has its own {name!r}, which is not a step's to have.")
 
 
 def _compiler() -> list[str]:
@@ -222,6 +250,6 @@ def _run(command: list[str], source: str, folder: str) -> str:
         raise refuse(f"There is no {command[0]}.", mend=_TOOLS) from None
 
 
-def _symbols(folder: str, file: str, which: str) -> list[str]:
-    listed = _run(["nm", which, "-P", file], "", folder)
+def _symbols(folder: str, file: str, *which: str) -> list[str]:
+    listed = _run(["nm", *which, "-P", file], "", folder)
     return [line.split()[0] for line in listed.splitlines() if line]

@@ -45,6 +45,8 @@ _MAKES: Final = {
     "channel_affine": ("a4 * a5", "a4 * a5"),
     "token_affine": ("a4 * a6", "a4 * a6"),
 }
+# So that no product of sizes wraps.
+_WIDE: Final = "__int128(1)"
 # Doors that the loop around the step calls, not the step.
 _OUTSIDE: Final = ("accumulate", "finish")
 STEP: Final = {name: takes for name, (takes, _) in compiled.DOORS.items() if name not in _OUTSIDE}
@@ -141,14 +143,14 @@ def definition(name: str) -> str:
     for i, kind in enumerate(takes):
         if kind == "t":
             holds = _HOLDS[name][read] if name in _HOLDS else None
-            got = f"operand(a{i}, {holds})" if holds else f"q.operand(a{i})"
+            got = f"operand(a{i}, {_WIDE} * {holds})" if holds else f"q.operand(a{i})"
             lines.append(f"    const Operand t{i} = {got};")
             given.append(f"t{i}")
             read += 1
         elif kind in "ids":
             given.append(f"a{i}")
         else:
-            size = _MAKES[name][made] if name in _MAKES else _result(name, kind)
+            size = f"{_WIDE} * {_MAKES[name][made]}" if name in _MAKES else _result(name, kind)
             lines.append(f"    {_C[kind]} *o{i} = result<{_C[kind]}>(a{i}, n{i}, {size}, r{made});")
             given.append(f"o{i}")
             made += 1

@@ -118,7 +118,10 @@ def _path(
     checked = graph_check.check(graph, {n: info for n, (info, _) in view.items()}, bounds=bounds)
     program = Program(graph, prepare.weights_of(view))
     if program.random:
-        raise refuse("A native step has no random inputs (dropout).")
+        raise refuse(
+            "A native step has no random inputs (dropout).",
+            mend='Quote it with dropout=False, or let the engine train: runtime="torch".',
+        )
     k = max(schema.rows_per_unit for schema in schemas)
     shape = Shape(plan.microbatch * k, k)
     samples = prepare.samples(program, schemas, inputs, max(2 * shape.rows, 3))

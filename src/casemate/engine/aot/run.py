@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import subprocess
@@ -32,6 +33,7 @@ JOB: Final = np.dtype(
 _RESULT: Final = struct.Struct("<8sQd")
 MAGIC: Final = b"CMNAT01\n"
 MADE: Final = b"CMNRES1\0"
+_SEALED: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,12 @@ def memory(t: torch.Tensor) -> bytes:
 def started(program: bytes, errors: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """A process of the program, which waits for its job: pipes to its standard input and from its
     output, neither buffered. errors: where what it says of its end goes."""
-    file = os.memfd_create("step", os.MFD_CLOEXEC)
+    file = os.memfd_create("step", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         left = memoryview(program)
         while left:
             left = left[os.write(file, left) :]
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALED)  # it holds the file that its code lies in
         return subprocess.Popen(
             [f"/proc/self/fd/{file}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=errors, env={}, cwd="/", pass_fds=[file], bufsize=0,

@@ -1,8 +1,8 @@
 """Sums over a record's entries, in float64.
 
 What AOTInductor writes adds one entry after another. In float32 that loses digits that the engine's
-kernels keep, which add in vectors; in float64 it takes as long and loses none. So reductions and
-the norm layers are noted as sums in float64, rounded to float32 once.
+kernels keep, which add in vectors; in float64 it takes as long and loses none. So reductions, the
+norm layers and adaptive average pooling are noted as sums in float64, rounded to float32 once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def _sum(x: Tensor, dims: list[int], keepdim: bool = False, *, dtype: Any = None
 def _mean(x: Tensor, dims: list[int], keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     count = math.prod(x.shape[d] for d in dims)
     return (torch.sum(x, dims, keepdim, dtype=_WIDE) / count).float()
+
+
+def _product(a: Tensor, b: Tensor) -> Any:
+    """In float64 alone, which the runtime's products are not in."""
+    return (a.unsqueeze(2) * b).sum(1) if a.dtype == _WIDE else NotImplemented
 
 
 def _normal(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,6 +67,36 @@ def _layer_norm(
     return y.float(), mean, rstd
 
 
+def _shares(size: int, out: int) -> Tensor:
+    """(out, size): by output place of adaptive average pooling, each entry's share in it."""
+    at = torch.arange(out).unsqueeze(1)
+    first, behind = at * size // out, ((at + 1) * size + out - 1) // out
+    entry = torch.arange(size)
+    there = (entry >= first) & (entry < behind)
+    return there.to(_WIDE) / (behind - first)
+
+
+def _pooled(x: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    """Each of the last axes of x, (..., in), times its matrix, (out, in)."""
+    x = x.to(_WIDE)
+    for axis, share in zip(range(-len(shares), 0), shares, strict=True):
+        x = (x.movedim(axis, -1).unsqueeze(-2) * share).sum(-1).movedim(-1, axis)
+    return x.float()
+
+
+def _adaptive_average(x: Tensor, out: Sequence[int]) -> Tensor:
+    sizes = x.shape[-len(out) :]
+    return _pooled(x, [_shares(n, o) for n, o in zip(sizes, out, strict=True)])
+
+
+def _adaptive_average_backward(axes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def run(g: Tensor, x: Tensor) -> Tensor:
+        sizes = zip(x.shape[-axes:], g.shape[-axes:], strict=True)
+        return _pooled(g, [_shares(n, o).t() for n, o in sizes])
+
+    return run
+
+
 def _widened(made: Callable[..., Any]) -> Callable[..., Any]:
     """A decomposition of torch's, in float64."""
 
@@ -78,8 +113,14 @@ _ATEN: Final = torch.ops.aten
 TABLE: Final[Mapping[Any, Callable[..., Any]]] = {
     _ATEN.sum.dim_IntList: _sum,
     _ATEN.mean.dim: _mean,
+    _ATEN.mm.default: _product,
     _ATEN.native_group_norm.default: _group_norm,
     _ATEN.native_layer_norm.default: _layer_norm,
     _ATEN.native_group_norm_backward.default: _widened(decompositions.native_group_norm_backward),
     _ATEN.native_layer_norm_backward.default: _widened(decompositions.native_layer_norm_backward),
+    # Whose gradient inductor has no code for.
+    _ATEN._adaptive_avg_pool2d.default: _adaptive_average,
+    _ATEN._adaptive_avg_pool3d.default: _adaptive_average,
+    _ATEN._adaptive_avg_pool2d_backward.default: _adaptive_average_backward(2),
+    _ATEN._adaptive_avg_pool3d_backward.default: _adaptive_average_backward(3),
 }

@@ -62,7 +62,7 @@ def test_a_door_computes_what_its_kernel_does():
     torch.testing.assert_close(lab.view(made), w @ x)
 
 
-@pytest.mark.parametrize("wrong", ["rows", "width", "type", "result", "gaps"])
+@pytest.mark.parametrize("wrong", ["rows", "width", "product", "type", "result", "gaps"])
 def test_an_operand_or_a_result_that_is_too_small_ends_the_process(wrong):
     x = torch.randn(4, 6)
     rows, width, out = 4, 6, 4
@@ -70,6 +70,8 @@ def test_an_operand_or_a_result_that_is_too_small_ends_the_process(wrong):
         rows = out = 5
     elif wrong == "width":
         width = 2**40
+    elif wrong == "product":  # 0 modulo 2^64
+        rows, width, out = 2**24, 2**40, 2**24
     elif wrong == "type":
         x = x.double()
     elif wrong == "result":
@@ -83,7 +85,31 @@ def test_an_operand_or_a_result_that_is_too_small_ends_the_process(wrong):
     )
 
 
-@pytest.mark.parametrize("row", [-1, 3, 2**40])
+@pytest.mark.parametrize("channels", [(2, 4), (4, 2), (2, 2)], ids=str)
+def test_both_sides_of_a_window_are_checked_where_they_are_one_tensor(channels):
+    """Of what is read as input and as output gradient, each must hold its side."""
+    x, (inputs, outputs) = torch.randn(2, 2, 4, 4), channels
+    side = lab.handle(x)
+    shape = lab.ints([
+        2, inputs, outputs, 1, *(1, 4, 4) * 2, *(1,) * 6, *(0,) * 3, *(1,) * 3,
+        *(16 * inputs, 16, 16, 4, 1), *(16 * outputs, 16, 16, 4, 1),
+    ])  # fmt: skip
+    made = ctypes.c_void_p()
+
+    def scale():
+        lab.call(
+            "norms_conv_scale", ctypes.byref(side), ctypes.byref(side), shape, I(32), *sizes(2),
+            ctypes.byref(made),
+        )  # fmt: skip
+
+    if channels == (2, 2):
+        scale()
+        assert bool((lab.view(made) > 0).all())
+    else:
+        assert lab.ends(scale)
+
+
+@pytest.mark.parametrize("row", [-1, 3, 2**40, 2**62, 2**63 - 1])
 def test_an_index_beyond_its_table_ends_the_process(row):
     index, g = torch.tensor([[0, row]]), torch.randn(1, 2, 4)
     keep, weights = torch.ones(1, dtype=torch.bool), torch.ones(1)

@@ -1,6 +1,7 @@
 """The runtime's products, convolutions and attention against torch; bits in any place."""
 
 import ctypes
+import math
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_a_records_convolution_has_the_same_bits_beside_others(form):
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("mask", ["none", "causal", "padding", "all heads"])
+@pytest.mark.parametrize("mask", ["none", "causal", "padding", "keys", "all heads", "places"])
 def test_attention_and_its_gradients(mask):
     torch.manual_seed(3)
     b, h, t, d = 2, 3, 11, 8
@@ -185,9 +186,10 @@ def test_attention_and_its_gradients(mask):
     added = {
         "none": None, "causal": None,
         "padding": torch.where(torch.rand(b, 1, 1, t) < 0.3, -torch.inf, 0.0).expand(b, 1, t, t),
-        "all heads": torch.randn(b, h, t, t),
+        "keys": torch.where(torch.rand(b, 1, 1, t) < 0.3, -torch.inf, 0.0),
+        "all heads": torch.randn(b, h, t, t), "places": torch.randn(t, t),
     }[mask]  # fmt: skip
-    if mask == "padding":
+    if mask in ("padding", "keys"):
         added = added.clone()
         added[..., 0] = 0.0
     exact = [x.double().requires_grad_() for x in (q, k, v)]
@@ -214,10 +216,32 @@ def test_attention_and_its_gradients(mask):
         assert close(lab.view(got).double(), exactly)
 
 
+@pytest.mark.parametrize("masked", [[2], [0, 1, 2, 3, 4], []], ids=str)
+@pytest.mark.parametrize("where", [[], [0], [0, 1, 2, 3, 4]], ids=str)
+def test_a_query_of_nan_is_nan_and_a_masked_one_nothing(where, masked):
+    """As in the engine: what is not finite is seen, so that it counts as nothing."""
+    torch.manual_seed(4)
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    q[:, :, where] = torch.nan
+    added = torch.zeros(1, 1, 5, 5)
+    added[:, :, :, masked] = -torch.inf
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    want = op(q, k, v, attn_mask=added.expand(1, 2, 5, 5).contiguous())[0]
+    out, logs, m = P(), P(), lab.handle(added)
+    hs = [lab.handle(x) for x in (q, k, v)]
+    lab.call(
+        "_scaled_dot_product_flash_attention_for_cpu", *hs, ctypes.c_double(0.0), 0,
+        optional(m), None, ctypes.byref(out), ctypes.byref(logs),
+    )  # fmt: skip
+    torch.testing.assert_close(lab.view(out), want, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("sizes", "strides", "offset"),
     [((4, 5), (5, 1), 100), ((4, 6), (6, 1), 0), ((20,), (2,), 0), ((1,), (1,), -1),
-     ((2**41,), (1,), 0), ((2, 2), (1, -1), 0)],
+     ((2**41,), (1,), 0), ((2, 2), (1, -1), 0), ((1,), (1,), 2**63 - 1),
+     # Whose last entry, or whose count, is a small number modulo 2^64.
+     ((2**32, 2**32), (2**32, 1), 0), ((2**32, 2**32), (1, 1), 0), ((2**32 + 1,), (2**32,), 0)],
 )  # fmt: skip
 def test_a_view_beyond_its_memory_ends_the_process(sizes, strides, offset):
     t = lab.handle(torch.zeros(4, 4))
@@ -231,6 +255,20 @@ def test_a_view_beyond_its_memory_ends_the_process(sizes, strides, offset):
         )  # fmt: skip
 
     assert lab.ends(views)
+
+
+@pytest.mark.parametrize("sizes", [(2**32, 2**32), (2**39, 2**39, 2**39), (-1,)])
+def test_a_tensor_larger_than_memory_ends_the_process(sizes):
+    lib, made = lab.library(), P()
+    strides = [math.prod(sizes[d + 1 :]) % 2**63 for d in range(len(sizes))]
+    one = ctypes.byref(made)
+
+    def makes():
+        lib.aoti_torch_empty_strided(
+            ctypes.c_int64(len(sizes)), lab.ints(sizes), lab.ints(strides), 7, 0, 0, one
+        )
+
+    assert lab.ends(makes)
 
 
 def test_operands_that_do_not_fit_end_the_process():

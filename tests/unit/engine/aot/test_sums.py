@@ -33,6 +33,10 @@ def cases():
         "native_layer_norm_backward.default": (
             g, x, [20, 25], at, over, lw, lb, [True, True, True]
         ),
+        "_adaptive_avg_pool2d.default": (x, [7, 3]),
+        "_adaptive_avg_pool2d_backward.default": (torch.randn(N, C, 7, 3), x),
+        "_adaptive_avg_pool3d.default": (x, [4, 20, 40]),
+        "_adaptive_avg_pool3d_backward.default": (torch.randn(N, 4, 20, 40), x),
     }  # fmt: skip
 
 
@@ -42,8 +46,16 @@ def wide(given):
 
 def test_all_of_the_table_is_tried():
     assert {op.name().removeprefix("aten::") for op in sums.TABLE} == {
-        name.removesuffix(".default") for name in cases()
+        "mm",
+        *(name.removesuffix(".default") for name in cases()),
     }
+
+
+def test_a_product_is_one_of_the_runtimes_in_float32_alone():
+    a, b = torch.randn(4, 30), torch.randn(30, 5)
+    assert sums.TABLE[ATEN.mm.default](a, b) is NotImplemented
+    made = sums.TABLE[ATEN.mm.default](a.double(), b.double())
+    torch.testing.assert_close(made, a.double() @ b.double())
 
 
 @pytest.mark.parametrize("name", cases())
@@ -59,13 +71,15 @@ def test_it_is_the_operation_of_float64_rounded_once(name):
         torch.testing.assert_close(got, want.float(), rtol=2.0**-22, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts", "tied"])
 def test_no_sum_of_a_noted_step_is_in_float32(kind):
     graph = step.noted(native.stepped(kind)[1]).graph
-    found = 0
+    found, here = 0, {ATEN.sum.dim_IntList, ATEN.mean.dim}
     for node in graph.nodes:
-        assert node.target not in set(sums.TABLE) - {ATEN.sum.dim_IntList, ATEN.mean.dim}
-        if node.target in (ATEN.sum.dim_IntList, ATEN.mean.dim):
+        assert node.target not in set(sums.TABLE) - {*here, ATEN.mm.default}
+        if node.target is ATEN.mm.default:  # the runtime's own
+            assert node.meta["val"].dtype == torch.float32
+        if node.target in here:
             of = node.kwargs.get("dtype") or node.args[0].meta["val"].dtype
             assert of in (torch.float64, torch.int64)
             found += 1

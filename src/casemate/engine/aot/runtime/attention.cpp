@@ -30,18 +30,21 @@ void scores(const Heads &a, Tensor *q, Tensor *k, AtenTensorHandle *mask, bool c
             float *p) {
     multiply(a.t, a.s, a.d, head(q, b, h), turned(head(k, b, h)), p, a.s, false);
     const Tensor *m = mask ? *mask : nullptr;
-    demand(!m || (m->type == F32 && m->dims == 4 && m->sizes[2] == a.t && m->sizes[3] == a.s &&
-                  (m->sizes[0] == a.b || m->sizes[0] == 1) && (m->sizes[1] == a.h || m->sizes[1] == 1)),
-           "attention: a mask that does not fit\n");
-    const float *from = m ? reinterpret_cast<float *>(m->data()) +
-                                (m->sizes[0] > 1 ? b * m->strides[0] : 0) +
-                                (m->sizes[1] > 1 ? h * m->strides[1] : 0)
-                          : nullptr;
+    const i64 sizes[4] = {a.b, a.h, a.t, a.s}, lead = m ? 4 - m->dims : 0;
+    i64 steps[4] = {};   // none along an axis for all of which the mask is the same
+    demand(!m || (m->type == F32 && (lead == 0 || lead == 2)), "attention: no such mask\n");
+    for (i64 d = lead; m && d < 4; d++) {
+        const i64 n = m->sizes[d - lead];
+        demand(n == sizes[d] || n == 1, "attention: a mask that does not fit\n");
+        steps[d] = n > 1 ? m->strides[d - lead] : 0;
+    }
+    const float *from =
+        m ? reinterpret_cast<float *>(m->data()) + b * steps[0] + h * steps[1] : nullptr;
     for (i64 i = 0; i < a.t; i++)
         for (i64 j = 0; j < a.s; j++) {
             float &x = p[i * a.s + j];
             x *= a.scale;
-            if (from) x += from[i * m->strides[2] + j * m->strides[3]];
+            if (from) x += from[i * steps[2] + j * steps[3]];
             if (causal && j > i) x = -INFINITY;
         }
 }
@@ -79,7 +82,9 @@ AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
             for (i64 i = 0; i < a.t; i++) {
                 float *row = p + i * a.s, top = -INFINITY, sum = 0;
                 for (i64 j = 0; j < a.s; j++) top = std::max(top, row[j]);
-                for (i64 j = 0; j < a.s; j++) row[j] = top > -INFINITY ? std::exp(row[j] - top) : 0.0f;
+                // What is masked is nothing, all of a row too; a NaN stays one.
+                for (i64 j = 0; j < a.s; j++)
+                    row[j] = row[j] == -INFINITY ? 0.0f : std::exp(row[j] - top);
                 for (i64 j = 0; j < a.s; j++) sum += row[j];
                 const float inverse = sum > 0 ? 1.0f / sum : sum == 0 ? 0.0f : NAN;
                 for (i64 j = 0; j < a.s; j++) row[j] *= inverse;

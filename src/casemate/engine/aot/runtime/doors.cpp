@@ -14,7 +14,7 @@ struct Operand {
     }
 };
 
-Operand operand(AtenTensorHandle *handle, i64 entries) {
+Operand operand(AtenTensorHandle *handle, __int128 entries) {
     Tensor *t = handle ? *handle : nullptr;
     demand(!t || (t->dense() && t->count() >= entries && entries >= 0),
            "kernel: an operand smaller than its shape\n");
@@ -27,20 +27,19 @@ struct Window {
     const Tensor *x, *g;
     Operand operand(AtenTensorHandle *handle) const {
         Tensor *t = *handle;
-        if (t == x || t == g) {
-            const bool in = t == x;
-            const i64 *space = in ? q.in : q.out, *steps = in ? q.xs : q.gs;
-            i64 last = (q.b - 1) * steps[0] + ((in ? q.C : q.O) - 1) * steps[1];
-            for (int d = 0; d < 3; d++) {
-                demand(space[d] > 0 && steps[2 + d] >= 0, "kernel: a window of no such form\n");
-                last += (space[d] - 1) * steps[2 + d];
-            }
-            demand(q.b > 0 && steps[0] >= 0 && steps[1] >= 0 && t->type == F32 &&
-                       (t->offset + last + 1) * 4 <= t->storage->bytes,
-                   "kernel: an operand smaller than its shape\n");
-            return {t};
+        if (t == x) covers(t, q.C, q.in, q.xs);
+        if (t == g) covers(t, q.O, q.out, q.gs);
+        return t == x || t == g ? Operand{t} : ::operand(handle, q.b);   // else by record
+    }
+    void covers(const Tensor *t, i64 channels, const i64 *space, const i64 *steps) const {
+        __int128 last = t->offset;
+        const i64 sizes[5] = {q.b, channels, space[0], space[1], space[2]};
+        for (int d = 0; d < 5; d++) {
+            demand(sizes[d] > 0 && steps[d] >= 0, "kernel: a window of no such form\n");
+            last += static_cast<__int128>(sizes[d] - 1) * steps[d];
         }
-        return ::operand(handle, q.b);   // weights and what is kept, by record
+        demand(t->type == F32 && (last + 1) * 4 <= t->storage->bytes,
+               "kernel: an operand smaller than its shape\n");
     }
     i64 result(char kind) const {
         return kind == 'e' ? q.b : q.b * weights();
@@ -64,7 +63,7 @@ Window window_of(const int64_t *shape, int64_t count, AtenTensorHandle *x, AtenT
 
 // A dense result of these sizes, zeros; null where none is wanted.
 template <class E>
-E *result(const int64_t **sizes, int64_t dims, i64 entries, AtenTensorHandle *made) {
+E *result(const int64_t **sizes, int64_t dims, __int128 entries, AtenTensorHandle *made) {
     constexpr int32_t type = std::is_same_v<E, float> ? F32 : std::is_same_v<E, double> ? F64 : I64;
     const int64_t none[1] = {0};
     Tensor *t = *made = dense(sizes ? dims : 1, sizes ? *sizes : none, type);
@@ -76,8 +75,9 @@ E *result(const int64_t **sizes, int64_t dims, i64 entries, AtenTensorHandle *ma
 
 // Rows that an index names lie in a table of so many entries.
 void inside_table(const i64 *index, i64 count, i64 padding, i64 width, i64 entries) {
+    demand(width > 0, "kernel: a table of no such form\n");
     for (i64 i = 0; i < count; i++)
-        demand(index[i] == padding || (index[i] >= 0 && (index[i] + 1) * width <= entries),
+        demand(index[i] == padding || (index[i] >= 0 && index[i] < entries / width),
                "kernel: an index beyond its table\n");
 }
 

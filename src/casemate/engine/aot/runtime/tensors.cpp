@@ -85,32 +85,36 @@ struct AtenTensorOpaque {
 };
 using Tensor = AtenTensorOpaque;
 
-Tensor *view(Storage *storage, int64_t dims, const int64_t *sizes, const int64_t *strides,
-             int64_t offset, int32_t type) {
-    demand(dims >= 0 && dims <= DIMS && offset >= 0, "tensor: not of a form that the runtime has\n");
-    auto *made = new Tensor{storage, offset, dims, {}, {}, type};
-    int64_t last = offset, count = 1;
+// Entries from a view's first to behind its last, none where it is empty; in 128 bits, where no sum
+// of DIMS products of what is let through wraps.
+__int128 extent_of(int64_t dims, const int64_t *sizes, const int64_t *strides) {
+    demand(dims >= 0 && dims <= DIMS, "tensor: not of a form that the runtime has\n");
+    __int128 extent = 1;
+    bool empty = false;
     for (int64_t d = 0; d < dims; d++) {
         demand(sizes[d] >= 0 && strides[d] >= 0 && sizes[d] < (1ll << 40) && strides[d] < (1ll << 40),
                "tensor: a size or stride out of range\n");
-        made->sizes[d] = sizes[d];
-        made->strides[d] = strides[d];
-        last += (sizes[d] - 1) * strides[d];
-        count *= sizes[d];
+        extent += static_cast<__int128>(sizes[d] - 1) * strides[d];
+        empty = empty || sizes[d] == 0;
     }
-    demand(count == 0 || (last + 1) * width_of(type) <= storage->bytes,
+    return empty ? 0 : extent;
+}
+
+Tensor *view(Storage *storage, int64_t dims, const int64_t *sizes, const int64_t *strides,
+             int64_t offset, int32_t type) {
+    const __int128 extent = extent_of(dims, sizes, strides);
+    demand(offset >= 0 && (!extent || (offset + extent) * width_of(type) <= storage->bytes),
            "tensor: a view beyond its memory\n");
+    auto *made = new Tensor{storage, offset, dims, {}, {}, type};
+    std::copy(sizes, sizes + dims, made->sizes);
+    std::copy(strides, strides + dims, made->strides);
     return made;
 }
 
 Tensor *fresh(int64_t dims, const int64_t *sizes, const int64_t *strides, int32_t type) {
-    int64_t extent = 1;
-    for (int64_t d = 0; d < dims; d++) {
-        demand(sizes[d] >= 0 && strides[d] >= 0, "tensor: a size or stride out of range\n");
-        if (sizes[d] > 0 && __builtin_add_overflow(extent, (sizes[d] - 1) * strides[d], &extent))
-            stop("tensor: too large\n");
-    }
-    return view(take(extent * width_of(type)), dims, sizes, strides, 0, type);
+    const __int128 bytes = extent_of(dims, sizes, strides) * width_of(type);
+    demand(bytes < (1ll << 46), "tensor: too large\n");
+    return view(take(static_cast<int64_t>(bytes)), dims, sizes, strides, 0, type);
 }
 
 Tensor *dense(int64_t dims, const int64_t *sizes, int32_t type) {
@@ -118,7 +122,7 @@ Tensor *dense(int64_t dims, const int64_t *sizes, int32_t type) {
     demand(dims <= DIMS, "tensor: not of a form that the runtime has\n");
     for (int64_t d = dims; d-- > 0;) {
         strides[d] = step;
-        step *= sizes[d];
+        demand(!__builtin_mul_overflow(step, sizes[d], &step), "tensor: too large\n");
     }
     return fresh(dims, sizes, strides, type);
 }
