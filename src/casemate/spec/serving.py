@@ -92,8 +92,8 @@ class TensorSpec:
 @value("deployment/v1")
 class Deployment:
     """A model to be deployed. ``model``: its :meth:`id`; the same id with another body is refused.
-    ``sealed_key``: HPKE message holding the 32-byte stream
-    key of the packed model that was uploaded, info :meth:`info`."""
+    ``sealed_key``: HPKE message holding the 32-byte stream key of the packed model that was
+    uploaded, info :meth:`info`."""
 
     model: str
     owner: str
