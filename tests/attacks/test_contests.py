@@ -183,7 +183,9 @@ def test_is_fed_the_label(scientist: Party, held: DatasetInfo) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
+        ({"metrics": METRICS[:1]}, "policy.contest"),
         ({"metrics": METRICS[::-1]}, "policy.contest"),
+        ({"metrics": (Metric(name="accuracy", limit=1000.0), METRICS[1])}, "policy.contest"),
         ({"train": one_step(Dp(epsilon=0.5, delta=1e-4, clip=longest(2, 1)))}, "policy.contest"),
         ({"target": "x"}, "plan.entry-target"),
     ],
@@ -253,7 +255,7 @@ def test_scores_what_is_no_number(rival: Enclave, owner: Party) -> None:
 def test_enters_more_often_than_it_may_at_once(owner: Party, scientist: Party) -> None:
     """Each quote is allowed when it is made; only as many entries as are left start."""
     held = hold(owner, dataclasses.replace(CONTEST, entries=1))
-    quotes = [ask(scientist, held) for _ in range(2)]
+    quotes = [ask(scientist, held) for _ in range(3)]
     assert all(q.datasets[0].refusal is None for q in quotes)
 
     def submit(quote: Quote) -> str:
@@ -262,8 +264,8 @@ def test_enters_more_often_than_it_may_at_once(owner: Party, scientist: Party) -
         except CasemateError as e:
             return e.code
 
-    with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(submit, quotes)) == ["done", "policy.entries"]
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(submit, quotes)) == ["done", "policy.entries", "policy.entries"]
     assert ask(scientist, held).datasets[0].refusal == "policy.entries"
 
 
@@ -315,6 +317,9 @@ def test_a_stranger_reads_the_leaderboard(
     )
     path = f"/v1/datasets/{closed.dataset}/leaderboard"
     assert refused(scientist.request, "GET", path).code == "data.unknown-dataset"
+    plain = owner.push(ROWS)
+    path = f"/v1/datasets/{plain.dataset}/leaderboard"
+    assert owner.request("GET", path).value(Leaderboard).entries == ()
 
 
 def test_a_leaderboard_is_forged(

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable
-from typing import Any
 
 import pytest
 
@@ -25,24 +23,16 @@ from support.desk import (
     Refused,
     Script,
     call,
+    denied,
     deploy,
     deployment,
     predict,
     run_async,
     serving,
+    told,
 )
 
 ANYONE = ServePolicy(callers=("*",))
-
-
-async def refused(work: Awaitable[Any]) -> str:
-    with pytest.raises(Refused) as error:
-        await work
-    return error.value.code
-
-
-def told(desk: Desk, kind: type) -> list[Any]:
-    return [m for m in desk.script.told if isinstance(m, kind)]
 
 
 async def sell(seller: Person, info: ModelInfo, buyer: str) -> None:
@@ -70,8 +60,8 @@ def test_the_id_of_a_model_that_is_gone_is_nobodys(who: str) -> None:
             await owner.send("DELETE", f"/v1/models/{info.model}")
             for digest in ("ab" * 32, "cd" * 32):
                 again = deploy(people[who], ANYONE, model=info.model, digest=digest)
-                assert await refused(again) == "format.field"
-            assert await refused(predict(caller, info.model)) == "model.unknown"
+                assert await denied(again) == "format.field"
+            assert await denied(predict(caller, info.model)) == "model.unknown"
         async with Desk(desk.disk) as after:
             assert await Person(after, caller.identity).ask("GET", "/v1/models") == []
 
@@ -89,9 +79,9 @@ def test_an_id_that_was_chosen_is_none() -> None:
                 {"upload": (await deployment(owner, ANYONE, bytes(32))).upload},
             ):
                 lie = dataclasses.replace(made, **changes)
-                assert await refused(owner.ask("POST", "/v1/models", lie)) == "format.field"
+                assert await denied(owner.ask("POST", "/v1/models", lie)) == "format.field"
             stolen = dataclasses.replace(made, owner=other.id)
-            assert await refused(other.ask("POST", "/v1/models", stolen)) == "format.field"
+            assert await denied(other.ask("POST", "/v1/models", stolen)) == "format.field"
             assert not told(desk, Serve)
             await owner.ask("POST", "/v1/models", made)
 
@@ -163,7 +153,7 @@ def test_a_policy_that_was_not_stored_is_in_no_worker() -> None:
                 await asyncio.sleep(0)
             await owner.ask("PUT", path, dataclasses.replace(ANYONE, epoch=2))
             desk.script.hold_end.set()
-            assert await refused(change) == "policy.epoch-back"
+            assert await denied(change) == "policy.epoch-back"
             await predict(caller, info.model)
             assert told(desk, Serve)[-1].slots == 1
 
@@ -194,7 +184,7 @@ def test_a_worker_that_names_too_few_layers_is_given_no_call() -> None:
         async with Desk() as desk:
             owner = await desk.person("owner")
             desk.service.config = dataclasses.replace(desk.service.config, sandbox=("seccomp",))
-            assert await refused(deploy(owner, ANYONE)) == "job.worker-failed"
+            assert await denied(deploy(owner, ANYONE)) == "job.worker-failed"
             assert await owner.ask("GET", "/v1/models") == []
 
     run_async(work())
@@ -209,7 +199,7 @@ def test_a_worker_does_not_choose_to_share_passes() -> None:
             script = Script(answers={Serve: serving(digest, slots)})
             async with Desk(script=script) as desk:
                 owner = await desk.person("owner")
-                assert await refused(deploy(owner, ANYONE)) == "job.worker-failed"
+                assert await denied(deploy(owner, ANYONE)) == "job.worker-failed"
                 if slots == 2:
                     await deploy(owner, dataclasses.replace(ANYONE, slots=2))
 
@@ -284,7 +274,7 @@ def test_policies_start_workers_no_faster_than_deployments() -> None:
             for records in (1, 2):
                 await owner.ask("PUT", path, dataclasses.replace(ANYONE, records=records))
             other = dataclasses.replace(ANYONE, records=3)
-            assert await refused(owner.ask("PUT", path, other)) == "limit.rate"
+            assert await denied(owner.ask("PUT", path, other)) == "limit.rate"
             assert len(told(desk, Serve)) == 3
 
     run_async(work())
@@ -306,7 +296,7 @@ def test_a_server_that_stops_says_so_to_who_still_waits() -> None:
             waiting = asyncio.create_task(predict(owner, info.model))
             await desk.until(lambda: bool(told(desk, Predict)))
             waiting.cancel()
-            assert await refused(waiting) == "limit.stopping"
+            assert await denied(waiting) == "limit.stopping"
             assert "CancelledError" not in desk.log_text()
 
     run_async(work())

@@ -28,7 +28,7 @@ from casemate.spec.errors import CasemateError
 from casemate.spec.receipt import ReceiptBundle
 from casemate.spec.sale import SALE_TYPE, Sale, SaleInfo
 from casemate.spec.serving import Deployment, ModelInfo, ServePolicy
-from support.desk import Desk, Person, Refused, deploy, run_async
+from support.desk import Desk, Person, denied, deploy, run_async
 from support.markers import Markers
 from support.server import RunningServer, start
 
@@ -260,12 +260,6 @@ def offer(seller: Person, info: ModelInfo, buyer: str) -> Sale:
 async def grant(seller: Person, model: str, envelope: str) -> SaleInfo:
     answer = await seller.ask("POST", f"/v1/models/{model}/sales", {"envelope": envelope})
     return codec.from_json(SaleInfo, answer)
-
-
-async def denied(work: Any) -> str:
-    with pytest.raises(Refused) as error:
-        await work
-    return error.value.code
 
 
 def test_a_sale_serves_for_no_other_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -439,6 +439,20 @@ class Refused(Exception):
     @property
     def code(self) -> str:
         return str(self.error["code"])
+
+
+async def denied(work: Awaitable[Any]) -> str:
+    """The code of the refusal in which ``work`` ends."""
+    try:
+        await work
+    except Refused as e:
+        return e.code
+    raise AssertionError("it was not refused")
+
+
+def told(desk: Desk, kind: type) -> list[Any]:
+    """The messages of one kind that workers were told."""
+    return [m for m in desk.script.told if isinstance(m, kind)]
 
 
 @dataclass

@@ -19,25 +19,16 @@ from casemate.spec.serving import Deployment, ServePolicy, TensorSpec
 from support.desk import (
     Desk,
     Person,
-    Refused,
     Script,
     call,
+    denied,
     deploy,
     deployment,
     predict,
     run_async,
     serving,
+    told,
 )
-
-
-async def refused(work: Any) -> str:
-    with pytest.raises(Refused) as error:
-        await work
-    return error.value.code
-
-
-def told(desk: Desk, kind: type) -> list[Any]:
-    return [m for m in desk.script.told if isinstance(m, kind)]
 
 
 def test_deploy_and_call() -> None:
@@ -69,11 +60,11 @@ def test_the_same_deployment_again_is_the_same_and_another_body_is_refused() -> 
             assert await owner.ask("POST", "/v1/models", made) == first
             assert len(told(desk, Serve)) == 1
             other = dataclasses.replace(made, name="another")
-            assert await refused(owner.ask("POST", "/v1/models", other)) == "policy.model-taken"
+            assert await denied(owner.ask("POST", "/v1/models", other)) == "policy.model-taken"
             digest = "sha256:" + "cd" * 32
             id_ = Deployment.id(owner.id, digest, made.upload)
             again = dataclasses.replace(made, model=id_, model_digest=digest)
-            assert await refused(owner.ask("POST", "/v1/models", again)) == "data.upload-used"
+            assert await denied(owner.ask("POST", "/v1/models", again)) == "data.upload-used"
 
     run_async(work())
 
@@ -84,10 +75,10 @@ def test_a_key_that_is_for_something_else_deploys_nothing() -> None:
             owner = await desk.person("owner")
             policy = ServePolicy(callers=("*",))
             made = await deployment(owner, policy, bytes(31))
-            assert await refused(owner.ask("POST", "/v1/models", made)) == "format.sealed"
+            assert await denied(owner.ask("POST", "/v1/models", made)) == "format.sealed"
             made = await deployment(owner, policy, bytes(32))
             wider = dataclasses.replace(made, policy=ServePolicy(callers=("*",), calls=5))
-            assert await refused(owner.ask("POST", "/v1/models", wider)) == "format.sealed"
+            assert await denied(owner.ask("POST", "/v1/models", wider)) == "format.sealed"
             assert await owner.ask("GET", "/v1/models") == [] and not told(desk, Serve)
 
     run_async(work())
@@ -98,12 +89,12 @@ def test_a_model_that_is_refused_leaves_nothing() -> None:
         no = Failed(phase="prepare", code="model.mixes-records", message="n", mend="m", where="w")
         async with Desk(script=Script(answers={Serve: no}), models=1) as desk:
             owner = await desk.person("owner")
-            assert await refused(deploy(owner, ServePolicy(callers=()))) == "model.mixes-records"
+            assert await denied(deploy(owner, ServePolicy(callers=()))) == "model.mixes-records"
             desk.script.answers = {Serve: WorkerGone("time")}
-            assert await refused(deploy(owner, ServePolicy(callers=()))) == "job.worker-failed"
+            assert await denied(deploy(owner, ServePolicy(callers=()))) == "job.worker-failed"
             other = serving("sha256:" + "cd" * 32)
             desk.script.answers = {Serve: other}
-            assert await refused(deploy(owner, ServePolicy(callers=()))) == "job.worker-failed"
+            assert await denied(deploy(owner, ServePolicy(callers=()))) == "job.worker-failed"
             assert await owner.ask("GET", "/v1/models") == []
             desk.script.answers = {}
             assert (await deploy(owner, ServePolicy(callers=()))).state == "ready"
@@ -118,7 +109,7 @@ def test_a_model_whose_answers_would_be_too_large_is_refused() -> None:
         async with Desk(script=Script(answers={Serve: found})) as desk:
             owner = await desk.person("owner")
             policy = ServePolicy(callers=(), records=2)
-            assert await refused(deploy(owner, policy)) == "limit.answer-size"
+            assert await denied(deploy(owner, policy)) == "limit.answer-size"
             await deploy(owner, dataclasses.replace(policy, records=1))
 
     run_async(work())
@@ -132,12 +123,12 @@ def test_limits_of_deployments() -> None:
             config = dataclasses.replace(desk.service.config, limits=limits)
             desk.service.config = config
             policy = ServePolicy(callers=())
-            assert await refused(deploy(owner, policy)) == "limit.memory"
+            assert await denied(deploy(owner, policy)) == "limit.memory"
             desk.service.config = dataclasses.replace(
                 config, limits=dataclasses.replace(limits, worker_bytes=1 << 30)
             )
             await deploy(owner, policy)
-            assert await refused(deploy(owner, policy)) == "limit.models"
+            assert await denied(deploy(owner, policy)) == "limit.models"
 
     run_async(work())
 
@@ -152,7 +143,7 @@ def test_calls_are_counted_before_they_are_answered_and_never_given_back() -> No
             assert info.left is None  # its owner is no caller
             await predict(caller, info.model)
             desk.script.answers = {Predict: WorkerGone("closed")}
-            assert await refused(predict(caller, info.model)) == "job.worker-failed"
+            assert await denied(predict(caller, info.model)) == "job.worker-failed"
             desk.script.answers = {}
             assert models.used(desk.service.store, info.model, caller.id) == 2
         again = Desk(desk.disk)
@@ -160,16 +151,16 @@ def test_calls_are_counted_before_they_are_answered_and_never_given_back() -> No
             caller = Person(again, caller.identity)
             for _ in range(3):
                 await predict(caller, info.model)
-            assert await refused(predict(caller, info.model)) == "policy.calls"
+            assert await denied(predict(caller, info.model)) == "policy.calls"
             shown = await caller.ask("GET", f"/v1/models/{info.model}")
             assert shown["left"] == 0
             owner = Person(again, owner.identity)
             path = f"/v1/models/{info.model}/policy"
             more = dataclasses.replace(policy, calls=6)
-            assert await refused(owner.ask("PUT", path, more)) == "policy.calls-fixed"
+            assert await denied(owner.ask("PUT", path, more)) == "policy.calls-fixed"
             await owner.ask("PUT", path, dataclasses.replace(more, epoch=1))
             await predict(caller, info.model)
-            assert await refused(owner.ask("PUT", path, policy)) == "policy.epoch-back"
+            assert await denied(owner.ask("PUT", path, policy)) == "policy.epoch-back"
 
     run_async(work())
 
@@ -196,12 +187,12 @@ def test_a_change_of_policy_counts_at_once() -> None:
             owner, caller = await desk.person("owner"), await desk.person("caller")
             info = await deploy(owner, ServePolicy(callers=(caller.id,), records=4))
             path = f"/v1/models/{info.model}/policy"
-            assert await refused(predict(caller, info.model, 5)) == "limit.records"
+            assert await denied(predict(caller, info.model, 5)) == "limit.records"
             await owner.ask("PUT", path, ServePolicy(callers=(caller.id,), records=8))
             assert len(told(desk, Serve)) == 2  # with passes of other sizes
             await predict(caller, info.model, 5)
             await owner.ask("PUT", path, ServePolicy(callers=(owner.id,), records=8))
-            assert await refused(predict(caller, info.model)) == "model.unknown"
+            assert await denied(predict(caller, info.model)) == "model.unknown"
             await predict(owner, info.model)
             assert len(told(desk, Serve)) == 2
 
@@ -215,9 +206,9 @@ def test_undeploy_destroys_the_key_and_the_sealed_bytes() -> None:
             info = await deploy(owner, ServePolicy(callers=("*",), calls=5))
             await predict(owner, info.model)
             upload = models.model(desk.service.store, info.model).deployment.upload
-            assert await refused(owner.ask("DELETE", "/v1/models/model_1")) == "model.unknown"
+            assert await denied(owner.ask("DELETE", "/v1/models/model_1")) == "model.unknown"
             await owner.send("DELETE", f"/v1/models/{info.model}")
-            assert await refused(predict(owner, info.model)) == "model.unknown"
+            assert await denied(predict(owner, info.model)) == "model.unknown"
             assert not desk.disk.exists(f"uploads/{upload}")
             assert desk.script.ended[-1] == "done"
             assert not desk.service.store.all("SELECT * FROM model_calls")
@@ -232,7 +223,7 @@ def test_a_model_waits_for_its_owner_where_other_software_runs() -> None:
             info = await deploy(owner, ServePolicy(callers=("*",)))
             with desk.service.store.transaction():
                 models.freeze(desk.service.store)
-            assert await refused(predict(owner, info.model)) == "policy.frozen"
+            assert await denied(predict(owner, info.model)) == "policy.frozen"
             shown = await owner.ask("GET", f"/v1/models/{info.model}")
             assert shown["state"] == "frozen"
             await owner.ask("PUT", f"/v1/models/{info.model}/policy", info.policy)
@@ -257,7 +248,7 @@ def test_callers_take_turns_and_a_loud_one_waits_for_itself() -> None:
             await desk.until(lambda: len(told(desk, Predict)) == 1)
             host = desk.service.inference._hosts[info.model]
             await desk.until(lambda: host.calls(loud.id) == 4)
-            assert await refused(predict(loud, info.model)) == "limit.calls"
+            assert await denied(predict(loud, info.model)) == "limit.calls"
             tasks.append(asyncio.create_task(ask(quiet, "quiet")))
             await desk.until(lambda: host.calls() == 5)
             hold.set()
@@ -279,7 +270,7 @@ def test_a_busy_server_says_when_to_come_again() -> None:
             answer = await two.send("POST", made.path, made.body)
             assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["code"] == "limit.calls"
-            assert await refused(deploy(two, ServePolicy(callers=()))) == "limit.models-busy"
+            assert await denied(deploy(two, ServePolicy(callers=()))) == "limit.models-busy"
             hold.set()
             await running
             await deploy(two, ServePolicy(callers=()))  # the idle one makes room
@@ -347,7 +338,7 @@ def test_a_worker_that_fails_takes_its_calls_along_and_another_is_started(
         async with Desk(script=Script(answers={Predict: answer})) as desk:
             owner = await desk.person("owner")
             info = await deploy(owner, ServePolicy(callers=("*",)))
-            assert await refused(predict(owner, info.model)) == code
+            assert await denied(predict(owner, info.model)) == code
             assert info.model not in desk.service.inference._hosts
             desk.script.answers = {}
             await predict(owner, info.model)
@@ -368,7 +359,7 @@ def test_those_who_wait_hear_of_a_worker_that_failed() -> None:
             await desk.until(lambda: host.calls() == 3)
             await desk.service.inference.drop(info.model)
             for task in tasks:
-                assert await refused(task) == "job.worker-failed"
+                assert await denied(task) == "job.worker-failed"
             with pytest.raises(CasemateError, match=r"job\.worker-failed"):
                 made = call(people[0], info.model)
                 key = desk.service.keys.hpke
@@ -389,10 +380,10 @@ def test_what_is_wrong_with_a_model_is_not_its_callers_to_know() -> None:
         no = Failed(phase="prepare", code="limit.memory", message="m", mend="m", where="w")
         async with Desk(desk.disk, script=Script(answers={Serve: no})) as again:
             owner = Person(again, owner.identity)
-            assert await refused(predict(owner, info.model)) == "job.worker-failed"
+            assert await denied(predict(owner, info.model)) == "job.worker-failed"
             lock = Failed(phase="lock", code="internal.sandbox", message="m", mend="m", where="w")
             again.script.answers = {Serve: lock}
-            assert await refused(predict(owner, info.model)) == "job.worker-failed"
+            assert await denied(predict(owner, info.model)) == "job.worker-failed"
 
     run_async(work())
 
@@ -404,11 +395,11 @@ def test_of_a_call_only_the_size_is_known() -> None:
             info = await deploy(owner, ServePolicy(callers=("*",)))
             made = call(owner, info.model)
             short = made.body[:-1]
-            assert await refused(owner.ask("POST", made.path, short)) == "data.inputs-size"
+            assert await denied(owner.ask("POST", made.path, short)) == "data.inputs-size"
             nothing = made.body[: calls.HEAD_BYTES]
-            assert await refused(owner.ask("POST", made.path, nothing)) == "format.call"
+            assert await denied(owner.ask("POST", made.path, nothing)) == "format.call"
             two = (2).to_bytes(4, "big") + made.body[4:]
-            assert await refused(owner.ask("POST", made.path, two)) == "format.sealed"
+            assert await denied(owner.ask("POST", made.path, two)) == "format.sealed"
             assert not told(desk, Predict)
 
     run_async(work())
